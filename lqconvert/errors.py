@@ -1,0 +1,9 @@
+"""The one exception that means "the user can mend this"."""
+
+
+class LqError(Exception):
+    """A mistake in the user's input: a file, a data set, a layer or an option.
+
+    The message is one or two lines that say what is wrong with which file or layer and what to do about
+    it. The command line prints it on stderr and exits with code 1.
+    """

@@ -1,0 +1,129 @@
+"""Ways of learning the scale of a weight tensor.
+
+A scheme answers two questions about one float tensor ``P`` with scales ``s`` (broadcastable to ``P``; an
+axis of length 1 in ``s`` is one that a group of weights shares a scale along):
+
+* ``scale_gradient``: what is dL/ds, given the upstream gradient dL/dP_r of the quantized tensor P_r = q*s?
+* ``penalty``: which differentiable term f(P, s) is added to the loss, times ``gamma``?
+
+The formulas of the first four are those of A. Chinbat, "Learned Quantization Schemes for Data-centric ML
+Pipelines", thesis, TU Berlin, 2025; ``lsq`` is Esser et al., "Learned Step Size Quantization", ICLR 2020.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow as tf
+
+EPSILON = float(np.finfo(np.float32).eps)
+
+
+def group_axes(scale: tf.Tensor) -> list[int]:
+    """The axes of the weights along which one scale is shared."""
+    return [axis for axis, length in enumerate(scale.shape) if length == 1]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Base of all schemes: scales that stay where calibration put them."""
+
+    name: ClassVar[str] = "fixed"
+    #: Largest absolute code, or None where codes are unbounded.
+    limit: int | None = 127
+
+    def scale_gradient(
+        self, upstream: tf.Tensor, weights: tf.Tensor, scale: tf.Tensor, codes: tf.Tensor
+    ) -> tf.Tensor:
+        """dL/ds, in the shape of ``scale``; the other three have the shape of the weights."""
+        return tf.zeros_like(scale)
+
+    def penalty(self, weights: tf.Tensor, scale: tf.Tensor) -> tf.Tensor | None:
+        """The loss term of one tensor (a scalar, gamma included), or None."""
+        return None
+
+    def get_config(self) -> dict[str, Any]:
+        return {"name": self.name, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class GradientThreshold(Scheme):
+    """Weights whose relative gradient is below ``threshold`` (lambda) vote for a coarser scale."""
+
+    name: ClassVar[str] = "gradient-threshold"
+    threshold: float = 1e-10
+
+    def scale_gradient(self, upstream, weights, scale, codes):
+        axes = group_axes(scale)
+        sensitivity = tf.abs(upstream) / tf.maximum(EPSILON, tf.abs(codes * scale))
+        insensitive = sensitivity < self.threshold
+        votes = tf.where(insensitive, -tf.tanh(self.threshold - sensitivity), 0.0)
+        abstained = ~tf.reduce_any(insensitive, axes, keepdims=True)
+        votes = tf.where(abstained, -math.tanh(self.threshold), votes)
+        code_range = tf.reduce_max(tf.abs(codes), axes, keepdims=True)
+        return tf.reduce_mean(votes, axes, keepdims=True) * code_range
+
+
+@dataclass(frozen=True)
+class MaxBin(Scheme):
+    """Penalizes the largest code of every group."""
+
+    name: ClassVar[str] = "maxbin"
+    gamma: float = 1e-8
+
+    def penalty(self, weights, scale):
+        largest = tf.reduce_max(tf.abs(weights), group_axes(scale), keepdims=True)
+        return self.gamma * tf.reduce_mean(largest / scale)
+
+
+@dataclass(frozen=True)
+class Inverse(Scheme):
+    """Penalizes fine scales."""
+
+    name: ClassVar[str] = "inverse"
+    gamma: float = 1e-9
+
+    def penalty(self, weights, scale):
+        return self.gamma * tf.reduce_mean(1.0 / scale)
+
+
+@dataclass(frozen=True)
+class Difference(Scheme):
+    """Penalizes the distance between a weight and its unrounded code."""
+
+    name: ClassVar[str] = "difference"
+    gamma: float = 1e-7
+
+    def penalty(self, weights, scale):
+        return self.gamma * tf.reduce_mean(tf.abs(weights - weights / scale))
+
+
+@dataclass(frozen=True)
+class LSQ(Scheme):
+    """Learned step size at a fixed width: ``limit`` is 2**(bits-1) - 1."""
+
+    name: ClassVar[str] = "lsq"
+
+    def scale_gradient(self, upstream, weights, scale, codes):
+        axes = group_axes(scale)
+        assert self.limit is not None
+        ratio = weights / scale
+        step = tf.where(tf.abs(ratio) <= self.limit, codes - ratio, codes)
+        group_size = tf.size(weights) / tf.size(scale)
+        damping = tf.math.rsqrt(tf.cast(group_size, tf.float32) * self.limit)
+        return tf.reduce_sum(upstream * step, axes, keepdims=True) * damping
+
+
+SCHEMES: dict[str, type[Scheme]] = {
+    scheme.name: scheme for scheme in (Scheme, GradientThreshold, MaxBin, Inverse, Difference, LSQ)
+}
+
+
+def scheme_from_config(config: dict[str, Any]) -> Scheme:
+    """The scheme that :meth:`Scheme.get_config` described."""
+    config = dict(config)
+    return SCHEMES[config.pop("name")](**config)
