@@ -196,6 +196,7 @@ class ActivationQuantizer(tf_keras.layers.Layer):
         super().__init__(**kwargs)
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
         self.inference_only = inference_only
+        self.enabled = True  # False while calibration observes the float values
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"fixed": self.fixed, "inference_only": self.inference_only}
@@ -250,7 +251,7 @@ class ActivationQuantizer(tf_keras.layers.Layer):
         return self.limits.assign(momentum * self.limits + (1 - momentum) * batch)
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        if training and self.inference_only:
+        if not self.enabled or (training and self.inference_only):
             return inputs
         if training and self.fixed is None:
             tf.cond(self.calibrated, lambda: tf.identity(self.limits), lambda: self._follow(inputs))

@@ -120,7 +120,7 @@ class SplitActivation(_Transform):
     """Dense(activation="relu") -> Dense, ReLU."""
 
     def pattern(self):
-        return LayerPattern("|".join([*LINEAR, "SeparableConv2D"]), {"activation": "(?!linear).*"})
+        return LayerPattern("|".join([*LINEAR, "SeparableConv2D"]), {"activation": "(?!linear|None).*"})
 
     def replacement(self, match_layer):
         config = match_layer.layer["config"]
@@ -149,7 +149,7 @@ class SplitSeparable(_Transform):
     """SeparableConv2D -> DepthwiseConv2D, Conv2D 1x1."""
 
     def pattern(self):
-        return LayerPattern("SeparableConv2D", {"activation": "linear"})
+        return LayerPattern("SeparableConv2D", {"activation": "linear|None"})
 
     def replacement(self, match_layer):
         config, weights = match_layer.layer["config"], dict(match_layer.weights)
@@ -197,7 +197,7 @@ class FoldBatchNorm(_Transform):
 
     def pattern(self):
         return LayerPattern(
-            "BatchNormalization", {}, [LayerPattern("|".join(LINEAR), {"activation": "linear"})]
+            "BatchNormalization", {}, [LayerPattern("|".join(LINEAR), {"activation": "linear|None"})]
         )
 
     def replacement(self, match_layer):
@@ -365,7 +365,7 @@ class QuantizeOutputs(_Transform):
         self.quantizers = quantizers
 
     def pattern(self):
-        return LayerPattern(".*")
+        return LayerPattern("(?!ActivationQuantizer).*")
 
     def replacement(self, match_layer):
         quantizer = self.quantizers[match_layer.layer["config"]["name"]]

@@ -1,0 +1,402 @@
+"""Data sets: three splits that never mix, in raw values, and the preprocessing that the model wants.
+
+Train is fine-tuned on, validation (carved from train) steers every choice, test is reported once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.resources
+import os
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lqconvert.errors import LqError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+KERAS_DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+LARGEST_IMAGE_FILE = 64 << 20
+CACHED_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the model was trained on: ``x = raw * scale + offset``."""
+
+    scale: float = 1.0
+    offset: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Preprocessing:
+        """Reads "none", "0-1", "-1-1" or "SCALE,OFFSET"; ValueError for anything else."""
+        if text in PREPROCESSINGS:
+            return PREPROCESSINGS[text]
+        scale, offset = (float(number) for number in text.split(","))
+        if not scale > 0:
+            raise ValueError("the scale has to be positive")
+        return cls(scale, offset)
+
+    def __str__(self) -> str:
+        names = [name for name, known in PREPROCESSINGS.items() if known == self]
+        return names[0] if names else f"{self.scale:g},{self.offset:g}"
+
+
+PREPROCESSINGS = {
+    "none": Preprocessing(),
+    "0-1": Preprocessing(1 / 255),
+    "-1-1": Preprocessing(1 / 127.5, -1.0),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples with random access.
+
+    Attributes:
+        size: number of examples.
+        fetch: (indices int64 [b]) -> (x raw [b, ...], y [b]); y is float32 [b, 0] where there are no labels.
+        signature: the tf.TensorSpecs of one batch (x, y) without the batch axis: (shape, dtype) each.
+    """
+
+    size: int
+    fetch: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    signature: tuple[tuple[tuple[int, ...], str], tuple[tuple[int, ...], str]]
+
+    def batches(
+        self, batch_size: int, *, shuffle_seed: int | None = None, preprocessing: Preprocessing | None = None
+    ) -> tf.data.Dataset:
+        """Batches (index int64 [b], x, y); x is raw, or float32 and preprocessed where that is given."""
+        import tensorflow as tf
+
+        (x_shape, x_dtype), (y_shape, y_dtype) = self.signature
+
+        def fetch(index: Any) -> Any:
+            x, y = tf.numpy_function(self.fetch, [index], [x_dtype, y_dtype], stateful=False)
+            x, y = tf.ensure_shape(x, (None, *x_shape)), tf.ensure_shape(y, (None, *y_shape))
+            if preprocessing is not None:
+                x = tf.cast(x, tf.float32) * preprocessing.scale + preprocessing.offset
+            return index, x, y
+
+        indices = tf.data.Dataset.range(self.size)
+        if shuffle_seed is not None:
+            indices = indices.shuffle(self.size, seed=shuffle_seed, reshuffle_each_iteration=True)
+        return indices.batch(batch_size).map(fetch, num_parallel_calls=2).prefetch(2)
+
+    def arrays(self, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The first ``limit`` examples as arrays, raw."""
+        return self.fetch(np.arange(min(self.size, limit or self.size)))
+
+    def pick(self, indices: np.ndarray) -> Split:
+        """The examples at the given positions."""
+        return replace(self, size=len(indices), fetch=lambda index: self.fetch(indices[index]))
+
+
+@dataclass(frozen=True)
+class Data:
+    """The three splits of one data set.
+
+    ``labels`` is "classes" (int64), "values" (float32 targets) or "none". ``integer_pixels`` says that the
+    raw inputs are integers in 0..255.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    labels: str
+    integer_pixels: bool
+    class_names: list[str] = field(default_factory=list)
+
+
+def load_data(spec: str, input_shape: tuple[int | None, ...], outputs: int, *, seed: int = 0) -> Data:
+    """Finds, checks and splits a data set.
+
+    Args:
+        spec: a name (digits, mnist, fashion_mnist, cifar10, cifar100), a .npz, a .npy, a folder or zip of
+            class folders of images, tfds:NAME, or module:function.
+        input_shape: the model's, without the batch axis.
+        outputs: the model's output units; labels must be below.
+        seed: of the validation split. The test split never depends on it.
+
+    Raises:
+        LqError: if the data cannot be found or read, or do not fit the model.
+    """
+    path = Path(spec)
+    names: list[str] = []
+    if path.exists() and (path.is_dir() or path.suffix == ".zip"):
+        train, test, names = _image_folders(path, input_shape)
+        kind, pixels = "classes", True
+    else:
+        arrays = _arrays(spec)
+        kind, pixels = _kind(spec, arrays, outputs)
+        train, test = (_array_split(spec, part, input_shape, outputs, kind) for part in arrays)
+    if kind == "classes" and names and len(names) > max(outputs, 2):
+        raise LqError(f"{spec}: {len(names)} class folders, but the model has {outputs} outputs")
+    if train.size < 20:
+        raise LqError(f"{spec}: {train.size} examples are too few to split; give at least 20")
+    if test.size == 0:
+        order = np.random.default_rng(0).permutation(train.size)
+        held_out = max(train.size // 5, 5)
+        test, train = train.pick(order[:held_out]), train.pick(order[held_out:])
+    order = np.random.default_rng(seed).permutation(train.size)
+    held_out = min(max(train.size // 10, 5), 5000)
+    return Data(
+        spec, train.pick(np.sort(order[held_out:])), train.pick(order[:held_out]), test, kind, pixels, names
+    )
+
+
+Arrays = tuple[np.ndarray, "np.ndarray | None"]
+
+
+def _arrays(spec: str) -> tuple[Arrays, Arrays]:
+    """(x, y) of train and of test (empty where the source has none), as they lie in the source."""
+    path = Path(spec)
+    if spec == "digits":
+        with importlib.resources.files("lqconvert").joinpath("data/digits.npz").open("rb") as file:
+            archive = np.load(file)
+            x, y = archive["x"], archive["y"]
+        return (x, y), (x[:0], y[:0])
+    if spec in KERAS_DATASETS:
+        return _keras_dataset(spec)
+    if path.suffix == ".npz" and path.exists():
+        return _npz(path)
+    if path.suffix == ".npy" and path.exists():
+        try:
+            x = np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise LqError(f"{spec}: not a readable .npy array ({error})") from error
+        return (x, None), (x[:0], None)
+    if spec.startswith("tfds:"):
+        return _tfds(spec[5:])
+    if ":" in spec and not path.exists():
+        return _function(spec)
+    if path.exists():
+        raise LqError(f"{spec}: not a .npz, .npy, .zip or folder of images")
+    known = ", ".join(("digits", *KERAS_DATASETS))
+    raise LqError(f"{spec}: no such data; give a file, a folder of class folders, or one of {known}")
+
+
+def _npz(path: Path) -> tuple[Arrays, Arrays]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise LqError(f"{path}: not a readable .npz of plain arrays ({error})") from error
+    if "x_train" in arrays:
+        x = arrays["x_train"]
+        test = (arrays.get("x_test", x[:0]), arrays.get("y_test"))
+        return (x, arrays.get("y_train")), test
+    if "x" in arrays:
+        return (arrays["x"], arrays.get("y")), (arrays["x"][:0], None)
+    raise LqError(f"{path}: holds {', '.join(arrays) or 'nothing'}; give x_train, y_train, x_test, y_test or x, y")
+
+
+def _keras_dataset(name: str) -> tuple[Arrays, Arrays]:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lqconvert"
+    folders = [Path(os.environ["LQCONVERT_DATA"])] if os.environ.get("LQCONVERT_DATA") else []
+    for folder in [*folders, cache]:
+        if (folder / f"{name}.npz").exists():
+            return _npz(folder / f"{name}.npz")
+    import tf_keras
+
+    try:
+        train, test = getattr(tf_keras.datasets, name).load_data()
+    except Exception as error:  # whatever urllib and Keras raise without a network
+        raise LqError(
+            f"{name}: not found and not to be downloaded. Put {name}.npz (x_train, y_train, x_test, y_test) "
+            f"into {cache}, or into the folder that LQCONVERT_DATA names."
+        ) from error
+    return train, test
+
+
+def _tfds(name: str) -> tuple[Arrays, Arrays]:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise LqError(f'tfds:{name} needs tensorflow-datasets: pip install "lqconvert[tfds]"') from error
+    parts = tfds.as_numpy(tfds.load(name, batch_size=-1, as_supervised=True))
+    train = parts["train"]
+    return train, parts.get("test", (train[0][:0], None))
+
+
+def _function(spec: str) -> tuple[Arrays, Arrays]:
+    module, _, function = spec.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        result = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise LqError(f"{spec}: cannot call {function} of the Python module {module}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if hasattr(result, "as_numpy_iterator"):
+        examples = list(result.as_numpy_iterator())
+        if not examples:
+            raise LqError(f"{spec}: the data set is empty")
+        columns = zip(*examples, strict=True) if isinstance(examples[0], tuple) else [examples]
+        result = tuple(np.stack(column) for column in columns)
+        result = result if len(result) == 2 else (result[0], None)
+    if isinstance(result, tuple) and len(result) == 2:
+        if isinstance(result[0], tuple):
+            return result
+        x, y = result
+        return (np.asarray(x), y), (np.asarray(x)[:0], None)
+    return (np.asarray(result), None), (np.asarray(result)[:0], None)
+
+
+def _kind(spec: str, arrays: tuple[Arrays, Arrays], outputs: int) -> tuple[str, bool]:
+    """("classes", "values" or "none"; whether the inputs are integers in 0..255)."""
+    (x, y), _ = arrays
+    if x.dtype.kind not in "uifb":
+        raise LqError(f"{spec}: inputs of type {x.dtype}; give numbers")
+    pixels = x.dtype == np.uint8 or (x.dtype.kind in "ui" and x.size > 0 and 0 <= x.min() and x.max() <= 255)
+    if y is None:
+        return "none", pixels
+    y = np.asarray(y)
+    one_hot = y.ndim == 2 and outputs > 1 and y.shape[1] == outputs and np.all(y.sum(axis=1) == 1)
+    return ("classes" if y.dtype.kind in "uib" or one_hot else "values"), pixels
+
+
+def _array_split(
+    spec: str, part: Arrays, input_shape: tuple[int | None, ...], outputs: int, kind: str
+) -> Split:
+    x, y = np.asarray(part[0]), part[1]
+    if len(x) == 0 and y is None:
+        y = np.zeros(0, np.int64)
+    if y is not None and len(y) != len(x):
+        raise LqError(f"{spec}: {len(x)} inputs but {len(y)} labels")
+    shape = tuple(b if a is None else a for a, b in zip(input_shape, x.shape[1:], strict=False))
+    same_size = len(x) == 0 or np.prod(x.shape[1:]) == np.prod([n or 1 for n in input_shape])
+    fits = len(shape) == len(x.shape[1:]) == len(input_shape) and shape == x.shape[1:]
+    if not fits:
+        # A flat model of images, or a channel axis of 1 that one side leaves out.
+        squeezed = [n for n in x.shape[1:] if n != 1] == [n for n in input_shape if n != 1]
+        if not same_size or not (len(input_shape) == 1 or squeezed):
+            raise LqError(f"{spec}: inputs of shape {x.shape[1:]}, but the model takes {input_shape}")
+        x, shape = x.reshape(len(x), *[n or 1 for n in input_shape]), tuple(n or 1 for n in input_shape)
+    if x.dtype.kind == "f":
+        x = x.astype(np.float32)
+        if not np.all(np.isfinite(x)):
+            raise LqError(f"{spec}: the inputs contain NaN or infinite values")
+    elif x.dtype != np.uint8:
+        x = x.astype(np.uint8 if x.size and 0 <= x.min() and x.max() <= 255 else np.float32)
+    if kind == "none" or y is None:
+        y = np.zeros((len(x), 0), np.float32)
+    elif kind == "values":
+        y = np.asarray(y, np.float32).reshape(len(x), -1)
+    else:
+        y = np.asarray(y)
+        y = (y.argmax(axis=1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(len(y))).astype(np.int64)
+        wrong = y[(y < 0) | (y >= max(outputs, 2))]
+        if len(wrong):
+            raise LqError(f"{spec}: label {wrong[0]} is out of range: the model has {outputs} outputs")
+    specs = ((tuple(shape), x.dtype.name), (y.shape[1:], y.dtype.name))
+    return Split(len(x), lambda index: (x[index], y[index]), specs)
+
+
+def _image_folders(path: Path, input_shape: tuple[int | None, ...]) -> tuple[Split, Split, list[str]]:
+    """Train and test splits of a folder or zip of class folders, decoded as they are asked for."""
+    if len(input_shape) != 3 or input_shape[2] not in (1, 3):
+        raise LqError(f"{path}: a folder of images, but the model takes {input_shape}, not images")
+    if None in input_shape:
+        raise LqError(f"{path}: the model's input size is unknown ({input_shape}); images need one")
+    if path.is_dir():
+        files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+        read: Callable[[str], bytes] = lambda name: (path / name).read_bytes()  # noqa: E731
+    else:
+        try:
+            archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise LqError(f"{path}: not a readable zip file ({error})") from error
+        sizes = {info.filename: info.file_size for info in archive.infolist()}
+        files = sorted(name for name, size in sizes.items() if size <= LARGEST_IMAGE_FILE)
+        read = archive.read
+    images = [name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES and len(Path(name).parts) > 1]
+    if not images:
+        raise LqError(f"{path}: no images in class folders, such as cats/1.jpg or train/cats/1.jpg")
+    names = sorted({Path(name).parts[-2] for name in images})
+
+    def split(part: list[str]) -> Split:
+        return _image_split(path, part, read, input_shape, names)  # type: ignore[arg-type]
+
+    # .../train/cats/1.jpg: the part is the folder above the class.
+    parts = {name: Path(name).parts[-3].lower() if len(Path(name).parts) > 2 else "" for name in images}
+    test_folder = next((folder for folder in TEST_FOLDERS if folder in parts.values()), None)
+    test = [name for name in images if test_folder and parts[name] == test_folder]
+    train = [name for name in images if parts[name] not in TEST_FOLDERS]
+    return split(train), split(test), names
+
+
+def _image_split(
+    path: Path, files: list[str], read: Callable[[str], bytes], shape: tuple[int, int, int], names: list[str]
+) -> Split:
+    import tensorflow as tf
+
+    labels = np.array([names.index(Path(name).parts[-2]) for name in files], np.int64)
+    in_memory = len(files) * int(np.prod(shape)) <= CACHED_BYTES
+    cache = np.zeros((len(files), *shape), np.uint8) if in_memory else None
+    cached = np.zeros(len(files), bool)
+
+    def decode(name: str) -> np.ndarray:
+        try:
+            image = tf.io.decode_image(read(name), channels=shape[2], expand_animations=False)
+        except (tf.errors.InvalidArgumentError, zipfile.BadZipFile, OSError, RuntimeError) as error:
+            raise LqError(f"{path}: {name} is not a readable image") from error
+        if tuple(image.shape) != shape:
+            image = tf.cast(tf.round(tf.image.resize(image, shape[:2])), tf.uint8)
+        return image.numpy()
+
+    def fetch(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if cache is None:
+            return np.stack([decode(files[i]) for i in index]), labels[index]
+        for i in index[~cached[index]]:
+            cache[i] = decode(files[i])
+            cached[i] = True
+        return cache[index], labels[index]
+
+    return Split(len(files), fetch, ((shape, "uint8"), ((), "int64")))
+
+
+def choose_preprocessing(
+    predict: Callable[[np.ndarray], np.ndarray], data: Data, *, samples: int = 500
+) -> tuple[Preprocessing, dict[str, float]]:
+    """Scores the float model under each known preprocessing on training data; the best and all scores.
+
+    Raises:
+        LqError: if none is clearly better than chance.
+    """
+    x, y = data.train.pick(np.random.default_rng(0).permutation(data.train.size)[:samples]).arrays()
+    scores, likelihoods = {}, {}
+    for name, preprocessing in PREPROCESSINGS.items():
+        outputs = predict(x.astype(np.float32) * preprocessing.scale + preprocessing.offset)
+        if data.labels == "values":
+            scores[name] = -float(np.mean((outputs.reshape(y.shape) - y) ** 2))
+            likelihoods[name] = 0.0
+            continue
+        if outputs.shape[-1] == 1:
+            outputs = np.concatenate([1 - outputs, outputs], axis=-1)
+        outputs = outputs.reshape(len(x), -1)
+        scores[name] = float(np.mean(outputs.argmax(axis=1) == y))
+        likelihoods[name] = float(np.mean(outputs[np.arange(len(y)), y]))
+    best = max(scores, key=lambda name: (scores[name], likelihoods[name]))
+    if data.labels == "values":
+        chance = -float(np.mean((y - y.mean(axis=0)) ** 2))
+    else:
+        chance = float(np.bincount(y).max() / len(y))
+        chance += 3 * np.sqrt(chance * (1 - chance) / len(y))
+    if not scores[best] > chance:
+        listed = ", ".join(f"{name} {score:.3g}" for name, score in scores.items())
+        raise LqError(
+            f"the float model is no better than chance on {data.name} under any preprocessing ({listed}); "
+            "is it the right data? If so, give --preprocess."
+        )
+    return PREPROCESSINGS[best], scores
