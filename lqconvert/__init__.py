@@ -1,1 +1,35 @@
+"""Learned quantization of trained Keras models: integer-only .tflite files, measured.
+
+    report = lqconvert.quantize("model.h5", "mnist", "out/model.tflite")   # the whole job
+    model = lqconvert.rewrite(float_model)                                 # a tf_keras model to fit
+    tflite = lqconvert.export(model).tflite                                # its integer-only file
+
+TensorFlow is imported at the first use of a name, not with the package.
+"""
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "calibrate": "calibration",
+    "export": "exporting",
+    "load_data": "datasets",
+    "load_model": "loading",
+    "quantize": "convert",
+    "rewrite": "rewriting",
+    "LqError": "errors",
+    "LSQ": "schemes",
+    "GradientThreshold": "schemes",
+    "MaxBin": "schemes",
+    "Inverse": "schemes",
+    "Difference": "schemes",
+}
+__all__ = [*_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"lqconvert.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'lqconvert' has no attribute '{name}'")

@@ -1,0 +1,148 @@
+"""The command line: a thin skin over :func:`lqconvert.convert.quantize`. TensorFlow is imported late."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from typing import Any
+
+import click
+
+from lqconvert import __version__
+from lqconvert.datasets import Preprocessing
+from lqconvert.errors import LqError
+
+SCHEMES = ("lsq", "gradient-threshold", "maxbin", "inverse", "difference")
+GRANULARITIES = ("scalar", "row-wise", "column-wise", "channel-wise", "output-channel-wise")
+
+
+class _Preprocessing(click.ParamType):
+    name = "none|0-1|-1-1|SCALE,OFFSET"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Preprocessing:
+        if isinstance(value, Preprocessing):
+            return value
+        try:
+            return Preprocessing.parse(value)
+        except ValueError:
+            self.fail(f"'{value}' is none of none, 0-1, -1-1 and SCALE,OFFSET (two numbers)", param, ctx)
+
+
+class _Group(click.Group):
+    """Ends a mistake of the user's in two lines at most and exit code 1; --debug shows the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        debug = "--debug" in sys.argv
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort, click.ClickException):
+            raise
+        except LqError as error:
+            if debug:
+                raise
+            click.echo(f"error: {error}", err=True)
+        except KeyboardInterrupt:
+            click.echo("interrupted: nothing was written", err=True)
+        except Exception as error:
+            if debug:
+                raise
+            click.echo(f"error: {_first_line(error)} (--debug shows where)", err=True)
+        ctx.exit(1)
+
+
+def _first_line(error: Exception) -> str:
+    """The user's mistake that a tf.data worker wrapped, or the error's first line."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    wrapped = [line for line in lines if "LqError: " in line]
+    return wrapped[0].split("LqError: ", 1)[1] if wrapped else f"{type(error).__name__}: {lines[0][:300]}"
+
+
+@click.group(cls=_Group)
+@click.version_option(__version__)
+def main() -> None:
+    """Makes trained Keras models small enough for phones and microcontrollers."""
+
+
+@main.command()
+@click.argument("model", type=click.Path())
+@click.option("--data", required=True, help="digits, mnist, cifar10, a .npz, a folder or zip of images, ...")
+@click.option("-o", "--output", type=click.Path(), help="The .tflite to write.  [default: MODEL.tflite]")
+@click.option("--scheme", type=click.Choice(SCHEMES), default="lsq", show_default=True)
+@click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Width of lsq's codes.")
+@click.option("--penalty", type=float, help="The scheme's gamma (or lambda).  [default: the thesis's]")
+@click.option("--granularity", type=click.Choice(GRANULARITIES), default="output-channel-wise", show_default=True)
+@click.option("--rounding", type=click.Choice(("nearest", "floor")), default="nearest", show_default=True)
+@click.option("--start", type=click.FloatRange(min=0, min_open=True), help="Starting scale.  [default: calibrated]")
+@click.option("--preprocess", type=_Preprocessing(), help="What the model was trained on.  [default: found out]")
+@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=2e-4, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def quantize(
+    model: str,
+    data: str,
+    output: str | None,
+    scheme: str,
+    bits: int,
+    penalty: float | None,
+    debug: bool,
+    **settings: Any,
+) -> None:
+    """Quantizes a Keras MODEL to an integer-only int8 .tflite and measures the file."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    if not os.path.exists(model):
+        raise LqError(f"{model}: no such file")
+    _import_quietly(debug)
+    from lqconvert.convert import quantize as run
+
+    console = Console(stderr=True)
+    columns = "[progress.description]{task.description}"
+    with Bar(TextColumn(columns), BarColumn(), TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("loading", total=None)
+
+        def progress(at: Any) -> None:
+            text = f"step {at.step}/{at.steps}  loss {at.loss:.4f}  validation {at.score:.4f}"
+            text += f"  {at.codes} codes  ~{at.estimated_bytes:,} bytes"
+            bar.update(task, description=text, completed=at.step, total=at.steps)
+
+        report = run(
+            model,
+            data,
+            output or os.path.splitext(model.rstrip("/"))[0] + ".tflite",
+            scheme=_scheme(scheme, bits, penalty),
+            preprocess=settings.pop("preprocess"),
+            progress=progress,
+            say=console.print,
+            **settings,
+        )
+    report.print(Console())
+
+
+def _scheme(name: str, bits: int, penalty: float | None) -> Any:
+    from lqconvert.schemes import SCHEMES as classes
+
+    limit = 2 ** (bits - 1) - 1
+    field = {"gradient-threshold": "threshold", "lsq": None}.get(name, "gamma")
+    if field is None or penalty is None:
+        return classes[name](limit=limit)
+    return classes[name](limit=limit, **{field: penalty})
+
+
+def _import_quietly(debug: bool) -> None:
+    """Imports TensorFlow without its chatter."""
+    if debug:
+        logging.basicConfig(level=logging.INFO)
+        logging.getLogger("lqconvert").setLevel(logging.DEBUG)
+        return
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)

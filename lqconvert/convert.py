@@ -1,0 +1,185 @@
+"""The pipeline: a float model in, a verified int8 .tflite out. Each step is a module of its name."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tf_keras
+
+from lqconvert.calibration import calibrate
+from lqconvert.datasets import Data, Preprocessing, choose_preprocessing, load_data
+from lqconvert.errors import LqError
+from lqconvert.exporting import convert, export, learned_codes
+from lqconvert.finetuning import Progress, finetune, predict, score_outputs
+from lqconvert.loading import load_model
+from lqconvert.report import Measured, Report, layer_rows, versions
+from lqconvert.rewriting import fold, rewrite
+from lqconvert.runtime import Runner
+from lqconvert.schemes import LSQ, Scheme
+
+
+def quantize(
+    model_path: str | Path,
+    data_spec: str,
+    output: str | Path,
+    *,
+    scheme: Scheme | None = None,
+    granularity: str = "output-channel-wise",
+    rounding: str = "nearest",
+    start: float | None = None,
+    preprocess: Preprocessing | None = None,
+    epochs: int = 3,
+    batch_size: int = 128,
+    learning_rate: float = 2e-4,
+    seed: int = 0,
+    progress: Callable[[Progress], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Quantizes a Keras model and writes OUTPUT (.tflite), OUTPUT.codes.npz and OUTPUT.report.json.
+
+    Args:
+        model_path: a .h5 or .keras file or a SavedModel folder.
+        data_spec: see :func:`lqconvert.datasets.load_data`.
+        output: the .tflite to write; its folder is made.
+        preprocess: what the model was trained on; found out by scoring the float model when None.
+        progress, say: called with where fine-tuning stands, and with one-line messages.
+
+    Returns:
+        The report, measured on the written file.
+
+    Raises:
+        LqError: for every mistake of the user's; nothing is written then.
+    """
+    output = Path(output)
+    _check_writable(output)
+    scheme = scheme or LSQ()
+    model = load_model(model_path)
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise LqError(f"{model_path}: {len(model.inputs)} inputs and {len(model.outputs)} outputs; give one each")
+    data = load_data(data_spec, model.input_shape[1:], model.output_shape[-1], seed=seed)
+    if preprocess is None:
+        preprocess = Preprocessing()
+        if data.labels != "none":
+            preprocess, scores = choose_preprocessing(lambda x: model.predict(x, verbose=0), data)
+            listed = ", ".join(f"{name} {value:.3g}" for name, value in scores.items())
+            say(f"preprocessing: {preprocess} (float model's scores on training data: {listed})")
+    folded = fold(model)
+    tf_keras.utils.set_random_seed(seed)
+    quantized = rewrite(
+        model,
+        scheme,
+        granularity=granularity,
+        rounding=rounding,
+        start=start,
+        input_range=pixel_range(data, preprocess),
+    )
+    batches = [x for _, x, _ in data.train.batches(256, shuffle_seed=seed, preprocessing=preprocess).take(4)]
+    calibrate(quantized, batches)
+    with tempfile.TemporaryDirectory() as folder:
+        finished = finetune(
+            quantized,
+            folded,
+            data,
+            preprocess,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            best_weights=Path(folder) / "best.weights.h5",
+            progress=progress,
+        )
+    if not finished:
+        say("interrupted: exporting the best so far; to learn longer, run the same command again")
+    exported = export(quantized)
+    float_tflite = convert(folded, integer=False)
+
+    test_labels = data.test.arrays()[1]
+    teacher = predict(model, data.test, preprocess)
+    fine_tuned = predict(quantized, data.test, preprocess)
+    runner, float_runner = Runner(exported.tflite), Runner(float_tflite)
+    outputs = runner.run(x.numpy() for _, x, _ in data.test.batches(256, preprocessing=preprocess))
+    report = Report(
+        model=str(model_path),
+        data=data.name,
+        splits={"train": data.train.size, "validation": data.validation.size, "test": data.test.size},
+        settings={
+            "scheme": scheme.get_config(),
+            "granularity": granularity,
+            "rounding": rounding,
+            "start": start,
+            "preprocess": str(preprocess),
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "seed": seed,
+        },
+        score_name="accuracy" if data.labels == "classes" else "mean squared error",
+        float_=Measured.of(float_tflite, score_outputs(teacher, test_labels, teacher), float_runner.latency()),
+        exported=Measured.of(exported.tflite, score_outputs(outputs, test_labels, teacher), runner.latency()),
+        agreement_with_graph=_agreement(outputs, fine_tuned),
+        agreement_with_float=_agreement(outputs, teacher),
+        max_lsb_from_graph=float(np.max(np.abs(outputs - fine_tuned)) / exported.output_scale),
+        input_quantization=(exported.input_scale, exported.input_zero_point),
+        output_quantization=(exported.output_scale, exported.output_zero_point),
+        layers=layer_rows(exported.codes),
+        versions=versions(),
+    )
+    _write_all(
+        {
+            output: lambda path: path.write_bytes(exported.tflite),
+            output.with_suffix(".codes.npz"): learned_codes(quantized).save,
+            output.with_suffix(".report.json"): lambda path: path.write_text(report.to_json()),
+        }
+    )
+    return report
+
+
+def pixel_range(data: Data, preprocessing: Preprocessing) -> tuple[float, float] | None:
+    """The input range that makes the file take raw pixels as they are (minus 128), or None.
+
+    x = raw * scale + offset is the int8 code raw - 128 at zero point -128 - offset / scale. Where that is
+    no integer (-1-1 has -0.5) it is rounded, a shift of at most half a pixel step that is learned around.
+    """
+    zero_point = round(-128 - preprocessing.offset / preprocessing.scale)
+    if not data.integer_pixels or not -128 <= zero_point <= 127:
+        return None
+    return (-128 - zero_point) * preprocessing.scale, (127 - zero_point) * preprocessing.scale
+
+
+def _agreement(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of examples with the same top class (or the same side of 1/2)."""
+    if a.shape[-1] == 1:
+        return float(np.mean((a > 0.5) == (b > 0.5)))
+    return float(np.mean(a.argmax(axis=-1) == b.argmax(axis=-1)))
+
+
+def _check_writable(output: Path) -> None:
+    """Fails before any work is done where the result could not be written."""
+    if output.is_dir():
+        raise LqError(f"{output}: is a folder; give the name of a .tflite file")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise LqError(f"{output}: cannot be written ({error.strerror})") from error
+
+
+def _write_all(writers: dict[Path, Callable[[Path], object]]) -> None:
+    """Writes every file under another name first: either all of them appear, whole, or none."""
+    written: list[tuple[Path, Path]] = []
+    try:
+        for path, write in writers.items():
+            temporary = path.with_name(f".{path.name}.part")
+            written.append((temporary, path))
+            write(temporary)
+        for temporary, path in written:
+            temporary.replace(path)
+    except OSError as error:
+        raise LqError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        for temporary, _ in written:
+            temporary.unlink(missing_ok=True)
