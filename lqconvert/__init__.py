@@ -26,7 +26,7 @@ _HOMES = {
     "Inverse": "schemes",
     "Difference": "schemes",
 }
-__all__ = [*_HOMES]  # noqa: PLE0604
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -72,10 +72,16 @@ def main() -> None:
 @click.option("--scheme", type=click.Choice(SCHEMES), default="lsq", show_default=True)
 @click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Width of lsq's codes.")
 @click.option("--penalty", type=float, help="The scheme's gamma (or lambda).  [default: the thesis's]")
-@click.option("--granularity", type=click.Choice(GRANULARITIES), default="output-channel-wise", show_default=True)
+@click.option(
+    "--granularity", type=click.Choice(GRANULARITIES), default="output-channel-wise", show_default=True
+)
 @click.option("--rounding", type=click.Choice(("nearest", "floor")), default="nearest", show_default=True)
-@click.option("--start", type=click.FloatRange(min=0, min_open=True), help="Starting scale.  [default: calibrated]")
-@click.option("--preprocess", type=_Preprocessing(), help="What the model was trained on.  [default: found out]")
+@click.option(
+    "--start", type=click.FloatRange(min=0, min_open=True), help="Starting scale.  [default: calibrated]"
+)
+@click.option(
+    "--preprocess", type=_Preprocessing(), help="What the model was trained on.  [default: found out]"
+)
 @click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=2e-4, show_default=True)

@@ -58,14 +58,16 @@ def quantize(
     scheme = scheme or LSQ()
     model = load_model(model_path)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise LqError(f"{model_path}: {len(model.inputs)} inputs and {len(model.outputs)} outputs; give one each")
+        raise LqError(
+            f"{model_path}: {len(model.inputs)} inputs and {len(model.outputs)} outputs; give one each"
+        )
     data = load_data(data_spec, model.input_shape[1:], model.output_shape[-1], seed=seed)
     if preprocess is None:
         preprocess = Preprocessing()
         if data.labels != "none":
             preprocess, scores = choose_preprocessing(lambda x: model.predict(x, verbose=0), data)
             listed = ", ".join(f"{name} {value:.3g}" for name, value in scores.items())
-            say(f"preprocessing: {preprocess} (float model's scores on training data: {listed})")
+            say(f"preprocessing: {preprocess} (float model's scores on validation data: {listed})")
     folded = fold(model)
     tf_keras.utils.set_random_seed(seed)
     quantized = rewrite(
@@ -117,7 +119,9 @@ def quantize(
             "seed": seed,
         },
         score_name="accuracy" if data.labels == "classes" else "mean squared error",
-        float_=Measured.of(float_tflite, score_outputs(teacher, test_labels, teacher), float_runner.latency()),
+        float_=Measured.of(
+            float_tflite, score_outputs(teacher, test_labels, teacher), float_runner.latency()
+        ),
         exported=Measured.of(exported.tflite, score_outputs(outputs, test_labels, teacher), runner.latency()),
         agreement_with_graph=_agreement(outputs, fine_tuned),
         agreement_with_float=_agreement(outputs, teacher),

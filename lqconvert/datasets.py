@@ -198,7 +198,9 @@ def _npz(path: Path) -> tuple[Arrays, Arrays]:
         return (x, arrays.get("y_train")), test
     if "x" in arrays:
         return (arrays["x"], arrays.get("y")), (arrays["x"][:0], None)
-    raise LqError(f"{path}: holds {', '.join(arrays) or 'nothing'}; give x_train, y_train, x_test, y_test or x, y")
+    raise LqError(
+        f"{path}: holds {', '.join(arrays) or 'nothing'}; give x_train, y_train, x_test, y_test or x, y"
+    )
 
 
 def _keras_dataset(name: str) -> tuple[Arrays, Arrays]:
@@ -258,7 +260,7 @@ def _kind(spec: str, arrays: tuple[Arrays, Arrays], outputs: int) -> tuple[str, 
     (x, y), _ = arrays
     if x.dtype.kind not in "uifb":
         raise LqError(f"{spec}: inputs of type {x.dtype}; give numbers")
-    pixels = x.dtype == np.uint8 or (x.dtype.kind in "ui" and x.size > 0 and 0 <= x.min() and x.max() <= 255)
+    pixels = x.dtype == np.uint8 or (x.dtype.kind in "ui" and x.size > 0 and x.min() >= 0 and x.max() <= 255)
     if y is None:
         return "none", pixels
     y = np.asarray(y)
@@ -288,7 +290,7 @@ def _array_split(
         if not np.all(np.isfinite(x)):
             raise LqError(f"{spec}: the inputs contain NaN or infinite values")
     elif x.dtype != np.uint8:
-        x = x.astype(np.uint8 if x.size and 0 <= x.min() and x.max() <= 255 else np.float32)
+        x = x.astype(np.uint8 if x.size and x.min() >= 0 and x.max() <= 255 else np.float32)
     if kind == "none" or y is None:
         y = np.zeros((len(x), 0), np.float32)
     elif kind == "values":
@@ -320,7 +322,9 @@ def _image_folders(path: Path, input_shape: tuple[int | None, ...]) -> tuple[Spl
         sizes = {info.filename: info.file_size for info in archive.infolist()}
         files = sorted(name for name, size in sizes.items() if size <= LARGEST_IMAGE_FILE)
         read = archive.read
-    images = [name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES and len(Path(name).parts) > 1]
+    images = [
+        name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES and len(Path(name).parts) > 1
+    ]
     if not images:
         raise LqError(f"{path}: no images in class folders, such as cats/1.jpg or train/cats/1.jpg")
     names = sorted({Path(name).parts[-2] for name in images})
@@ -367,36 +371,40 @@ def _image_split(
 
 
 def choose_preprocessing(
-    predict: Callable[[np.ndarray], np.ndarray], data: Data, *, samples: int = 500
+    predict: Callable[[np.ndarray], np.ndarray], data: Data, *, samples: int = 2000
 ) -> tuple[Preprocessing, dict[str, float]]:
-    """Scores the float model under each known preprocessing on training data; the best and all scores.
+    """Scores the float model under each known preprocessing on the validation split; the best and all scores.
+
+    Among accuracies that differ by less than their sampling error the likelihood of the labels decides:
+    a ReLU network without large biases classifies scaled inputs alike, but with wrong confidence.
 
     Raises:
         LqError: if none is clearly better than chance.
     """
-    x, y = data.train.pick(np.random.default_rng(0).permutation(data.train.size)[:samples]).arrays()
+    x, y = data.validation.arrays(samples)
     scores, likelihoods = {}, {}
     for name, preprocessing in PREPROCESSINGS.items():
         outputs = predict(x.astype(np.float32) * preprocessing.scale + preprocessing.offset)
+        outputs = outputs.reshape(len(x), -1)
         if data.labels == "values":
-            scores[name] = -float(np.mean((outputs.reshape(y.shape) - y) ** 2))
-            likelihoods[name] = 0.0
+            scores[name] = likelihoods[name] = -float(np.mean((outputs - y) ** 2))
             continue
         if outputs.shape[-1] == 1:
             outputs = np.concatenate([1 - outputs, outputs], axis=-1)
-        outputs = outputs.reshape(len(x), -1)
         scores[name] = float(np.mean(outputs.argmax(axis=1) == y))
-        likelihoods[name] = float(np.mean(outputs[np.arange(len(y)), y]))
-    best = max(scores, key=lambda name: (scores[name], likelihoods[name]))
+        likelihoods[name] = float(np.mean(np.log(np.clip(outputs[np.arange(len(y)), y], 1e-30, 1.0))))
+    best, noise = max(scores.values()), 0.0
     if data.labels == "values":
         chance = -float(np.mean((y - y.mean(axis=0)) ** 2))
     else:
-        chance = float(np.bincount(y).max() / len(y))
-        chance += 3 * np.sqrt(chance * (1 - chance) / len(y))
-    if not scores[best] > chance:
+        noise = 3 * np.sqrt(max(best * (1 - best), 1 / len(y)) / len(y))
+        guess = float(np.bincount(y).max() / len(y))
+        chance = guess + 3 * float(np.sqrt(guess * (1 - guess) / len(y)))
+    if not best > chance:
         listed = ", ".join(f"{name} {score:.3g}" for name, score in scores.items())
         raise LqError(
             f"the float model is no better than chance on {data.name} under any preprocessing ({listed}); "
             "is it the right data? If so, give --preprocess."
         )
-    return PREPROCESSINGS[best], scores
+    close = [name for name, score in scores.items() if score >= best - noise]
+    return PREPROCESSINGS[max(close, key=lambda name: likelihoods[name])], scores

@@ -92,14 +92,18 @@ def convert(model: tf_keras.Model, *, integer: bool) -> bytes:
     """Runs TFLite's converter on a model with batch size 1."""
     call = tf.function(lambda *x: model(list(x) if len(x) > 1 else x[0], training=False))
     signature = [tf.TensorSpec((1, *x.shape[1:]), x.dtype) for x in model.inputs]
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([call.get_concrete_function(*signature)], model)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [call.get_concrete_function(*signature)], model
+    )
     if integer:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = converter.inference_output_type = tf.int8
     try:
         return converter.convert()
     except Exception as error:  # the converter raises bare Exceptions
-        raise LqError(f"TFLite's converter refused the model: {str(error).strip().splitlines()[0]}") from error
+        raise LqError(
+            f"TFLite's converter refused the model: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def export(model: tf_keras.Model) -> Exported:
@@ -236,7 +240,9 @@ def _identify(flat: Any, tensor: Any, fingerprints: dict[str, tuple[np.ndarray, 
             and np.array_equal(pattern.ravel(), stored)
         ):
             return name
-    raise LqError(f"tensor '{tensor.name.decode()}' of the converted file is no layer's: cannot write its codes")
+    raise LqError(
+        f"tensor '{tensor.name.decode()}' of the converted file is no layer's: cannot write its codes"
+    )
 
 
 def _write(flat: Any, tensor: Any, values: np.ndarray) -> None:

@@ -90,7 +90,8 @@ def finetune(
 
     Args:
         model: what :func:`lqconvert.rewrite` gives, calibrated.
-        teacher: the float model as :func:`lqconvert.rewriting.fold` gives it; its outputs are half of the target (all of it without labels).
+        teacher: the float model as :func:`lqconvert.rewriting.fold` gives it; its outputs are half of the
+            target (all of it without labels).
         epochs: passes over the training split; more where they make fewer than 500 steps.
         learning_rate: Adam's, falling to 0 along a cosine. Scales and ranges take the same.
         best_weights: a file (.weights.h5) that holds the best weights so far while this runs.

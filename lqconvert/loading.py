@@ -25,11 +25,24 @@ from lqconvert.errors import LqError
 log = logging.getLogger("lqconvert")
 
 MODELS = {"Sequential", "Functional", "Model"}
-DROPPED = {"Dropout", "SpatialDropout1D", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "ActivityRegularization"}
+DROPPED = {
+    "Dropout",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "GaussianNoise",
+    "GaussianDropout",
+    "ActivityRegularization",
+}
 LAYERS = {
     *("InputLayer", "Dense", "Conv1D", "Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Conv2DTranspose"),
     *("Convolution2D", "BatchNormalization", "Activation", "ReLU", "LeakyReLU", "Softmax", "MaxPooling1D"),
-    *("MaxPooling2D", "AveragePooling1D", "AveragePooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D"),
+    *(
+        "MaxPooling2D",
+        "AveragePooling1D",
+        "AveragePooling2D",
+        "GlobalAveragePooling1D",
+        "GlobalAveragePooling2D",
+    ),
     *("GlobalMaxPooling1D", "GlobalMaxPooling2D", "Add", "Subtract", "Multiply", "Average", "Concatenate"),
     *("Flatten", "Reshape", "Permute", "ZeroPadding1D", "ZeroPadding2D", "Cropping1D", "Cropping2D"),
     *("UpSampling1D", "UpSampling2D", "HardSwish"),
@@ -99,7 +112,9 @@ def _read_config(path: Path) -> tuple[dict[str, Any] | None, str]:
             text = file.attrs.get("model_config")
             version = file.attrs.get("keras_version", "2")
     except OSError as error:
-        raise LqError(f"{path}: not a Keras model, or truncated (neither HDF5 nor a .keras archive)") from error
+        raise LqError(
+            f"{path}: not a Keras model, or truncated (neither HDF5 nor a .keras archive)"
+        ) from error
     if text is None:
         raise LqError(f"{path}: weights without a model; save the whole model with model.save(...)")
     return json.loads(text), str(version.decode() if isinstance(version, bytes) else version)
@@ -239,7 +254,8 @@ def rebuild(model: Any) -> tf_keras.Model:
         return [tensors[id(output)] for output in part.outputs]
 
     inputs = [
-        tf_keras.Input(tensor.shape[1:], name=unique(str(tensor.name).split(":")[0])) for tensor in model.inputs
+        tf_keras.Input(tensor.shape[1:], name=unique(str(tensor.name).split(":")[0]))
+        for tensor in model.inputs
     ]
     outputs = run(model, inputs)
     single = len(outputs) == 1
@@ -252,7 +268,9 @@ def _tensors(value: Any) -> list[Any]:
 
 def _check_equal(loaded: Any, rebuilt: tf_keras.Model) -> None:
     rng = np.random.default_rng(0)
-    inputs = [rng.normal(size=(4, *(n or 32 for n in x.shape[1:]))).astype(np.float32) for x in rebuilt.inputs]
+    inputs = [
+        rng.normal(size=(4, *(n or 32 for n in x.shape[1:]))).astype(np.float32) for x in rebuilt.inputs
+    ]
     x: Any = inputs if len(inputs) > 1 else inputs[0]
     pairs = zip(_tensors(loaded(x, training=False)), _tensors(rebuilt(x, training=False)), strict=True)
     for before, after in pairs:

@@ -162,7 +162,7 @@ class QuantizedLayer(tf_keras.layers.Wrapper):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         # Written past Keras's attribute tracking, which would drop the variables from layer.weights.
-        attributes = vars(self.layer)
+        attributes: dict[str, Any] = self.layer.__dict__
         floats = {name: attributes[name] for name in self.quantizers}
         try:
             for name, quantizer in self.quantizers.items():
@@ -244,9 +244,7 @@ class ActivationQuantizer(tf_keras.layers.Layer):
         return scale, int(zero_point) - 128
 
     def _follow(self, inputs: tf.Tensor) -> tf.Tensor:
-        batch = tf.stack(
-            [tf.minimum(tf.reduce_min(inputs), 0.0), tf.maximum(tf.reduce_max(inputs), 1e-6)]
-        )
+        batch = tf.stack([tf.minimum(tf.reduce_min(inputs), 0.0), tf.maximum(tf.reduce_max(inputs), 1e-6)])
         momentum = tf.where(tf.reduce_all(self.limits == [-1.0, 1.0]), 0.0, self.MOMENTUM)
         return self.limits.assign(momentum * self.limits + (1 - momentum) * batch)
 

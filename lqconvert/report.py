@@ -22,7 +22,7 @@ from lqconvert.codes import Codes
 class Measured:
     """One .tflite: its bytes as they are and deflated, its test score and median seconds an inference."""
 
-    bytes: int
+    size: int
     deflated_bytes: int
     score: float
     latency_s: float
@@ -76,7 +76,7 @@ class Report:
     @property
     def ratio(self) -> float:
         """How many times smaller the exported file is than the float32 .tflite."""
-        return self.float_.bytes / self.exported.bytes
+        return self.float_.size / self.exported.size
 
     def to_json(self) -> str:
         fields = dataclasses.asdict(self)
@@ -99,7 +99,7 @@ class Report:
             )
         table = Table("", "float32 .tflite", "exported", "")
         rate = self.float_.deflated_bytes / self.exported.deflated_bytes
-        table.add_row("bytes", f"{self.float_.bytes:,}", f"{self.exported.bytes:,}", f"{self.ratio:.2f}x")
+        table.add_row("bytes", f"{self.float_.size:,}", f"{self.exported.size:,}", f"{self.ratio:.2f}x")
         table.add_row(
             "deflated", f"{self.float_.deflated_bytes:,}", f"{self.exported.deflated_bytes:,}", f"{rate:.2f}x"
         )
@@ -111,7 +111,10 @@ class Report:
             table.add_row(self.score_name, f"{-before:.4g}", f"{-after:.4g}", "")
         speed = self.float_.latency_s / self.exported.latency_s
         table.add_row(
-            "latency", f"{1e3 * self.float_.latency_s:.3f} ms", f"{1e3 * self.exported.latency_s:.3f} ms", f"{speed:.2f}x"
+            "latency",
+            f"{1e3 * self.float_.latency_s:.3f} ms",
+            f"{1e3 * self.exported.latency_s:.3f} ms",
+            f"{speed:.2f}x",
         )
         console.print(layers)
         console.print(table)
@@ -143,6 +146,13 @@ def layer_rows(codes: Codes) -> list[LayerRow]:
 
 
 def versions() -> dict[str, str]:
-    packages = ("lqconvert", "tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
+    packages = (
+        "lqconvert",
+        "tensorflow",
+        "tf_keras",
+        "tensorflow-model-optimization",
+        "ai-edge-litert",
+        "numpy",
+    )
     installed = {name: importlib.metadata.version(name) for name in packages if name != "numpy"}
     return {"python": platform.python_version(), "numpy": np.__version__} | installed

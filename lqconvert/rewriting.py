@@ -12,9 +12,13 @@ from typing import Any
 
 import numpy as np
 import tf_keras
-from tensorflow_model_optimization.python.core.quantization.keras.graph_transformations import (
-    model_transformer,
-    transforms,
+from tensorflow_model_optimization.python.core.quantization.keras.graph_transformations.model_transformer import (  # noqa: E501
+    ModelTransformer,
+)
+from tensorflow_model_optimization.python.core.quantization.keras.graph_transformations.transforms import (
+    LayerNode,
+    LayerPattern,
+    Transform,
 )
 
 from lqconvert.errors import LqError
@@ -22,13 +26,17 @@ from lqconvert.loading import HardSwish
 from lqconvert.quantizers import ActivationQuantizer, QuantizedLayer, WeightQuantizer
 from lqconvert.schemes import LSQ, Scheme
 
-LayerNode, LayerPattern = transforms.LayerNode, transforms.LayerPattern
-
 #: The axes of each kernel that have a scale each. Conv1D is a Conv2D of height 1. A Dense kernel has no
 #: spatial axes: its input axis is its row and its input channel.
 KEPT_AXES: dict[str, dict[str, tuple[int, ...]]] = {
     "scalar": dict.fromkeys(("Dense", "Conv1D", "Conv2D", "DepthwiseConv2D", "Conv2DTranspose"), ()),
-    "row-wise": {"Dense": (0,), "Conv1D": (), "Conv2D": (0,), "DepthwiseConv2D": (0,), "Conv2DTranspose": (0,)},
+    "row-wise": {
+        "Dense": (0,),
+        "Conv1D": (),
+        "Conv2D": (0,),
+        "DepthwiseConv2D": (0,),
+        "Conv2DTranspose": (0,),
+    },
     "column-wise": {
         "Dense": (1,),
         "Conv1D": (0,),
@@ -109,11 +117,13 @@ def _node(cls: type, config: dict[str, Any], weights: dict[str, np.ndarray], *in
     return LayerNode(layer, weights, list(inputs))
 
 
-class _Transform(transforms.Transform):
+class _Transform(Transform):
     """A rewrite given by a pattern and a function of the matched node."""
 
     def custom_objects(self) -> dict[str, type]:
-        return {cls.__name__: cls for cls in (HardSwish, ActivationQuantizer, QuantizedLayer, WeightQuantizer)}
+        return {
+            cls.__name__: cls for cls in (HardSwish, ActivationQuantizer, QuantizedLayer, WeightQuantizer)
+        }
 
 
 class SplitActivation(_Transform):
@@ -161,9 +171,7 @@ class SplitSeparable(_Transform):
         )
         weights["kernel:0"] = weights.pop("pointwise_kernel:0")
         pointwise = {"name": config["name"], "filters": config["filters"], "kernel_size": 1}
-        return _node(
-            tf_keras.layers.Conv2D, pointwise | {"use_bias": config["use_bias"]}, weights, depthwise
-        )
+        return _node(tf_keras.layers.Conv2D, pointwise | {"use_bias": config["use_bias"]}, weights, depthwise)
 
 
 def _multiply_add(batch_norm: LayerNode) -> tuple[np.ndarray, np.ndarray]:
@@ -207,9 +215,7 @@ class FoldBatchNorm(_Transform):
         axes = _output_axes(linear.layer)
         along = [kernel.shape[axis] if axis in axes else 1 for axis in range(kernel.ndim)]
         bias = linear.weights.get("bias:0", np.zeros_like(factor))
-        return _with_bias(
-            linear, kernel * factor.reshape(along), bias * factor + offset - bias, len(factor)
-        )
+        return _with_bias(linear, kernel * factor.reshape(along), bias * factor + offset - bias, len(factor))
 
 
 class FoldBatchNormForward(_Transform):
@@ -287,8 +293,8 @@ class BatchNormToDepthwise(_Transform):
         return _node(tf_keras.layers.Reshape, {"name": f"{name}_shape", "target_shape": shape}, {}, depthwise)
 
 
-def _transform(model: tf_keras.Model, *steps: transforms.Transform, only: set[str] | None = None) -> Any:
-    transformed, _ = model_transformer.ModelTransformer(model, list(steps), only).transform()
+def _transform(model: tf_keras.Model, *steps: Transform, only: set[str] | None = None) -> Any:
+    transformed, _ = ModelTransformer(model, list(steps), only).transform()
     return transformed
 
 
@@ -303,7 +309,9 @@ def _check_batch_norm_axes(model: tf_keras.Model) -> None:
 def random_inputs(model: tf_keras.Model, batch: int, seed: int = 0) -> list[np.ndarray]:
     """Normal float32 inputs for every input of the model; unknown lengths become 32."""
     rng = np.random.default_rng(seed)
-    return [rng.normal(size=(batch, *(n or 32 for n in x.shape[1:]))).astype(np.float32) for x in model.inputs]
+    return [
+        rng.normal(size=(batch, *(n or 32 for n in x.shape[1:]))).astype(np.float32) for x in model.inputs
+    ]
 
 
 def fold(model: tf_keras.Model) -> tf_keras.Model:
@@ -326,7 +334,9 @@ def fold(model: tf_keras.Model) -> tf_keras.Model:
         FoldIntoFlatDense("Dense", {}, flatten=True),
         FoldIntoConv("Conv2D|Conv1D", {"padding": "valid", "groups": 1}, flatten=False),
     )
-    shapes = {layer.name: layer.output_shape[1:] for layer in folded.layers if class_name(layer) != "InputLayer"}
+    shapes = {
+        layer.name: layer.output_shape[1:] for layer in folded.layers if class_name(layer) != "InputLayer"
+    }
     folded = _transform(folded, BatchNormToDepthwise(shapes))
     inputs = random_inputs(model, batch=4)
     for before, after in zip(_outputs(model, inputs), _outputs(folded, inputs), strict=True):
@@ -448,16 +458,14 @@ def rewrite(
     """
     scheme = scheme or LSQ()
     folded = fold(model)
-    multiply_adds = {
-        layer.name for layer in model.layers if class_name(layer) == "BatchNormalization"
-    } & {layer.name for layer in folded.layers}
+    multiply_adds = {layer.name for layer in model.layers if class_name(layer) == "BatchNormalization"} & {
+        layer.name for layer in folded.layers
+    }
     linear = [layer for layer in folded.layers if class_name(layer) in LINEAR]
     if not linear:
         raise LqError("the model has no layer with weights to quantize")
     learned = [layer for layer in linear if layer.name not in multiply_adds]
-    total = sum(
-        weight.shape.num_elements() for layer in learned for weight in layer.weights[: 1 + biases]
-    )
+    total = sum(weight.shape.num_elements() for layer in learned for weight in layer.weights[: 1 + biases])
 
     def weight_quantizers(layer: dict[str, Any], weights: Any) -> dict[str, WeightQuantizer]:
         kernel, name = kernel_name(layer), layer["config"]["name"]

@@ -1,4 +1,4 @@
-"""Trains digits_cnn.h5: Conv-BN-ReLU blocks, pooling and a dense layer on the raw 0..16 pixels of the digits."""
+"""Trains digits_cnn.h5: Conv-BN-ReLU blocks, pooling, dense; on the digits' raw 0..16 pixels."""
 
 from pathlib import Path
 
