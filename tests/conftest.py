@@ -1,0 +1,23 @@
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    return ROOT / "sample_models"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Models and data that are not part of the project; tests that need them skip without."""
+    folder = ROOT.parent / "shared"
+    if not folder.exists():
+        pytest.skip("needs the folder shared/ beside the checkout (models and data that are not committed)")
+    return folder

@@ -1,0 +1,94 @@
+"""Files of both Keras generations give the same flat tf_keras model; nothing in them is executed."""
+
+import keras
+import numpy as np
+import pytest
+import tf_keras
+
+from lqconvert import LqError, load_model
+
+
+def skip_network(api, by_operator):
+    """A small functional model with a skip connection, in either Keras."""
+    x = api.Input((8, 8, 3), name="image")
+    y = api.layers.Conv2D(4, 3, padding="same", name="first")(x)
+    y = api.layers.BatchNormalization(name="norm")(y)
+    y = api.layers.ReLU(name="relu")(y)
+    z = api.layers.Conv2D(4, 3, padding="same", activation="relu", name="second")(y)
+    y = y + z if by_operator else api.layers.Add(name="add")([y, z])
+    y = api.layers.GlobalAveragePooling2D(name="pool")(y)
+    return api.Model(x, api.layers.Dense(5, activation="softmax", name="dense")(y))
+
+
+@pytest.mark.parametrize("by_operator", [False, True], ids=["Add", "x + y"])
+@pytest.mark.parametrize(
+    ("api", "suffix"), [(keras, ".keras"), (keras, ".h5"), (tf_keras, ".keras"), (tf_keras, ".h5")]
+)
+def test_all_formats_give_the_same_model(api, suffix, by_operator, tmp_path):
+    twin = skip_network(tf_keras, by_operator)
+    rng = np.random.default_rng(0)
+    weights = [np.abs(rng.normal(0.1, 0.3, w.shape)).astype(np.float32) for w in twin.get_weights()]
+    twin.set_weights(weights)
+    model = skip_network(api, by_operator)
+    model.set_weights(weights)
+    model.save(tmp_path / f"model{suffix}")
+    loaded = load_model(tmp_path / f"model{suffix}")
+    assert type(loaded).__module__.startswith("tf_keras")
+    x = rng.normal(size=(4, 8, 8, 3)).astype(np.float32)
+    np.testing.assert_allclose(loaded(x), twin(x), atol=1e-6)
+
+
+def test_saved_model(tmp_path):
+    twin = skip_network(tf_keras, by_operator=False)
+    twin.save(tmp_path / "saved", save_format="tf")
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    np.testing.assert_allclose(load_model(tmp_path / "saved")(x), twin(x), atol=1e-6)
+
+
+def test_nested_and_shared_layers_become_flat(tmp_path):
+    part = tf_keras.Sequential(
+        [tf_keras.Input((6,)), tf_keras.layers.Dense(6, activation="relu")], name="part"
+    )
+    x = tf_keras.Input((6,))
+    model = tf_keras.Model(x, tf_keras.layers.Dense(2)(tf_keras.layers.Dropout(0.5)(part(part(x)))))
+    model.save(tmp_path / "model.h5")
+    loaded = load_model(tmp_path / "model.h5")
+    assert [type(layer).__name__ for layer in loaded.layers] == ["InputLayer", "Dense", "Dense", "Dense"]
+    values = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    np.testing.assert_allclose(loaded(values), model(values), atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+def test_a_lambda_is_refused_before_it_runs(suffix, tmp_path):
+    trap = tmp_path / "trap"
+    code = f"lambda x: (open({str(trap)!r}, 'w'), x)[1]"
+    x = tf_keras.Input((4,))
+    model = tf_keras.Model(x, tf_keras.layers.Lambda(eval(code), output_shape=(4,), name="evil")(x))
+    model.save(tmp_path / f"model{suffix}")
+    trap.unlink(missing_ok=True)  # building the model ran it
+    with pytest.raises(LqError, match=r"layer 'evil' \(Lambda\)"):
+        load_model(tmp_path / f"model{suffix}")
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+def test_truncated(suffix, tmp_path):
+    path = tmp_path / f"model{suffix}"
+    skip_network(tf_keras, by_operator=False).save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(LqError, match=path.name):
+        load_model(path)
+
+
+def test_weights_only(tmp_path):
+    skip_network(tf_keras, by_operator=False).save_weights(tmp_path / "w.h5")
+    with pytest.raises(LqError, match="save the whole model"):
+        load_model(tmp_path / "w.h5")
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("mlperf_tiny_resnet8.h5", 30), ("gender_mini_xception.hdf5", 46), ("teachable_machine_waste.h5", 158)],
+)
+def test_published_models(name, layers, shared):
+    assert len(load_model(shared / "models" / name).layers) == layers
