@@ -130,6 +130,28 @@ def quantize(
     report.print(Console())
 
 
+@main.command()
+@click.argument("experiment", type=click.Choice(("mnist",)))
+@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--seed", type=int, default=42, show_default=True)
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def reproduce(experiment: str, epochs: int, seed: int, debug: bool) -> None:
+    """Runs the reference's MNIST experiment and prints its figures beside ours."""
+    _import_quietly(debug)
+    from lqconvert.reproduce import reproduce_mnist
+
+    def done(run: Any) -> None:
+        click.echo(
+            f"{run.scheme:19}{run.granularity:12}{run.integers:5} integers {run.smallest:5}..{run.largest:<5}"
+            f"{run.accuracy:8.2%}{run.zipped:9,} bytes zipped   reference: {run.reference}"
+        )
+
+    accuracy, size, runs = reproduce_mnist(epochs=epochs, seed=seed, done=done)
+    click.echo(f"float32 {accuracy:.2%}, {size:,} bytes zipped (reference: about 97%, 0.36 MB)")
+    for run in runs:
+        click.echo(f"{run.scheme:19}{run.granularity:12}{size / run.zipped:6.1f}x smaller")
+
+
 def _scheme(name: str, bits: int, penalty: float | None) -> Any:
     from lqconvert.schemes import SCHEMES as classes
 
