@@ -86,6 +86,7 @@ def main() -> None:
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=2e-4, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Start from the best weights of an interrupted run.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
 def quantize(
     model: str,
@@ -163,7 +164,7 @@ def _scheme(name: str, bits: int, penalty: float | None) -> Any:
 
 
 def _import_quietly(debug: bool) -> None:
-    """Imports TensorFlow without its chatter."""
+    """Keeps the chatter of TensorFlow's native code off stderr, on which only our own messages appear."""
     if debug:
         logging.basicConfig(level=logging.INFO)
         logging.getLogger("lqconvert").setLevel(logging.DEBUG)
@@ -174,3 +175,10 @@ def _import_quietly(debug: bool) -> None:
     os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        native = sys.stderr.fileno() == 2
+    except (OSError, ValueError):  # a captured stderr
+        return
+    if native:
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

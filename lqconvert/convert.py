@@ -35,6 +35,7 @@ def quantize(
     batch_size: int = 128,
     learning_rate: float = 2e-4,
     seed: int = 0,
+    resume: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
@@ -45,6 +46,7 @@ def quantize(
         data_spec: see :func:`lqconvert.datasets.load_data`.
         output: the .tflite to write; its folder is made.
         preprocess: what the model was trained on; found out by scoring the float model when None.
+        resume: start from the best weights of a run into the same output that was interrupted or died.
         progress, say: called with where fine-tuning stands, and with one-line messages.
 
     Returns:
@@ -80,21 +82,23 @@ def quantize(
     )
     batches = [x for _, x, _ in data.train.batches(256, shuffle_seed=seed, preprocessing=preprocess).take(4)]
     calibrate(quantized, batches)
-    with tempfile.TemporaryDirectory() as folder:
-        finished = finetune(
-            quantized,
-            folded,
-            data,
-            preprocess,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
-            best_weights=Path(folder) / "best.weights.h5",
-            progress=progress,
-        )
+    best_weights = output.with_suffix(".resume.weights.h5")
+    if resume:
+        _resume(quantized, best_weights)
+    finished = finetune(
+        quantized,
+        folded,
+        data,
+        preprocess,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        best_weights=best_weights,
+        progress=progress,
+    )
     if not finished:
-        say("interrupted: exporting the best so far; to learn longer, run the same command again")
+        say("interrupted: exporting the best so far; to go on, run the same command with --resume")
     exported = export(quantized)
     float_tflite = convert(folded, integer=False)
 
@@ -138,7 +142,18 @@ def quantize(
             output.with_suffix(".report.json"): lambda path: path.write_text(report.to_json()),
         }
     )
+    if finished:
+        best_weights.unlink()
     return report
+
+
+def _resume(model: tf_keras.Model, weights: Path) -> None:
+    if not weights.exists():
+        raise LqError(f"{weights}: not there, so there is nothing to resume; leave out --resume")
+    try:
+        model.load_weights(weights)
+    except (OSError, ValueError, KeyError) as error:
+        raise LqError(f"{weights}: not from the same model and settings; leave out --resume") from error
 
 
 def pixel_range(data: Data, preprocessing: Preprocessing) -> tuple[float, float] | None:

@@ -94,7 +94,7 @@ def finetune(
             target (all of it without labels).
         epochs: passes over the training split; more where they make fewer than 500 steps.
         learning_rate: Adam's, falling to 0 along a cosine. Scales and ranges take the same.
-        best_weights: a file (.weights.h5) that holds the best weights so far while this runs.
+        best_weights: the .weights.h5 to keep the best weights so far in.
         progress: called after every tenth of the run.
 
     Returns:
@@ -181,7 +181,9 @@ class _KeepBest(tf_keras.callbacks.Callback):
         reached = score_outputs(outputs, validation.arrays()[1], self.teacher)
         if reached >= self.best:  # of equals the later one: it has learned longer
             self.best = reached
-            self.quantized.save_weights(self.path)
+            partial = self.path.with_name(f".part.{self.path.name}")
+            self.quantized.save_weights(partial)
+            partial.replace(self.path)
         codes = learned_codes(self.quantized)
         self.progress(Progress(step, self.steps, loss, reached, _code_count(codes), estimated_bytes(codes)))
 
