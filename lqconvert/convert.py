@@ -10,10 +10,10 @@ import numpy as np
 import tf_keras
 
 from lqconvert.calibration import calibrate
-from lqconvert.datasets import Data, Preprocessing, choose_preprocessing, load_data
+from lqconvert.datasets import Preprocessing, choose_preprocessing, load_data
 from lqconvert.errors import LqError
 from lqconvert.exporting import convert, export, learned_codes
-from lqconvert.finetuning import Progress, finetune, predict, score_outputs
+from lqconvert.finetuning import Progress, finetune, logits_of, predict, score_outputs
 from lqconvert.loading import load_model
 from lqconvert.report import Measured, Report, layer_rows, versions
 from lqconvert.rewriting import fold, rewrite
@@ -70,17 +70,17 @@ def quantize(
             preprocess, scores = choose_preprocessing(lambda x: model.predict(x, verbose=0), data)
             listed = ", ".join(f"{name} {value:.3g}" for name, value in scores.items())
             say(f"preprocessing: {preprocess} (float model's scores on validation data: {listed})")
+        else:
+            say("no labels to find the preprocessing by: inputs are taken as they are (see --preprocess)")
     folded = fold(model)
     tf_keras.utils.set_random_seed(seed)
+    pixels = pixel_range(preprocess) if data.integer_pixels else None
     quantized = rewrite(
-        model,
-        scheme,
-        granularity=granularity,
-        rounding=rounding,
-        start=start,
-        input_range=pixel_range(data, preprocess),
+        model, scheme, granularity=granularity, rounding=rounding, start=start, input_range=pixels
     )
-    batches = [x for _, x, _ in data.train.batches(256, shuffle_seed=seed, preprocessing=preprocess).take(4)]
+    batches = [
+        x.numpy() for _, x, _ in data.train.batches(256, shuffle_seed=seed, preprocessing=preprocess).take(4)
+    ]
     calibrate(quantized, batches)
     best_weights = output.with_suffix(".resume.weights.h5")
     if resume:
@@ -99,7 +99,7 @@ def quantize(
     )
     if not finished:
         say("interrupted: exporting the best so far; to go on, run the same command with --resume")
-    exported = export(quantized)
+    exported = export(quantized, batches)
     float_tflite = convert(folded, integer=False)
 
     test_labels = data.test.arrays()[1]
@@ -107,6 +107,7 @@ def quantize(
     fine_tuned = predict(quantized, data.test, preprocess)
     runner, float_runner = Runner(exported.tflite), Runner(float_tflite)
     outputs = runner.run(x.numpy() for _, x, _ in data.test.batches(256, preprocessing=preprocess))
+    classifies = data.labels == "classes" or logits_of(model)[1] != ""
     report = Report(
         model=str(model_path),
         data=data.name,
@@ -127,10 +128,11 @@ def quantize(
             float_tflite, score_outputs(teacher, test_labels, teacher), float_runner.latency()
         ),
         exported=Measured.of(exported.tflite, score_outputs(outputs, test_labels, teacher), runner.latency()),
-        agreement_with_graph=_agreement(outputs, fine_tuned),
-        agreement_with_float=_agreement(outputs, teacher),
+        agreement_with_graph=_agreement(outputs, fine_tuned) if classifies else None,
+        agreement_with_float=_agreement(outputs, teacher) if classifies else None,
         max_lsb_from_graph=float(np.max(np.abs(outputs - fine_tuned)) / exported.output_scale),
         input_quantization=(exported.input_scale, exported.input_zero_point),
+        input_shift=pixel_shift(preprocess) if pixels else None,
         output_quantization=(exported.output_scale, exported.output_zero_point),
         layers=layer_rows(exported.codes),
         versions=versions(),
@@ -156,16 +158,22 @@ def _resume(model: tf_keras.Model, weights: Path) -> None:
         raise LqError(f"{weights}: not from the same model and settings; leave out --resume") from error
 
 
-def pixel_range(data: Data, preprocessing: Preprocessing) -> tuple[float, float] | None:
+def pixel_range(preprocessing: Preprocessing) -> tuple[float, float] | None:
     """The input range that makes the file take raw pixels as they are (minus 128), or None.
 
     x = raw * scale + offset is the int8 code raw - 128 at zero point -128 - offset / scale. Where that is
     no integer (-1-1 has -0.5) it is rounded, a shift of at most half a pixel step that is learned around.
     """
     zero_point = round(-128 - preprocessing.offset / preprocessing.scale)
-    if not data.integer_pixels or not -128 <= zero_point <= 127:
+    if not -128 <= zero_point <= 127:
         return None
     return (-128 - zero_point) * preprocessing.scale, (127 - zero_point) * preprocessing.scale
+
+
+def pixel_shift(preprocessing: Preprocessing) -> float:
+    """By how many pixel steps :func:`pixel_range` shifts the input; 0 where the folding is exact."""
+    zero_point = -128 - preprocessing.offset / preprocessing.scale
+    return round(zero_point) - zero_point
 
 
 def _agreement(a: np.ndarray, b: np.ndarray) -> float:

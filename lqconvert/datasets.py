@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.resources
+import math
 import os
 import sys
 import zipfile
@@ -137,7 +138,7 @@ def load_data(spec: str, input_shape: tuple[int | None, ...], outputs: int, *, s
         train, test, names = _image_folders(path, input_shape)
         kind, pixels = "classes", True
     else:
-        arrays = _arrays(spec)
+        arrays = _arrays(spec, len(input_shape))
         kind, pixels = _kind(spec, arrays, outputs)
         train, test = (_array_split(spec, part, input_shape, outputs, kind) for part in arrays)
     if kind == "classes" and names and len(names) > max(outputs, 2):
@@ -158,7 +159,7 @@ def load_data(spec: str, input_shape: tuple[int | None, ...], outputs: int, *, s
 Arrays = tuple[np.ndarray, "np.ndarray | None"]
 
 
-def _arrays(spec: str) -> tuple[Arrays, Arrays]:
+def _arrays(spec: str, input_rank: int) -> tuple[Arrays, Arrays]:
     """(x, y) of train and of test (empty where the source has none), as they lie in the source."""
     path = Path(spec)
     if spec == "digits":
@@ -179,7 +180,7 @@ def _arrays(spec: str) -> tuple[Arrays, Arrays]:
     if spec.startswith("tfds:"):
         return _tfds(spec[5:])
     if ":" in spec and not path.exists():
-        return _function(spec)
+        return _function(spec, input_rank)
     if path.exists():
         raise LqError(f"{spec}: not a .npz, .npy, .zip or folder of images")
     known = ", ".join(("digits", *KERAS_DATASETS))
@@ -231,28 +232,38 @@ def _tfds(name: str) -> tuple[Arrays, Arrays]:
     return train, parts.get("test", (train[0][:0], None))
 
 
-def _function(spec: str) -> tuple[Arrays, Arrays]:
+def _function(spec: str, input_rank: int) -> tuple[Arrays, Arrays]:
+    """What the user's function returns: x, (x, y), a tf.data.Dataset, or a pair (train, test) of those."""
     module, _, function = spec.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
         result = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # it is the user's own code
         raise LqError(f"{spec}: cannot call {function} of the Python module {module}: {error}") from error
     finally:
         sys.path.pop(0)
-    if hasattr(result, "as_numpy_iterator"):
-        examples = list(result.as_numpy_iterator())
-        if not examples:
-            raise LqError(f"{spec}: the data set is empty")
-        columns = zip(*examples, strict=True) if isinstance(examples[0], tuple) else [examples]
-        result = tuple(np.stack(column) for column in columns)
-        result = result if len(result) == 2 else (result[0], None)
-    if isinstance(result, tuple) and len(result) == 2:
-        if isinstance(result[0], tuple):
-            return result
-        x, y = result
-        return (np.asarray(x), y), (np.asarray(x)[:0], None)
-    return (np.asarray(result), None), (np.asarray(result)[:0], None)
+
+    def part(value: Any) -> Arrays:
+        if hasattr(value, "as_numpy_iterator"):
+            return _stacked(spec, value, input_rank)
+        x, y = value if isinstance(value, tuple) else (value, None)
+        return np.asarray(x), y
+
+    if isinstance(result, tuple) and not hasattr(result[0], "shape"):
+        train, test = (part(value) for value in result)
+        return train, test
+    x, y = part(result)
+    return (x, y), (x[:0], None)
+
+
+def _stacked(spec: str, dataset: Any, input_rank: int) -> Arrays:
+    """A tf.data.Dataset of examples x or (x, y), or of batches of them, in memory."""
+    examples = [value if isinstance(value, tuple) else (value,) for value in dataset.as_numpy_iterator()]
+    if not examples:
+        raise LqError(f"{spec}: the data set is empty")
+    join = np.concatenate if np.ndim(examples[0][0]) > input_rank else np.stack
+    x, *y = (join(column) for column in zip(*examples, strict=True))
+    return x, y[0] if y else None
 
 
 def _kind(spec: str, arrays: tuple[Arrays, Arrays], outputs: int) -> tuple[str, bool]:
@@ -294,7 +305,7 @@ def _array_split(
     if kind == "none" or y is None:
         y = np.zeros((len(x), 0), np.float32)
     elif kind == "values":
-        y = np.asarray(y, np.float32).reshape(len(x), -1)
+        y = np.asarray(y, np.float32).reshape(len(x), math.prod(np.shape(y)[1:]))
     else:
         y = np.asarray(y)
         y = (y.argmax(axis=1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(len(y))).astype(np.int64)

@@ -8,6 +8,7 @@ learned codes and scales.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,13 @@ import tf_keras
 
 from lqconvert.codes import Codes, LayerCodes, TensorCodes, native
 from lqconvert.errors import LqError
-from lqconvert.quantizers import ActivationQuantizer, QuantizedLayer
+from lqconvert.folding import fold_input_scales
+from lqconvert.quantizers import (
+    ActivationQuantizer,
+    FollowingQuantizer,
+    QuantizedLayer,
+    scale_and_zero_point,
+)
 from lqconvert.rewriting import KEPT_AXES, class_name, kernel_name
 
 #: For each linear TFLite operator, the places of its input, kernel and bias among its inputs.
@@ -65,8 +72,7 @@ def learned_codes(model: tf_keras.Model) -> Codes:
             kind = class_name(layer.layer)
             codes.layers[layer.name] = LayerCodes(layer.name, kind, kernel, bias, tensors.get("bias"))
         elif isinstance(layer, ActivationQuantizer):
-            scale, zero_point = layer.scale_and_zero_point
-            codes.activations[layer.name] = (float(scale), zero_point)
+            codes.activations[layer.name] = layer.scale_and_zero_point
     return codes
 
 
@@ -106,15 +112,24 @@ def convert(model: tf_keras.Model, *, integer: bool) -> bytes:
         ) from error
 
 
-def export(model: tf_keras.Model) -> Exported:
+def export(model: tf_keras.Model, batches: Iterable[np.ndarray] = ()) -> Exported:
     """Writes a rewritten (and trained) model as an integer-only .tflite.
+
+    Args:
+        model: what :func:`lqconvert.rewrite` gives, calibrated or trained.
+        batches: a few batches of inputs, preprocessed as for the model. With them, scales of input channels
+            are folded into the layer in front where that is exact; without, all are recoded.
 
     Raises:
         LqError: if the model has no integer-only form, or a tensor cannot be proved to be a layer's.
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    codes = _native_codes(learned_codes(model))
+    codes, batches = learned_codes(model), list(batches)
+    if batches:
+        codes, ranges = fold_input_scales(model, codes, batches)
+        codes.activations |= {name: scale_and_zero_point(*limits) for name, limits in ranges.items()}
+    codes = _native_codes(codes)
     plain, fingerprints = _fingerprinted(model, codes)
     flat = schema.ModelT.InitFromPackedBuf(convert(plain, integer=True), 0)
     graph = flat.subgraphs[0]
@@ -186,9 +201,11 @@ def _fingerprinted(
         if isinstance(layer, QuantizedLayer):
             return type(layer.layer).from_config(layer.layer.get_config() | {"name": layer.name})
         if isinstance(layer, ActivationQuantizer):
-            scale, zero_point = (np.float64(number) for number in layer.scale_and_zero_point)
+            scale, zero_point = (np.float64(number) for number in codes.activations[layer.name])
             limits = (-128 - zero_point) * scale, (127 - zero_point) * scale
             return ActivationQuantizer(fixed=limits, name=layer.name)
+        if isinstance(layer, FollowingQuantizer):
+            return tf_keras.layers.Activation("linear", name=layer.name)
         return type(layer).from_config(layer.get_config())
 
     clone = tf_keras.models.clone_model(model, clone_function=plain)

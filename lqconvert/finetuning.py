@@ -101,6 +101,8 @@ def finetune(
         False if Ctrl-C ended it early (the model holds the best weights so far all the same).
     """
     student, activation = logits_of(model)
+    # A model of its own: compiled, it would save its optimizer's state among the weights.
+    student = tf_keras.Model(student.inputs, student.outputs)
     teacher_logits, _ = logits_of(teacher)
     cached = tf.constant(predict(teacher_logits, data.train, preprocessing))
     validation_teacher = predict(teacher, data.validation, preprocessing)
@@ -125,7 +127,7 @@ def finetune(
         student.fit(batches.repeat(epochs), steps_per_epoch=steps, epochs=1, verbose=0, callbacks=[keeper])
     except KeyboardInterrupt:
         finished = False
-    if best_weights.exists():
+    if keeper.best > -np.inf:
         model.load_weights(best_weights)
     return finished
 

@@ -260,7 +260,10 @@ def rebuild(model: Any) -> tf_keras.Model:
     ]
     outputs = run(model, inputs)
     single = len(outputs) == 1
-    return tf_keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs[0] if single else outputs)
+    # A fixed name: Keras's counter would make its way into the exported file.
+    return tf_keras.Model(
+        inputs if len(inputs) > 1 else inputs[0], outputs[0] if single else outputs, name="model"
+    )
 
 
 def _tensors(value: Any) -> list[Any]:

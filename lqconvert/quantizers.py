@@ -172,6 +172,14 @@ class QuantizedLayer(tf_keras.layers.Wrapper):
             attributes.update(floats)
 
 
+def scale_and_zero_point(low: Any, high: Any) -> tuple[float, int]:
+    """The int8 quantization of a range that holds 0, by TensorFlow's own rule (fake_quant's "nudge")."""
+    low, high = np.float32(low), np.float32(high)
+    scale = np.float32((high - low) / np.float32(255))
+    zero_point = np.floor(np.clip(-low / scale, 0, 255) + np.float32(0.5))
+    return float(scale), int(zero_point) - 128
+
+
 @register_keras_serializable("lqconvert")
 class ActivationQuantizer(tf_keras.layers.Layer):
     """Fake quantization of activations to int8: x -> (q - zero_point) * scale, q in -128..127.
@@ -236,12 +244,9 @@ class ActivationQuantizer(tf_keras.layers.Layer):
         return low * self.unit, high * self.unit
 
     @property
-    def scale_and_zero_point(self) -> tuple[np.float32, int]:
-        """The int8 quantization that the range means, by TensorFlow's own rule (fake_quant's "nudge")."""
-        low, high = (np.float32(bound) for bound in self.range)
-        scale = np.float32((high - low) / np.float32(255))
-        zero_point = np.floor(np.clip(-low / scale, 0, 255) + np.float32(0.5))
-        return scale, int(zero_point) - 128
+    def scale_and_zero_point(self) -> tuple[float, int]:
+        """The int8 quantization that the range means."""
+        return scale_and_zero_point(*self.range)
 
     def _follow(self, inputs: tf.Tensor) -> tf.Tensor:
         batch = tf.stack([tf.minimum(tf.reduce_min(inputs), 0.0), tf.maximum(tf.reduce_max(inputs), 1e-6)])
@@ -255,3 +260,27 @@ class ActivationQuantizer(tf_keras.layers.Layer):
             tf.cond(self.calibrated, lambda: tf.identity(self.limits), lambda: self._follow(inputs))
         low, high = self.range
         return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high)
+
+
+@register_keras_serializable("lqconvert")
+class FollowingQuantizer(tf_keras.layers.Layer):
+    """Rounds to the grid of the nearest :class:`ActivationQuantizer` in front of it in a functional model.
+
+    For operations that TFLite computes on the scale of their input but whose results lie between its
+    steps, such as average pooling. Has no weights.
+    """
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if hasattr(inputs, "_keras_history"):
+            layer = inputs._keras_history.layer
+            while not isinstance(layer, ActivationQuantizer):
+                layer = layer.input._keras_history.layer
+            # Behind a function: as an attribute Keras would count it as a part of this layer.
+            self.source = lambda: layer
+        return super().__call__(inputs, *args, **kwargs)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        source = self.source()
+        if not source.enabled:
+            return inputs
+        return tf.quantization.fake_quant_with_min_max_vars(inputs, *source.range)

@@ -65,10 +65,11 @@ class Report:
     score_name: str
     float_: Measured
     exported: Measured
-    agreement_with_graph: float
-    agreement_with_float: float
-    max_lsb_from_graph: float
+    agreement_with_graph: float | None  # of the top class; None for models that do not classify
+    agreement_with_float: float | None
+    max_lsb_from_graph: float  # largest difference from the fine-tuned graph, in steps of the output scale
     input_quantization: tuple[float, int]
+    input_shift: float | None  # in pixel steps; 0 is exact, None where the input is not raw pixels
     output_quantization: tuple[float, int]
     layers: list[LayerRow]
     versions: dict[str, str]
@@ -118,12 +119,25 @@ class Report:
         )
         console.print(layers)
         console.print(table)
-        console.print(
-            f"top-1 agreement with the fine-tuned graph {self.agreement_with_graph:.2%}, "
-            f"with the float model {self.agreement_with_float:.2%}, on {self.splits['test']:,} test examples"
-        )
+        examples = f"on {self.splits['test']:,} test examples"
+        if self.agreement_with_graph is not None:
+            console.print(
+                f"top-1 agreement with the fine-tuned graph {self.agreement_with_graph:.2%}, "
+                f"with the float model {self.agreement_with_float:.2%}, {examples}"
+            )
+        else:
+            console.print(
+                f"at most {self.max_lsb_from_graph:.1f} output steps from the fine-tuned graph, {examples}"
+            )
+        console.print(self._input())
+
+    def _input(self) -> str:
+        """How to feed the file."""
         scale, zero_point = self.input_quantization
-        console.print(f"input: int8 = round(x / {scale:.6g}) + {zero_point}")
+        if self.input_shift is None:
+            return f"input: int8 = round(x / {scale:.6g}) + {zero_point}, x preprocessed as for the model"
+        shift = f"; the pixels count as {abs(self.input_shift):.2g} steps off" if self.input_shift else ""
+        return f"input: int8 = pixel - 128 (scale {scale:.6g}, zero point {zero_point}{shift})"
 
 
 def layer_rows(codes: Codes) -> list[LayerRow]:

@@ -23,7 +23,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.graph_transfor
 
 from lqconvert.errors import LqError
 from lqconvert.loading import HardSwish
-from lqconvert.quantizers import ActivationQuantizer, QuantizedLayer, WeightQuantizer
+from lqconvert.quantizers import ActivationQuantizer, FollowingQuantizer, QuantizedLayer, WeightQuantizer
 from lqconvert.schemes import LSQ, Scheme
 
 #: The axes of each kernel that have a scale each. Conv1D is a Conv2D of height 1. A Dense kernel has no
@@ -62,7 +62,7 @@ KEPT_AXES: dict[str, dict[str, tuple[int, ...]]] = {
 GRANULARITIES = tuple(KEPT_AXES)
 LINEAR = tuple(KEPT_AXES["scalar"])
 
-#: Operations whose TFLite kernels want the same scale in and out: no quantizer behind them.
+#: Operations whose TFLite kernels want the same scale in and out: no quantizer of their own behind them.
 SAME_SCALE = {
     "InputLayer",
     "MaxPooling1D",
@@ -81,6 +81,8 @@ SAME_SCALE = {
     "UpSampling1D",
     "UpSampling2D",
 }
+#: Of these, those whose results are rounded to that scale.
+ROUNDED = {"AveragePooling1D", "AveragePooling2D", "UpSampling2D"}
 #: Operations whose output range TFLite prescribes: scale 1/256 or 1/128.
 FIXED_RANGES = {"softmax": (0.0, 255 / 256), "sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
 LEARNED_RANGES = {
@@ -122,7 +124,8 @@ class _Transform(Transform):
 
     def custom_objects(self) -> dict[str, type]:
         return {
-            cls.__name__: cls for cls in (HardSwish, ActivationQuantizer, QuantizedLayer, WeightQuantizer)
+            cls.__name__: cls
+            for cls in (HardSwish, ActivationQuantizer, FollowingQuantizer, QuantizedLayer, WeightQuantizer)
         }
 
 
@@ -371,15 +374,15 @@ class QuantizeWeights(_Transform):
 class QuantizeOutputs(_Transform):
     """Layer -> layer, ActivationQuantizer."""
 
-    def __init__(self, quantizers: dict[str, ActivationQuantizer]) -> None:
+    def __init__(self, quantizers: dict[str, ActivationQuantizer | FollowingQuantizer]) -> None:
         self.quantizers = quantizers
 
     def pattern(self):
-        return LayerPattern("(?!ActivationQuantizer).*")
+        return LayerPattern("(?!ActivationQuantizer|FollowingQuantizer).*")
 
     def replacement(self, match_layer):
         quantizer = self.quantizers[match_layer.layer["config"]["name"]]
-        return _node(ActivationQuantizer, quantizer.get_config(), {}, match_layer)
+        return _node(type(quantizer), quantizer.get_config(), {}, match_layer)
 
 
 def _consumers(layer: Any) -> list[Any]:
@@ -393,9 +396,9 @@ def quantized_output(name: str) -> str:
 
 def _activation_quantizers(
     model: tf_keras.Model, input_range: tuple[float, float] | None
-) -> dict[str, ActivationQuantizer]:
+) -> dict[str, ActivationQuantizer | FollowingQuantizer]:
     """For each layer of a folded model whose output TFLite quantizes, the quantizer to put behind it."""
-    quantizers = {}
+    quantizers: dict[str, ActivationQuantizer | FollowingQuantizer] = {}
     outputs = set(model.output_names)
     for layer in model.layers:
         kind, name = class_name(layer), quantized_output(layer.name)
@@ -410,6 +413,8 @@ def _activation_quantizers(
         elif kind in ("Activation", "Softmax") and activation in FIXED_RANGES:
             final = layer.name in outputs and not _consumers(layer)
             quantizers[layer.name] = ActivationQuantizer(FIXED_RANGES[activation], final, name=name)
+        elif kind in ROUNDED:
+            quantizers[layer.name] = FollowingQuantizer(name=name)
         elif kind not in SAME_SCALE:
             what = f"{kind} {activation}".strip()
             raise LqError(f"layer '{layer.name}' ({what}): no integer kernel for it is known")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from tf_keras import layers
 
 import lqconvert
 from lqconvert.cli import main
-from lqconvert.convert import pixel_range
+from lqconvert.convert import pixel_range, pixel_shift
 from lqconvert.datasets import PREPROCESSINGS, Preprocessing
 from lqconvert.exporting import learned_codes, tflite_layout
 from lqconvert.rewriting import GRANULARITIES
@@ -146,11 +145,11 @@ def test_every_layer_exports_exactly(name):
     assert_exports(model, x)
 
 
-def assert_exports(model, x, **options):
+def assert_exports(model, x, fold=False, **options):
     """The exported file agrees with its graph within 2 steps of its output, and with the float model."""
     quantized = lqconvert.rewrite(model, **options)
     lqconvert.calibrate(quantized, [x])
-    exported = lqconvert.export(quantized)
+    exported = lqconvert.export(quantized, [x] if fold else [])
     outputs = Runner(exported.tflite).run([x])
     graph = quantized(x, training=False).numpy()
     assert np.max(np.abs(outputs - graph)) <= 2.01 * exported.output_scale
@@ -177,6 +176,35 @@ def test_granularities(granularity):
     conv_is_native = granularity in ("scalar", "output-channel-wise")
     assert recoded == [not conv_is_native, not dense_is_native]
     assert all(layer.kernel.deviation < 0.01 for layer in exported.codes.layers.values())
+
+
+@pytest.mark.parametrize(
+    ("block", "granularity"),
+    [
+        (
+            lambda x: layers.Dense(4)(layers.Dense(9, activation="relu")(layers.Flatten()(x))),
+            "row-wise",
+        ),
+        (
+            lambda x: layers.Conv2D(4, 3)(layers.MaxPooling2D()(layers.Conv2D(6, 3, activation="relu")(x))),
+            "channel-wise",
+        ),
+        (
+            lambda x: layers.Conv2D(4, 3)(
+                layers.BatchNormalization()(layers.Conv2D(6, 1, activation="relu")(x))
+            ),
+            "channel-wise",
+        ),
+    ],
+    ids=["dense", "conv", "through batch norm"],
+)
+def test_scales_of_input_channels_fold_into_the_layer_in_front(block, granularity):
+    x = np.random.default_rng(1).normal(size=(32, 8, 8, 3)).astype(np.float32)
+    exported = assert_exports(random_model(block), x, fold=True, granularity=granularity)
+    *_, front, last = exported.codes.layers.values()
+    assert last.kernel.granularity == f"{granularity}, folded into {front.name}"
+    assert last.kernel.deviation == 0
+    assert last.kernel.scale.size == 1
 
 
 @pytest.mark.parametrize(
@@ -208,18 +236,17 @@ def test_rewritten_model_trains_from_scratch_with_fit(scheme):
 
 
 @pytest.mark.parametrize(
-    ("preprocessing", "expected"),
+    ("preprocessing", "expected", "shift"),
     [
-        (PREPROCESSINGS["none"], (0.0, 255.0)),
-        (PREPROCESSINGS["0-1"], (0.0, 1.0)),
-        (PREPROCESSINGS["-1-1"], (-128 / 127.5, 127 / 127.5)),
-        (Preprocessing(1.0, 500.0), None),
+        (PREPROCESSINGS["none"], (0.0, 255.0), 0.0),
+        (PREPROCESSINGS["0-1"], (0.0, 1.0), 0.0),
+        (PREPROCESSINGS["-1-1"], (-128 / 127.5, 127 / 127.5), 0.5),
+        (Preprocessing(1.0, 500.0), None, 0.0),
     ],
 )
-def test_raw_pixels_are_taken_as_they_are(preprocessing, expected):
-    found = pixel_range(SimpleNamespace(integer_pixels=True), preprocessing)
-    assert found == (None if expected is None else pytest.approx(expected))
-    assert pixel_range(SimpleNamespace(integer_pixels=False), preprocessing) is None
+def test_raw_pixels_are_taken_as_they_are(preprocessing, expected, shift):
+    assert pixel_range(preprocessing) == (None if expected is None else pytest.approx(expected))
+    assert abs(pixel_shift(preprocessing)) == pytest.approx(shift)
 
 
 def test_mnist(shared, samples, tmp_path, monkeypatch):

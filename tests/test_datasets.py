@@ -1,0 +1,257 @@
+"""Data from every source in three splits that never mix."""
+
+import io
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from lqconvert import LqError, load_data
+from lqconvert.datasets import PREPROCESSINGS, Preprocessing, choose_preprocessing
+
+RNG = np.random.default_rng(0)
+X = RNG.integers(0, 256, (60, 6, 5, 3), dtype=np.uint8)
+Y = np.arange(60) % 2
+
+
+def png(image: np.ndarray) -> bytes:
+    return tf.io.encode_png(image).numpy()
+
+
+def image_files(layout: str) -> dict[str, bytes]:
+    """Names and contents of X as class folders cat and dog; of 60 images 20 are test images where asked."""
+    part = {"plain": lambda i: "", "train and test": lambda i: "test/" if i < 20 else "train/"}[layout]
+    return {f"{part(i)}{('cat', 'dog')[Y[i]]}/{i:02}.png": png(X[i]) for i in range(60)}
+
+
+@pytest.fixture(params=["folder", "zip"])
+def images(request, tmp_path):
+    """Writes files as a folder or as a zip."""
+
+    def write(files: dict[str, bytes]) -> str:
+        if request.param == "zip":
+            with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+                for name, content in files.items():
+                    archive.writestr(name, content)
+            return str(tmp_path / "images.zip")
+        for name, content in files.items():
+            (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "images" / name).write_bytes(content)
+        return str(tmp_path / "images")
+
+    return write
+
+
+def splits(data):
+    return data.train, data.validation, data.test
+
+
+def keys(split):
+    """The examples of a split as a set: all of X differ."""
+    return {x.tobytes() for x in split.arrays()[0]}
+
+
+def assert_disjoint_and_complete(data, examples):
+    parts = [keys(split) for split in splits(data)]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == len(examples)
+    assert set.union(*parts) == {x.tobytes() for x in examples}
+
+
+@pytest.mark.parametrize(("layout", "test_size"), [("plain", 12), ("train and test", 20)])
+def test_image_folders(images, layout, test_size):
+    data = load_data(images(image_files(layout)), (6, 5, 3), 2)
+    assert data.class_names == ["cat", "dog"]
+    assert data.labels == "classes"
+    assert data.integer_pixels
+    assert data.test.size == test_size
+    assert_disjoint_and_complete(data, X)
+    truth = {x.tobytes(): y for x, y in zip(X, Y, strict=True)}
+    for split in splits(data):
+        for x, y in zip(*split.arrays(), strict=True):
+            assert truth[x.tobytes()] == y
+    if layout == "train and test":
+        assert keys(data.test) == {x.tobytes() for x in X[:20]}
+
+
+def test_images_are_resized_and_turned_gray(images):
+    data = load_data(images(image_files("plain")), (4, 4, 1), 2)
+    assert data.train.arrays()[0].shape[1:] == (4, 4, 1)
+
+
+def test_a_broken_image_is_named(images):
+    files = image_files("plain") | {"cat/00.png": b"not an image"}
+    data = load_data(images(files), (6, 5, 3), 2)
+    with pytest.raises(LqError, match=r"00\.png is not a readable image"):
+        [split.arrays() for split in splits(data)]
+
+
+@pytest.mark.parametrize(
+    ("files", "shape", "outputs", "message"),
+    [
+        ({"readme.txt": b""}, (6, 5, 3), 2, "no images in class folders"),
+        (image_files("plain"), (6, 5), 2, "not images"),
+        (image_files("plain"), (None, None, 3), 2, "size is unknown"),
+        ({f"{n}/{n}.png": png(X[0]) for n in range(30)}, (6, 5, 3), 10, "30 class folders, but the model"),
+    ],
+)
+def test_unusable_images(images, files, shape, outputs, message):
+    with pytest.raises(LqError, match=message):
+        load_data(images(files), shape, outputs)
+
+
+def test_no_zip(tmp_path):
+    (tmp_path / "x.zip").write_text("no")
+    with pytest.raises(LqError, match="not a readable zip"):
+        load_data(str(tmp_path / "x.zip"), (6, 5, 3), 2)
+
+
+@pytest.mark.parametrize("given_test", [True, False])
+def test_npz(given_test, tmp_path):
+    test = {"x_test": X[:20], "y_test": Y[:20]} if given_test else {}
+    np.savez(
+        tmp_path / "data.npz",
+        x_train=X[20:] if given_test else X,
+        y_train=Y[20:] if given_test else Y,
+        **test,
+    )
+    data = load_data(str(tmp_path / "data.npz"), (6, 5, 3), 2)
+    assert data.test.size == (20 if given_test else 12)
+    assert_disjoint_and_complete(data, X)
+
+
+def test_the_seed_changes_validation_but_never_test(tmp_path):
+    np.savez(tmp_path / "data.npz", x=X, y=Y)
+    one, other = (load_data(str(tmp_path / "data.npz"), (6, 5, 3), 2, seed=seed) for seed in (1, 2))
+    assert keys(one.test) == keys(other.test)
+    assert keys(one.validation) != keys(other.validation)
+
+
+def test_npy_has_no_labels(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    data = load_data(str(tmp_path / "x.npy"), (6, 5, 3), 2)
+    assert data.labels == "none"
+    assert data.train.arrays()[1].shape == (data.train.size, 0)
+    assert_disjoint_and_complete(data, X)
+
+
+@pytest.mark.parametrize(
+    ("y", "labels"),
+    [(np.eye(2)[Y], "classes"), (Y[:, np.newaxis], "classes"), (RNG.normal(size=(60, 2)), "values")],
+    ids=["one-hot", "column", "values"],
+)
+def test_kinds_of_labels(y, labels, tmp_path):
+    np.savez(tmp_path / "data.npz", x=X, y=y)
+    data = load_data(str(tmp_path / "data.npz"), (6, 5, 3), 2)
+    assert data.labels == labels
+    if labels == "classes":
+        assert set(data.train.arrays()[1]) == {0, 1}
+
+
+FUNCTIONS = """
+import numpy as np, tensorflow as tf
+x, y = np.load({path!r} + "/x.npy"), np.arange(60) % 2
+dataset = lambda: tf.data.Dataset.from_tensor_slices((x, y))
+arrays = lambda: (x, y)
+unlabeled = lambda: x
+two_parts = lambda: ((x[20:], y[20:]), (x[:20], y[:20]))
+batches = lambda: dataset().batch(7)
+two_datasets = lambda: (dataset().skip(20), dataset().take(20))
+empty = lambda: dataset().take(0)
+"""
+
+
+@pytest.fixture
+def my_data(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", X)
+    (tmp_path / "my_data.py").write_text(FUNCTIONS.format(path=str(tmp_path)))
+    monkeypatch.chdir(tmp_path)
+    yield
+    sys.modules.pop("my_data", None)
+
+
+@pytest.mark.parametrize(
+    ("function", "test_size"),
+    [
+        ("dataset", 12),
+        ("batches", 12),
+        ("arrays", 12),
+        ("unlabeled", 12),
+        ("two_parts", 20),
+        ("two_datasets", 20),
+    ],
+)
+def test_own_function(my_data, function, test_size):
+    data = load_data(f"my_data:{function}", (6, 5, 3), 2)
+    assert data.labels == ("none" if function == "unlabeled" else "classes")
+    assert data.test.size == test_size
+    assert_disjoint_and_complete(data, X)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("my_data:nothing", "cannot call nothing"),
+        ("no_module:f", "cannot call f"),
+        ("my_data:empty", "is empty"),
+        ("my_data:x", "cannot call x"),
+    ],
+)
+def test_own_function_that_fails(my_data, spec, message):
+    with pytest.raises(LqError, match=message):
+        load_data(spec, (6, 5, 3), 2)
+
+
+def test_offline_the_place_to_put_the_file_is_named(tmp_path, monkeypatch):
+    def no_network(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setenv("LQCONVERT_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tf_keras.datasets.fashion_mnist.load_data", no_network)
+    with pytest.raises(LqError, match=r"Put fashion_mnist\.npz .* into .*cache/lqconvert"):
+        load_data("fashion_mnist", (28, 28), 10)
+    np.savez(tmp_path / "fashion_mnist.npz", x_train=X, y_train=Y, x_test=X[:20], y_test=Y[:20])
+    assert load_data("fashion_mnist", (6, 5, 3), 10).test.size == 20
+
+
+@pytest.mark.parametrize("content", [b"no archive", pytest.param(None, id="pickled")])
+def test_unreadable_npz_runs_nothing(content, tmp_path):
+    path = tmp_path / "data.npz"
+    if content is None:
+        file = io.BytesIO()
+        np.savez(file, x=np.array([print], object), y=np.zeros(1))
+        content = file.getvalue()
+    path.write_bytes(content)
+    with pytest.raises(LqError, match="not a readable"):
+        load_data(str(path), (2,), 2)
+
+
+@pytest.mark.parametrize("name", PREPROCESSINGS)
+def test_preprocessing_is_found(name, tmp_path):
+    """A confident classifier of mean brightness, trained on one of the preprocessings."""
+    truth = PREPROCESSINGS[name]
+    x = RNG.integers(0, 256, (600, 4), dtype=np.uint8)
+    y = (x.mean(axis=1) > 127).astype(np.int64)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+
+    def model(inputs):
+        raw = (inputs - truth.offset) / truth.scale
+        p = 1 / (1 + np.exp(-np.clip((raw.mean(axis=1) - 127) / 8, -50, 50)))
+        return np.stack([1 - p, p], axis=1)
+
+    found, scores = choose_preprocessing(model, load_data(str(tmp_path / "data.npz"), (4,), 2))
+    assert found == truth
+    assert set(scores) == set(PREPROCESSINGS)
+
+
+@pytest.mark.parametrize("text", ["none", "0-1", "-1-1", "0.5,-3"])
+def test_preprocessing_names_round_trip(text):
+    assert str(Preprocessing.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "2", "0,1", "a,b", "1,2,3"])
+def test_unknown_preprocessings(text):
+    with pytest.raises(ValueError):  # noqa: PT011
+        Preprocessing.parse(text)

@@ -1,0 +1,143 @@
+"""Runs of other kinds than a plain classifier's, interruptions, and repeatability."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from click.testing import CliRunner
+from tf_keras import layers
+
+from lqconvert import LqError, quantize
+from lqconvert.cli import main
+from lqconvert.runtime import Runner
+
+RNG = np.random.default_rng(0)
+
+
+def trained(x, y, units, activation, loss):
+    tf_keras.utils.set_random_seed(0)
+    dense = [layers.Dense(16, activation="relu"), layers.Dense(units, activation=activation)]
+    model = tf_keras.Sequential([layers.Input(x.shape[1:]), *dense])
+    model.compile(tf_keras.optimizers.Adam(1e-2), loss)
+    model.fit(x, y, epochs=30, verbose=0)
+    return model
+
+
+FEATURES = RNG.normal(size=(600, 8)).astype(np.float32)
+TARGETS = np.sin(FEATURES[:, :2]).astype(np.float32)
+SIDES = (FEATURES.sum(axis=1) > 0).astype(np.int64)
+
+
+def test_regression(tmp_path):
+    trained(FEATURES, TARGETS, 2, "linear", "mse").save(tmp_path / "model.h5")
+    np.savez(tmp_path / "data.npz", x=FEATURES, y=TARGETS)
+    report = quantize(tmp_path / "model.h5", str(tmp_path / "data.npz"), tmp_path / "m.tflite")
+    assert report.score_name == "mean squared error"
+    assert report.float_.score < 0
+    assert report.exported.score >= 1.1 * report.float_.score
+    assert report.agreement_with_graph is None
+    assert report.max_lsb_from_graph <= 2.01
+
+
+def test_binary_classifier_of_one_sigmoid(tmp_path):
+    trained(FEATURES, SIDES, 1, "sigmoid", "binary_crossentropy").save(tmp_path / "model.h5")
+    np.savez(tmp_path / "data.npz", x=FEATURES, y=SIDES)
+    report = quantize(tmp_path / "model.h5", str(tmp_path / "data.npz"), tmp_path / "m.tflite")
+    assert report.score_name == "accuracy"
+    assert report.float_.score > 0.9
+    assert report.exported.score >= report.float_.score - 0.01
+    assert report.agreement_with_graph >= 0.99
+
+
+def test_without_labels_the_float_model_teaches(tmp_path):
+    model = trained(FEATURES, TARGETS, 2, "linear", "mse")
+    model.save(tmp_path / "model.h5")
+    np.save(tmp_path / "x.npy", FEATURES)
+    report = quantize(tmp_path / "model.h5", str(tmp_path / "x.npy"), tmp_path / "m.tflite")
+    assert report.float_.score == 0
+    outputs = Runner((tmp_path / "m.tflite").read_bytes()).run([FEATURES])
+    assert np.sqrt(np.mean((outputs - model(FEATURES)) ** 2)) < 0.05
+
+
+def test_same_seed_same_file_other_seed_another(samples, tmp_path):
+    def run(seed):
+        quantize(samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite", epochs=1, seed=seed)
+        return (tmp_path / "m.tflite").read_bytes()
+
+    assert run(1) == run(1) != run(2)
+
+
+class Interrupt:
+    """A progress callback that presses Ctrl-C at its n-th call."""
+
+    def __init__(self, at):
+        self.left = at
+
+    def __call__(self, _):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_interrupted_and_resumed(at, samples, tmp_path):
+    said = []
+    job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
+    report = quantize(*job, progress=Interrupt(at), say=said.append)
+    assert "--resume" in said[-1]
+    assert report.exported.score > 0.9
+    weights = tmp_path / "m.resume.weights.h5"
+    assert weights.exists()
+    quantize(*job, resume=True)
+    assert not weights.exists()
+    with pytest.raises(LqError, match="nothing to resume"):
+        quantize(*job, resume=True)
+
+
+def test_resuming_another_run(samples, tmp_path):
+    job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
+    quantize(*job, progress=Interrupt(1))
+    with pytest.raises(LqError, match="not from the same model and settings"):
+        quantize(*job, granularity="scalar", resume=True)
+
+
+def test_a_broken_image_ends_the_run_in_one_line(samples, tmp_path):
+    for number in range(40):
+        path = tmp_path / "images" / str(number % 10) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = RNG.integers(0, 256, (8, 8, 1), dtype=np.uint8)
+        path.write_bytes(tf.io.encode_png(image).numpy() if number != 7 else b"not an image")
+    model, output = str(samples / "digits_cnn.h5"), tmp_path / "out" / "m.tflite"
+    arguments = [model, "--data", str(tmp_path / "images"), "--preprocess", "none", "-o", str(output)]
+    result = CliRunner().invoke(main, ["quantize", *arguments])
+    assert result.exit_code == 1
+    assert "7.png is not a readable image" in " ".join(result.stderr.split())
+    assert list(output.parent.iterdir()) == []
+
+
+def test_cli_passes_its_settings_on(samples, tmp_path):
+    options = ["--scheme", "maxbin", "--penalty", "1e-5", "--granularity", "scalar", "--rounding", "floor"]
+    options += ["--bits", "6", "--preprocess", "none", "--epochs", "1", "--batch-size", "64", "--seed", "3"]
+    options += ["--learning-rate", "1e-3", "-o", str(tmp_path / "m.tflite")]
+    result = CliRunner().invoke(
+        main, ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", *options]
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "m.report.json").read_text())
+    assert report["settings"] == {
+        "scheme": {"name": "maxbin", "limit": 31, "gamma": 1e-5},
+        "granularity": "scalar",
+        "rounding": "floor",
+        "start": None,
+        "preprocess": "none",
+        "epochs": 1,
+        "batch_size": 64,
+        "learning_rate": 1e-3,
+        "seed": 3,
+    }
+    for layer in report["layers"]:
+        assert layer["smallest_code"] >= -31
+        assert layer["largest_code"] <= 31
+        assert layer["granularity"] == "scalar"
