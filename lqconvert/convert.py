@@ -14,9 +14,10 @@ from lqconvert.datasets import Preprocessing, choose_preprocessing, load_data
 from lqconvert.errors import LqError
 from lqconvert.exporting import convert, export, learned_codes
 from lqconvert.finetuning import Progress, finetune, logits_of, predict, score_outputs
+from lqconvert.folding import fold
 from lqconvert.loading import load_model
 from lqconvert.report import Measured, Report, layer_rows, versions
-from lqconvert.rewriting import fold, rewrite
+from lqconvert.rewriting import rewrite
 from lqconvert.runtime import Runner
 from lqconvert.schemes import LSQ, Scheme
 

@@ -18,14 +18,14 @@ import tf_keras
 
 from lqconvert.codes import Codes, LayerCodes, TensorCodes, native
 from lqconvert.errors import LqError
-from lqconvert.folding import fold_input_scales
+from lqconvert.granularity import KEPT_AXES, class_name, kernel_name
 from lqconvert.quantizers import (
     ActivationQuantizer,
     FollowingQuantizer,
     QuantizedLayer,
     scale_and_zero_point,
 )
-from lqconvert.rewriting import KEPT_AXES, class_name, kernel_name
+from lqconvert.rescaling import fold_input_scales
 
 #: For each linear TFLite operator, the places of its input, kernel and bias among its inputs.
 OPERANDS = {

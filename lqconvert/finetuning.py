@@ -15,8 +15,8 @@ import tf_keras
 from lqconvert.codes import Codes
 from lqconvert.datasets import Data, Preprocessing, Split
 from lqconvert.exporting import learned_codes
+from lqconvert.granularity import class_name
 from lqconvert.quantizers import ActivationQuantizer
-from lqconvert.rewriting import class_name
 
 #: Fine-tuning of a small data set still takes at least this many steps.
 MINIMUM_STEPS = 500
@@ -90,7 +90,7 @@ def finetune(
 
     Args:
         model: what :func:`lqconvert.rewrite` gives, calibrated.
-        teacher: the float model as :func:`lqconvert.rewriting.fold` gives it; its outputs are half of the
+        teacher: the float model as :func:`lqconvert.folding.fold` gives it; its outputs are half of the
             target (all of it without labels).
         epochs: passes over the training split; more where they make fewer than 500 steps.
         learning_rate: Adam's, falling to 0 along a cosine. Scales and ranges take the same.

@@ -1,110 +1,264 @@
-"""Scales of input channels, which TFLite does not have, folded into the layer in front.
+"""From a float model to an equal one made of the operations that TFLite has.
 
-With ``y = sum_i x_i s_i q_i`` and a layer in front that makes ``x_i``, that layer makes ``x_i s_i`` instead
-where all that lies between commutes with a positive factor: the codes of both stay as learned.
+Activations stand apart, separable convolutions are split, BatchNormalization is folded into its neighbours.
+The graph rewrites, here and in :mod:`lqconvert.rewriting`, are tfmot transforms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+import math
 from typing import Any
 
 import numpy as np
 import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.graph_transformations.model_transformer import (  # noqa: E501
+    ModelTransformer,
+)
+from tensorflow_model_optimization.python.core.quantization.keras.graph_transformations.transforms import (
+    LayerNode,
+    LayerPattern,
+    Transform,
+)
 
-from lqconvert.codes import Codes, LayerCodes
-from lqconvert.quantizers import ActivationQuantizer, QuantizedLayer
-from lqconvert.rewriting import KEPT_AXES, class_name
-
-INPUT_AXIS = {"Dense": 0, "Conv1D": 1, "Conv2D": 2, "Conv2DTranspose": 3}
-#: f(x * s) = f(x) * s for every positive factor s of a channel (ReLU: where it has no maximum).
-COMMUTE = {
-    *("ReLU", "LeakyReLU", "MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D"),
-    *("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D"),
-    *("ZeroPadding1D", "ZeroPadding2D", "UpSampling1D", "UpSampling2D", "Cropping1D", "Cropping2D"),
-    *("ActivationQuantizer", "FollowingQuantizer"),
-}
+from lqconvert.errors import LqError
+from lqconvert.granularity import KEPT_AXES, LINEAR, class_name, kernel_name
+from lqconvert.loading import HardSwish
 
 
-def fold_input_scales(
-    model: tf_keras.Model, codes: Codes, batches: Iterable[np.ndarray]
-) -> tuple[Codes, dict[str, tuple[float, float]]]:
-    """Moves scales of input channels into the layers in front, where that is exact.
+def node(cls: type, config: dict[str, Any], weights: dict[str, np.ndarray], *inputs: LayerNode) -> LayerNode:
+    """A new layer in a replacement graph."""
+    layer = {"class_name": cls.__name__, "name": config["name"], "config": config, "inbound_nodes": []}
+    return LayerNode(layer, weights, list(inputs))
+
+
+class GraphTransform(Transform):
+    """A rewrite given by a pattern and a function of the matched node."""
+
+    def custom_objects(self) -> dict[str, type]:
+        return {"HardSwish": HardSwish}
+
+
+class SplitActivation(GraphTransform):
+    """Dense(activation="relu") -> Dense, ReLU."""
+
+    def pattern(self):
+        return LayerPattern("|".join([*LINEAR, "SeparableConv2D"]), {"activation": "(?!linear|None).*"})
+
+    def replacement(self, match_layer):
+        config = match_layer.layer["config"]
+        activation, config["activation"] = config["activation"], "linear"
+        if not isinstance(activation, str):
+            raise LqError(f"layer '{config['name']}': activation {activation} is not known")
+        name = f"{config['name']}_{activation}"
+        if activation == "relu":
+            return node(tf_keras.layers.ReLU, {"name": name}, {}, match_layer)
+        return node(tf_keras.layers.Activation, {"name": name, "activation": activation}, {}, match_layer)
+
+
+class NameActivation(GraphTransform):
+    """Activation("relu") and Activation("softmax") -> ReLU and Softmax, so that each has one name."""
+
+    def pattern(self):
+        return LayerPattern("Activation", {"activation": "relu|softmax"})
+
+    def replacement(self, match_layer):
+        config = match_layer.layer["config"]
+        cls = {"relu": tf_keras.layers.ReLU, "softmax": tf_keras.layers.Softmax}[config["activation"]]
+        return node(cls, {"name": config["name"]}, {})
+
+
+class SplitSeparable(GraphTransform):
+    """SeparableConv2D -> DepthwiseConv2D, Conv2D 1x1."""
+
+    def pattern(self):
+        return LayerPattern("SeparableConv2D", {"activation": "linear|None"})
+
+    def replacement(self, match_layer):
+        config, weights = match_layer.layer["config"], dict(match_layer.weights)
+        shared = ("padding", "strides", "dilation_rate", "kernel_size", "depth_multiplier")
+        depthwise = node(
+            tf_keras.layers.DepthwiseConv2D,
+            {"name": f"{config['name']}_depthwise", "use_bias": False} | {key: config[key] for key in shared},
+            {"depthwise_kernel:0": weights.pop("depthwise_kernel:0")},
+        )
+        weights["kernel:0"] = weights.pop("pointwise_kernel:0")
+        pointwise = {"name": config["name"], "filters": config["filters"], "kernel_size": 1}
+        return node(tf_keras.layers.Conv2D, pointwise | {"use_bias": config["use_bias"]}, weights, depthwise)
+
+
+def _multiply_add(batch_norm: LayerNode) -> tuple[np.ndarray, np.ndarray]:
+    """The factor and the offset per channel that a BatchNormalization comes to in inference."""
+    config, weights = batch_norm.layer["config"], batch_norm.weights
+    mean = weights["moving_mean:0"].astype(np.float64)
+    factor = 1.0 / np.sqrt(weights["moving_variance:0"].astype(np.float64) + config["epsilon"])
+    if config["scale"]:
+        factor = factor * weights["gamma:0"]
+    offset = -mean * factor
+    if config["center"]:
+        offset = offset + weights["beta:0"]
+    return factor, offset
+
+
+def _with_bias(linear: LayerNode, kernel: np.ndarray, bias: np.ndarray, channels: int) -> LayerNode:
+    """The linear layer with another kernel, and with its bias or a new one raised by ``bias``."""
+    name = f"{kernel_name(linear.layer)}:0"
+    old_bias = linear.weights.get("bias:0", np.zeros(channels))
+    linear.layer["config"]["use_bias"] = True
+    linear.weights = {name: kernel.astype(np.float32), "bias:0": (old_bias + bias).astype(np.float32)}
+    return linear
+
+
+def _output_axes(layer: dict[str, Any]) -> tuple[int, ...]:
+    return KEPT_AXES["output-channel-wise"][class_name(layer)]
+
+
+class FoldBatchNorm(GraphTransform):
+    """Linear, BatchNormalization -> Linear."""
+
+    def pattern(self):
+        return LayerPattern(
+            "BatchNormalization", {}, [LayerPattern("|".join(LINEAR), {"activation": "linear|None"})]
+        )
+
+    def replacement(self, match_layer):
+        linear = match_layer.input_layers[0]
+        factor, offset = _multiply_add(match_layer)
+        kernel = linear.weights[f"{kernel_name(linear.layer)}:0"]
+        axes = _output_axes(linear.layer)
+        along = [kernel.shape[axis] if axis in axes else 1 for axis in range(kernel.ndim)]
+        bias = linear.weights.get("bias:0", np.zeros_like(factor))
+        return _with_bias(linear, kernel * factor.reshape(along), bias * factor + offset - bias, len(factor))
+
+
+class FoldBatchNormForward(GraphTransform):
+    """BatchNormalization, (Flatten,) Dense or unpadded Conv2D -> the same without BatchNormalization."""
+
+    def __init__(self, linear: str, config: dict[str, Any], flatten: bool) -> None:
+        self.linear, self.config, self.flatten = linear, config, flatten
+
+    def pattern(self):
+        inputs = [LayerPattern("BatchNormalization")]
+        if self.flatten:
+            inputs = [LayerPattern("Flatten", {}, inputs)]
+        return LayerPattern(self.linear, self.config, inputs)
+
+    def replacement(self, match_layer):
+        batch_norm = match_layer.input_layers[0]
+        if self.flatten:
+            match_layer.input_layers = [batch_norm]
+            batch_norm = batch_norm.input_layers[0]
+        factor, offset = _multiply_add(batch_norm)
+        kernel = match_layer.weights["kernel:0"]
+        # Flatten puts the channels last: they repeat along the flat axis.
+        repeats = kernel.shape[-2] // len(factor)
+        factor, offset = np.tile(factor, repeats), np.tile(offset, repeats)
+        bias = np.tensordot(offset, kernel, axes=(0, kernel.ndim - 2))
+        bias = bias.reshape(-1, kernel.shape[-1]).sum(axis=0)
+        if self.flatten:
+            match_layer.input_layers[0].input_layers = []
+        else:
+            match_layer.input_layers = []
+        return _with_bias(match_layer, kernel * factor[:, np.newaxis], bias, kernel.shape[-1])
+
+
+# ModelTransformer remembers matches by the name of the transform's class.
+class FoldIntoDense(FoldBatchNormForward):
+    pass
+
+
+class FoldIntoFlatDense(FoldBatchNormForward):
+    pass
+
+
+class FoldIntoConv(FoldBatchNormForward):
+    pass
+
+
+class BatchNormToDepthwise(GraphTransform):
+    """A BatchNormalization that nothing can absorb -> DepthwiseConv2D 1x1, TFLite's integer multiply-add.
+
+    One weight a channel and one scale a channel: its codes are +-127 and exact.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int | None, ...]]) -> None:
+        self.shapes = shapes
+
+    def pattern(self):
+        return LayerPattern("BatchNormalization")
+
+    def replacement(self, match_layer):
+        name = match_layer.layer["config"]["name"]
+        shape = self.shapes[name]
+        factor, offset = _multiply_add(match_layer)
+        weights = {
+            "depthwise_kernel:0": factor.reshape(1, 1, -1, 1).astype(np.float32),
+            "bias:0": offset.astype(np.float32),
+        }
+        config = {"name": name, "kernel_size": 1}
+        if len(shape) == 3:
+            return node(tf_keras.layers.DepthwiseConv2D, config, weights)
+        if None in shape:
+            raise LqError(f"layer '{name}': BatchNormalization over an unknown shape {shape}")
+        image = (math.prod(shape[:-1]), 1, shape[-1])  # type: ignore[arg-type]
+        reshape = node(tf_keras.layers.Reshape, {"name": f"{name}_image", "target_shape": image}, {})
+        depthwise = node(tf_keras.layers.DepthwiseConv2D, config, weights, reshape)
+        return node(tf_keras.layers.Reshape, {"name": f"{name}_shape", "target_shape": shape}, {}, depthwise)
+
+
+def transform(model: tf_keras.Model, *steps: Transform, only: set[str] | None = None) -> Any:
+    transformed, _ = ModelTransformer(model, list(steps), only).transform()
+    return transformed
+
+
+def _check_batch_norm_axes(model: tf_keras.Model) -> None:
+    for layer in model.layers:
+        if isinstance(layer, tf_keras.layers.BatchNormalization):
+            axis = layer.axis[0] if isinstance(layer.axis, (list, tuple)) else layer.axis
+            if axis not in (-1, len(layer.input_shape) - 1):
+                raise LqError(f"layer '{layer.name}': BatchNormalization over axis {axis}, not the last one")
+
+
+def random_inputs(model: tf_keras.Model, batch: int, seed: int = 0) -> list[np.ndarray]:
+    """Normal float32 inputs for every input of the model; unknown lengths become 32."""
+    rng = np.random.default_rng(seed)
+    return [
+        rng.normal(size=(batch, *(n or 32 for n in x.shape[1:]))).astype(np.float32) for x in model.inputs
+    ]
+
+
+def fold(model: tf_keras.Model) -> tf_keras.Model:
+    """An equal model of the operations that TFLite has: activations apart, BatchNormalization folded.
 
     Args:
-        model: a rewritten model.
-        codes: its codes, as :func:`lqconvert.exporting.learned_codes` gives them.
-        batches: inputs, preprocessed as for the model: the new activation ranges are read off them.
+        model: a flat functional float model, as :func:`lqconvert.loading.load_model` gives it.
 
-    Returns:
-        The codes with the scales moved (what could not be moved stays), and (low, high) of every
-        :class:`ActivationQuantizer` whose range changes by it.
+    Raises:
+        LqError: if a layer cannot be expressed, or the folded model's outputs differ on random inputs.
     """
-    layers = dict(codes.layers)
-    factors: dict[str, np.ndarray] = {}
-    for name in reversed(layers):
-        kernel, kind = layers[name].kernel, layers[name].kind
-        axis = INPUT_AXIS.get(kind)
-        if axis is None or kernel.scale.shape[axis] == 1:
-            continue
-        producer, between = _path(model.get_layer(name))
-        if producer is None:
-            continue
-        channels = np.moveaxis(kernel.scale, axis, 0)
-        channels = channels.reshape(len(channels), -1)[:, 0]
-        factor = channels / channels.max()
-        folded = replace(
-            kernel,
-            scale=np.take(kernel.scale, [channels.argmax()], axis=axis),
-            granularity=f"{kernel.granularity}, folded into {producer}",
-        )
-        layers[name] = replace(layers[name], kernel=folded)
-        layers[producer] = _multiplied(layers[producer], factor)
-        factors |= {layer.name: factor for layer in between if isinstance(layer, ActivationQuantizer)}
-    return Codes(layers, codes.activations), _ranges(model, factors, batches)
+    _check_batch_norm_axes(model)
+    folded = transform(
+        model,
+        SplitActivation(),
+        NameActivation(),
+        SplitSeparable(),
+        FoldBatchNorm(),
+        FoldIntoDense("Dense", {}, flatten=False),
+        FoldIntoFlatDense("Dense", {}, flatten=True),
+        FoldIntoConv("Conv2D|Conv1D", {"padding": "valid", "groups": 1}, flatten=False),
+    )
+    shapes = {
+        layer.name: layer.output_shape[1:] for layer in folded.layers if class_name(layer) != "InputLayer"
+    }
+    folded = transform(folded, BatchNormToDepthwise(shapes))
+    inputs = random_inputs(model, batch=4)
+    for before, after in zip(_outputs(model, inputs), _outputs(folded, inputs), strict=True):
+        # float32 sums in another order; relative to the largest output.
+        difference = np.max(np.abs(before - after)) / (np.max(np.abs(before)) + 1e-6)
+        if not difference <= 1e-3:
+            raise LqError(f"folding BatchNormalization changed the outputs by {difference:.2g} (relative)")
+    return folded
 
 
-def _path(layer: Any) -> tuple[str | None, list[Any]]:
-    """The linear layer that alone feeds this one through what commutes, and the layers between them."""
-    between: list[Any] = []
-    while True:
-        tensor = layer.input
-        if isinstance(tensor, list):
-            return None, []
-        layer = tensor._keras_history.layer
-        if len(layer.outbound_nodes) != 1:
-            return None, []
-        if isinstance(layer, QuantizedLayer):
-            return layer.name, between
-        bent = any(getattr(layer, name, None) for name in ("max_value", "threshold", "fixed"))
-        if class_name(layer) not in COMMUTE or bent:
-            return None, []
-        between.append(layer)
-
-
-def _multiplied(layer: LayerCodes, factor: np.ndarray) -> LayerCodes:
-    """The layer with every output channel multiplied."""
-    shape = [1] * layer.kernel.codes.ndim
-    axes = KEPT_AXES["output-channel-wise"][layer.kind]
-    for axis in axes:
-        shape[axis] = layer.kernel.codes.shape[axis]
-    kernel = replace(layer.kernel, scale=(layer.kernel.scale * factor.reshape(shape)).astype(np.float32))
-    bias = None if layer.bias is None else (layer.bias * factor).astype(np.float32)
-    return replace(layer, kernel=kernel, bias=bias)
-
-
-def _ranges(
-    model: tf_keras.Model, factors: dict[str, np.ndarray], batches: Iterable[np.ndarray]
-) -> dict[str, tuple[float, float]]:
-    """What the activations range over once their channels are multiplied."""
-    if not factors:
-        return {}
-    observe = tf_keras.Model(model.inputs, {name: model.get_layer(name).output for name in factors})
-    ranges = dict.fromkeys(factors, (0.0, 0.0))
-    for batch in batches:
-        for name, outputs in observe(batch, training=False).items():
-            values = outputs.numpy() * factors[name]
-            low, high = ranges[name]
-            ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
-    return ranges
+def _outputs(model: tf_keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    outputs = model(inputs if len(inputs) > 1 else inputs[0], training=False)
+    return [np.asarray(y) for y in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]

@@ -16,7 +16,7 @@ from lqconvert.cli import main
 from lqconvert.convert import pixel_range, pixel_shift
 from lqconvert.datasets import PREPROCESSINGS, Preprocessing
 from lqconvert.exporting import learned_codes, tflite_layout
-from lqconvert.rewriting import GRANULARITIES
+from lqconvert.granularity import GRANULARITIES
 from lqconvert.runtime import Runner
 
 
