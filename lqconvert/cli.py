@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
 from lqconvert import __version__
+from lqconvert.budget import Budget
 from lqconvert.datasets import Preprocessing
 from lqconvert.errors import LqError
 
-SCHEMES = ("lsq", "gradient-threshold", "maxbin", "inverse", "difference")
+SCHEMES = ("rate", "lsq", "gradient-threshold", "maxbin", "inverse", "difference")
 GRANULARITIES = ("scalar", "row-wise", "column-wise", "channel-wise", "output-channel-wise")
 
 
@@ -30,6 +32,20 @@ class _Preprocessing(click.ParamType):
             self.fail(f"'{value}' is none of none, 0-1, -1-1 and SCALE,OFFSET (two numbers)", param, ctx)
 
 
+class _Size(click.ParamType):
+    name = "BYTES"
+    UNITS: ClassVar[dict[str, int]] = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "KIB": 1024, "MIB": 1024**2}
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([a-zA-Z]*)", str(value))
+        if match is None or match[2].upper() not in self.UNITS:
+            self.fail(f"'{value}' is no size, such as 64KB, 0.5MB or 20000", param, ctx)
+        return int(float(match[1]) * self.UNITS[match[2].upper()])
+
+
+MAX_DROP = "Make the smallest file at most so far under float on validation data.  [default: 0 for rate]"
+
+
 class _Group(click.Group):
     """Ends a mistake of the user's in two lines at most and exit code 1; --debug shows the traceback."""
 
@@ -43,6 +59,7 @@ class _Group(click.Group):
             if debug:
                 raise
             click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("interrupted: nothing was written", err=True)
         except Exception as error:
@@ -69,11 +86,15 @@ def main() -> None:
 @click.argument("model", type=click.Path())
 @click.option("--data", required=True, help="digits, mnist, cifar10, a .npz, a folder or zip of images, ...")
 @click.option("-o", "--output", type=click.Path(), help="The .tflite to write.  [default: MODEL.tflite]")
-@click.option("--scheme", type=click.Choice(SCHEMES), default="lsq", show_default=True)
+@click.option("--scheme", type=click.Choice(SCHEMES), default="rate", show_default=True)
+@click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS", help=MAX_DROP)
+@click.option("--max-size", type=_Size(), help="Make the best file of at most these bytes, deflated.")
 @click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Width of lsq's codes.")
-@click.option("--penalty", type=float, help="The scheme's gamma (or lambda).  [default: the thesis's]")
+@click.option("--penalty", type=float, help="The scheme's gamma (or lambda), fixed: no budget.")
 @click.option(
-    "--granularity", type=click.Choice(GRANULARITIES), default="output-channel-wise", show_default=True
+    "--granularity",
+    type=click.Choice(GRANULARITIES),
+    help="Which weights share a scale.  [default: scalar for rate, else output-channel-wise]",
 )
 @click.option("--rounding", type=click.Choice(("nearest", "floor")), default="nearest", show_default=True)
 @click.option(
@@ -82,9 +103,13 @@ def main() -> None:
 @click.option(
     "--preprocess", type=_Preprocessing(), help="What the model was trained on.  [default: found out]"
 )
-@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), help="[default: 12 for rate, else 3]")
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=2e-4, show_default=True)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of Adam.  [default: 3e-3 for rate, else 2e-4]",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Start from the best weights of an interrupted run.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
@@ -93,6 +118,8 @@ def quantize(
     data: str,
     output: str | None,
     scheme: str,
+    max_drop: float | None,
+    max_size: int | None,
     bits: int,
     penalty: float | None,
     debug: bool,
@@ -103,6 +130,11 @@ def quantize(
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    if sum(option is not None for option in (max_drop, max_size, penalty)) > 1:
+        raise click.UsageError("--max-drop, --max-size and --penalty exclude one another")
+    budget = Budget(max_drop, max_size)
+    if max_drop is max_size is penalty is None and scheme == "rate":
+        budget = Budget(max_drop=0.0, required=False)
     if not os.path.exists(model):
         raise LqError(f"{model}: no such file")
     _import_quietly(debug)
@@ -114,15 +146,17 @@ def quantize(
         task = bar.add_task("loading", total=None)
 
         def progress(at: Any) -> None:
-            text = f"step {at.step}/{at.steps}  loss {at.loss:.4f}  validation {at.score:.4f}"
-            text += f"  {at.codes} codes  ~{at.estimated_bytes:,} bytes"
-            bar.update(task, description=text, completed=at.step, total=at.steps)
+            point = at.point
+            text = f"step {point.step}/{at.steps}  loss {at.loss:.4f}  validation {point.score:.4f}"
+            text += f"  {at.codes} codes  ~{point.bytes:,} bytes deflated"
+            bar.update(task, description=text, completed=point.step, total=at.steps)
 
         report = run(
             model,
             data,
             output or os.path.splitext(model.rstrip("/"))[0] + ".tflite",
             scheme=_scheme(scheme, bits, penalty),
+            budget=budget,
             preprocess=settings.pop("preprocess"),
             progress=progress,
             say=console.print,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,17 +10,19 @@ from pathlib import Path
 import numpy as np
 import tf_keras
 
+from lqconvert.budget import Budget
 from lqconvert.calibration import calibrate
 from lqconvert.datasets import Preprocessing, choose_preprocessing, load_data
-from lqconvert.errors import LqError
+from lqconvert.errors import BudgetMissed, LqError
 from lqconvert.exporting import convert, export, learned_codes
-from lqconvert.finetuning import Progress, finetune, logits_of, predict, score_outputs
+from lqconvert.finetuning import Finetuned, Progress, finetune, logits_of, predict, score_outputs
 from lqconvert.folding import fold
 from lqconvert.loading import load_model
+from lqconvert.packing import rest_of_file
 from lqconvert.report import Measured, Report, layer_rows, versions
 from lqconvert.rewriting import rewrite
 from lqconvert.runtime import Runner
-from lqconvert.schemes import LSQ, Scheme
+from lqconvert.schemes import Rate, Scheme
 
 
 def quantize(
@@ -28,13 +31,14 @@ def quantize(
     output: str | Path,
     *,
     scheme: Scheme | None = None,
-    granularity: str = "output-channel-wise",
+    budget: Budget | None = None,
+    granularity: str | None = None,
     rounding: str = "nearest",
     start: float | None = None,
     preprocess: Preprocessing | None = None,
-    epochs: int = 3,
+    epochs: int | None = None,
     batch_size: int = 128,
-    learning_rate: float = 2e-4,
+    learning_rate: float | None = None,
     seed: int = 0,
     resume: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
@@ -46,6 +50,12 @@ def quantize(
         model_path: a .h5 or .keras file or a SavedModel folder.
         data_spec: see :func:`lqconvert.datasets.load_data`.
         output: the .tflite to write; its folder is made.
+        scheme: how scales are learned; ``Rate()`` by default.
+        budget: what the file may lose or weigh; ``Budget(max_drop=0, required=False)`` by default where no
+            scheme is given. Schemes without a penalty take none.
+        granularity: which weights share a scale; one scale a tensor by default for ``Rate()`` (each scale
+            costs bytes), else one for each output channel.
+        epochs, learning_rate: what suits the scheme, by default.
         preprocess: what the model was trained on; found out by scoring the float model when None.
         resume: start from the best weights of a run into the same output that was interrupted or died.
         progress, say: called with where fine-tuning stands, and with one-line messages.
@@ -55,16 +65,22 @@ def quantize(
 
     Raises:
         LqError: for every mistake of the user's; nothing is written then.
+        BudgetMissed: if no codes hold the budget.
     """
     output = Path(output)
     _check_writable(output)
-    scheme = scheme or LSQ()
+    budget = budget or Budget(max_drop=0.0 if scheme is None else None, required=False)
+    scheme = scheme or Rate()
+    if budget.steers and type(scheme).penalty is Scheme.penalty:
+        raise LqError(f"scheme {scheme.name} has no penalty to steer to a budget with; take rate")
+    granularity = granularity or ("scalar" if isinstance(scheme, Rate) else "output-channel-wise")
+    epochs, learning_rate = epochs or scheme.epochs, learning_rate or scheme.learning_rate
     model = load_model(model_path)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise LqError(
             f"{model_path}: {len(model.inputs)} inputs and {len(model.outputs)} outputs; give one each"
         )
-    data = load_data(data_spec, model.input_shape[1:], model.output_shape[-1], seed=seed)
+    data = load_data(data_spec, model.input_shape[1:], model.output_shape[-1])
     if preprocess is None:
         preprocess = Preprocessing()
         if data.labels != "none":
@@ -86,7 +102,8 @@ def quantize(
     best_weights = output.with_suffix(".resume.weights.h5")
     if resume:
         _resume(quantized, best_weights)
-    finished = finetune(
+    started = export(quantized)
+    finetuned = finetune(
         quantized,
         folded,
         data,
@@ -95,10 +112,18 @@ def quantize(
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
+        budget=budget,
+        keep_last=scheme.coarsens,
+        rest_of_file=rest_of_file(started.tflite, started.codes),
         best_weights=best_weights,
         progress=progress,
     )
-    if not finished:
+    if not finetuned.holds and budget.required:
+        best_weights.unlink()
+        raise BudgetMissed(_missed(budget, finetuned))
+    if not finetuned.holds:
+        say(f"{_missed(budget, finetuned)}: exporting that; has the float model seen the validation data?")
+    if not finetuned.finished:
         say("interrupted: exporting the best so far; to go on, run the same command with --resume")
     exported = export(quantized, batches)
     float_tflite = convert(folded, integer=False)
@@ -115,6 +140,7 @@ def quantize(
         splits={"train": data.train.size, "validation": data.validation.size, "test": data.test.size},
         settings={
             "scheme": scheme.get_config(),
+            "budget": dataclasses.asdict(budget),
             "granularity": granularity,
             "rounding": rounding,
             "start": start,
@@ -136,6 +162,8 @@ def quantize(
         input_shift=pixel_shift(preprocess) if pixels else None,
         output_quantization=(exported.output_scale, exported.output_zero_point),
         layers=layer_rows(exported.codes),
+        best=finetuned.best,
+        curve=finetuned.curve,
         versions=versions(),
     )
     _write_all(
@@ -145,9 +173,17 @@ def quantize(
             output.with_suffix(".report.json"): lambda path: path.write_text(report.to_json()),
         }
     )
-    if finished:
+    if finetuned.finished:
         best_weights.unlink()
     return report
+
+
+def _missed(budget: Budget, finetuned: Finetuned) -> str:
+    if budget.max_size is not None:
+        smallest = min(point.bytes for point in finetuned.curve)
+        return f"no codes of {budget}: the smallest file was {smallest:,} bytes deflated"
+    highest = max(finetuned.curve, key=lambda point: point.score)
+    return f"no codes {budget}: the best validation score was {highest.score:.4f} at {highest.bytes:,} bytes"
 
 
 def _resume(model: tf_keras.Model, weights: Path) -> None:

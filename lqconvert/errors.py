@@ -7,3 +7,11 @@ class LqError(Exception):
     The message is one or two lines that say what is wrong with which file or layer and what to do about
     it. The command line prints it on stderr and exits with code 1.
     """
+
+    exit_code = 1
+
+
+class BudgetMissed(LqError):
+    """No codes hold the budget; the message says what was reached. Exit code 3."""
+
+    exit_code = 3

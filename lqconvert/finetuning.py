@@ -12,26 +12,37 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from lqconvert.codes import Codes
+from lqconvert.budget import Budget, Point, Steering
 from lqconvert.datasets import Data, Preprocessing, Split
 from lqconvert.exporting import learned_codes
 from lqconvert.granularity import class_name
+from lqconvert.packing import deflated, rate_bytes, stored
 from lqconvert.quantizers import ActivationQuantizer
 
 #: Fine-tuning of a small data set still takes at least this many steps.
 MINIMUM_STEPS = 500
+#: How often an unsteered run looks at the validation split; a steered one does after every cycle.
+LOOKS = 10
 
 
 @dataclass(frozen=True)
 class Progress:
     """Where fine-tuning stands: what the progress bar shows."""
 
-    step: int
-    steps: int
+    steps: int  # of the whole run
     loss: float
-    score: float  # of the validation split: accuracy, or minus the mean squared error
     codes: int  # different integers in use, summed over the tensors
-    estimated_bytes: int  # of the weights, by the entropy of their codes
+    point: Point
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """How a run ended. The model holds the weights of ``best``."""
+
+    finished: bool  # False if Ctrl-C ended it early
+    best: Point
+    holds: bool  # the best point holds the budget
+    curve: list[Point]
 
 
 def logits_of(model: tf_keras.Model) -> tuple[tf_keras.Model, str]:
@@ -67,6 +78,15 @@ def score_outputs(outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) 
     return -float(np.mean((outputs.reshape(len(outputs), -1) - targets.reshape(len(targets), -1)) ** 2))
 
 
+def right_probabilities(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The probability that each example's right class is given; 0 where the labels are no classes."""
+    if labels.ndim != 1:
+        return np.zeros(len(labels))
+    if outputs.shape[-1] == 1:
+        return np.where(labels, outputs[:, 0], 1 - outputs[:, 0])
+    return outputs[np.arange(len(labels)), labels]
+
+
 def predict(model: tf_keras.Model, split: Split, preprocessing: Preprocessing) -> np.ndarray:
     """The model's outputs on a split, in order."""
     call = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
@@ -83,10 +103,13 @@ def finetune(
     batch_size: int = 128,
     learning_rate: float = 2e-4,
     seed: int = 0,
+    budget: Budget | None = None,
+    keep_last: bool = False,
+    rest_of_file: bytes = b"",
     best_weights: Path,
     progress: Callable[[Progress], None] = lambda _: None,
-) -> bool:
-    """Fine-tunes a calibrated model in place and leaves it at its best weights by validation score.
+) -> Finetuned:
+    """Fine-tunes a calibrated model in place and leaves it at the weights that serve the budget best.
 
     Args:
         model: what :func:`lqconvert.rewrite` gives, calibrated.
@@ -94,23 +117,24 @@ def finetune(
             target (all of it without labels).
         epochs: passes over the training split; more where they make fewer than 500 steps.
         learning_rate: Adam's, falling to 0 along a cosine. Scales and ranges take the same.
+        budget: what the penalty of the scheme is steered to; without one the penalty stays as it is.
+        keep_last: without a budget leave the model at its last weights instead of its best by score.
+        rest_of_file: what the exported file holds besides the codes.
         best_weights: the .weights.h5 to keep the best weights so far in.
-        progress: called after every tenth of the run.
-
-    Returns:
-        False if Ctrl-C ended it early (the model holds the best weights so far all the same).
+        progress: called at every look at the validation split.
     """
-    student, activation = logits_of(model)
+    logits, activation = logits_of(model)
     # A model of its own: compiled, it would save its optimizer's state among the weights.
-    student = tf_keras.Model(student.inputs, student.outputs)
+    student = _Student(logits.inputs, logits.outputs)
     teacher_logits, _ = logits_of(teacher)
     cached = tf.constant(predict(teacher_logits, data.train, preprocessing))
     validation_teacher = predict(teacher, data.validation, preprocessing)
-    steps_per_epoch = math.ceil(data.train.size / batch_size)
-    epochs = max(epochs, math.ceil(MINIMUM_STEPS / steps_per_epoch))
-    steps = epochs * steps_per_epoch
+    steering = _steering(budget or Budget(), data, validation_teacher, keep_last)
+    steps = max(epochs * math.ceil(data.train.size / batch_size), MINIMUM_STEPS, 300 * steering.cycles)
+    cycle = math.ceil(steps / steering.cycles)
+    schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, cycle, t_mul=1.0)
     student.compile(
-        tf_keras.optimizers.Adam(tf_keras.optimizers.schedules.CosineDecay(learning_rate, steps)),
+        tf_keras.optimizers.Adam(schedule),
         loss=_distillation(activation, cached.shape[-1], data.labels),
     )
 
@@ -120,16 +144,52 @@ def finetune(
         return x, tf.concat([outputs, y], axis=1)
 
     batches = data.train.batches(batch_size, shuffle_seed=seed, preprocessing=preprocessing).map(with_targets)
-    keeper = _KeepBest(model, data, preprocessing, validation_teacher, steps, best_weights, progress)
+    keeper = _KeepBest(
+        model, data, preprocessing, validation_teacher, steering, rest_of_file, cycle, best_weights, progress
+    )
     finished = True
     try:
-        keeper.evaluate(0, float("nan"))
-        student.fit(batches.repeat(epochs), steps_per_epoch=steps, epochs=1, verbose=0, callbacks=[keeper])
+        student.pressure.assign(steering.pressure)
+        keeper.look(0, float("nan"))
+        steps = cycle * steering.cycles
+        student.fit(batches.repeat(), steps_per_epoch=steps, epochs=1, verbose=0, callbacks=[keeper])
     except KeyboardInterrupt:
         finished = False
-    if keeper.best > -np.inf:
-        model.load_weights(best_weights)
-    return finished
+        if not keeper.curve:
+            raise
+    model.load_weights(best_weights)
+    best = max(keeper.curve, key=steering.rank)
+    return Finetuned(finished, best, steering.holds(best), keeper.curve)
+
+
+class _Student(tf_keras.Model):
+    """A model whose penalties weigh ``pressure`` times in its loss."""
+
+    def __init__(self, inputs: Any, outputs: Any) -> None:
+        super().__init__(inputs, outputs)
+        self.pressure = tf.Variable(1.0, trainable=False)
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        x, y = data
+        with tf.GradientTape() as tape:
+            task = self.compiled_loss(y, self(x, training=True))
+            loss = task + self.pressure * tf.add_n(self.losses) if self.losses else task
+        self.optimizer.minimize(loss, self.trainable_variables, tape)
+        return {"loss": task}
+
+
+def _steering(budget: Budget, data: Data, teacher: np.ndarray, keep_last: bool) -> Steering:
+    """The budget in terms of this data set's score."""
+    labels = data.validation.arrays()[1]
+    score = score_outputs(teacher, labels, teacher)
+    if data.labels == "classes":
+        chances = right_probabilities(teacher, labels)
+        variances = max(score * (1 - score), 1 / len(labels)), float(np.var(chances))
+        noise = math.sqrt(variances[0] / len(labels)), math.sqrt(variances[1] / len(labels))
+        return Steering(budget, score, float(chances.mean()), point=0.01, noise=noise, keep_last=keep_last)
+    targets = labels if labels.size else teacher
+    point = float(np.var(targets, axis=0).mean()) / 100
+    return Steering(budget, score, point=point, noise=(point, 0.0), keep_last=keep_last)
 
 
 def _distillation(activation: str, outputs: int, labels: str) -> Callable[[Any, Any], Any]:
@@ -162,40 +222,60 @@ def _distillation(activation: str, outputs: int, labels: str) -> Callable[[Any, 
 
 
 class _KeepBest(tf_keras.callbacks.Callback):
-    """Scores the model on the validation split ten times a run and keeps the best weights in a file."""
+    """Looks at the validation split and at the codes, steers, and keeps the best weights in a file."""
 
-    def __init__(self, quantized, data, preprocessing, teacher, steps, path, progress):
+    def __init__(
+        self,
+        quantized: tf_keras.Model,
+        data: Data,
+        preprocessing: Preprocessing,
+        teacher: np.ndarray,
+        steering: Steering,
+        rest_of_file: bytes,
+        cycle: int,
+        path: Path,
+        progress: Callable[[Progress], None],
+    ) -> None:
         super().__init__()
         self.quantized, self.data, self.preprocessing, self.teacher = quantized, data, preprocessing, teacher
-        self.steps, self.path, self.progress = steps, path, progress
-        self.every = max(1, steps // 10)
-        self.best = -np.inf
+        self.steering, self.rest_of_file, self.cycle = steering, rest_of_file, cycle
+        self.path, self.progress = path, progress
+        self.curve: list[Point] = []
+        self.bytes_per_rate = 0.0  # as measured at the last look
         self.call = tf.function(lambda x: quantized(x, training=False), reduce_retracing=True)
 
-    def on_train_batch_end(self, batch, logs=None):
-        if (batch + 1) % self.every == 0 or batch + 1 == self.steps:
-            self.evaluate(batch + 1, float((logs or {})["loss"]))
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        every = self.cycle if self.steering.cycles > 1 else max(1, self.cycle // LOOKS)
+        if (batch + 1) % every == 0 or batch + 1 == self.cycle * self.steering.cycles:
+            point = self.look(batch + 1, float((logs or {})["loss"]))
+            self.model.pressure.assign(self.steering.next_pressure(point))
+            if self.steering.cycles > 1 and not self.steering.holds(point):
+                self.quantized.load_weights(self.path)  # go on from the best so far
 
-    def evaluate(self, step: int, loss: float) -> None:
+    def look(self, step: int, loss: float) -> Point:
         validation = self.data.validation
         batches = validation.batches(256, preprocessing=self.preprocessing)
         outputs = np.concatenate([self.call(x).numpy() for _, x, _ in batches])
-        reached = score_outputs(outputs, validation.arrays()[1], self.teacher)
-        if reached >= self.best:  # of equals the later one: it has learned longer
-            self.best = reached
+        labels = validation.arrays()[1]
+        codes = learned_codes(self.quantized)
+        kernels, rate = b"".join(stored(codes)), rate_bytes(codes)
+        packed = deflated(kernels)
+        measured = packed / max(rate, 1.0)
+        estimated, self.bytes_per_rate = rate * (self.bytes_per_rate or measured), measured
+        point = Point(
+            step,
+            score_outputs(outputs, labels, self.teacher),
+            float(right_probabilities(outputs, labels).mean()),
+            deflated(kernels + self.rest_of_file),
+            round(estimated),
+            packed,
+            self.steering.pressure,
+        )
+        if not self.curve or self.steering.rank(point) >= max(map(self.steering.rank, self.curve)):
             partial = self.path.with_name(f".part.{self.path.name}")
             self.quantized.save_weights(partial)
             partial.replace(self.path)
-        codes = learned_codes(self.quantized)
-        self.progress(Progress(step, self.steps, loss, reached, _code_count(codes), estimated_bytes(codes)))
-
-
-def _code_count(codes: Codes) -> int:
-    return sum(layer.kernel.code_count for layer in codes.layers.values())
-
-
-def estimated_bytes(codes: Codes) -> int:
-    """Bytes of the weights at the entropy of their codes, with int32 biases."""
-    bits = sum(layer.kernel.entropy * layer.kernel.codes.size for layer in codes.layers.values())
-    biases = sum(layer.bias.size for layer in codes.layers.values() if layer.bias is not None)
-    return round(bits / 8) + 4 * biases
+        self.curve.append(point)
+        count = sum(layer.kernel.code_count for layer in codes.layers.values())
+        self.progress(Progress(self.cycle * self.steering.cycles, loss, count, point))
+        return point

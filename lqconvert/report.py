@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import math
 import platform
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lqconvert.budget import Point
 from lqconvert.codes import Codes
+from lqconvert.packing import deflated
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,7 @@ class Measured:
 
     @classmethod
     def of(cls, tflite: bytes, score: float, latency: float) -> Measured:
-        strategies = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE, zlib.Z_FILTERED)
-        return cls(len(tflite), min(_deflated(tflite, strategy) for strategy in strategies), score, latency)
-
-
-def _deflated(data: bytes, strategy: int) -> int:
-    compressor = zlib.compressobj(9, zlib.DEFLATED, 15, 9, strategy)
-    return len(compressor.compress(data) + compressor.flush())
+        return cls(len(tflite), deflated(tflite), score, latency)
 
 
 @dataclass(frozen=True)
@@ -72,6 +67,8 @@ class Report:
     input_shift: float | None  # in pixel steps; 0 is exact, None where the input is not raw pixels
     output_quantization: tuple[float, int]
     layers: list[LayerRow]
+    best: Point  # of the curve: the point that was exported
+    curve: list[Point]
     versions: dict[str, str]
 
     @property

@@ -33,6 +33,13 @@ class Scheme:
     """Base of all schemes: scales that stay where calibration put them."""
 
     name: ClassVar[str] = "fixed"
+    #: Epochs and learning rate of fine-tuning that suit the scheme.
+    epochs: ClassVar[int] = 3
+    learning_rate: ClassVar[float] = 2e-4
+    #: Codes become coarser as it learns: its last weights count, not those of the best score on the way.
+    coarsens: ClassVar[bool] = True
+    #: The largest code that calibration starts from, where the scheme wants a coarser start than its limit.
+    start_code: ClassVar[int | None] = None
     #: Largest absolute code, or None where codes are unbounded.
     limit: int | None = 127
 
@@ -103,10 +110,35 @@ class Difference(Scheme):
 
 
 @dataclass(frozen=True)
+class Rate(Scheme):
+    """Penalizes the bits that a variable-length code spends on the codes.
+
+    The estimate is ``log2(1 + |P| / s)`` bits a weight, up to a factor that is measured against the packed
+    file. The scale follows the task too, by the straight-through derivative of q * s, undamped so that it
+    weighs against the penalty as the weights do. Learns fast at a high rate: weights have far to go to 0.
+    """
+
+    name: ClassVar[str] = "rate"
+    epochs: ClassVar[int] = 12
+    learning_rate: ClassVar[float] = 3e-3
+    start_code: ClassVar[int | None] = 15
+    gamma: float = 0.5
+
+    def scale_gradient(self, upstream, weights, scale, codes):
+        ratio = weights / scale
+        step = tf.where(tf.abs(ratio) <= (self.limit or 127), codes - ratio, codes)
+        return tf.reduce_sum(upstream * step, group_axes(scale), keepdims=True)
+
+    def penalty(self, weights, scale):
+        return self.gamma * tf.reduce_mean(tf.math.log1p(tf.abs(weights) / scale)) / math.log(2.0)
+
+
+@dataclass(frozen=True)
 class LSQ(Scheme):
     """Learned step size at a fixed width: ``limit`` is 2**(bits-1) - 1."""
 
     name: ClassVar[str] = "lsq"
+    coarsens: ClassVar[bool] = False
 
     def scale_gradient(self, upstream, weights, scale, codes):
         axes = group_axes(scale)
@@ -119,7 +151,7 @@ class LSQ(Scheme):
 
 
 SCHEMES: dict[str, type[Scheme]] = {
-    scheme.name: scheme for scheme in (Scheme, GradientThreshold, MaxBin, Inverse, Difference, LSQ)
+    scheme.name: scheme for scheme in (Scheme, GradientThreshold, MaxBin, Inverse, Difference, Rate, LSQ)
 }
 
 

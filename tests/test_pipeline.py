@@ -36,7 +36,7 @@ def test_regression(tmp_path):
     report = quantize(tmp_path / "model.h5", str(tmp_path / "data.npz"), tmp_path / "m.tflite")
     assert report.score_name == "mean squared error"
     assert report.float_.score < 0
-    assert report.exported.score >= 1.1 * report.float_.score
+    assert report.exported.score >= report.float_.score - 0.01 * TARGETS.var()
     assert report.agreement_with_graph is None
     assert report.max_lsb_from_graph <= 2.01
 
@@ -100,7 +100,7 @@ def test_resuming_another_run(samples, tmp_path):
     job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
     quantize(*job, progress=Interrupt(1))
     with pytest.raises(LqError, match="not from the same model and settings"):
-        quantize(*job, granularity="scalar", resume=True)
+        quantize(*job, granularity="row-wise", resume=True)
 
 
 def test_a_broken_image_ends_the_run_in_one_line(samples, tmp_path):
@@ -128,6 +128,7 @@ def test_cli_passes_its_settings_on(samples, tmp_path):
     report = json.loads((tmp_path / "m.report.json").read_text())
     assert report["settings"] == {
         "scheme": {"name": "maxbin", "limit": 31, "gamma": 1e-5},
+        "budget": {"max_drop": None, "max_size": None, "required": True},
         "granularity": "scalar",
         "rounding": "floor",
         "start": None,

@@ -6,7 +6,7 @@ import tensorflow as tf
 import tf_keras
 
 from lqconvert.quantizers import MINIMUM_SCALE, WeightQuantizer
-from lqconvert.schemes import EPSILON, LSQ, SCHEMES, Difference, GradientThreshold, Inverse, MaxBin
+from lqconvert.schemes import EPSILON, LSQ, SCHEMES, Difference, GradientThreshold, Inverse, MaxBin, Rate
 
 SHAPES = {  # weights, kept axes
     "dense scalar": ((6, 5), ()),
@@ -56,6 +56,7 @@ def test_gradient_threshold(shape, kept_axes, threshold):
 PENALTIES = {
     "maxbin": (MaxBin(gamma=0.5), lambda p, s, axes: np.mean(np.abs(p).max(axis=axes, keepdims=True) / s)),
     "inverse": (Inverse(gamma=0.5), lambda p, s, axes: np.mean(1 / s)),
+    "rate": (Rate(gamma=0.5), lambda p, s, axes: np.mean(np.log2(1 + np.abs(p) / s))),
     "difference": (Difference(gamma=0.5), lambda p, s, axes: np.mean(np.abs(p - p / s))),
 }
 
@@ -64,7 +65,7 @@ PENALTIES = {
 @pytest.mark.parametrize(("shape", "kept_axes"), SHAPES.values(), ids=SHAPES)
 def test_penalties(scheme, formula, shape, kept_axes):
     quantizer, weights, *_, to_scale = quantized(scheme, shape, kept_axes)
-    assert not to_scale.any(), "the scale learns from the penalty alone"
+    assert not to_scale.any() or scheme.name == "rate", "the scale learns from the penalty alone"
     axes, scale = groups(kept_axes, len(shape)), quantizer.scale.numpy().astype(np.float64)
     weights = weights.astype(np.float64)
     (loss,) = quantizer.losses
@@ -91,6 +92,20 @@ def test_lsq(shape, kept_axes):
     step = np.where(np.abs(ratio) <= 7, codes - ratio, np.sign(ratio) * 7)
     axes = groups(kept_axes, len(shape))
     expected = (upstream * step).sum(axis=axes, keepdims=True) / np.sqrt(weights.size / scale.size * 7)
+    np.testing.assert_allclose(to_scale, expected, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(("shape", "kept_axes"), SHAPES.values(), ids=SHAPES)
+def test_rate_scales_follow_the_task(shape, kept_axes):
+    quantizer, weights, upstream, result, _, to_scale = quantized(
+        Rate(limit=7), shape, kept_axes, rounding="nearest"
+    )
+    scale = quantizer.scale.numpy()
+    ratio = weights / scale
+    codes = np.clip(np.round(ratio), -7, 7)
+    np.testing.assert_array_equal(result, codes * scale)
+    step = np.where(np.abs(ratio) <= 7, codes - ratio, codes)
+    expected = (upstream * step).sum(axis=groups(kept_axes, len(shape)), keepdims=True)
     np.testing.assert_allclose(to_scale, expected, rtol=1e-4, atol=1e-9)
 
 

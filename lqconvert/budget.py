@@ -1,0 +1,117 @@
+"""What the user asks for, an accuracy or a size, and how fine-tuning is steered to it in one run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Point:
+    """One look at the model during fine-tuning: a point of the curve of score against bytes."""
+
+    step: int
+    score: float  # of the validation split: accuracy, or minus the mean squared error
+    confidence: float  # mean probability of the right class; 0 where there are no classes
+    bytes: int  # deflated file, as measured on the codes
+    estimated_weight_bytes: int  # by the rate, with the factor measured at the point before
+    weight_bytes: int  # deflated codes
+    pressure: float  # factor on the scheme's penalty
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The smallest file within ``max_drop``, or the best within ``max_size``; neither: no steering.
+
+    Args:
+        max_drop: how far the validation score may be under the float model's: in points of accuracy, or in
+            percent of the targets' variance.
+        max_size: bytes of the deflated .tflite.
+        required: whether a run that misses it fails, or exports its best all the same.
+    """
+
+    max_drop: float | None = None
+    max_size: int | None = None
+    required: bool = True
+
+    @property
+    def steers(self) -> bool:
+        return self.max_drop is not None or self.max_size is not None
+
+    def __str__(self) -> str:
+        if self.max_size is not None:
+            return f"at most {self.max_size:,} bytes deflated"
+        return "none" if self.max_drop is None else f"at most {self.max_drop:g} points under float"
+
+
+class Steering:
+    """Finds the pressure that a budget bears, in the course of one fine-tuning.
+
+    The run is a number of cycles, each of which ends at learning rate 0, because only annealed weights tell
+    what their pressure costs. After each the pressure is raised or lowered by a factor until the budget lies
+    between two of them, and is then their geometric mean.
+
+    Args:
+        budget: what is asked for.
+        float_score, float_confidence: the float model's, of the validation split.
+        point: what a point of score is (see :class:`Budget`).
+        noise: standard errors of score and confidence: a drop within half of them does not count.
+        keep_last: without a budget the last look counts, not the one of the best score: for schemes that
+            coarsen as they learn.
+    """
+
+    CYCLES = 6
+    FACTOR = 4.0
+    SIZE_MARGIN = 0.985  # the file's bytes are only known once it is written
+
+    def __init__(
+        self,
+        budget: Budget,
+        float_score: float,
+        float_confidence: float = 0.0,
+        *,
+        point: float,
+        noise: tuple[float, float],
+        keep_last: bool = True,
+    ) -> None:
+        self.budget = budget
+        drop = (budget.max_drop or 0.0) * point
+        self.floor = float_score - drop - noise[0] / 2
+        # On few examples this shows a damage that accuracy, a count of rare errors, does not show yet.
+        self.confidence_floor = float_confidence - drop - noise[1] / 2
+        self.target = (budget.max_size or 0) * self.SIZE_MARGIN
+        self.keep_last = keep_last
+        self.cycles = self.CYCLES if budget.steers else 1
+        self.pressure = 1.0
+        self.low, self.high = 0.0, math.inf
+
+    def holds(self, point: Point) -> bool:
+        if self.budget.max_size is not None:
+            return point.bytes <= self.target
+        if self.budget.max_drop is None:
+            return True
+        return point.score >= self.floor and point.confidence >= self.confidence_floor
+
+    def rank(self, point: Point) -> tuple[float, ...]:
+        """The higher, the better a point serves the budget."""
+        if self.budget.max_size is not None:
+            return (1, point.score, point.step) if self.holds(point) else (0, -point.bytes)
+        if self.budget.max_drop is not None:
+            return (1, -point.bytes) if self.holds(point) else (0, point.score)
+        return (point.step,) if self.keep_last else (point.score, point.step)
+
+    def next_pressure(self, point: Point) -> float:
+        """The pressure of the next cycle, from the look at the end of this one."""
+        if self.cycles == 1:
+            return self.pressure
+        if self.holds(point) == (self.budget.max_size is None):
+            self.low = max(self.low, self.pressure)
+        else:
+            self.high = min(self.high, self.pressure)
+        if self.low == 0.0:
+            self.pressure = self.high / self.FACTOR
+        elif self.high == math.inf:
+            self.pressure = self.low * self.FACTOR
+        else:
+            self.pressure = math.sqrt(self.low * self.high)
+        return self.pressure

@@ -1,0 +1,156 @@
+"""Budgets: what is asked for holds in the file, or the run says what it reached."""
+
+import json
+import math
+import zlib
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lqconvert import Budget, BudgetMissed, LqError, MaxBin, Rate, quantize
+from lqconvert.budget import Point, Steering
+from lqconvert.cli import main
+from lqconvert.codes import Codes, LayerCodes, TensorCodes
+from lqconvert.packing import deflated, rate_bytes, rest_of_file, stored
+
+
+def point(pressure: float, bearable: float, step: int = 1) -> Point:
+    """A model whose bytes fall with the root of the pressure and whose score breaks at ``bearable``."""
+    score = 0.9 if pressure <= bearable else 0.9 - 0.05 * math.log2(pressure / bearable)
+    return Point(step, score, score, round(10_000 / math.sqrt(pressure)), 0, 0, pressure)
+
+
+def steer(steering: Steering, bearable: float) -> Point:
+    points = []
+    for step in range(steering.cycles):
+        points.append(point(steering.pressure, bearable, step))
+        steering.next_pressure(points[-1])
+    return max(points, key=steering.rank)
+
+
+@settings(deadline=None)
+@given(st.floats(0.05, 100))
+def test_steering_nears_the_highest_pressure_that_holds_the_score(bearable):
+    best = steer(Steering(Budget(max_drop=0.0), 0.9, 0.9, point=0.01, noise=(0.0, 0.0)), bearable)
+    assert best.score == 0.9
+    assert bearable / 4 <= best.pressure <= bearable
+
+
+@settings(deadline=None)
+@given(st.integers(2_000, 40_000))
+def test_steering_nears_the_largest_file_that_fits(size):
+    best = steer(Steering(Budget(max_size=size), 0.9, 0.9, point=0.01, noise=(0.0, 0.0)), 1.0)
+    assert size / 2 <= best.bytes <= size
+
+
+def test_noise_excuses_half_of_itself():
+    steering = Steering(Budget(max_drop=1.0), 0.9, 0.8, point=0.01, noise=(0.002, 0.004))
+    assert steering.floor == pytest.approx(0.889)
+    assert steering.confidence_floor == pytest.approx(0.788)
+
+
+def test_without_a_budget_the_last_or_the_best_counts():
+    early, late = point(1.0, 1.0, 1), point(4.0, 1.0, 2)
+    for keep_last, best in ((True, late), (False, early)):
+        steering = Steering(Budget(), 0.9, point=0.01, noise=(0.0, 0.0), keep_last=keep_last)
+        assert max((early, late), key=steering.rank) == best
+        assert steering.next_pressure(late) == 1.0
+
+
+@given(st.binary(max_size=3000))
+def test_any_inflater_reads_what_deflated_counts(data):
+    assert deflated(data) <= len(zlib.compress(data, 9))
+
+
+def test_the_file_is_its_kernels_and_the_rest():
+    rng = np.random.default_rng(0)
+    kernel = TensorCodes(rng.integers(-9, 9, (7, 5)).astype(np.int32), np.ones((1, 1), np.float32))
+    codes = Codes({"dense": LayerCodes("dense", "Dense", kernel, None)})
+    (dense,) = stored(codes)
+    assert dense == kernel.codes.T.astype(np.int8).tobytes()
+    assert rest_of_file(b"head" + dense + b"tail", codes) == b"headtail"
+    assert rate_bytes(codes) == pytest.approx(np.log2(1 + np.abs(kernel.codes)).sum() / 8)
+
+
+@pytest.fixture(scope="module")
+def smaller(samples, tmp_path_factory):
+    """The report of a run that is to make the smallest digits file 2 points under float."""
+    output = tmp_path_factory.mktemp("budget") / "digits.tflite"
+    return quantize(samples / "digits_cnn.h5", "digits", output, budget=Budget(max_drop=2.0))
+
+
+def test_max_drop(smaller):
+    assert smaller.float_.deflated_bytes > 8 * smaller.exported.deflated_bytes
+    assert smaller.best in smaller.curve
+    assert [p.pressure for p in smaller.curve[:2]] == [1.0, 1.0]
+    assert len({p.pressure for p in smaller.curve}) > 3
+    assert smaller.exported.score >= smaller.float_.score - 0.04  # 359 images: a point of standard error
+
+
+def test_estimates_are_near_the_packed_bytes(smaller):
+    assert smaller.best.bytes == pytest.approx(smaller.exported.deflated_bytes, rel=0.05)
+
+
+def test_max_size(samples, tmp_path):
+    arguments = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", "--max-size", "6KB"]
+    result = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "m.tflite")])
+    assert result.exit_code == 0, result.output
+    assert deflated((tmp_path / "m.tflite").read_bytes()) <= 6000
+    report = json.loads((tmp_path / "m.report.json").read_text())
+    assert report["settings"]["budget"] == {"max_drop": None, "max_size": 6000, "required": True}
+    assert report["exported"]["score"] >= report["float"]["score"] - 0.03
+
+
+def test_a_size_that_no_code_reaches_ends_with_3(samples, tmp_path):
+    arguments = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", "--max-size", "1000"]
+    result = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "m.tflite")])
+    assert result.exit_code == 3
+    assert "the smallest file was" in " ".join(result.stderr.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scheme_without_penalty_takes_no_budget(samples, tmp_path):
+    arguments = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", "--scheme", "lsq"]
+    result = CliRunner().invoke(main, [*arguments, "--max-drop", "1", "-o", str(tmp_path / "m.tflite")])
+    assert result.exit_code == 1
+    assert "has no penalty" in result.stderr
+
+
+def test_other_penalties_are_steered_too(samples, tmp_path):
+    with pytest.raises(BudgetMissed, match="the smallest file was"):
+        quantize(
+            samples / "digits_cnn.h5",
+            "digits",
+            tmp_path / "m.tflite",
+            scheme=MaxBin(gamma=1e-9),
+            budget=Budget(max_size=100),
+            epochs=1,
+        )
+
+
+def test_a_penalty_alone_stays_fixed(samples, tmp_path):
+    job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
+    report = quantize(*job, scheme=Rate(gamma=2.0), epochs=1)
+    assert {p.pressure for p in report.curve} == {1.0}
+    assert report.best == report.curve[-1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--max-drop", "1", "--max-size", "9KB"],
+        ["--max-drop", "1", "--penalty", "2"],
+        ["--max-size", "9 bananas"],
+        ["--max-drop", "-1"],
+    ],
+)
+def test_usage(options, samples):
+    arguments = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", *options]
+    assert CliRunner().invoke(main, arguments).exit_code == 2
+
+
+def test_budget_missed_is_an_error_of_the_user():
+    assert issubclass(BudgetMissed, LqError)
