@@ -48,20 +48,24 @@ class Steering:
     """Finds the pressure that a budget bears, in the course of one fine-tuning.
 
     The run is a number of cycles, each of which ends at learning rate 0, because only annealed weights tell
-    what their pressure costs. After each the pressure is raised or lowered by a factor until the budget lies
-    between two of them, and is then their geometric mean.
+    what their pressure costs. It starts at a pressure that most models bear: too much of it at once costs an
+    accuracy that several cycles would have kept. After each the pressure is raised or lowered by a factor
+    until the budget lies between two of them, and is then their geometric mean; but it always moves by the
+    root of two at least, because what a model bears grows with the time that it has learned.
 
     Args:
         budget: what is asked for.
         float_score, float_confidence: the float model's, of the validation split.
         point: what a point of score is (see :class:`Budget`).
-        noise: standard errors of score and confidence: a drop within half of them does not count.
+        noise: standard errors of score and confidence. A drop within the score's, or within half of the
+            confidence's, does not count.
         keep_last: without a budget the last look counts, not the one of the best score: for schemes that
             coarsen as they learn.
     """
 
     CYCLES = 6
-    FACTOR = 4.0
+    START = 0.25
+    UP, DOWN = 4.0, 2.0
     SIZE_MARGIN = 0.985  # the file's bytes are only known once it is written
 
     def __init__(
@@ -76,13 +80,13 @@ class Steering:
     ) -> None:
         self.budget = budget
         drop = (budget.max_drop or 0.0) * point
-        self.floor = float_score - drop - noise[0] / 2
-        # On few examples this shows a damage that accuracy, a count of rare errors, does not show yet.
+        self.floor = float_score - drop - noise[0]
+        # Less noisy than accuracy, a count of rare errors: on few examples it shows damage much earlier.
         self.confidence_floor = float_confidence - drop - noise[1] / 2
         self.target = (budget.max_size or 0) * self.SIZE_MARGIN
         self.keep_last = keep_last
         self.cycles = self.CYCLES if budget.steers else 1
-        self.pressure = 1.0
+        self.pressure = self.START if budget.steers else 1.0
         self.low, self.high = 0.0, math.inf
 
     def holds(self, point: Point) -> bool:
@@ -105,13 +109,13 @@ class Steering:
         if self.cycles == 1:
             return self.pressure
         if self.holds(point) == (self.budget.max_size is None):
-            self.low = max(self.low, self.pressure)
+            self.low, self.high = self.pressure, max(self.high, self.pressure * self.DOWN)
         else:
-            self.high = min(self.high, self.pressure)
+            self.low, self.high = min(self.low, self.pressure / self.DOWN), self.pressure
         if self.low == 0.0:
-            self.pressure = self.high / self.FACTOR
+            self.pressure = self.high / self.DOWN
         elif self.high == math.inf:
-            self.pressure = self.low * self.FACTOR
+            self.pressure = self.low * self.UP
         else:
             self.pressure = math.sqrt(self.low * self.high)
         return self.pressure

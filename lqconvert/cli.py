@@ -17,7 +17,7 @@ from lqconvert.datasets import Preprocessing
 from lqconvert.errors import LqError
 
 SCHEMES = ("rate", "lsq", "gradient-threshold", "maxbin", "inverse", "difference")
-GRANULARITIES = ("scalar", "row-wise", "column-wise", "channel-wise", "output-channel-wise")
+GRANULARITIES = ("mixed", "scalar", "row-wise", "column-wise", "channel-wise", "output-channel-wise")
 
 
 class _Preprocessing(click.ParamType):
@@ -94,7 +94,7 @@ def main() -> None:
 @click.option(
     "--granularity",
     type=click.Choice(GRANULARITIES),
-    help="Which weights share a scale.  [default: scalar for rate, else output-channel-wise]",
+    help="Which weights share a scale.  [default: mixed for rate, else output-channel-wise]",
 )
 @click.option("--rounding", type=click.Choice(("nearest", "floor")), default="nearest", show_default=True)
 @click.option(

@@ -53,8 +53,8 @@ def quantize(
         scheme: how scales are learned; ``Rate()`` by default.
         budget: what the file may lose or weigh; ``Budget(max_drop=0, required=False)`` by default where no
             scheme is given. Schemes without a penalty take none.
-        granularity: which weights share a scale; one scale a tensor by default for ``Rate()`` (each scale
-            costs bytes), else one for each output channel.
+        granularity: which weights share a scale; one for each output channel by default, but one
+            for a Dense kernel with ``Rate()``: each scale costs bytes.
         epochs, learning_rate: what suits the scheme, by default.
         preprocess: what the model was trained on; found out by scoring the float model when None.
         resume: start from the best weights of a run into the same output that was interrupted or died.
@@ -73,7 +73,7 @@ def quantize(
     scheme = scheme or Rate()
     if budget.steers and type(scheme).penalty is Scheme.penalty:
         raise LqError(f"scheme {scheme.name} has no penalty to steer to a budget with; take rate")
-    granularity = granularity or ("scalar" if isinstance(scheme, Rate) else "output-channel-wise")
+    granularity = granularity or ("mixed" if isinstance(scheme, Rate) else "output-channel-wise")
     epochs, learning_rate = epochs or scheme.epochs, learning_rate or scheme.learning_rate
     model = load_model(model_path)
     if len(model.inputs) != 1 or len(model.outputs) != 1:

@@ -15,9 +15,9 @@ import tf_keras
 from lqconvert.budget import Budget, Point, Steering
 from lqconvert.datasets import Data, Preprocessing, Split
 from lqconvert.exporting import learned_codes
-from lqconvert.granularity import class_name
+from lqconvert.granularity import class_name, kernel_name
 from lqconvert.packing import deflated, rate_bytes, stored
-from lqconvert.quantizers import ActivationQuantizer
+from lqconvert.quantizers import ActivationQuantizer, QuantizedLayer
 
 #: Fine-tuning of a small data set still takes at least this many steps.
 MINIMUM_STEPS = 500
@@ -134,7 +134,7 @@ def finetune(
     cycle = math.ceil(steps / steering.cycles)
     schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, cycle, t_mul=1.0)
     student.compile(
-        tf_keras.optimizers.Adam(schedule),
+        _RelativeAdam(student, schedule),
         loss=_distillation(activation, cached.shape[-1], data.labels),
     )
 
@@ -160,6 +160,34 @@ def finetune(
     model.load_weights(best_weights)
     best = max(keeper.curve, key=steering.rank)
     return Finetuned(finished, best, steering.holds(best), keeper.curve)
+
+
+class _RelativeAdam(tf_keras.optimizers.Adam):
+    """Adam whose steps are in proportion to the kernels that they move.
+
+    A kernel for raw pixels is a hundred times smaller than one for activations, and one learning rate has to
+    suit both. It is what a kernel of rms 0.1 would be given.
+    """
+
+    def __init__(self, model: tf_keras.Model, learning_rate: Any) -> None:
+        super().__init__(learning_rate)
+        kernels = [
+            getattr(layer.layer, kernel_name(layer.layer))
+            for layer in model.layers
+            if isinstance(layer, QuantizedLayer)
+        ]
+        self.units = {
+            kernel.ref(): max(float(tf.sqrt(tf.reduce_mean(kernel**2))), 1e-6) / 0.1 for kernel in kernels
+        }
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        unit = self.units.get(variable.ref())
+        if unit is None:
+            super().update_step(gradient, variable)
+            return
+        before = tf.identity(variable)
+        super().update_step(gradient, variable)
+        variable.assign(before + unit * (variable - before))
 
 
 class _Student(tf_keras.Model):
@@ -189,7 +217,7 @@ def _steering(budget: Budget, data: Data, teacher: np.ndarray, keep_last: bool) 
         return Steering(budget, score, float(chances.mean()), point=0.01, noise=noise, keep_last=keep_last)
     targets = labels if labels.size else teacher
     point = float(np.var(targets, axis=0).mean()) / 100
-    return Steering(budget, score, point=point, noise=(point, 0.0), keep_last=keep_last)
+    return Steering(budget, score, point=point, noise=(point / 2, 0.0), keep_last=keep_last)
 
 
 def _distillation(activation: str, outputs: int, labels: str) -> Callable[[Any, Any], Any]:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,21 @@ def _twin(layer: Any, name: str) -> list[tf_keras.layers.Layer]:
     return [cls(name=name, **plain), *tail]
 
 
+def _added(layer: Any, values: list[Any], unique: Callable[[str], str]) -> Any:
+    """Add or Average of any number of tensors by TFLite's means: sums of two, and a factor."""
+    total, name = values[0], unique(layer.name)
+    average = type(layer).__name__ == "Average"
+    for number, value in enumerate(values[1:], start=2):
+        last = number == len(values) and not average
+        total = tf_keras.layers.Add(name=name if last else unique(f"{name}_{number}"))([total, value])
+    if average:
+        factor = tf_keras.layers.BatchNormalization(center=False, epsilon=0.0, name=name)
+        total = factor(total)
+        ones = np.ones(total.shape[-1], np.float32)
+        factor.set_weights([ones / len(values), 0 * ones, ones])
+    return total
+
+
 def rebuild(model: Any) -> tf_keras.Model:
     """A Sequential or functional model of either Keras as a flat functional tf_keras model.
 
@@ -244,6 +260,8 @@ def rebuild(model: Any) -> tf_keras.Model:
                 values = [tensors[id(tensor)] for tensor in arguments]
                 if hasattr(layer, "_nodes_by_depth") or type(layer).__name__ in MODELS:
                     results = run(layer, values)
+                elif type(layer).__name__ in ("Add", "Average"):
+                    results = [_added(layer, values, unique)]
                 else:
                     value = values if len(values) > 1 else values[0]
                     for twin in _twin(layer, unique(layer.name)):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tf_keras
 
-from lqconvert import LqError, load_model
+from lqconvert import LqError, calibrate, export, load_model, rewrite
+from lqconvert.runtime import Runner
 
 
 def skip_network(api, by_operator):
@@ -51,6 +52,23 @@ def test_saved_model(tmp_path):
     twin.save(tmp_path / "saved", save_format="tf")
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
     np.testing.assert_allclose(load_model(tmp_path / "saved")(x), twin(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["Add", "Average"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_sums_of_several_become_sums_of_two(kind, count, tmp_path):
+    x = tf_keras.Input((8, 8, 3))
+    parts = [tf_keras.layers.Conv2D(4, 3)(x) for _ in range(count)]
+    model = tf_keras.Model(x, getattr(tf_keras.layers, kind)()(parts))
+    model.save(tmp_path / "model.h5")
+    loaded = load_model(tmp_path / "model.h5")
+    values = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    np.testing.assert_allclose(loaded(values), model(values), atol=1e-5)
+    quantized = rewrite(loaded)
+    calibrate(quantized, [values])
+    exported = export(quantized)
+    difference = Runner(exported.tflite).run([values]) - quantized(values, training=False)
+    assert np.max(np.abs(difference)) <= 2.01 * exported.output_scale
 
 
 def test_nested_and_shared_layers_become_flat(tmp_path):
