@@ -27,12 +27,10 @@ class Budget:
         max_drop: how far the validation score may be under the float model's: in points of accuracy, or in
             percent of the targets' variance.
         max_size: bytes of the deflated .tflite.
-        required: whether a run that misses it fails, or exports its best all the same.
     """
 
     max_drop: float | None = None
     max_size: int | None = None
-    required: bool = True
 
     @property
     def steers(self) -> bool:
@@ -65,6 +63,7 @@ class Steering:
 
     CYCLES = 6
     START = 0.25
+    COLLAPSE = 20.0  # points
     UP, DOWN = 4.0, 2.0
     SIZE_MARGIN = 0.985  # the file's bytes are only known once it is written
 
@@ -78,7 +77,7 @@ class Steering:
         noise: tuple[float, float],
         keep_last: bool = True,
     ) -> None:
-        self.budget = budget
+        self.budget, self.point = budget, point
         drop = (budget.max_drop or 0.0) * point
         self.floor = float_score - drop - noise[0]
         # Less noisy than accuracy, a count of rare errors: on few examples it shows damage much earlier.
@@ -96,6 +95,10 @@ class Steering:
             return True
         return point.score >= self.floor and point.confidence >= self.confidence_floor
 
+    def collapsed(self, point: Point) -> bool:
+        """Whether learning was too fast for the model: it is far below what any code should cost."""
+        return point.score < self.floor - self.COLLAPSE * self.point
+
     def rank(self, point: Point) -> tuple[float, ...]:
         """The higher, the better a point serves the budget."""
         if self.budget.max_size is not None:
@@ -106,8 +109,6 @@ class Steering:
 
     def next_pressure(self, point: Point) -> float:
         """The pressure of the next cycle, from the look at the end of this one."""
-        if self.cycles == 1:
-            return self.pressure
         if self.holds(point) == (self.budget.max_size is None):
             self.low, self.high = self.pressure, max(self.high, self.pressure * self.DOWN)
         else:

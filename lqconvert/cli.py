@@ -43,7 +43,7 @@ class _Size(click.ParamType):
         return int(float(match[1]) * self.UNITS[match[2].upper()])
 
 
-MAX_DROP = "Make the smallest file at most so far under float on validation data.  [default: 0 for rate]"
+MAX_DROP = "Make the smallest file at most so far under float on validation data."
 
 
 class _Group(click.Group):
@@ -86,7 +86,7 @@ def main() -> None:
 @click.argument("model", type=click.Path())
 @click.option("--data", required=True, help="digits, mnist, cifar10, a .npz, a folder or zip of images, ...")
 @click.option("-o", "--output", type=click.Path(), help="The .tflite to write.  [default: MODEL.tflite]")
-@click.option("--scheme", type=click.Choice(SCHEMES), default="rate", show_default=True)
+@click.option("--scheme", type=click.Choice(SCHEMES), help="[default: rate with a budget, else lsq]")
 @click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS", help=MAX_DROP)
 @click.option("--max-size", type=_Size(), help="Make the best file of at most these bytes, deflated.")
 @click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Width of lsq's codes.")
@@ -117,7 +117,7 @@ def quantize(
     model: str,
     data: str,
     output: str | None,
-    scheme: str,
+    scheme: str | None,
     max_drop: float | None,
     max_size: int | None,
     bits: int,
@@ -133,8 +133,7 @@ def quantize(
     if sum(option is not None for option in (max_drop, max_size, penalty)) > 1:
         raise click.UsageError("--max-drop, --max-size and --penalty exclude one another")
     budget = Budget(max_drop, max_size)
-    if max_drop is max_size is penalty is None and scheme == "rate":
-        budget = Budget(max_drop=0.0, required=False)
+    scheme = scheme or ("rate" if budget.steers else "lsq")
     if not os.path.exists(model):
         raise LqError(f"{model}: no such file")
     _import_quietly(debug)

@@ -22,7 +22,7 @@ from lqconvert.packing import rest_of_file
 from lqconvert.report import Measured, Report, layer_rows, versions
 from lqconvert.rewriting import rewrite
 from lqconvert.runtime import Runner
-from lqconvert.schemes import Rate, Scheme
+from lqconvert.schemes import LSQ, Rate, Scheme
 
 
 def quantize(
@@ -50,9 +50,8 @@ def quantize(
         model_path: a .h5 or .keras file or a SavedModel folder.
         data_spec: see :func:`lqconvert.datasets.load_data`.
         output: the .tflite to write; its folder is made.
-        scheme: how scales are learned; ``Rate()`` by default.
-        budget: what the file may lose or weigh; ``Budget(max_drop=0, required=False)`` by default where no
-            scheme is given. Schemes without a penalty take none.
+        scheme: how scales are learned; ``Rate()`` by default where there is a budget, else ``LSQ()``.
+        budget: what the file may lose or weigh. Schemes without a penalty take none.
         granularity: which weights share a scale; one for each output channel by default, but one
             for a Dense kernel with ``Rate()``: each scale costs bytes.
         epochs, learning_rate: what suits the scheme, by default.
@@ -69,8 +68,8 @@ def quantize(
     """
     output = Path(output)
     _check_writable(output)
-    budget = budget or Budget(max_drop=0.0 if scheme is None else None, required=False)
-    scheme = scheme or Rate()
+    budget = budget or Budget()
+    scheme = scheme or (Rate() if budget.steers else LSQ())
     if budget.steers and type(scheme).penalty is Scheme.penalty:
         raise LqError(f"scheme {scheme.name} has no penalty to steer to a budget with; take rate")
     granularity = granularity or ("mixed" if isinstance(scheme, Rate) else "output-channel-wise")
@@ -118,11 +117,11 @@ def quantize(
         best_weights=best_weights,
         progress=progress,
     )
-    if not finetuned.holds and budget.required:
+    if not finetuned.holds:
+        if not finetuned.finished:
+            raise BudgetMissed(f"interrupted, {_missed(budget, finetuned)}; to go on, add --resume")
         best_weights.unlink()
         raise BudgetMissed(_missed(budget, finetuned))
-    if not finetuned.holds:
-        say(f"{_missed(budget, finetuned)}: exporting that; has the float model seen the validation data?")
     if not finetuned.finished:
         say("interrupted: exporting the best so far; to go on, run the same command with --resume")
     exported = export(quantized, batches)

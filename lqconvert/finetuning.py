@@ -171,6 +171,7 @@ class _RelativeAdam(tf_keras.optimizers.Adam):
 
     def __init__(self, model: tf_keras.Model, learning_rate: Any) -> None:
         super().__init__(learning_rate)
+        self.speed = tf.Variable(1.0, trainable=False)
         kernels = [
             getattr(layer.layer, kernel_name(layer.layer))
             for layer in model.layers
@@ -181,12 +182,9 @@ class _RelativeAdam(tf_keras.optimizers.Adam):
         }
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
-        unit = self.units.get(variable.ref())
-        if unit is None:
-            super().update_step(gradient, variable)
-            return
         before = tf.identity(variable)
         super().update_step(gradient, variable)
+        unit = self.speed * self.units.get(variable.ref(), 1.0)
         variable.assign(before + unit * (variable - before))
 
 
@@ -276,8 +274,13 @@ class _KeepBest(tf_keras.callbacks.Callback):
         every = self.cycle if self.steering.cycles > 1 else max(1, self.cycle // LOOKS)
         if (batch + 1) % every == 0 or batch + 1 == self.cycle * self.steering.cycles:
             point = self.look(batch + 1, float((logs or {})["loss"]))
-            self.model.pressure.assign(self.steering.next_pressure(point))
-            if self.steering.cycles > 1 and not self.steering.holds(point):
+            if self.steering.cycles == 1:
+                return
+            if self.steering.collapsed(point):
+                self.model.optimizer.speed.assign(self.model.optimizer.speed / 3)
+            else:
+                self.model.pressure.assign(self.steering.next_pressure(point))
+            if not self.steering.holds(point):
                 self.quantized.load_weights(self.path)  # go on from the best so far
 
     def look(self, step: int, loss: float) -> Point:

@@ -7,13 +7,6 @@ from typing import Any
 #: Conv1D is a Conv2D of height 1. A Dense kernel has no spatial axes: its input axis is its row and its
 #: input channel.
 KEPT_AXES: dict[str, dict[str, tuple[int, ...]]] = {
-    "mixed": {
-        "Dense": (),
-        "Conv1D": (2,),
-        "Conv2D": (3,),
-        "DepthwiseConv2D": (2, 3),
-        "Conv2DTranspose": (2,),
-    },
     "scalar": dict.fromkeys(("Dense", "Conv1D", "Conv2D", "DepthwiseConv2D", "Conv2DTranspose"), ()),
     "row-wise": {
         "Dense": (0,),
@@ -38,6 +31,13 @@ KEPT_AXES: dict[str, dict[str, tuple[int, ...]]] = {
     },
     "output-channel-wise": {
         "Dense": (1,),
+        "Conv1D": (2,),
+        "Conv2D": (3,),
+        "DepthwiseConv2D": (2, 3),
+        "Conv2DTranspose": (2,),
+    },
+    "mixed": {
+        "Dense": (),
         "Conv1D": (2,),
         "Conv2D": (3,),
         "DepthwiseConv2D": (2, 3),

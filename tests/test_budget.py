@@ -57,7 +57,12 @@ def test_without_a_budget_the_last_or_the_best_counts():
     for keep_last, best in ((True, late), (False, early)):
         steering = Steering(Budget(), 0.9, point=0.01, noise=(0.0, 0.0), keep_last=keep_last)
         assert max((early, late), key=steering.rank) == best
-        assert steering.next_pressure(late) == 1.0
+        assert steering.pressure == 1.0
+
+
+def test_a_collapse_is_told_from_a_drop():
+    steering = Steering(Budget(max_drop=0.0), 0.9, 0.9, point=0.01, noise=(0.0, 0.0))
+    assert [steering.collapsed(point(1.0, bearable)) for bearable in (1.0, 0.5, 0.01)] == [False, False, True]
 
 
 @given(st.binary(max_size=3000))
@@ -100,7 +105,7 @@ def test_max_size(samples, tmp_path):
     assert result.exit_code == 0, result.output
     assert deflated((tmp_path / "m.tflite").read_bytes()) <= 6000
     report = json.loads((tmp_path / "m.report.json").read_text())
-    assert report["settings"]["budget"] == {"max_drop": None, "max_size": 6000, "required": True}
+    assert report["settings"]["budget"] == {"max_drop": None, "max_size": 6000}
     assert report["exported"]["score"] >= report["float"]["score"] - 0.03
 
 

@@ -128,7 +128,7 @@ def test_cli_passes_its_settings_on(samples, tmp_path):
     report = json.loads((tmp_path / "m.report.json").read_text())
     assert report["settings"] == {
         "scheme": {"name": "maxbin", "limit": 31, "gamma": 1e-5},
-        "budget": {"max_drop": None, "max_size": None, "required": True},
+        "budget": {"max_drop": None, "max_size": None},
         "granularity": "scalar",
         "rounding": "floor",
         "start": None,

@@ -172,8 +172,8 @@ def test_granularities(granularity):
     x = np.random.default_rng(1).normal(size=(32, 8, 8, 3)).astype(np.float32)
     exported = assert_exports(model, x, granularity=granularity)
     recoded = [layer.kernel.deviation > 0 for layer in exported.codes.layers.values()]
-    dense_is_native = granularity in ("scalar", "column-wise", "output-channel-wise")
-    conv_is_native = granularity in ("scalar", "output-channel-wise")
+    dense_is_native = granularity in ("mixed", "scalar", "column-wise", "output-channel-wise")
+    conv_is_native = granularity in ("mixed", "scalar", "output-channel-wise")
     assert recoded == [not conv_is_native, not dense_is_native]
     assert all(layer.kernel.deviation < 0.01 for layer in exported.codes.layers.values())
 

@@ -159,7 +159,9 @@ def main() -> None:
         reports, start = [], time.time()
         for seed in range(arguments.seeds):
             output = arguments.folder / f"{name}.{seed}.tflite"
-            reports.append(lqconvert.quantize(path, "mnist", output, preprocess=PIXELS, seed=seed))
+            budget = lqconvert.Budget(max_drop=0.0)
+            job = lqconvert.quantize(path, "mnist", output, preprocess=PIXELS, seed=seed, budget=budget)
+            reports.append(job)
         exported = [report.exported for report in reports]
         seconds = (time.time() - start) / len(reports)
         sizes, packed = [each.size for each in exported], [each.deflated_bytes for each in exported]
