@@ -141,7 +141,8 @@ def quantize(
 
     console = Console(stderr=True)
     columns = "[progress.description]{task.description}"
-    with Bar(TextColumn(columns), BarColumn(), TimeRemainingColumn(), console=console) as bar:
+    parts = TextColumn(columns), BarColumn(), TimeRemainingColumn()
+    with Bar(*parts, console=console, transient=True) as bar:
         task = bar.add_task("loading", total=None)
 
         def progress(at: Any) -> None:
