@@ -17,6 +17,7 @@ from lqconvert.datasets import Preprocessing
 from lqconvert.errors import LqError
 
 SCHEMES = ("rate", "lsq", "gradient-threshold", "maxbin", "inverse", "difference")
+SWEPT = tuple(scheme for scheme in SCHEMES if scheme != "lsq")
 GRANULARITIES = ("mixed", "scalar", "row-wise", "column-wise", "channel-wise", "output-channel-wise")
 
 
@@ -163,6 +164,97 @@ def quantize(
             **settings,
         )
     report.print(Console())
+
+
+@main.command()
+@click.argument("model", type=click.Path())
+@click.option("--data", required=True, help="As for quantize.")
+@click.option("-o", "--output", type=click.Path(), help="The folder to write.  [default: MODEL.sweep]")
+@click.option(
+    "--scheme", "schemes", multiple=True, type=click.Choice(SWEPT), default=SWEPT, show_default=True
+)
+@click.option(
+    "--granularity",
+    "granularities",
+    multiple=True,
+    type=click.Choice(GRANULARITIES),
+    default=("mixed", "output-channel-wise"),
+    show_default=True,
+)
+@click.option(
+    "--penalty",
+    "penalties",
+    multiple=True,
+    type=click.FloatRange(min=0, min_open=True),
+    default=(0.1, 1.0, 10.0),
+    show_default=True,
+    help="Factors on each scheme's own penalty.",
+)
+@click.option("--preprocess", type=_Preprocessing(), help="As for quantize.")
+@click.option("--epochs", type=click.IntRange(1), help="As for quantize.")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="As for quantize.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--storage", help="URL of an Optuna storage that several machines share.  [default: SQLite]")
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def sweep(
+    model: str,
+    data: str,
+    output: str | None,
+    preprocess: Preprocessing | None,
+    debug: bool,
+    **settings: Any,
+) -> None:
+    """Quantizes MODEL under all combinations of schemes, granularities and penalties, and draws figures.
+
+    The same command goes on where it was interrupted.
+    """
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.table import Table
+
+    if not os.path.exists(model):
+        raise LqError(f"{model}: no such file")
+    _import_quietly(debug)
+    from lqconvert.sweeping import sweep as run_sweep
+    from lqconvert.sweeping import write_csv
+
+    folder = Path(output or os.path.splitext(model.rstrip("/"))[0] + ".sweep")
+    console = Console(stderr=True)
+    runs = run_sweep(
+        model,
+        data,
+        folder,
+        preprocess=preprocess,
+        done=lambda run: console.print(f"{run.name}: {run.deflated_bytes:,} bytes, {run.test_score:.4f}"),
+        **settings,
+    )
+    from lqconvert.figures import draw
+    from lqconvert.sensitivity import sensitivities
+
+    rows = sensitivities(model, data, preprocess=preprocess)
+    write_csv(folder / "sensitivity.csv", rows)
+    paths = draw(folder, runs, rows)
+    table = Table("scheme", "scales", "penalty", "integers", "bytes", "deflated", "test score", "minutes")
+    for each in runs:
+        table.add_row(
+            each.scheme,
+            each.granularity,
+            f"x{each.penalty:g}",
+            str(each.integers),
+            f"{each.bytes:,}",
+            f"{each.deflated_bytes:,}",
+            f"{each.test_score:.4f}",
+            f"{each.minutes:.1f}",
+        )
+    layers = Table("layer", "weights", "bits", "validation score", "drop")
+    for row in rows:
+        layers.add_row(row.layer, f"{row.weights:,}", str(row.bits), f"{row.score:.4f}", f"{row.drop:.2f}")
+    for each_table in (table, layers):
+        Console().print(each_table)
+    Console().print(
+        f"figures: {', '.join(path.name for path in paths[:2])}, ... in {folder}", highlight=False
+    )
 
 
 @main.command()

@@ -68,6 +68,12 @@ class Codes:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
+def load_kernels(path: Path) -> dict[str, np.ndarray]:
+    """The integer codes of every kernel in an .npz that :meth:`Codes.save` wrote, by layer name."""
+    with np.load(path) as arrays:
+        return {name.removesuffix("/codes"): arrays[name] for name in arrays if name.endswith("/codes")}
+
+
 def recode(tensor: TensorCodes, kept_axes: tuple[int, ...]) -> TensorCodes:
     """The tensor on TFLite's grid: int8 codes in -127..127 with one scale for each output channel.
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import tf_keras
 
+from lqconvert.augmentation import Augmentation, choose_augmentation
 from lqconvert.budget import Budget
 from lqconvert.calibration import calibrate
 from lqconvert.datasets import Preprocessing, choose_preprocessing, load_data
 from lqconvert.errors import BudgetMissed, LqError
 from lqconvert.exporting import convert, export, learned_codes
-from lqconvert.finetuning import Finetuned, Progress, finetune, logits_of, predict, score_outputs
+from lqconvert.finetuning import Finetuned, Progress, finetune
 from lqconvert.folding import fold
 from lqconvert.loading import load_model
 from lqconvert.packing import rest_of_file
@@ -23,6 +24,7 @@ from lqconvert.report import Measured, Report, layer_rows, versions
 from lqconvert.rewriting import rewrite
 from lqconvert.runtime import Runner
 from lqconvert.schemes import LSQ, Rate, Scheme
+from lqconvert.scoring import logits_of, predict, score_outputs
 
 
 def quantize(
@@ -88,6 +90,9 @@ def quantize(
             say(f"preprocessing: {preprocess} (float model's scores on validation data: {listed})")
         else:
             say("no labels to find the preprocessing by: inputs are taken as they are (see --preprocess)")
+    augmentation = choose_augmentation(lambda x: model.predict(x, verbose=0), data, preprocess)
+    if augmentation != Augmentation():
+        say(f"training images are {augmentation}, which the float model does not mind")
     folded = fold(model)
     tf_keras.utils.set_random_seed(seed)
     pixels = pixel_range(preprocess) if data.integer_pixels else None
@@ -112,6 +117,7 @@ def quantize(
         learning_rate=learning_rate,
         seed=seed,
         budget=budget,
+        augmentation=augmentation,
         keep_last=scheme.coarsens,
         rest_of_file=rest_of_file(started.tflite, started.codes),
         best_weights=best_weights,
@@ -144,6 +150,7 @@ def quantize(
             "rounding": rounding,
             "start": start,
             "preprocess": str(preprocess),
+            "augmentation": str(augmentation),
             "epochs": epochs,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
@@ -163,6 +170,7 @@ def quantize(
         layers=layer_rows(exported.codes),
         best=finetuned.best,
         curve=finetuned.curve,
+        finished=finetuned.finished,
         versions=versions(),
     )
     _write_all(

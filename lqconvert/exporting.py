@@ -167,6 +167,7 @@ def export(model: tf_keras.Model, batches: Iterable[np.ndarray] = ()) -> Exporte
             raise LqError(f"layer '{name}': the converter left no place for its bias")
     if unwritten:
         raise LqError(f"layers not found in the converted file: {', '.join(unwritten)}")
+    _strip(flat)
     tflite = _pack(flat)
     first, last = graph.tensors[graph.inputs[0]].quantization, graph.tensors[graph.outputs[0]].quantization
     return Exported(
@@ -271,6 +272,20 @@ def _write(flat: Any, tensor: Any, values: np.ndarray) -> None:
         tensor.buffer = len(flat.buffers)
         flat.buffers.append(schema.BufferT())
     flat.buffers[tensor.buffer].data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
+
+
+def _strip(flat: Any) -> None:
+    """Drops what no runtime reads: names except those of inputs and outputs, and the converter's notes."""
+    graph = flat.subgraphs[0]
+    kept = {*graph.inputs, *graph.outputs}
+    for index, tensor in enumerate(graph.tensors):
+        if index not in kept:
+            tensor.name = None
+        if tensor.quantization is not None:
+            tensor.quantization.min = tensor.quantization.max = None
+    for entry in flat.metadata or []:
+        flat.buffers[entry.buffer].data = None
+    flat.metadata = None
 
 
 def _pack(flat: Any) -> bytes:

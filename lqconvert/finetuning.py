@@ -12,12 +12,14 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from lqconvert.augmentation import Augmentation
 from lqconvert.budget import Budget, Point, Steering
-from lqconvert.datasets import Data, Preprocessing, Split
+from lqconvert.datasets import Data, Preprocessing
 from lqconvert.exporting import learned_codes
-from lqconvert.granularity import class_name, kernel_name
-from lqconvert.packing import deflated, rate_bytes, stored
-from lqconvert.quantizers import ActivationQuantizer, QuantizedLayer
+from lqconvert.granularity import kernel_name
+from lqconvert.packing import deflated, entropy_bytes, stored
+from lqconvert.quantizers import QuantizedLayer
+from lqconvert.scoring import activated, logits_of, predict, right_probabilities, score_outputs
 
 #: Fine-tuning of a small data set still takes at least this many steps.
 MINIMUM_STEPS = 500
@@ -42,55 +44,9 @@ class Finetuned:
     finished: bool  # False if Ctrl-C ended it early
     best: Point
     holds: bool  # the best point holds the budget
+    floor: float  # the validation score that a budget of accuracy asked for
+    seen: bool  # the float model may have been trained on the validation split
     curve: list[Point]
-
-
-def logits_of(model: tf_keras.Model) -> tuple[tf_keras.Model, str]:
-    """The model up to where its final softmax or sigmoid begins, and that activation's name (or "")."""
-    tensor = model.outputs[0]
-    layer = tensor._keras_history.layer
-    if isinstance(layer, ActivationQuantizer):
-        tensor = layer.input
-        layer = tensor._keras_history.layer
-    activation = getattr(getattr(layer, "activation", None), "__name__", "")
-    activation = "softmax" if class_name(layer) == "Softmax" else activation
-    if activation in ("softmax", "sigmoid") and not layer.weights:
-        return tf_keras.Model(model.inputs, layer.input), activation
-    return model, ""
-
-
-def score(model: tf_keras.Model, split: Split, preprocessing: Preprocessing, teacher: np.ndarray) -> float:
-    """Accuracy on the split where it has class labels, else minus the mean squared error.
-
-    The error is against the split's own targets, or the teacher's outputs where there are none.
-    """
-    outputs = predict(model, split, preprocessing)
-    return score_outputs(outputs, split.arrays()[1], teacher)
-
-
-def score_outputs(outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> float:
-    """The score of given outputs: see :func:`score`."""
-    if labels.ndim == 1 and outputs.shape[-1] == 1:
-        return float(np.mean((outputs[:, 0] > 0.5) == labels))
-    if labels.ndim == 1:
-        return float(np.mean(outputs.argmax(axis=-1) == labels))
-    targets = labels if labels.size else teacher
-    return -float(np.mean((outputs.reshape(len(outputs), -1) - targets.reshape(len(targets), -1)) ** 2))
-
-
-def right_probabilities(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The probability that each example's right class is given; 0 where the labels are no classes."""
-    if labels.ndim != 1:
-        return np.zeros(len(labels))
-    if outputs.shape[-1] == 1:
-        return np.where(labels, outputs[:, 0], 1 - outputs[:, 0])
-    return outputs[np.arange(len(labels)), labels]
-
-
-def predict(model: tf_keras.Model, split: Split, preprocessing: Preprocessing) -> np.ndarray:
-    """The model's outputs on a split, in order."""
-    call = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
-    return np.concatenate([call(x).numpy() for _, x, _ in split.batches(256, preprocessing=preprocessing)])
 
 
 def finetune(
@@ -104,6 +60,7 @@ def finetune(
     learning_rate: float = 2e-4,
     seed: int = 0,
     budget: Budget | None = None,
+    augmentation: Augmentation | None = None,
     keep_last: bool = False,
     rest_of_file: bytes = b"",
     best_weights: Path,
@@ -117,6 +74,7 @@ def finetune(
             target (all of it without labels).
         epochs: passes over the training split; more where they make fewer than 500 steps.
         learning_rate: Adam's, falling to 0 along a cosine. Scales and ranges take the same.
+        augmentation: how training images are varied; student and teacher see the same.
         budget: what the penalty of the scheme is steered to; without one the penalty stays as it is.
         keep_last: without a budget leave the model at its last weights instead of its best by score.
         rest_of_file: what the exported file holds besides the codes.
@@ -124,28 +82,39 @@ def finetune(
         progress: called at every look at the validation split.
     """
     logits, activation = logits_of(model)
-    # A model of its own: compiled, it would save its optimizer's state among the weights.
-    student = _Student(logits.inputs, logits.outputs)
     teacher_logits, _ = logits_of(teacher)
-    cached = tf.constant(predict(teacher_logits, data.train, preprocessing))
-    validation_teacher = predict(teacher, data.validation, preprocessing)
-    steering = _steering(budget or Budget(), data, validation_teacher, keep_last)
+    augment = augmentation or Augmentation()
+    varied = augment != Augmentation()
+    # A model of its own: compiled, it would save its optimizer's state among the weights.
+    student = _Student(logits.inputs, logits.outputs, teacher_logits if varied else None)
+    validation_teacher = predict(teacher_logits, data.validation, preprocessing)
+    seen = _seen(teacher_logits, data, preprocessing, validation_teacher)
+    steering = _steering(budget or Budget(), data, validation_teacher, activation, seen, keep_last)
     steps = max(epochs * math.ceil(data.train.size / batch_size), MINIMUM_STEPS, 300 * steering.cycles)
     cycle = math.ceil(steps / steering.cycles)
     schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, cycle, t_mul=1.0)
     student.compile(
         _RelativeAdam(student, schedule),
-        loss=_distillation(activation, cached.shape[-1], data.labels),
+        loss=_distillation(activation, teacher_logits.output_shape[-1], data.labels),
     )
-
-    def with_targets(index: Any, x: Any, y: Any) -> Any:
-        y = tf.cast(tf.reshape(y, (tf.shape(index)[0], -1)), tf.float32)
-        outputs = tf.reshape(tf.gather(cached, index), (tf.shape(index)[0], -1))
-        return x, tf.concat([outputs, y], axis=1)
-
-    batches = data.train.batches(batch_size, shuffle_seed=seed, preprocessing=preprocessing).map(with_targets)
+    batches = data.train.batches(batch_size, shuffle_seed=seed, preprocessing=preprocessing)
+    if varied:
+        batches = batches.map(lambda _, x, y: (augment(x), _flat(y)))
+    else:
+        cached = tf.constant(predict(teacher_logits, data.train, preprocessing))
+        batches = batches.map(
+            lambda index, x, y: (x, tf.concat([_flat(tf.gather(cached, index)), _flat(y)], axis=1))
+        )
     keeper = _KeepBest(
-        model, data, preprocessing, validation_teacher, steering, rest_of_file, cycle, best_weights, progress
+        model,
+        data,
+        preprocessing,
+        activated(validation_teacher, activation),
+        steering,
+        rest_of_file,
+        cycle,
+        best_weights,
+        progress,
     )
     finished = True
     try:
@@ -159,7 +128,7 @@ def finetune(
             raise
     model.load_weights(best_weights)
     best = max(keeper.curve, key=steering.rank)
-    return Finetuned(finished, best, steering.holds(best), keeper.curve)
+    return Finetuned(finished, best, steering.holds(best), steering.floor, seen, keeper.curve)
 
 
 class _RelativeAdam(tf_keras.optimizers.Adam):
@@ -188,15 +157,27 @@ class _RelativeAdam(tf_keras.optimizers.Adam):
         variable.assign(before + unit * (variable - before))
 
 
-class _Student(tf_keras.Model):
-    """A model whose penalties weigh ``pressure`` times in its loss."""
+def _flat(values: tf.Tensor) -> tf.Tensor:
+    """[batch, ...] as float32 [batch, n]."""
+    return tf.cast(tf.reshape(values, (tf.shape(values)[0], -1)), tf.float32)
 
-    def __init__(self, inputs: Any, outputs: Any) -> None:
+
+class _Student(tf_keras.Model):
+    """A model whose penalties weigh ``pressure`` times in its loss.
+
+    Its targets are the teacher's outputs and the labels side by side; with a teacher given, only labels.
+    """
+
+    def __init__(self, inputs: Any, outputs: Any, teacher: tf_keras.Model | None) -> None:
         super().__init__(inputs, outputs)
         self.pressure = tf.Variable(1.0, trainable=False)
+        # Behind a function: as an attribute Keras would train it, too.
+        self.teach = None if teacher is None else lambda x: teacher(x, training=False)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         x, y = data
+        if self.teach is not None:
+            y = tf.concat([_flat(self.teach(x)), y], axis=1)
         with tf.GradientTape() as tape:
             task = self.compiled_loss(y, self(x, training=True))
             loss = task + self.pressure * tf.add_n(self.losses) if self.losses else task
@@ -204,15 +185,35 @@ class _Student(tf_keras.Model):
         return {"loss": task}
 
 
-def _steering(budget: Budget, data: Data, teacher: np.ndarray, keep_last: bool) -> Steering:
+def _seen(
+    teacher: tf_keras.Model, data: Data, preprocessing: Preprocessing, validation_logits: np.ndarray
+) -> bool:
+    """Whether the float model does no better on training data than on the validation split.
+
+    Then it was either trained on both (people train on all that they have), or has learned nothing by heart.
+    """
+    if data.labels != "classes":
+        return False
+    train = data.train.pick(np.random.default_rng(0).permutation(data.train.size)[: data.validation.size])
+    chances = right_probabilities(predict(teacher, train, preprocessing), train.arrays()[1])
+    others = right_probabilities(validation_logits, data.validation.arrays()[1])
+    error = math.sqrt(chances.var() / len(chances) + others.var() / len(others))
+    return bool(chances.mean() - others.mean() < 2 * error)
+
+
+def _steering(
+    budget: Budget, data: Data, logits: np.ndarray, activation: str, seen: bool, keep_last: bool
+) -> Steering:
     """The budget in terms of this data set's score."""
     labels = data.validation.arrays()[1]
+    teacher = activated(logits, activation)
     score = score_outputs(teacher, labels, teacher)
     if data.labels == "classes":
-        chances = right_probabilities(teacher, labels)
+        chances = right_probabilities(logits, labels)
         variances = max(score * (1 - score), 1 / len(labels)), float(np.var(chances))
         noise = math.sqrt(variances[0] / len(labels)), math.sqrt(variances[1] / len(labels))
-        return Steering(budget, score, float(chances.mean()), point=0.01, noise=noise, keep_last=keep_last)
+        chance = float(chances.mean())
+        return Steering(budget, score, chance, point=0.01, noise=noise, seen=seen, keep_last=keep_last)
     targets = labels if labels.size else teacher
     point = float(np.var(targets, axis=0).mean()) / 100
     return Steering(budget, score, point=point, noise=(point / 2, 0.0), keep_last=keep_last)
@@ -267,8 +268,9 @@ class _KeepBest(tf_keras.callbacks.Callback):
         self.steering, self.rest_of_file, self.cycle = steering, rest_of_file, cycle
         self.path, self.progress = path, progress
         self.curve: list[Point] = []
-        self.bytes_per_rate = 0.0  # as measured at the last look
-        self.call = tf.function(lambda x: quantized(x, training=False), reduce_retracing=True)
+        self.overhead = 0.0  # packed bytes over entropy, as measured at the last look
+        logits, self.activation = logits_of(quantized)
+        self.call = tf.function(lambda x: logits(x, training=False), reduce_retracing=True)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         every = self.cycle if self.steering.cycles > 1 else max(1, self.cycle // LOOKS)
@@ -286,17 +288,21 @@ class _KeepBest(tf_keras.callbacks.Callback):
     def look(self, step: int, loss: float) -> Point:
         validation = self.data.validation
         batches = validation.batches(256, preprocessing=self.preprocessing)
-        outputs = np.concatenate([self.call(x).numpy() for _, x, _ in batches])
+        logits = np.concatenate([self.call(x).numpy() for _, x, _ in batches])
         labels = validation.arrays()[1]
         codes = learned_codes(self.quantized)
-        kernels, rate = b"".join(stored(codes)), rate_bytes(codes)
+        kernels, entropy = b"".join(stored(codes)), entropy_bytes(codes)
         packed = deflated(kernels)
-        measured = packed / max(rate, 1.0)
-        estimated, self.bytes_per_rate = rate * (self.bytes_per_rate or measured), measured
+        measured = packed / max(entropy, 1.0)
+        estimated, self.overhead = entropy * (self.overhead or measured), measured
+        score = score_outputs(activated(logits, self.activation), labels, self.teacher)
+        chances = right_probabilities(logits, labels)
+        classes = labels.ndim == 1
         point = Point(
             step,
-            score_outputs(outputs, labels, self.teacher),
-            float(right_probabilities(outputs, labels).mean()),
+            score,
+            float(chances.mean()),
+            float(-np.log(np.maximum(chances, 1e-7)).mean()) if classes else -score,
             deflated(kernels + self.rest_of_file),
             round(estimated),
             packed,

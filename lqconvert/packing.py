@@ -37,6 +37,6 @@ def rest_of_file(tflite: bytes, codes: Codes) -> bytes:
     return tflite
 
 
-def rate_bytes(codes: Codes) -> float:
-    """The rate scheme's estimate: log2(1 + |code|) bits a weight."""
-    return sum(float(np.log2(1 + np.abs(layer.kernel.codes)).sum()) for layer in codes.layers.values()) / 8
+def entropy_bytes(codes: Codes) -> float:
+    """What the kernels come to at the entropy of each one's codes."""
+    return sum(layer.kernel.codes.size * layer.kernel.entropy for layer in codes.layers.values()) / 8

@@ -92,7 +92,13 @@ class WeightQuantizer(tf_keras.layers.Layer):
     @property
     def scale(self) -> tf.Tensor:
         """The scales, float32, broadcastable to the weights."""
-        return tf.exp(self.scale_weight) if self.log_scale else tf.convert_to_tensor(self.scale_weight)
+        scale = tf.convert_to_tensor(self.scale_weight)
+        if not self.log_scale:
+            return scale
+        if self.scheme.scales_an_octave:
+            step = np.float32(np.log(2) / self.scheme.scales_an_octave)
+            scale += tf.stop_gradient(tf.round(scale / step) * step - scale)
+        return tf.exp(scale)
 
     def set_scale(self, scale: np.ndarray) -> None:
         scale = np.maximum(scale, MINIMUM_SCALE)

@@ -69,6 +69,7 @@ class Report:
     layers: list[LayerRow]
     best: Point  # of the curve: the point that was exported
     curve: list[Point]
+    finished: bool  # False where Ctrl-C ended fine-tuning early
     versions: dict[str, str]
 
     @property

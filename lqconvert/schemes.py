@@ -40,6 +40,8 @@ class Scheme:
     coarsens: ClassVar[bool] = True
     #: The largest code that calibration starts from, where the scheme wants a coarser start than its limit.
     start_code: ClassVar[int | None] = None
+    #: Scales are this many steps an octave apart, or anywhere: a few different ones cost fewer bytes.
+    scales_an_octave: ClassVar[int | None] = None
     #: Largest absolute code, or None where codes are unbounded.
     limit: int | None = 127
 
@@ -52,6 +54,11 @@ class Scheme:
     def penalty(self, weights: tf.Tensor, scale: tf.Tensor) -> tf.Tensor | None:
         """The loss term of one tensor (a scalar, gamma included), or None."""
         return None
+
+    def scaled(self, factor: float) -> Scheme:
+        """The scheme with its penalty (gamma, or the threshold) multiplied; itself where it has none."""
+        penalties = {"gamma", "threshold"} & {field.name for field in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{name: factor * getattr(self, name) for name in penalties})
 
     def get_config(self) -> dict[str, Any]:
         return {"name": self.name, **dataclasses.asdict(self)}
@@ -113,16 +120,18 @@ class Difference(Scheme):
 class Rate(Scheme):
     """Penalizes the bits that a variable-length code spends on the codes.
 
-    The estimate is ``log2(1 + |P| / s)`` bits a weight, up to a factor that is measured against the packed
-    file. The scale follows the task too, by the straight-through derivative of q * s, undamped so that it
-    weighs against the penalty as the weights do. Learns fast at a high rate: weights have far to go to 0.
+    The estimate is ``log2(1 + |P| / s)`` bits a weight, up to a factor that the penalty takes up. The scale
+    follows the task too, by the straight-through derivative of q * s, undamped so that it weighs against the
+    penalty as the weights do. Learns fast at a high rate: weights have far to go to 0.
     """
 
     name: ClassVar[str] = "rate"
     epochs: ClassVar[int] = 12
     learning_rate: ClassVar[float] = 3e-3
     start_code: ClassVar[int | None] = 15
+    scales_an_octave: ClassVar[int | None] = 8
     gamma: float = 0.5
+    unit_bits: float = 0.0
 
     def scale_gradient(self, upstream, weights, scale, codes):
         ratio = weights / scale
@@ -130,7 +139,23 @@ class Rate(Scheme):
         return tf.reduce_sum(upstream * step, group_axes(scale), keepdims=True)
 
     def penalty(self, weights, scale):
-        return self.gamma * tf.reduce_mean(tf.math.log1p(tf.abs(weights) / scale)) / math.log(2.0)
+        magnitudes = tf.abs(weights) / scale
+        bits = tf.reduce_mean(tf.math.log1p(magnitudes)) / math.log(2.0)
+        if self.unit_bits:
+            inputs, outputs = (
+                tf.reduce_mean(1 - tf.exp(-tf.reduce_mean(magnitudes, axes) / TAU))
+                for axes in _all_but_one(weights.shape.rank)
+            )
+            bits += self.unit_bits * inputs * outputs
+        return self.gamma * bits
+
+
+TAU = 0.1
+
+
+def _all_but_one(rank: int) -> tuple[list[int], list[int]]:
+    axes = range(rank)
+    return [a for a in axes if a != rank - 2], [a for a in axes if a != rank - 1]
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from lqconvert import Budget, BudgetMissed, LqError, MaxBin, Rate, quantize
 from lqconvert.budget import Point, Steering
 from lqconvert.cli import main
 from lqconvert.codes import Codes, LayerCodes, TensorCodes
-from lqconvert.packing import deflated, rate_bytes, rest_of_file, stored
+from lqconvert.packing import deflated, entropy_bytes, rest_of_file, stored
 
 
 def point(pressure: float, bearable: float, step: int = 1) -> Point:
     """A model whose bytes fall with the root of the pressure and whose score breaks at ``bearable``."""
     score = 0.9 if pressure <= bearable else 0.9 - 0.05 * math.log2(pressure / bearable)
-    return Point(step, score, score, round(10_000 / math.sqrt(pressure)), 0, 0, pressure)
+    return Point(step, score, score, 1 - score, round(10_000 / math.sqrt(pressure)), 0, 0, pressure)
 
 
 def steer(steering: Steering, bearable: float) -> Point:
@@ -77,7 +77,8 @@ def test_the_file_is_its_kernels_and_the_rest():
     (dense,) = stored(codes)
     assert dense == kernel.codes.T.astype(np.int8).tobytes()
     assert rest_of_file(b"head" + dense + b"tail", codes) == b"headtail"
-    assert rate_bytes(codes) == pytest.approx(np.log2(1 + np.abs(kernel.codes)).sum() / 8)
+    shares = np.unique(kernel.codes, return_counts=True)[1] / 35
+    assert entropy_bytes(codes) == pytest.approx(-35 * np.sum(shares * np.log2(shares)) / 8)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,93 +26,197 @@ import tf_keras
 from tf_keras import layers
 
 import lqconvert
-from lqconvert.datasets import PREPROCESSINGS, Data
+from lqconvert.augmentation import Augmentation
+from lqconvert.datasets import PREPROCESSINGS, Data, Preprocessing
 from lqconvert.exporting import convert
+from lqconvert.loading import load_model
 from lqconvert.packing import deflated
 from lqconvert.runtime import Runner
 
-PIXELS = PREPROCESSINGS["0-1"]
-EPOCHS = lqconvert.Rate.epochs
+DATA = Path(os.environ.get("LQCONVERT_DATA", "."))
 
 
-def mlp(*hidden: int) -> list[Any]:
-    return [layers.Input((784,)), *(layers.Dense(n, activation="relu") for n in hidden)]
+@dataclass(frozen=True)
+class Network:
+    """A float model, how it is trained, and how long it is fine-tuned."""
+
+    build: Callable[[], tf_keras.Model]
+    data: str
+    epochs: int
+    learning_rate: float
+    finetuning_epochs: int = lqconvert.Rate.epochs
+    preprocessing: Preprocessing = PREPROCESSINGS["0-1"]
+    augment: bool = False
+
+    def load(self, model: tf_keras.Model) -> Data:
+        return lqconvert.load_data(self.data, model.input_shape[1:], model.output_shape[-1])
 
 
-def lenet_5() -> list[Any]:
+def mlp(*hidden: int) -> tf_keras.Model:
+    dense = (layers.Dense(n, activation="relu") for n in hidden)
+    return tf_keras.Sequential([layers.Input((784,)), *dense, layers.Dense(10, activation="softmax")])
+
+
+def lenet_5() -> tf_keras.Model:
     """The Caffe variant: 431k parameters."""
     first = [layers.Input((28, 28, 1)), layers.Conv2D(20, 5), layers.MaxPooling2D(), layers.Conv2D(50, 5)]
-    return [*first, layers.MaxPooling2D(), layers.Flatten(), layers.Dense(500, activation="relu")]
+    last = [layers.Flatten(), layers.Dense(500, activation="relu"), layers.Dense(10, activation="softmax")]
+    return tf_keras.Sequential([*first, layers.MaxPooling2D(), *last])
 
 
-NETWORKS: dict[str, Callable[[], list[Any]]] = {
-    "mlp": lambda: mlp(128),
-    "lenet-300-100": lambda: mlp(300, 100),
-    "lenet-5": lenet_5,
+def cifar_cnn() -> tf_keras.Model:
+    """The thesis's: six convolutions, each with ReLU before BatchNormalization."""
+    model = tf_keras.Sequential([layers.Input((32, 32, 3))])
+    for filters, dropout in ((32, 0.2), (64, 0.3), (128, 0.4)):
+        for _ in range(2):
+            model.add(layers.Conv2D(filters, 3, padding="same", activation="relu"))
+            model.add(layers.BatchNormalization())
+        model.add(layers.MaxPooling2D())
+        model.add(layers.Dropout(dropout))
+    for layer in (layers.Flatten(), layers.Dense(128, activation="relu"), layers.BatchNormalization()):
+        model.add(layer)
+    model.add(layers.Dropout(0.5))
+    model.add(layers.Dense(10, activation="softmax"))
+    return model
+
+
+def resnet_8() -> tf_keras.Model:
+    """MLPerf Tiny's, to be fine-tuned on the JPEG images."""
+    return load_model(DATA / "../models/mlperf_tiny_resnet8.h5")
+
+
+def resnet_18() -> tf_keras.Model:
+    """ResNet-18 (20 convolutions) of half the width, for 64x64 images."""
+
+    def convolved(x: Any, filters: int, size: int, strides: int) -> Any:
+        x = layers.Conv2D(filters, size, strides, padding="same", use_bias=False)(x)
+        return layers.BatchNormalization()(x)
+
+    def block(x: Any, filters: int, strides: int) -> Any:
+        y = layers.ReLU()(convolved(x, filters, 3, strides))
+        y = convolved(y, filters, 3, 1)
+        return layers.ReLU()(layers.Add()([x if strides == 1 else convolved(x, filters, 1, strides), y]))
+
+    inputs = x = layers.Input((64, 64, 3))
+    x = layers.MaxPooling2D()(layers.ReLU()(convolved(x, 32, 3, 2)))
+    for filters in (32, 64, 128, 256):
+        x = block(x, filters, 1 if filters == 32 else 2)
+        x = block(x, filters, 1)
+    x = layers.GlobalAveragePooling2D()(x)
+    return tf_keras.Model(inputs, layers.Dense(10, activation="softmax")(x))
+
+
+CIFAR, IMAGENETTE = str(DATA / "cifar10_jpeg.zip"), str(DATA / "imagenette96_jpeg.zip")
+NETWORKS = {
+    "mlp": Network(lambda: mlp(128), "mnist", 15, 1e-3),
+    "lenet-300-100": Network(lambda: mlp(300, 100), "mnist", 15, 1e-3),
+    "lenet-5": Network(lenet_5, "mnist", 15, 1e-3),
+    "resnet-8": Network(resnet_8, CIFAR, 8, 1e-3, 12, Preprocessing(), augment=True),
+    "cifar-cnn": Network(cifar_cnn, CIFAR, 20, 2e-3, 6, augment=True),
+    "resnet-18": Network(resnet_18, IMAGENETTE, 30, 2e-3, 24, augment=True),
 }
 
 
-def fit(model: tf_keras.Model, data: Data, *, epochs: int, rate: float, callbacks: Any = ()) -> None:
-    steps = epochs * -(-data.train.size // 128)
-    schedule = tf_keras.optimizers.schedules.CosineDecay(rate, steps)
+def fit(
+    model: tf_keras.Model, network: Network, *, epochs: int, rate: float, callbacks: Any = ()
+) -> tf_keras.Model:
+    data = network.load(model)
+    schedule = tf_keras.optimizers.schedules.CosineDecay(rate, epochs * -(-data.train.size // 128))
     model.compile(tf_keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy", ["accuracy"])
-    train = data.train.batches(128, shuffle_seed=0, preprocessing=PIXELS).map(lambda _, x, y: (x, y))
+    augment = Augmentation(mirror=True, shift=1 / 8)
+    batches = data.train.batches(128, shuffle_seed=0, preprocessing=network.preprocessing)
+    train = batches.map(lambda _, x, y: (augment(x) if network.augment else x, y))
     model.fit(train, epochs=epochs, verbose=0, callbacks=list(callbacks))
+    return model
 
 
-def float_model(name: str, folder: Path, data: Callable[[tuple], Data]) -> Path:
+def float_model(name: str, folder: Path) -> Path:
     path = folder / f"{name}.h5"
     if not path.exists():
+        network = NETWORKS[name]
         tf_keras.utils.set_random_seed(42)
-        model = tf_keras.Sequential([*NETWORKS[name](), layers.Dense(10, activation="softmax")])
-        fit(model, data(model.input_shape[1:]), epochs=15, rate=1e-3)
+        model = fit(network.build(), network, epochs=network.epochs, rate=network.learning_rate)
         model.save(path, include_optimizer=False)
     return path
 
 
-def post_training(model: tf_keras.Model, data: Data) -> bytes:
+def post_training(model: tf_keras.Model, network: Network) -> bytes:
     """tf.lite int8 with a representative data set."""
-    x = data.train.arrays(500)[0].astype(np.float32) * PIXELS.scale
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.representative_dataset = lambda: (
+        [example[np.newaxis]] for example in _examples(network, model)
+    )
+    return _int8(converter)
+
+
+def _examples(network: Network, model: tf_keras.Model) -> np.ndarray:
+    preprocessing = network.preprocessing
+    raw = network.load(model).train.arrays(500)[0]
+    return raw.astype(np.float32) * np.float32(preprocessing.scale) + np.float32(preprocessing.offset)
+
+
+def _int8(converter: tf.lite.TFLiteConverter) -> bytes:
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([example[np.newaxis]] for example in x)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.int8
     return converter.convert()
 
 
-def quantization_aware(model: tf_keras.Model, data: Data) -> bytes:
+def quantization_aware(model: tf_keras.Model, network: Network) -> bytes:
     quantized = tfmot.quantization.keras.quantize_model(model)
-    fit(quantized, data, epochs=EPOCHS, rate=2e-4)
-    converter = tf.lite.TFLiteConverter.from_keras_model(quantized)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.inference_input_type = converter.inference_output_type = tf.int8
-    return converter.convert()
+    fit(quantized, network, epochs=network.finetuning_epochs, rate=2e-4)
+    return _int8(tf.lite.TFLiteConverter.from_keras_model(quantized))
 
 
-def pruned(sparsity: float) -> Callable[[tf_keras.Model, Data], bytes]:
-    def run(model: tf_keras.Model, data: Data) -> bytes:
-        end = EPOCHS * data.train.size // 128 // 2
+def pruned(sparsity: float) -> Callable[[tf_keras.Model, Network], bytes]:
+    def run(model: tf_keras.Model, network: Network) -> bytes:
+        end = network.finetuning_epochs * network.load(model).train.size // 128 // 2
         schedule = tfmot.sparsity.keras.PolynomialDecay(0.3, sparsity, 0, end)
         sparse = tfmot.sparsity.keras.prune_low_magnitude(model, schedule)
-        fit(sparse, data, epochs=EPOCHS, rate=1e-3, callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
-        return post_training(tfmot.sparsity.keras.strip_pruning(sparse), data)
+        callbacks = [tfmot.sparsity.keras.UpdatePruningStep()]
+        fit(sparse, network, epochs=network.finetuning_epochs, rate=1e-3, callbacks=callbacks)
+        return post_training(tfmot.sparsity.keras.strip_pruning(sparse), network)
 
     return run
 
 
-def clustered(clusters: int) -> Callable[[tf_keras.Model, Data], bytes]:
-    def run(model: tf_keras.Model, data: Data) -> bytes:
+def clustered(clusters: int) -> Callable[[tf_keras.Model, Network], bytes]:
+    def run(model: tf_keras.Model, network: Network) -> bytes:
         start = tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS
         shared = tfmot.clustering.keras.cluster_weights(model, clusters, start)
-        fit(shared, data, epochs=EPOCHS, rate=2e-4)
-        return post_training(tfmot.clustering.keras.strip_clustering(shared), data)
+        fit(shared, network, epochs=network.finetuning_epochs, rate=2e-4)
+        return post_training(tfmot.clustering.keras.strip_clustering(shared), network)
 
     return run
 
 
-PEERS: dict[str, Callable[[tf_keras.Model, Data], bytes]] = {
+def ai_edge_quantizer(bits: int) -> Callable[[tf_keras.Model, Network], bytes]:
+    """Post-training quantization of the float .tflite: weights of 8 or 4 bits, activations of 8."""
+
+    def run(model: tf_keras.Model, network: Network) -> bytes:
+        from ai_edge_quantizer import qtyping, quantizer, recipe_manager
+
+        tflite = convert(model, integer=False)
+        recipes = recipe_manager.RecipeManager()
+        recipes.add_static_config(
+            regex=".*",
+            operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+            activation_num_bits=8,
+            weight_num_bits=bits,
+        )
+        quantize = quantizer.Quantizer(tflite, recipes.get_quantization_recipe())
+        name = next(iter(Runner(tflite).interpreter.get_signature_list()))
+        (input_name,) = Runner(tflite).interpreter.get_signature_list()[name]["inputs"]
+        examples = [{input_name: example[np.newaxis]} for example in _examples(network, model)]
+        return bytes(quantize.quantize(quantize.calibrate({name: examples})).quantized_model)
+
+    return run
+
+
+PEERS: dict[str, Callable[[tf_keras.Model, Network], bytes]] = {
     "tf.lite int8 PTQ": post_training,
+    "ai-edge-quantizer int8": ai_edge_quantizer(8),
+    "ai-edge-quantizer int4": ai_edge_quantizer(4),
     "tfmot QAT": quantization_aware,
     "tfmot pruning 90%, int8": pruned(0.9),
     "tfmot pruning 95%, int8": pruned(0.95),
@@ -119,10 +224,10 @@ PEERS: dict[str, Callable[[tf_keras.Model, Data], bytes]] = {
 }
 
 
-def accuracy(tflite: bytes, data: Data) -> float:
-    x, y = data.test.arrays()
-    outputs = Runner(tflite).run([x.astype(np.float32) * PIXELS.scale])
-    return float(np.mean(outputs.argmax(axis=1) == y))
+def accuracy(tflite: bytes, data: Data, preprocessing: Preprocessing) -> float:
+    batches = data.test.batches(256, preprocessing=preprocessing)
+    outputs = Runner(tflite).run(x.numpy() for _, x, _ in batches)
+    return float(np.mean(outputs.argmax(axis=1) == data.test.arrays()[1]))
 
 
 def main() -> None:
@@ -130,14 +235,19 @@ def main() -> None:
     parser.add_argument("networks", nargs="+", choices=NETWORKS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("build/bench"))
-    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--max-drop", type=float, default=0.0)
+    parser.add_argument("--max-size", type=int)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    budget = lqconvert.Budget(
+        max_drop=None if arguments.max_size else arguments.max_drop, max_size=arguments.max_size
+    )
     print("| network | method | bytes | deflated | ratio | accuracy | minutes |\n" + "| --- " * 7 + "|")
     for name in arguments.networks:
-        path = float_model(name, arguments.folder, lambda shape: lqconvert.load_data("mnist", shape, 10))
-        model = tf_keras.models.load_model(path, compile=False)
-        data = lqconvert.load_data("mnist", model.input_shape[1:], 10)
+        network, path = NETWORKS[name], float_model(name, arguments.folder)
+        model = load_model(path)
+        data = network.load(model)
         original = convert(model, integer=False)
 
         def row(
@@ -155,22 +265,34 @@ def main() -> None:
             figures = f"{np.mean(sizes):,.0f} | {size:,.0f} | {ratio} | {100 * np.mean(scores):.2f}%{spread}"
             print(f"| {name} | {method} | {figures} | {seconds / 60:.1f} |", flush=True)
 
-        row("float32", [len(original)], [deflated(original)], [accuracy(original, data)], 0)
+        def one(method: str, tflite: bytes, seconds: float) -> None:
+            score = accuracy(tflite, data, network.preprocessing)  # noqa: B023
+            row(method, [len(tflite)], [deflated(tflite)], [score], seconds)
+
+        one("float32", original, 0)
         reports, start = [], time.time()
         for seed in range(arguments.seeds):
-            output = arguments.folder / f"{name}.{seed}.tflite"
-            budget = lqconvert.Budget(max_drop=0.0)
-            job = lqconvert.quantize(path, "mnist", output, preprocess=PIXELS, seed=seed, budget=budget)
-            reports.append(job)
-        exported = [report.exported for report in reports]
-        seconds = (time.time() - start) / len(reports)
-        sizes, packed = [each.size for each in exported], [each.deflated_bytes for each in exported]
-        row(f"lqconvert, {len(reports)} seeds", sizes, packed, [each.score for each in exported], seconds)
-        for method, run in {} if arguments.no_peers else PEERS.items():
+            reports.append(
+                lqconvert.quantize(
+                    path,
+                    network.data,
+                    arguments.folder / f"{name}.{seed}.tflite",
+                    scheme=lqconvert.Rate(),
+                    preprocess=network.preprocessing,
+                    epochs=network.finetuning_epochs,
+                    seed=seed,
+                    budget=budget,
+                )
+            )
+        if reports:
+            exported = [report.exported for report in reports]
+            sizes, packed = [each.size for each in exported], [each.deflated_bytes for each in exported]
+            scores, seconds = [each.score for each in exported], (time.time() - start) / len(reports)
+            row(f"lqconvert, {budget}, {len(reports)} seeds", sizes, packed, scores, seconds)
+        for method in arguments.peers:
             tf_keras.utils.set_random_seed(0)
             start = time.time()
-            tflite = run(tf_keras.models.load_model(path, compile=False), data)
-            row(method, [len(tflite)], [deflated(tflite)], [accuracy(tflite, data)], time.time() - start)
+            one(method, PEERS[method](load_model(path), network), time.time() - start)
 
 
 if __name__ == "__main__":

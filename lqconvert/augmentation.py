@@ -1,0 +1,85 @@
+"""Variations of images that the float model does not mind: more to learn from than the data alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from lqconvert.datasets import Data, Preprocessing
+
+SHIFTS = (1 / 8, 1 / 16)
+#: A variation may cost the float model this much accuracy, and its sampling error.
+TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Mirrors half of the images and moves all of them: by one random offset a batch, the edges reflected.
+
+    Args:
+        mirror: left to right.
+        shift: the largest move, as a part of height and width.
+    """
+
+    mirror: bool = False
+    shift: float = 0.0
+
+    def __call__(self, images: tf.Tensor) -> tf.Tensor:
+        """Images float32 or uint8 [batch, height, width, channels], varied."""
+        if self.mirror:
+            images = tf.image.random_flip_left_right(images)
+        if self.shift:
+            moved = self._padded(images)
+            images = tf.image.random_crop(moved, tf.concat([tf.shape(images)[:1], images.shape[1:]], 0))
+        return images
+
+    def _padded(self, images: tf.Tensor) -> tf.Tensor:
+        height, width = (round(self.shift * side) for side in images.shape[1:3])
+        return tf.pad(images, ((0, 0), (height, height), (width, width), (0, 0)), "REFLECT")
+
+    def __str__(self) -> str:
+        shifted = [f"shifted by up to 1/{1 / self.shift:.0f}"] if self.shift else []
+        return ", ".join(["mirrored"] * self.mirror + shifted) or "none"
+
+
+def choose_augmentation(
+    predict: Callable[[np.ndarray], np.ndarray],
+    data: Data,
+    preprocessing: Preprocessing,
+    *,
+    samples: int = 1000,
+) -> Augmentation:
+    """The variations under which the float model classifies validation images as well as before.
+
+    It was trained with them then, or they are in the nature of the data: a mirrored cat is a cat, a mirrored
+    digit is none. Only for images with class labels.
+    """
+    x, y = data.validation.arrays(samples)
+    if data.labels != "classes" or x.ndim != 4 or min(x.shape[1:3]) < 16:
+        return Augmentation()
+    x = x.astype(np.float32) * np.float32(preprocessing.scale) + np.float32(preprocessing.offset)
+
+    def accuracy(images: np.ndarray) -> float:
+        outputs = predict(images).reshape(len(y), -1)
+        guesses = outputs.argmax(axis=1) if outputs.shape[1] > 1 else outputs[:, 0] > 0.5
+        return float(np.mean(guesses == y))
+
+    before = accuracy(x)
+    floor = before - TOLERANCE - np.sqrt(max(before * (1 - before), 1 / len(y)) / len(y))
+
+    def shifted(shift: float) -> np.ndarray:
+        """Moved as far as it goes, each quarter of the images to another corner."""
+        padded = Augmentation(shift=shift)._padded(tf.constant(x)).numpy()
+        height, width = x.shape[1:3]
+        rows, columns = padded.shape[1] - height, padded.shape[2] - width
+        moved = np.empty_like(x)
+        for corner in range(4):
+            row, column = rows * (corner // 2), columns * (corner % 2)
+            moved[corner::4] = padded[corner::4, row : row + height, column : column + width]
+        return moved
+
+    mirror = accuracy(x[:, :, ::-1]) >= floor
+    return Augmentation(mirror, next((shift for shift in SHIFTS if accuracy(shifted(shift)) >= floor), 0.0))

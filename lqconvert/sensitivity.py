@@ -1,0 +1,86 @@
+"""Which layers mind coarse weights: the score when one layer alone is coarsened, nothing being learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from lqconvert.calibration import best_scale, calibrate
+from lqconvert.datasets import Preprocessing, choose_preprocessing, load_data
+from lqconvert.folding import fold
+from lqconvert.granularity import kernel_name
+from lqconvert.loading import load_model
+from lqconvert.quantizers import QuantizedLayer, WeightQuantizer
+from lqconvert.rewriting import rewrite
+from lqconvert.schemes import LSQ
+from lqconvert.scoring import score_outputs
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The validation score with one layer's weights at ``bits`` and all others at 8.
+
+    ``drop`` is how far it is under the score with all at 8: in points of accuracy, or in the error's unit.
+    """
+
+    layer: str
+    weights: int
+    bits: int
+    score: float
+    drop: float
+
+
+def sensitivities(
+    model_path: str | Path,
+    data_spec: str,
+    *,
+    bits: tuple[int, ...] = (2, 3, 4),
+    preprocess: Preprocessing | None = None,
+) -> list[Sensitivity]:
+    """Coarsens one layer after the other to each width, by least squared error, without fine-tuning.
+
+    Scored on the validation split, with one scale for each output channel. The graph with simulated
+    quantization is scored, not a file: only differences between layers are of interest.
+    """
+    model = load_model(model_path)
+    data = load_data(data_spec, model.input_shape[1:], model.output_shape[-1])
+    if preprocess is None:
+        preprocess = Preprocessing()
+        if data.labels != "none":
+            preprocess, _ = choose_preprocessing(lambda x: model.predict(x, verbose=0), data)
+    quantized = rewrite(model, LSQ())
+    batches = [
+        x.numpy() for _, x, _ in data.train.batches(256, shuffle_seed=0, preprocessing=preprocess).take(4)
+    ]
+    calibrate(quantized, batches)
+    validation = data.validation.batches(256, preprocessing=preprocess)
+    labels = data.validation.arrays()[1]
+    teacher = fold(model)
+    call = tf.function(lambda x: quantized(x, training=False), reduce_retracing=True)
+    targets = np.concatenate([teacher(x, training=False).numpy() for _, x, _ in validation])
+
+    def score() -> float:
+        return score_outputs(np.concatenate([call(x).numpy() for _, x, _ in validation]), labels, targets)
+
+    unit = 100 if data.labels == "classes" else 1
+    baseline, rows = score(), []
+    for layer in quantized.layers:
+        if not isinstance(layer, QuantizedLayer):
+            continue
+        kernel = getattr(layer.layer, kernel_name(layer.layer))
+        quantizer = layer.quantizers[kernel_name(layer.layer)]
+        floats, scale = kernel.numpy(), quantizer.scale.numpy()
+        for width in bits:
+            narrow = WeightQuantizer(LSQ(limit=2 ** (width - 1) - 1), quantizer.kept_axes)
+            coarse = best_scale(narrow, floats)
+            # Values on the coarse grid pass the 8-bit quantizer of the same scale unchanged.
+            kernel.assign(narrow.codes(floats, coarse) * coarse)
+            quantizer.set_scale(coarse)
+            reached = score()
+            rows.append(Sensitivity(layer.name, floats.size, width, reached, unit * (baseline - reached)))
+        kernel.assign(floats)
+        quantizer.set_scale(scale)
+    return rows
