@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from lqconvert.datasets import Data, Preprocessing
 
-SHIFTS = (1 / 8, 1 / 16)
+SHIFTS = (1 / 8, 1 / 16, 1 / 32)
 #: A variation may cost the float model this much accuracy, and its sampling error.
 TOLERANCE = 0.01
 
@@ -41,8 +41,10 @@ class Augmentation:
         return tf.pad(images, ((0, 0), (height, height), (width, width), (0, 0)), "REFLECT")
 
     def __str__(self) -> str:
-        shifted = [f"shifted by up to 1/{1 / self.shift:.0f}"] if self.shift else []
-        return ", ".join(["mirrored"] * self.mirror + shifted) or "none"
+        parts = ["mirrored"] if self.mirror else []
+        if self.shift:
+            parts.append(f"shifted by up to 1/{1 / self.shift:.0f}")
+        return ", ".join(parts) or "none"
 
 
 def choose_augmentation(
@@ -81,5 +83,6 @@ def choose_augmentation(
             moved[corner::4] = padded[corner::4, row : row + height, column : column + width]
         return moved
 
-    mirror = accuracy(x[:, :, ::-1]) >= floor
-    return Augmentation(mirror, next((shift for shift in SHIFTS if accuracy(shifted(shift)) >= floor), 0.0))
+    mirror = bool(accuracy(x[:, :, ::-1]) >= floor)
+    shifts = [shift for shift in SHIFTS if round(shift * min(x.shape[1:3])) >= 1]
+    return Augmentation(mirror, next((shift for shift in shifts if accuracy(shifted(shift)) >= floor), 0.0))

@@ -56,10 +56,8 @@ class Steering:
         budget: what is asked for.
         float_score, float_confidence: the float model's, of the validation split.
         point: what a point of score is (see :class:`Budget`).
-        noise: standard errors of score and confidence. A drop within two of the score's, or within half of
-            the confidence's, does not count.
-        seen: the float model may have been trained on the validation split. What fine-tuning without
-            penalty forgets of it does not count as a drop then: the first cycle measures that.
+        noise: standard errors of score and confidence. A drop within the score's, or within half of the
+            confidence's, does not count.
         keep_last: without a budget the last look counts, not the one of the best score: for schemes that
             coarsen as they learn.
     """
@@ -78,21 +76,17 @@ class Steering:
         *,
         point: float,
         noise: tuple[float, float],
-        seen: bool = False,
         keep_last: bool = True,
     ) -> None:
         self.budget, self.point = budget, point
         drop = (budget.max_drop or 0.0) * point
         # Confidence is less noisy than accuracy, a count of rare errors: it shows damage much earlier.
-        self.slack = drop + 2 * noise[0], drop + noise[1] / 2
-        self.floor = float_score - self.slack[0]
-        self.confidence_floor = float_confidence - self.slack[1]
+        self.floor = float_score - drop - noise[0]
+        self.confidence_floor = float_confidence - drop - noise[1] / 2
         self.target = (budget.max_size or 0) * self.SIZE_MARGIN
         self.keep_last = keep_last
         self.cycles = self.CYCLES if budget.steers else 1
         self.pressure = self.START if budget.steers else 1.0
-        if seen and budget.max_drop is not None:
-            self.pressure = 0.0
         self.low, self.high = 0.0, math.inf
 
     def holds(self, point: Point) -> bool:
@@ -109,18 +103,14 @@ class Steering:
     def rank(self, point: Point) -> tuple[float, ...]:
         """The higher, the better a point serves the budget."""
         if self.budget.max_size is not None:
-            return (1, point.score, point.step) if self.holds(point) else (0, -point.bytes)
+            good = point.confidence or point.score  # the less noisy one
+            return (1, good, point.step) if self.holds(point) else (0, -point.bytes)
         if self.budget.max_drop is not None:
             return (1, -point.bytes) if self.holds(point) else (0, point.score)
         return (point.step,) if self.keep_last else (point.score, point.step)
 
     def next_pressure(self, point: Point) -> float:
         """The pressure of the next cycle, from the look at the end of this one."""
-        if self.pressure == 0.0:
-            self.floor = min(self.floor, point.score - self.slack[0])
-            self.confidence_floor = min(self.confidence_floor, point.confidence - self.slack[1])
-            self.pressure = self.START
-            return self.pressure
         if self.holds(point) == (self.budget.max_size is None):
             self.low, self.high = self.pressure, max(self.high, self.pressure * self.DOWN)
         else:

@@ -104,12 +104,12 @@ def main() -> None:
 @click.option(
     "--preprocess", type=_Preprocessing(), help="What the model was trained on.  [default: found out]"
 )
-@click.option("--epochs", type=click.IntRange(1), help="[default: 12 for rate, else 3]")
+@click.option("--epochs", type=click.IntRange(1), help="[default: 20 for rate, else 3]")
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of Adam.  [default: 3e-3 for rate, else 2e-4]",
+    help="Of Adam.  [default: 3e-3 for rate, less for deep models; else 2e-4]",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Start from the best weights of an interrupted run.")

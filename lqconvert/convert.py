@@ -20,6 +20,7 @@ from lqconvert.finetuning import Finetuned, Progress, finetune
 from lqconvert.folding import fold
 from lqconvert.loading import load_model
 from lqconvert.packing import rest_of_file
+from lqconvert.quantizers import QuantizedLayer
 from lqconvert.report import Measured, Report, layer_rows, versions
 from lqconvert.rewriting import rewrite
 from lqconvert.runtime import Runner
@@ -75,7 +76,7 @@ def quantize(
     if budget.steers and type(scheme).penalty is Scheme.penalty:
         raise LqError(f"scheme {scheme.name} has no penalty to steer to a budget with; take rate")
     granularity = granularity or ("mixed" if isinstance(scheme, Rate) else "output-channel-wise")
-    epochs, learning_rate = epochs or scheme.epochs, learning_rate or scheme.learning_rate
+    epochs = epochs or scheme.epochs
     model = load_model(model_path)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise LqError(
@@ -99,6 +100,8 @@ def quantize(
     quantized = rewrite(
         model, scheme, granularity=granularity, rounding=rounding, start=start, input_range=pixels
     )
+    depth = sum(isinstance(layer, QuantizedLayer) for layer in quantized.layers)
+    learning_rate = learning_rate or scheme.learning_rate_for(depth)
     batches = [
         x.numpy() for _, x, _ in data.train.batches(256, shuffle_seed=seed, preprocessing=preprocess).take(4)
     ]
@@ -123,6 +126,11 @@ def quantize(
         best_weights=best_weights,
         progress=progress,
     )
+    if budget.max_drop is not None:
+        say(f"validation score to hold: {finetuned.floor:.4f}, {budget} with its sampling error")
+        if finetuned.seen:
+            say("the float model is as good on validation as on training data: if it was trained on both,")
+            say("it knows the answers, and the budget asks for more than it seems to")
     if not finetuned.holds:
         if not finetuned.finished:
             raise BudgetMissed(f"interrupted, {_missed(budget, finetuned)}; to go on, add --resume")
@@ -168,6 +176,7 @@ def quantize(
         input_shift=pixel_shift(preprocess) if pixels else None,
         output_quantization=(exported.output_scale, exported.output_zero_point),
         layers=layer_rows(exported.codes),
+        bar=finetuned.floor if budget.max_drop is not None else None,
         best=finetuned.best,
         curve=finetuned.curve,
         finished=finetuned.finished,

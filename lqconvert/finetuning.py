@@ -89,7 +89,7 @@ def finetune(
     student = _Student(logits.inputs, logits.outputs, teacher_logits if varied else None)
     validation_teacher = predict(teacher_logits, data.validation, preprocessing)
     seen = _seen(teacher_logits, data, preprocessing, validation_teacher)
-    steering = _steering(budget or Budget(), data, validation_teacher, activation, seen, keep_last)
+    steering = _steering(budget or Budget(), data, validation_teacher, activation, keep_last)
     steps = max(epochs * math.ceil(data.train.size / batch_size), MINIMUM_STEPS, 300 * steering.cycles)
     cycle = math.ceil(steps / steering.cycles)
     schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, cycle, t_mul=1.0)
@@ -127,7 +127,7 @@ def finetune(
         if not keeper.curve:
             raise
     model.load_weights(best_weights)
-    best = max(keeper.curve, key=steering.rank)
+    best = keeper.saved
     return Finetuned(finished, best, steering.holds(best), steering.floor, seen, keeper.curve)
 
 
@@ -201,9 +201,7 @@ def _seen(
     return bool(chances.mean() - others.mean() < 2 * error)
 
 
-def _steering(
-    budget: Budget, data: Data, logits: np.ndarray, activation: str, seen: bool, keep_last: bool
-) -> Steering:
+def _steering(budget: Budget, data: Data, logits: np.ndarray, activation: str, keep_last: bool) -> Steering:
     """The budget in terms of this data set's score."""
     labels = data.validation.arrays()[1]
     teacher = activated(logits, activation)
@@ -213,10 +211,10 @@ def _steering(
         variances = max(score * (1 - score), 1 / len(labels)), float(np.var(chances))
         noise = math.sqrt(variances[0] / len(labels)), math.sqrt(variances[1] / len(labels))
         chance = float(chances.mean())
-        return Steering(budget, score, chance, point=0.01, noise=noise, seen=seen, keep_last=keep_last)
+        return Steering(budget, score, chance, point=0.01, noise=noise, keep_last=keep_last)
     targets = labels if labels.size else teacher
     point = float(np.var(targets, axis=0).mean()) / 100
-    return Steering(budget, score, point=point, noise=(point / 2, 0.0), keep_last=keep_last)
+    return Steering(budget, score, point=point, noise=(point / 4, 0.0), keep_last=keep_last)
 
 
 def _distillation(activation: str, outputs: int, labels: str) -> Callable[[Any, Any], Any]:
@@ -268,6 +266,7 @@ class _KeepBest(tf_keras.callbacks.Callback):
         self.steering, self.rest_of_file, self.cycle = steering, rest_of_file, cycle
         self.path, self.progress = path, progress
         self.curve: list[Point] = []
+        self.saved: Point  # whose weights are in the file
         self.overhead = 0.0  # packed bytes over entropy, as measured at the last look
         logits, self.activation = logits_of(quantized)
         self.call = tf.function(lambda x: logits(x, training=False), reduce_retracing=True)
@@ -308,7 +307,8 @@ class _KeepBest(tf_keras.callbacks.Callback):
             packed,
             self.steering.pressure,
         )
-        if not self.curve or self.steering.rank(point) >= max(map(self.steering.rank, self.curve)):
+        if not self.curve or self.steering.rank(point) >= self.steering.rank(self.saved):
+            self.saved = point
             partial = self.path.with_name(f".part.{self.path.name}")
             self.quantized.save_weights(partial)
             partial.replace(self.path)

@@ -133,6 +133,7 @@ def test_cli_passes_its_settings_on(samples, tmp_path):
         "rounding": "floor",
         "start": None,
         "preprocess": "none",
+        "augmentation": "none",
         "epochs": 1,
         "batch_size": 64,
         "learning_rate": 1e-3,

@@ -53,10 +53,19 @@ def test_gradient_threshold(shape, kept_axes, threshold):
     np.testing.assert_allclose(to_scale, expected, rtol=1e-4, atol=1e-12)
 
 
+def rate(p, s, axes):
+    """Bits of the codes, and one more for each weight whose input and output channel are both in use."""
+    r = np.abs(p) / s
+    outputs = 1 - np.exp(-r.reshape(-1, r.shape[-1]).mean(axis=0) / 0.1)
+    r = r[np.newaxis] if r.ndim == 1 else r
+    inputs = 1 - np.exp(-np.moveaxis(r, -2, 0).reshape(r.shape[-2], -1).mean(axis=1) / 0.1)
+    return np.mean(np.log2(1 + r)) + inputs.mean() * outputs.mean()
+
+
 PENALTIES = {
     "maxbin": (MaxBin(gamma=0.5), lambda p, s, axes: np.mean(np.abs(p).max(axis=axes, keepdims=True) / s)),
     "inverse": (Inverse(gamma=0.5), lambda p, s, axes: np.mean(1 / s)),
-    "rate": (Rate(gamma=0.5), lambda p, s, axes: np.mean(np.log2(1 + np.abs(p) / s))),
+    "rate": (Rate(gamma=0.5), rate),
     "difference": (Difference(gamma=0.5), lambda p, s, axes: np.mean(np.abs(p - p / s))),
 }
 

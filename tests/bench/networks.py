@@ -47,6 +47,7 @@ class Network:
     finetuning_epochs: int = lqconvert.Rate.epochs
     preprocessing: Preprocessing = PREPROCESSINGS["0-1"]
     augment: bool = False
+    on_all: bool = False  # the float model is trained on the validation split, too, as people do
 
     def load(self, model: tf_keras.Model) -> Data:
         return lqconvert.load_data(self.data, model.input_shape[1:], model.output_shape[-1])
@@ -108,23 +109,32 @@ def resnet_18() -> tf_keras.Model:
 
 CIFAR, IMAGENETTE = str(DATA / "cifar10_jpeg.zip"), str(DATA / "imagenette96_jpeg.zip")
 NETWORKS = {
-    "mlp": Network(lambda: mlp(128), "mnist", 15, 1e-3),
-    "lenet-300-100": Network(lambda: mlp(300, 100), "mnist", 15, 1e-3),
-    "lenet-5": Network(lenet_5, "mnist", 15, 1e-3),
-    "resnet-8": Network(resnet_8, CIFAR, 8, 1e-3, 12, Preprocessing(), augment=True),
+    "mlp": Network(lambda: mlp(128), "mnist", 15, 1e-3, 40),
+    "lenet-300-100": Network(lambda: mlp(300, 100), "mnist", 15, 1e-3, 40),
+    "lenet-5": Network(lenet_5, "mnist", 15, 1e-3, 16),
+    "resnet-8": Network(resnet_8, CIFAR, 8, 1e-3, 12, Preprocessing(), augment=True, on_all=True),
     "cifar-cnn": Network(cifar_cnn, CIFAR, 20, 2e-3, 6, augment=True),
     "resnet-18": Network(resnet_18, IMAGENETTE, 30, 2e-3, 24, augment=True),
 }
 
 
 def fit(
-    model: tf_keras.Model, network: Network, *, epochs: int, rate: float, callbacks: Any = ()
+    model: tf_keras.Model,
+    network: Network,
+    *,
+    epochs: int,
+    rate: float,
+    callbacks: Any = (),
+    on_all: bool = False,
 ) -> tf_keras.Model:
     data = network.load(model)
     schedule = tf_keras.optimizers.schedules.CosineDecay(rate, epochs * -(-data.train.size // 128))
     model.compile(tf_keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy", ["accuracy"])
     augment = Augmentation(mirror=True, shift=1 / 8)
     batches = data.train.batches(128, shuffle_seed=0, preprocessing=network.preprocessing)
+    if on_all:
+        held_out = data.validation.batches(128, shuffle_seed=0, preprocessing=network.preprocessing)
+        batches = batches.concatenate(held_out).shuffle(100)
     train = batches.map(lambda _, x, y: (augment(x) if network.augment else x, y))
     model.fit(train, epochs=epochs, verbose=0, callbacks=list(callbacks))
     return model
@@ -135,7 +145,8 @@ def float_model(name: str, folder: Path) -> Path:
     if not path.exists():
         network = NETWORKS[name]
         tf_keras.utils.set_random_seed(42)
-        model = fit(network.build(), network, epochs=network.epochs, rate=network.learning_rate)
+        rate = network.learning_rate
+        model = fit(network.build(), network, epochs=network.epochs, rate=rate, on_all=network.on_all)
         model.save(path, include_optimizer=False)
     return path
 

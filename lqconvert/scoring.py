@@ -1,0 +1,74 @@
+"""How well a model does: its outputs on a split, their accuracy or error, the chance it gives the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from lqconvert.datasets import Preprocessing, Split
+from lqconvert.granularity import class_name
+from lqconvert.quantizers import ActivationQuantizer
+
+#: Tried by :func:`right_probabilities`: 1/8 to 8.
+TEMPERATURES = 2.0 ** np.arange(-3, 3.01, 0.25)
+
+
+def logits_of(model: tf_keras.Model) -> tuple[tf_keras.Model, str]:
+    """The model up to where its final softmax or sigmoid begins, and that activation's name (or "")."""
+    tensor = model.outputs[0]
+    layer = tensor._keras_history.layer
+    if isinstance(layer, ActivationQuantizer):
+        tensor = layer.input
+        layer = tensor._keras_history.layer
+    activation = getattr(getattr(layer, "activation", None), "__name__", "")
+    activation = "softmax" if class_name(layer) == "Softmax" else activation
+    if activation in ("softmax", "sigmoid") and not layer.weights:
+        return tf_keras.Model(model.inputs, layer.input), activation
+    return model, ""
+
+
+def activated(logits: np.ndarray, activation: str) -> np.ndarray:
+    """The outputs that logits mean under softmax, sigmoid or nothing."""
+    if activation == "softmax":
+        return np.exp(log_softmax(logits))
+    return 1 / (1 + np.exp(-logits)) if activation == "sigmoid" else logits
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def predict(model: tf_keras.Model, split: Split, preprocessing: Preprocessing) -> np.ndarray:
+    """The model's outputs on a split, in order."""
+    call = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+    return np.concatenate([call(x).numpy() for _, x, _ in split.batches(256, preprocessing=preprocessing)])
+
+
+def score_outputs(outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> float:
+    """Accuracy where there are class labels, else minus the mean squared error.
+
+    The error is against the labels, or the teacher's outputs where there are none.
+    """
+    if labels.ndim == 1 and outputs.shape[-1] == 1:
+        return float(np.mean((outputs[:, 0] > 0.5) == labels))
+    if labels.ndim == 1:
+        return float(np.mean(outputs.argmax(axis=-1) == labels))
+    targets = labels if labels.size else teacher
+    return -float(np.mean((outputs.reshape(len(outputs), -1) - targets.reshape(len(targets), -1)) ** 2))
+
+
+def right_probabilities(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The probability that each example's right class is given; 0 where the labels are no classes.
+
+    Taken at the temperature that makes the labels likeliest (Guo et al., "On Calibration of Modern Neural
+    Networks", ICML 2017), so that it says how much a model knows and not how sure of itself it is.
+    """
+    if labels.ndim != 1:
+        return np.zeros(len(labels))
+    if logits.shape[-1] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits], axis=-1)
+    rows = np.arange(len(labels))
+    candidates = [log_softmax(logits.astype(np.float64) / t)[rows, labels] for t in TEMPERATURES]
+    return np.exp(max(candidates, key=np.mean))

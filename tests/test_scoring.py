@@ -1,0 +1,79 @@
+"""Scores, and the variations of images that a model does not mind."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from lqconvert.augmentation import Augmentation, choose_augmentation
+from lqconvert.datasets import Data, Preprocessing, Split
+from lqconvert.scoring import activated, right_probabilities, score_outputs
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(size=(500, 4))
+LABELS = np.array([RNG.choice(4, p=p) for p in activated(LOGITS, "softmax")])
+
+
+def test_chances_do_not_depend_on_how_sure_a_model_is():
+    chances = right_probabilities(LOGITS, LABELS)
+    assert right_probabilities(4 * LOGITS, LABELS) == pytest.approx(chances)
+    # Labels drawn from the softmax: the temperature is near 1.
+    assert chances.mean() == pytest.approx(activated(LOGITS, "softmax")[range(500), LABELS].mean(), abs=0.03)
+
+
+def test_two_classes_in_one_unit():
+    logits = LOGITS[:, :1]
+    labels = (RNG.uniform(size=500) < activated(logits, "sigmoid")[:, 0]).astype(int)
+    both = np.concatenate([np.zeros_like(logits), logits], axis=1)
+    assert right_probabilities(logits, labels) == pytest.approx(right_probabilities(both, labels))
+    accuracy = score_outputs(activated(logits, "sigmoid"), labels, logits)
+    assert accuracy == score_outputs(both, labels, both)
+
+
+def brightest(side):
+    """Images with a bright spot in the left or right half; class 1 if ``side(x)``; and their data set."""
+    x = RNG.integers(0, 50, (400, 16, 16, 1)).astype(np.uint8)
+    columns = RNG.integers(3, 13, 400)
+    columns[columns == 8] = 9
+    x[np.arange(400), RNG.integers(3, 13, 400), columns] = 255
+    y = side(columns).astype(np.int64)
+    split = Split(400, lambda index: (x[index], y[index]), (((16, 16, 1), "uint8"), ((), "int64")))
+    return Data("spots", split, split, split, "classes", True)
+
+
+def spots(side):
+    def predict(images):
+        columns = images.max(axis=(1, 3)).argmax(axis=1)
+        return np.eye(2)[side(columns).astype(int)]
+
+    return predict
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [
+        (lambda columns: columns > 8, Augmentation(mirror=False, shift=0.0)),
+        (lambda columns: abs(columns - 7.5) < 3.2, Augmentation(mirror=True, shift=0.0)),
+        (lambda columns: columns >= 0, Augmentation(mirror=True, shift=1 / 8)),
+    ],
+)
+def test_only_variations_that_the_model_does_not_mind(side, expected):
+    assert choose_augmentation(spots(side), brightest(side), Preprocessing()) == expected
+
+
+def test_images_are_moved_whole():
+    tf.random.set_seed(1)
+    images = tf.reshape(tf.range(2.0 * 16 * 16 * 3), (2, 16, 16, 3))
+    moved = Augmentation(shift=1 / 8)(images).numpy()
+    assert moved.shape == images.shape
+    inner = moved[:, 4:12, 4:12]
+    found = [
+        np.array_equal(inner, images[:, 4 + r : 12 + r, 4 + c : 12 + c])
+        for r in range(-2, 3)
+        for c in range(-2, 3)
+    ]
+    assert sum(found) == 1
+    mirrored = Augmentation(mirror=True)(images).numpy()
+    assert all(
+        np.array_equal(m, i) or np.array_equal(m, i[:, ::-1])
+        for m, i in zip(mirrored, images.numpy(), strict=True)
+    )
