@@ -88,8 +88,9 @@ def sweep(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    given = ", ".join(f"{name} {value}" for name, value in sorted(settings.items()) if value is not None)
     study = optuna.create_study(
-        study_name=f"{Path(model_path).name} on {Path(data_spec).name}",
+        study_name=f"{Path(model_path).name} on {Path(data_spec).name}, {given}",
         storage=optuna.storages.RDBStorage(
             storage or f"sqlite:///{folder / 'study.db'}", heartbeat_interval=GRACE // 4, grace_period=GRACE
         ),
