@@ -47,17 +47,19 @@ class Steering:
     """Finds the pressure that a budget bears, in the course of one fine-tuning.
 
     The run is a number of cycles, each of which ends at learning rate 0, because only annealed weights tell
-    what their pressure costs. It starts at a pressure that most models bear: too much of it at once costs an
-    accuracy that several cycles would have kept. After each the pressure is raised or lowered by a factor
-    until the budget lies between two of them, and is then their geometric mean; but it always moves by the
-    root of two at least, because what a model bears grows with the time that it has learned.
+    what their pressure costs. A budget of accuracy starts at a pressure that most models bear: too much of it
+    at once costs an accuracy that several cycles would have kept. After each cycle the pressure is raised or
+    lowered by a factor until the budget lies between two of them, and is then their geometric mean; but it
+    always moves by the root of two at least, because what a model bears grows with the time that it has
+    learned. Bytes are less noisy: they fall with a power of the pressure, which the last two looks tell.
 
     Args:
         budget: what is asked for.
         float_score, float_confidence: the float model's, of the validation split.
         point: what a point of score is (see :class:`Budget`).
-        noise: standard errors of score and confidence. A drop within the score's, or within half of the
-            confidence's, does not count.
+        noise: standard errors of score and confidence. A drop within half of the score's and within the
+            confidence's does not count. (The smallest of the looks that hold is a lucky one; a whole error
+            of the score would be lost on new data.)
         keep_last: without a budget the last look counts, not the one of the best score: for schemes that
             coarsen as they learn.
     """
@@ -67,6 +69,7 @@ class Steering:
     COLLAPSE = 20.0  # points
     UP, DOWN = 4.0, 2.0
     SIZE_MARGIN = 0.985  # the file's bytes are only known once it is written
+    POWERS = 0.25, 0.5, 1.0  # of the pressure, that bytes fall with: the least, the usual one, the most
 
     def __init__(
         self,
@@ -81,13 +84,14 @@ class Steering:
         self.budget, self.point = budget, point
         drop = (budget.max_drop or 0.0) * point
         # Confidence is less noisy than accuracy, a count of rare errors: it shows damage much earlier.
-        self.floor = float_score - drop - noise[0]
-        self.confidence_floor = float_confidence - drop - noise[1] / 2
+        self.floor = float_score - drop - noise[0] / 2
+        self.confidence_floor = float_confidence - drop - noise[1]
         self.target = (budget.max_size or 0) * self.SIZE_MARGIN
         self.keep_last = keep_last
         self.cycles = self.CYCLES if budget.steers else 1
         self.pressure = self.START if budget.steers else 1.0
         self.low, self.high = 0.0, math.inf
+        self.last: Point | None = None
 
     def holds(self, point: Point) -> bool:
         if self.budget.max_size is not None:
@@ -110,15 +114,28 @@ class Steering:
         return (point.step,) if self.keep_last else (point.score, point.step)
 
     def next_pressure(self, point: Point) -> float:
-        """The pressure of the next cycle, from the look at the end of this one."""
-        if self.holds(point) == (self.budget.max_size is None):
+        """The pressure of the next cycle, from the look at the end of this one (or before the first)."""
+        if self.budget.max_size is not None:
+            self.pressure = self._for_size(point)
+        elif self.budget.max_drop is not None and point.step:
+            self.pressure = self._for_score(point)
+        return self.pressure
+
+    def _for_score(self, point: Point) -> float:
+        if self.holds(point):
             self.low, self.high = self.pressure, max(self.high, self.pressure * self.DOWN)
         else:
             self.low, self.high = min(self.low, self.pressure / self.DOWN), self.pressure
         if self.low == 0.0:
-            self.pressure = self.high / self.DOWN
-        elif self.high == math.inf:
-            self.pressure = self.low * self.UP
-        else:
-            self.pressure = math.sqrt(self.low * self.high)
-        return self.pressure
+            return self.high / self.DOWN
+        return self.low * self.UP if self.high == math.inf else math.sqrt(self.low * self.high)
+
+    def _for_size(self, point: Point) -> float:
+        least, power, most = self.POWERS
+        last, self.last = self.last, point
+        if last is None:
+            return self.START * (0.4 * point.bytes / self.target) ** (1 / power)
+        if last.step and last.pressure != point.pressure:
+            power = math.log(last.bytes / point.bytes) / math.log(point.pressure / last.pressure)
+            power = min(max(power, least), most)
+        return self.pressure * min(max((point.bytes / self.target) ** (1 / power), 1 / 16), 16.0)

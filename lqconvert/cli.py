@@ -104,7 +104,7 @@ def main() -> None:
 @click.option(
     "--preprocess", type=_Preprocessing(), help="What the model was trained on.  [default: found out]"
 )
-@click.option("--epochs", type=click.IntRange(1), help="[default: 20 for rate, else 3]")
+@click.option("--epochs", type=click.IntRange(1), help="[default: 20 for rate, 10 for the thesis's, else 3]")
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
 @click.option(
     "--learning-rate",

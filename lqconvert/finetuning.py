@@ -118,8 +118,7 @@ def finetune(
     )
     finished = True
     try:
-        student.pressure.assign(steering.pressure)
-        keeper.look(0, float("nan"))
+        student.pressure.assign(steering.next_pressure(keeper.look(0, float("nan"))))
         steps = cycle * steering.cycles
         student.fit(batches.repeat(), steps_per_epoch=steps, epochs=1, verbose=0, callbacks=[keeper])
     except KeyboardInterrupt:

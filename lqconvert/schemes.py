@@ -69,7 +69,15 @@ class Scheme:
 
 
 @dataclass(frozen=True)
-class GradientThreshold(Scheme):
+class Published(Scheme):
+    """Base of the thesis's schemes, whose scales grow a step of the optimizer at a time."""
+
+    epochs: ClassVar[int] = 10
+    learning_rate: ClassVar[float] = 1e-3
+
+
+@dataclass(frozen=True)
+class GradientThreshold(Published):
     """Weights whose relative gradient is below ``threshold`` (lambda) vote for a coarser scale."""
 
     name: ClassVar[str] = "gradient-threshold"
@@ -87,7 +95,7 @@ class GradientThreshold(Scheme):
 
 
 @dataclass(frozen=True)
-class MaxBin(Scheme):
+class MaxBin(Published):
     """Penalizes the largest code of every group."""
 
     name: ClassVar[str] = "maxbin"
@@ -99,7 +107,7 @@ class MaxBin(Scheme):
 
 
 @dataclass(frozen=True)
-class Inverse(Scheme):
+class Inverse(Published):
     """Penalizes fine scales."""
 
     name: ClassVar[str] = "inverse"
@@ -110,7 +118,7 @@ class Inverse(Scheme):
 
 
 @dataclass(frozen=True)
-class Difference(Scheme):
+class Difference(Published):
     """Penalizes the distance between a weight and its unrounded code."""
 
     name: ClassVar[str] = "difference"

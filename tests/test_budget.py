@@ -24,11 +24,10 @@ def point(pressure: float, bearable: float, step: int = 1) -> Point:
 
 
 def steer(steering: Steering, bearable: float) -> Point:
-    points = []
+    points = [Point(0, 0.9, 0.9, 0.1, 50_000, 0, 0, steering.pressure)]
     for step in range(steering.cycles):
-        points.append(point(steering.pressure, bearable, step))
-        steering.next_pressure(points[-1])
-    return max(points, key=steering.rank)
+        points.append(point(steering.next_pressure(points[-1]), bearable, step + 1))
+    return max(points[1:], key=steering.rank)
 
 
 @settings(deadline=None)
@@ -43,13 +42,13 @@ def test_steering_nears_the_highest_pressure_that_holds_the_score(bearable):
 @given(st.integers(2_000, 40_000))
 def test_steering_nears_the_largest_file_that_fits(size):
     best = steer(Steering(Budget(max_size=size), 0.9, 0.9, point=0.01, noise=(0.0, 0.0)), 1.0)
-    assert size / 2 <= best.bytes <= size
+    assert 0.9 * size <= best.bytes <= size
 
 
 def test_drops_within_the_noise_do_not_count():
     steering = Steering(Budget(max_drop=1.0), 0.9, 0.8, point=0.01, noise=(0.002, 0.004))
-    assert steering.floor == pytest.approx(0.888)
-    assert steering.confidence_floor == pytest.approx(0.788)
+    assert steering.floor == pytest.approx(0.889)
+    assert steering.confidence_floor == pytest.approx(0.786)
 
 
 def test_without_a_budget_the_last_or_the_best_counts():
