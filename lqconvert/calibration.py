@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import tensorflow as tf
@@ -65,3 +66,20 @@ def best_scale(quantizer: WeightQuantizer, weights: np.ndarray, candidates: int 
         error = np.sum((codes * scale - weights) ** 2, axis=axes, keepdims=True)
         best, least = np.where(error < least, scale, best), np.minimum(error, least)
     return best.astype(np.float32)
+
+
+@contextmanager
+def at_full_width(model: tf_keras.Model) -> Iterator[None]:
+    """Within it, scales that started coarse (at a scheme's ``start_code``) use all codes up to the limit."""
+    coarse = [
+        (quantizer, quantizer.scale.numpy())
+        for layer in model.layers
+        if isinstance(layer, QuantizedLayer)
+        for quantizer in layer.quantizers.values()
+        if quantizer.scheme.start_code is not None and quantizer.start is None
+    ]
+    for quantizer, scale in coarse:
+        quantizer.set_scale(scale * quantizer.scheme.start_code / (quantizer.scheme.limit or 127))
+    yield
+    for quantizer, scale in coarse:
+        quantizer.set_scale(scale)

@@ -44,7 +44,7 @@ class _Size(click.ParamType):
         return int(float(match[1]) * self.UNITS[match[2].upper()])
 
 
-MAX_DROP = "Make the smallest file at most so far under float on validation data."
+MAX_DROP = "Make the smallest file at most so far under float on validation data.  [default: 0]"
 
 
 class _Group(click.Group):
@@ -87,7 +87,7 @@ def main() -> None:
 @click.argument("model", type=click.Path())
 @click.option("--data", required=True, help="digits, mnist, cifar10, a .npz, a folder or zip of images, ...")
 @click.option("-o", "--output", type=click.Path(), help="The .tflite to write.  [default: MODEL.tflite]")
-@click.option("--scheme", type=click.Choice(SCHEMES), help="[default: rate with a budget, else lsq]")
+@click.option("--scheme", type=click.Choice(SCHEMES), default="rate", show_default=True)
 @click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS", help=MAX_DROP)
 @click.option("--max-size", type=_Size(), help="Make the best file of at most these bytes, deflated.")
 @click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Width of lsq's codes.")
@@ -118,7 +118,7 @@ def quantize(
     model: str,
     data: str,
     output: str | None,
-    scheme: str | None,
+    scheme: str,
     max_drop: float | None,
     max_size: int | None,
     bits: int,
@@ -133,8 +133,9 @@ def quantize(
 
     if sum(option is not None for option in (max_drop, max_size, penalty)) > 1:
         raise click.UsageError("--max-drop, --max-size and --penalty exclude one another")
+    if scheme == "rate" and max_size is None and penalty is None:
+        max_drop = max_drop or 0.0
     budget = Budget(max_drop, max_size)
-    scheme = scheme or ("rate" if budget.steers else "lsq")
     if not os.path.exists(model):
         raise LqError(f"{model}: no such file")
     _import_quietly(debug)
@@ -296,7 +297,6 @@ def _import_quietly(debug: bool) -> None:
         logging.getLogger("lqconvert").setLevel(logging.DEBUG)
         return
     warnings.simplefilter("ignore")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)

@@ -24,7 +24,7 @@ from lqconvert.quantizers import QuantizedLayer
 from lqconvert.report import Measured, Report, layer_rows, versions
 from lqconvert.rewriting import rewrite
 from lqconvert.runtime import Runner
-from lqconvert.schemes import LSQ, Rate, Scheme
+from lqconvert.schemes import Rate, Scheme
 from lqconvert.scoring import logits_of, predict, score_outputs
 
 
@@ -53,8 +53,9 @@ def quantize(
         model_path: a .h5 or .keras file or a SavedModel folder.
         data_spec: see :func:`lqconvert.datasets.load_data`.
         output: the .tflite to write; its folder is made.
-        scheme: how scales are learned; ``Rate()`` by default where there is a budget, else ``LSQ()``.
-        budget: what the file may lose or weigh. Schemes without a penalty take none.
+        scheme: how scales are learned; ``Rate()`` by default.
+        budget: what the file may lose or weigh. By default it may lose nothing (``Budget(max_drop=0)``);
+            where a scheme is given, there is no budget. Schemes without a penalty take none.
         granularity: which weights share a scale; one for each output channel by default, but one
             for a Dense kernel with ``Rate()``: each scale costs bytes.
         epochs, learning_rate: what suits the scheme, by default.
@@ -71,8 +72,8 @@ def quantize(
     """
     output = Path(output)
     _check_writable(output)
-    budget = budget or Budget()
-    scheme = scheme or (Rate() if budget.steers else LSQ())
+    budget = budget or Budget(max_drop=0.0 if scheme is None else None)
+    scheme = scheme or Rate()
     if budget.steers and type(scheme).penalty is Scheme.penalty:
         raise LqError(f"scheme {scheme.name} has no penalty to steer to a budget with; take rate")
     granularity = granularity or ("mixed" if isinstance(scheme, Rate) else "output-channel-wise")
@@ -122,6 +123,7 @@ def quantize(
         budget=budget,
         augmentation=augmentation,
         keep_last=scheme.coarsens,
+        resumed=resume,
         rest_of_file=rest_of_file(started.tflite, started.codes),
         best_weights=best_weights,
         progress=progress,
@@ -131,6 +133,8 @@ def quantize(
         if finetuned.seen:
             say("the float model is as good on validation as on training data: if it was trained on both,")
             say("it knows the answers, and the budget asks for more than it seems to")
+        if finetuned.holds and not finetuned.best.step:
+            say("nothing learned holds the budget: the file is plain int8")
     if not finetuned.holds:
         if not finetuned.finished:
             raise BudgetMissed(f"interrupted, {_missed(budget, finetuned)}; to go on, add --resume")

@@ -13,6 +13,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from lqconvert.codes import load_kernels
 from lqconvert.sensitivity import Sensitivity
@@ -57,6 +58,9 @@ def pareto(path: Path, runs: Sequence[Run], report: dict[str, Any]) -> Path:
     ):
         axis.axhline(report["float"]["score"], color="0.5", linestyle="--", label="float32")
         axis.set(xlabel=label, xscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     axes[1].axvline(report["float"]["deflated_bytes"], color="0.5", linestyle=":")
     axes[0].set_ylabel(f"test {report['score_name']}")

@@ -14,6 +14,7 @@ import tf_keras
 
 from lqconvert.augmentation import Augmentation
 from lqconvert.budget import Budget, Point, Steering
+from lqconvert.calibration import at_full_width
 from lqconvert.datasets import Data, Preprocessing
 from lqconvert.exporting import learned_codes
 from lqconvert.granularity import kernel_name
@@ -62,6 +63,7 @@ def finetune(
     budget: Budget | None = None,
     augmentation: Augmentation | None = None,
     keep_last: bool = False,
+    resumed: bool = False,
     rest_of_file: bytes = b"",
     best_weights: Path,
     progress: Callable[[Progress], None] = lambda _: None,
@@ -77,6 +79,7 @@ def finetune(
         augmentation: how training images are varied; student and teacher see the same.
         budget: what the penalty of the scheme is steered to; without one the penalty stays as it is.
         keep_last: without a budget leave the model at its last weights instead of its best by score.
+        resumed: the model has been fine-tuned before.
         rest_of_file: what the exported file holds besides the codes.
         best_weights: the .weights.h5 to keep the best weights so far in.
         progress: called at every look at the validation split.
@@ -118,6 +121,9 @@ def finetune(
     )
     finished = True
     try:
+        if budget is not None and budget.steers and not resumed:
+            with at_full_width(model):  # plain int8: what remains where nothing smaller holds the budget
+                keeper.look(0, float("nan"))
         student.pressure.assign(steering.next_pressure(keeper.look(0, float("nan"))))
         steps = cycle * steering.cycles
         student.fit(batches.repeat(), steps_per_epoch=steps, epochs=1, verbose=0, callbacks=[keeper])
@@ -280,7 +286,7 @@ class _KeepBest(tf_keras.callbacks.Callback):
                 self.model.optimizer.speed.assign(self.model.optimizer.speed / 3)
             else:
                 self.model.pressure.assign(self.steering.next_pressure(point))
-            if not self.steering.holds(point):
+            if not self.steering.holds(point) and self.saved.step:
                 self.quantized.load_weights(self.path)  # go on from the best so far
 
     def look(self, step: int, loss: float) -> Point:
