@@ -73,14 +73,14 @@ def choose_augmentation(
     floor = before - TOLERANCE - np.sqrt(max(before * (1 - before), 1 / len(y)) / len(y))
 
     def shifted(shift: float) -> np.ndarray:
-        """Moved as far as it goes, each quarter of the images to another corner."""
+        """Moved as far as it goes or not at all in each direction, every ninth of the images elsewhere."""
         padded = Augmentation(shift=shift)._padded(tf.constant(x)).numpy()
         height, width = x.shape[1:3]
         rows, columns = padded.shape[1] - height, padded.shape[2] - width
         moved = np.empty_like(x)
-        for corner in range(4):
-            row, column = rows * (corner // 2), columns * (corner % 2)
-            moved[corner::4] = padded[corner::4, row : row + height, column : column + width]
+        for place in range(9):
+            row, column = rows * (place // 3) // 2, columns * (place % 3) // 2
+            moved[place::9] = padded[place::9, row : row + height, column : column + width]
         return moved
 
     mirror = bool(accuracy(x[:, :, ::-1]) >= floor)

@@ -19,6 +19,14 @@ class Point:
     weight_bytes: int  # deflated codes
     pressure: float  # factor on the scheme's penalty
 
+    @property
+    def quality(self) -> float:
+        """What a budget of accuracy judges: the mean of score and confidence, or the score alone.
+
+        Accuracy is what counts, and a noisy count of rare errors; confidence shows damage much earlier.
+        """
+        return (self.score + self.confidence) / 2 if self.confidence else self.score
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -55,11 +63,9 @@ class Steering:
 
     Args:
         budget: what is asked for.
-        float_score, float_confidence: the float model's, of the validation split.
+        float_quality: the float model's :attr:`Point.quality` on the validation split.
         point: what a point of score is (see :class:`Budget`).
-        noise: standard errors of score and confidence. A drop within half of the score's and within the
-            confidence's does not count. (The smallest of the looks that hold is a lucky one; a whole error
-            of the score would be lost on new data.)
+        noise: standard error of the quality; a drop within it does not count.
         keep_last: without a budget the last look counts, not the one of the best score: for schemes that
             coarsen as they learn.
     """
@@ -74,18 +80,14 @@ class Steering:
     def __init__(
         self,
         budget: Budget,
-        float_score: float,
-        float_confidence: float = 0.0,
+        float_quality: float,
         *,
         point: float,
-        noise: tuple[float, float],
+        noise: float,
         keep_last: bool = True,
     ) -> None:
         self.budget, self.point = budget, point
-        drop = (budget.max_drop or 0.0) * point
-        # Confidence is less noisy than accuracy, a count of rare errors: it shows damage much earlier.
-        self.floor = float_score - drop - noise[0] / 2
-        self.confidence_floor = float_confidence - drop - noise[1]
+        self.floor = float_quality - (budget.max_drop or 0.0) * point - noise
         self.target = (budget.max_size or 0) * self.SIZE_MARGIN
         self.keep_last = keep_last
         self.cycles = self.CYCLES if budget.steers else 1
@@ -98,19 +100,18 @@ class Steering:
             return point.bytes <= self.target
         if self.budget.max_drop is None:
             return True
-        return point.score >= self.floor and point.confidence >= self.confidence_floor
+        return point.quality >= self.floor
 
     def collapsed(self, point: Point) -> bool:
         """Whether learning was too fast for the model: it is far below what any code should cost."""
-        return point.score < self.floor - self.COLLAPSE * self.point
+        return point.quality < self.floor - self.COLLAPSE * self.point
 
     def rank(self, point: Point) -> tuple[float, ...]:
         """The higher, the better a point serves the budget."""
         if self.budget.max_size is not None:
-            good = point.confidence or point.score  # the less noisy one
-            return (1, good, point.step) if self.holds(point) else (0, -point.bytes)
+            return (1, point.quality, point.step) if self.holds(point) else (0, -point.bytes)
         if self.budget.max_drop is not None:
-            return (1, -point.bytes) if self.holds(point) else (0, point.score)
+            return (1, -point.bytes) if self.holds(point) else (0, point.quality)
         return (point.step,) if self.keep_last else (point.score, point.step)
 
     def next_pressure(self, point: Point) -> float:

@@ -129,7 +129,7 @@ def quantize(
         progress=progress,
     )
     if budget.max_drop is not None:
-        say(f"validation score to hold: {finetuned.floor:.4f}, {budget} with its sampling error")
+        say(f"quality to hold on validation data: {finetuned.floor:.4f}, {budget} with its sampling error")
         if finetuned.seen:
             say("the float model is as good on validation as on training data: if it was trained on both,")
             say("it knows the answers, and the budget asks for more than it seems to")
@@ -202,8 +202,9 @@ def _missed(budget: Budget, finetuned: Finetuned) -> str:
     if budget.max_size is not None:
         smallest = min(point.bytes for point in finetuned.curve)
         return f"no codes of {budget}: the smallest file was {smallest:,} bytes deflated"
-    highest = max(finetuned.curve, key=lambda point: point.score)
-    return f"no codes {budget}: the best validation score was {highest.score:.4f} at {highest.bytes:,} bytes"
+    best = max(finetuned.curve, key=lambda point: point.quality)
+    reached = f"{best.quality:.4f} at {best.bytes:,} bytes, {finetuned.floor:.4f} was asked for"
+    return f"no codes {budget}: the best quality on validation data was {reached}"
 
 
 def _resume(model: tf_keras.Model, weights: Path) -> None:

@@ -45,7 +45,7 @@ class Finetuned:
     finished: bool  # False if Ctrl-C ended it early
     best: Point
     holds: bool  # the best point holds the budget
-    floor: float  # the validation score that a budget of accuracy asked for
+    floor: float  # the quality on the validation split that a budget of accuracy asked for
     seen: bool  # the float model may have been trained on the validation split
     curve: list[Point]
 
@@ -213,13 +213,13 @@ def _steering(budget: Budget, data: Data, logits: np.ndarray, activation: str, k
     score = score_outputs(teacher, labels, teacher)
     if data.labels == "classes":
         chances = right_probabilities(logits, labels)
-        variances = max(score * (1 - score), 1 / len(labels)), float(np.var(chances))
-        noise = math.sqrt(variances[0] / len(labels)), math.sqrt(variances[1] / len(labels))
-        chance = float(chances.mean())
-        return Steering(budget, score, chance, point=0.01, noise=noise, keep_last=keep_last)
+        deviation = (math.sqrt(max(score * (1 - score), 1 / len(labels))) + float(chances.std())) / 2
+        noise = deviation / math.sqrt(len(labels))
+        quality = (score + float(chances.mean())) / 2
+        return Steering(budget, quality, point=0.01, noise=noise, keep_last=keep_last)
     targets = labels if labels.size else teacher
     point = float(np.var(targets, axis=0).mean()) / 100
-    return Steering(budget, score, point=point, noise=(point / 4, 0.0), keep_last=keep_last)
+    return Steering(budget, score, point=point, noise=point / 4, keep_last=keep_last)
 
 
 def _distillation(activation: str, outputs: int, labels: str) -> Callable[[Any, Any], Any]:

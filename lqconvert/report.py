@@ -67,7 +67,7 @@ class Report:
     input_shift: float | None  # in pixel steps; 0 is exact, None where the input is not raw pixels
     output_quantization: tuple[float, int]
     layers: list[LayerRow]
-    bar: float | None  # the validation score that a budget of accuracy asked for
+    bar: float | None  # the quality on the validation split that a budget of accuracy asked for
     best: Point  # of the curve: the point that was exported
     curve: list[Point]
     finished: bool  # False where Ctrl-C ended fine-tuning early

@@ -1,5 +1,6 @@
 """Budgets: what is asked for holds in the file, or the run says what it reached."""
 
+import dataclasses
 import json
 import math
 import zlib
@@ -33,7 +34,7 @@ def steer(steering: Steering, bearable: float) -> Point:
 @settings(deadline=None)
 @given(st.floats(0.05, 100))
 def test_steering_nears_the_highest_pressure_that_holds_the_score(bearable):
-    best = steer(Steering(Budget(max_drop=0.0), 0.9, 0.9, point=0.01, noise=(0.0, 0.0)), bearable)
+    best = steer(Steering(Budget(max_drop=0.0), 0.9, point=0.01, noise=0.0), bearable)
     assert best.score == 0.9
     assert bearable / 4 <= best.pressure <= bearable
 
@@ -41,26 +42,30 @@ def test_steering_nears_the_highest_pressure_that_holds_the_score(bearable):
 @settings(deadline=None)
 @given(st.integers(2_000, 40_000))
 def test_steering_nears_the_largest_file_that_fits(size):
-    best = steer(Steering(Budget(max_size=size), 0.9, 0.9, point=0.01, noise=(0.0, 0.0)), 1.0)
+    best = steer(Steering(Budget(max_size=size), 0.9, point=0.01, noise=0.0), 1.0)
     assert 0.9 * size <= best.bytes <= size
 
 
 def test_drops_within_the_noise_do_not_count():
-    steering = Steering(Budget(max_drop=1.0), 0.9, 0.8, point=0.01, noise=(0.002, 0.004))
-    assert steering.floor == pytest.approx(0.889)
-    assert steering.confidence_floor == pytest.approx(0.786)
+    assert Steering(Budget(max_drop=1.0), 0.85, point=0.01, noise=0.002).floor == pytest.approx(0.838)
+
+
+def test_quality_is_the_mean_of_score_and_confidence_where_there_is_one():
+    classifies = point(1.0, 1.0)
+    assert dataclasses.replace(classifies, confidence=0.7).quality == pytest.approx(0.8)
+    assert dataclasses.replace(classifies, score=-0.3, confidence=0.0).quality == -0.3
 
 
 def test_without_a_budget_the_last_or_the_best_counts():
     early, late = point(1.0, 1.0, 1), point(4.0, 1.0, 2)
     for keep_last, best in ((True, late), (False, early)):
-        steering = Steering(Budget(), 0.9, point=0.01, noise=(0.0, 0.0), keep_last=keep_last)
+        steering = Steering(Budget(), 0.9, point=0.01, noise=0.0, keep_last=keep_last)
         assert max((early, late), key=steering.rank) == best
         assert steering.pressure == 1.0
 
 
 def test_a_collapse_is_told_from_a_drop():
-    steering = Steering(Budget(max_drop=0.0), 0.9, 0.9, point=0.01, noise=(0.0, 0.0))
+    steering = Steering(Budget(max_drop=0.0), 0.9, point=0.01, noise=0.0)
     assert [steering.collapsed(point(1.0, bearable)) for bearable in (1.0, 0.5, 0.01)] == [False, False, True]
 
 
@@ -134,6 +139,16 @@ def test_other_penalties_are_steered_too(samples, tmp_path):
             budget=Budget(max_size=100),
             epochs=1,
         )
+
+
+def test_plain_int8_is_what_remains(samples, tmp_path):
+    said = []
+    job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
+    report = quantize(*job, scheme=Rate(gamma=1e5), budget=Budget(max_drop=0.0), epochs=1, say=said.append)
+    assert report.best.step == 0
+    assert report.exported.score >= report.float_.score - 0.01
+    assert max(layer.largest_code for layer in report.layers) == 127
+    assert "nothing learned holds the budget" in said[-1]
 
 
 def test_a_penalty_alone_stays_fixed(samples, tmp_path):
