@@ -65,7 +65,8 @@ class Steering:
         budget: what is asked for.
         float_quality: the float model's :attr:`Point.quality` on the validation split.
         point: what a point of score is (see :class:`Budget`).
-        noise: standard error of the quality; a drop within it does not count.
+        noise: standard error of the quality. A drop within half of it does not count. (The smallest of the looks
+            that hold is a lucky one: a whole error would be lost on new data.)
         keep_last: without a budget the last look counts, not the one of the best score: for schemes that
             coarsen as they learn.
     """
@@ -74,6 +75,7 @@ class Steering:
     START = 0.25
     COLLAPSE = 20.0  # points
     UP, DOWN = 4.0, 2.0
+    ALIKE = 1.05  # sizes this close count as one: the better codes win
     SIZE_MARGIN = 0.985  # the file's bytes are only known once it is written
     POWERS = 0.25, 0.5, 1.0  # of the pressure, that bytes fall with: the least, the usual one, the most
 
@@ -87,7 +89,7 @@ class Steering:
         keep_last: bool = True,
     ) -> None:
         self.budget, self.point = budget, point
-        self.floor = float_quality - (budget.max_drop or 0.0) * point - noise
+        self.floor = float_quality - (budget.max_drop or 0.0) * point - noise / 2
         self.target = (budget.max_size or 0) * self.SIZE_MARGIN
         self.keep_last = keep_last
         self.cycles = self.CYCLES if budget.steers else 1
@@ -111,7 +113,8 @@ class Steering:
         if self.budget.max_size is not None:
             return (1, point.quality, point.step) if self.holds(point) else (0, -point.bytes)
         if self.budget.max_drop is not None:
-            return (1, -point.bytes) if self.holds(point) else (0, point.quality)
+            size = round(math.log(point.bytes) / math.log(self.ALIKE))
+            return (1, -size, point.quality) if self.holds(point) else (0, point.quality)
         return (point.step,) if self.keep_last else (point.score, point.step)
 
     def next_pressure(self, point: Point) -> float:

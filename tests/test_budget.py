@@ -47,7 +47,7 @@ def test_steering_nears_the_largest_file_that_fits(size):
 
 
 def test_drops_within_the_noise_do_not_count():
-    assert Steering(Budget(max_drop=1.0), 0.85, point=0.01, noise=0.002).floor == pytest.approx(0.838)
+    assert Steering(Budget(max_drop=1.0), 0.85, point=0.01, noise=0.004).floor == pytest.approx(0.838)
 
 
 def test_quality_is_the_mean_of_score_and_confidence_where_there_is_one():
