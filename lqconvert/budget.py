@@ -65,8 +65,8 @@ class Steering:
         budget: what is asked for.
         float_quality: the float model's :attr:`Point.quality` on the validation split.
         point: what a point of score is (see :class:`Budget`).
-        noise: standard error of the quality. A drop within half of it does not count. (The smallest of the looks
-            that hold is a lucky one: a whole error would be lost on new data.)
+        noise: standard error of the quality. A drop within half of it does not count. (The smallest of the
+            looks that hold is a lucky one: a whole error would be lost on new data.)
         keep_last: without a budget the last look counts, not the one of the best score: for schemes that
             coarsen as they learn.
     """
