@@ -15,7 +15,7 @@ class Point:
     confidence: float  # mean probability of the right class, calibrated; 0 where there are no classes
     loss: float  # of the validation split: cross-entropy in nats, or the mean squared error
     bytes: int  # deflated file, as measured on the codes
-    estimated_weight_bytes: int  # entropy of the codes, times what packing cost over it at the point before
+    estimated_weight_bytes: int  # entropy of the codes, times what packing cost over it at the points before
     weight_bytes: int  # deflated codes
     pressure: float  # factor on the scheme's penalty
 

@@ -134,7 +134,7 @@ def quantize(
             say("the float model is as good on validation as on training data: if it was trained on both,")
             say("it knows the answers, and the budget asks for more than it seems to")
         if finetuned.holds and not finetuned.best.step:
-            say("nothing learned holds the budget: the file is plain int8")
+            say("nothing learned holds the budget: the weights stay as they were")
     if not finetuned.holds:
         if not finetuned.finished:
             raise BudgetMissed(f"interrupted, {_missed(budget, finetuned)}; to go on, add --resume")

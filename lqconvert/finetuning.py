@@ -251,6 +251,18 @@ def _distillation(activation: str, outputs: int, labels: str) -> Callable[[Any, 
     return loss
 
 
+def packing_overhead(entropy: float, known: list[tuple[float, float]]) -> float:
+    """Packed bytes over ``entropy`` (bytes), from the (entropy, overhead) known of the same kernels.
+
+    Deflate spends a bit on a code at least unless it repeats: its overhead grows as the entropy falls, about
+    as a power of it, which the last two known tell.
+    """
+    *before, (last, overhead) = known
+    apart = math.log(before[-1][0] / last) if before else 0.0
+    power = math.log(overhead / before[-1][1]) / apart if abs(apart) > 0.05 else 0.0
+    return overhead * (last / entropy) ** min(max(power, 0.0), 0.2)
+
+
 class _KeepBest(tf_keras.callbacks.Callback):
     """Looks at the validation split and at the codes, steers, and keeps the best weights in a file."""
 
@@ -272,7 +284,7 @@ class _KeepBest(tf_keras.callbacks.Callback):
         self.path, self.progress = path, progress
         self.curve: list[Point] = []
         self.saved: Point  # whose weights are in the file
-        self.overhead = 0.0  # packed bytes over entropy, as measured at the last look
+        self.overheads: list[tuple[float, float]] = []  # (entropy, packed bytes over it) at every look
         logits, self.activation = logits_of(quantized)
         self.call = tf.function(lambda x: logits(x, training=False), reduce_retracing=True)
 
@@ -295,10 +307,10 @@ class _KeepBest(tf_keras.callbacks.Callback):
         logits = np.concatenate([self.call(x).numpy() for _, x, _ in batches])
         labels = validation.arrays()[1]
         codes = learned_codes(self.quantized)
-        kernels, entropy = b"".join(stored(codes)), entropy_bytes(codes)
+        kernels, entropy = b"".join(stored(codes)), max(entropy_bytes(codes), 1.0)
         packed = deflated(kernels)
-        measured = packed / max(entropy, 1.0)
-        estimated, self.overhead = entropy * (self.overhead or measured), measured
+        estimated = entropy * packing_overhead(entropy, self.overheads or [(entropy, packed / entropy)])
+        self.overheads.append((entropy, packed / entropy))
         score = score_outputs(activated(logits, self.activation), labels, self.teacher)
         chances = right_probabilities(logits, labels)
         classes = labels.ndim == 1
