@@ -2,7 +2,8 @@
 
     LQCONVERT_DATA=... python tests/bench/networks.py mlp lenet-300-100 lenet-5 --seeds 3
 
-Float models are trained once and kept in --folder. ResNet-8 is MLPerf Tiny's, trained anew because its own
+Float models and results are kept in --folder: the same command goes on where it was interrupted, and a file
+to be made anew has its .result.json removed. ResNet-8 is MLPerf Tiny's, trained anew because its own
 weights have seen every image that a split could be taken from; ResNet-18 is of half the width. All rows of a
 network share the float model, the splits and the runtime; bytes are the whole .tflite, deflated with the best
 strategy. Ratios are against the float32 .tflite as it is and, in brackets, deflated. Peers fine-tune as many
@@ -12,6 +13,9 @@ epochs as lqconvert does.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
+import json
 import os
 import time
 from collections.abc import Callable
@@ -236,10 +240,56 @@ PEERS: dict[str, Callable[[tf_keras.Model, Network], bytes]] = {
 }
 
 
-def accuracy(tflite: bytes, data: Data, preprocessing: Preprocessing) -> float:
-    batches = data.test.batches(256, preprocessing=preprocessing)
-    outputs = Runner(tflite).run(x.numpy() for _, x, _ in batches)
-    return float(np.mean(outputs.argmax(axis=1) == data.test.arrays()[1]))
+@dataclass(frozen=True)
+class Result:
+    """What one file measured, and how long it took to make."""
+
+    size: int
+    packed: int
+    score: float
+    seconds: float
+
+
+def measured(path: Path, make: Callable[[], bytes], data: Data, preprocessing: Preprocessing) -> Result:
+    """Makes a file and measures it, or gives what is known of it from an earlier run."""
+    known = path.with_suffix(".result.json")
+    if not known.exists():
+        start = time.time()
+        tflite = make()
+        seconds = time.time() - start
+        outputs = Runner(tflite).run(
+            x.numpy() for _, x, _ in data.test.batches(256, preprocessing=preprocessing)
+        )
+        score = float(np.mean(outputs.argmax(axis=1) == data.test.arrays()[1]))
+        result = Result(len(tflite), deflated(tflite), score, round(seconds, 1))
+        known.write_text(json.dumps(dataclasses.asdict(result)))
+    return Result(**json.loads(known.read_text()))
+
+
+def learned(name: str, model: Path, output: Path, budget: lqconvert.Budget, seed: int) -> bytes:
+    """lqconvert's file."""
+    network = NETWORKS[name]
+    lqconvert.quantize(
+        model,
+        network.data,
+        output,
+        scheme=lqconvert.Rate(),
+        budget=budget,
+        preprocess=network.preprocessing,
+        epochs=network.finetuning_epochs,
+        seed=seed,
+    )
+    return output.read_bytes()
+
+
+def row(name: str, method: str, results: list[Result], original: Result) -> str:
+    """A line of the table: the mean of the results, and the spread of their scores."""
+    size, packed, score, seconds = np.mean([dataclasses.astuple(result) for result in results], axis=0)
+    spread = f" +- {100 * np.std([result.score for result in results]):.2f}" if len(results) > 1 else ""
+    ratio = f"{original.size / packed:.1f}x ({original.packed / packed:.1f}x)"
+    drop = f"{100 * (score - original.score):+.2f}"
+    accuracy = f"{100 * score:.2f}%{spread} | {drop}"
+    return f"| {name} | {method} | {size:,.0f} | {packed:,.0f} | {ratio} | {accuracy} | {seconds / 60:.1f} |"
 
 
 def main() -> None:
@@ -251,60 +301,37 @@ def main() -> None:
     parser.add_argument("--max-size", type=int)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    budget = lqconvert.Budget(
-        max_drop=None if arguments.max_size else arguments.max_drop, max_size=arguments.max_size
+    folder = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    size = arguments.max_size
+    budget = lqconvert.Budget(max_drop=None if size else arguments.max_drop, max_size=size)
+    asked = f"{size}B" if size else f"{arguments.max_drop:g}points"
+    print(
+        "| network | method | bytes | deflated | ratio | accuracy | points | minutes |\n" + "| --- " * 8 + "|"
     )
-    print("| network | method | bytes | deflated | ratio | accuracy | minutes |\n" + "| --- " * 7 + "|")
     for name in arguments.networks:
-        network, path = NETWORKS[name], float_model(name, arguments.folder)
+        network, path = NETWORKS[name], float_model(name, folder)
         model = load_model(path)
         data = network.load(model)
-        original = convert(model, integer=False)
 
-        def row(
-            method: str,
-            sizes: list[int],
-            packed: list[int],
-            scores: list[float],
-            seconds: float,
-            name: str = name,
-            original: bytes = original,
-        ) -> None:
-            size = np.mean(packed)
-            ratio = f"{len(original) / size:.1f}x ({deflated(original) / size:.1f}x)"
-            spread = f" +- {100 * np.std(scores):.2f}" if len(scores) > 1 else ""
-            figures = f"{np.mean(sizes):,.0f} | {size:,.0f} | {ratio} | {100 * np.mean(scores):.2f}%{spread}"
-            print(f"| {name} | {method} | {figures} | {seconds / 60:.1f} |", flush=True)
+        def one(label: str, make: Callable[[], bytes]) -> Result:
+            return measured(folder / f"{name}.{label}.tflite", make, data, network.preprocessing)  # noqa: B023
 
-        def one(method: str, tflite: bytes, seconds: float) -> None:
-            score = accuracy(tflite, data, network.preprocessing)  # noqa: B023
-            row(method, [len(tflite)], [deflated(tflite)], [score], seconds)
-
-        one("float32", original, 0)
-        reports, start = [], time.time()
+        original = one("float32", functools.partial(convert, model, integer=False))
+        print(row(name, "float32", [original], original), flush=True)
+        results = []
         for seed in range(arguments.seeds):
-            reports.append(
-                lqconvert.quantize(
-                    path,
-                    network.data,
-                    arguments.folder / f"{name}.{seed}.tflite",
-                    scheme=lqconvert.Rate(),
-                    preprocess=network.preprocessing,
-                    epochs=network.finetuning_epochs,
-                    seed=seed,
-                    budget=budget,
-                )
-            )
-        if reports:
-            exported = [report.exported for report in reports]
-            sizes, packed = [each.size for each in exported], [each.deflated_bytes for each in exported]
-            scores, seconds = [each.score for each in exported], (time.time() - start) / len(reports)
-            row(f"lqconvert, {budget}, {len(reports)} seeds", sizes, packed, scores, seconds)
+            label = f"{asked}.{seed}"
+            output = folder / f"{name}.{label}.tflite"
+            results.append(one(label, functools.partial(learned, name, path, output, budget, seed)))
+        if results:
+            method = f"lqconvert, {budget}, {len(results)} seeds"
+            print(row(name, method, results, original), flush=True)
         for method in arguments.peers:
             tf_keras.utils.set_random_seed(0)
-            start = time.time()
-            one(method, PEERS[method](load_model(path), network), time.time() - start)
+            label = method.replace(" ", "-").replace("%,", "").replace(",", "")
+            peer = one(label, functools.partial(PEERS[method], load_model(path), network))
+            print(row(name, method, [peer], original), flush=True)
 
 
 if __name__ == "__main__":
