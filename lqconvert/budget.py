@@ -65,8 +65,8 @@ class Steering:
         budget: what is asked for.
         float_quality: the float model's :attr:`Point.quality` on the validation split.
         point: what a point of score is (see :class:`Budget`).
-        noise: standard error of the quality. A drop within half of it does not count. (The smallest of the
-            looks that hold is a lucky one: a whole error would be lost on new data.)
+        noise: standard error of the quality. A drop within half of it, or a tenth of a point if that is less,
+            does not count. (The smallest of the looks that hold is a lucky one: more would be lost on new data.)
         keep_last: without a budget the last look counts, not the one of the best score: for schemes that
             coarsen as they learn.
     """
@@ -89,7 +89,8 @@ class Steering:
         keep_last: bool = True,
     ) -> None:
         self.budget, self.point = budget, point
-        self.floor = float_quality - (budget.max_drop or 0.0) * point - noise / 2
+        self.slack = min(noise / 2, point / 10)
+        self.floor = float_quality - (budget.max_drop or 0.0) * point - self.slack
         self.target = (budget.max_size or 0) * self.SIZE_MARGIN
         self.keep_last = keep_last
         self.cycles = self.CYCLES if budget.steers else 1

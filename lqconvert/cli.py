@@ -109,7 +109,7 @@ def main() -> None:
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of Adam.  [default: 3e-3 for rate, less for deep models; else 2e-4]",
+    help="Of the scales.  [default: 3e-3 for rate, 1e-3 for the thesis's, else 2e-4]",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Start from the best weights of an interrupted run.")

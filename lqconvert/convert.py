@@ -102,7 +102,7 @@ def quantize(
         model, scheme, granularity=granularity, rounding=rounding, start=start, input_range=pixels
     )
     depth = sum(isinstance(layer, QuantizedLayer) for layer in quantized.layers)
-    learning_rate = learning_rate or scheme.learning_rate_for(depth)
+    learning_rate = learning_rate or scheme.learning_rate
     batches = [
         x.numpy() for _, x, _ in data.train.batches(256, shuffle_seed=seed, preprocessing=preprocess).take(4)
     ]
@@ -119,6 +119,7 @@ def quantize(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        damping=scheme.damping(depth),
         seed=seed,
         budget=budget,
         augmentation=augmentation,

@@ -59,6 +59,7 @@ def finetune(
     epochs: int = 3,
     batch_size: int = 128,
     learning_rate: float = 2e-4,
+    damping: float = 1.0,
     seed: int = 0,
     budget: Budget | None = None,
     augmentation: Augmentation | None = None,
@@ -75,7 +76,8 @@ def finetune(
         teacher: the float model as :func:`lqconvert.folding.fold` gives it; its outputs are half of the
             target (all of it without labels).
         epochs: passes over the training split; more where they make fewer than 500 steps.
-        learning_rate: Adam's, falling to 0 along a cosine. Scales and ranges take the same.
+        learning_rate: Adam's for the scales, falling to 0 along a cosine.
+        damping: factor on the learning rate of all else.
         augmentation: how training images are varied; student and teacher see the same.
         budget: what the penalty of the scheme is steered to; without one the penalty stays as it is.
         keep_last: without a budget leave the model at its last weights instead of its best by score.
@@ -97,7 +99,7 @@ def finetune(
     cycle = math.ceil(steps / steering.cycles)
     schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, cycle, t_mul=1.0)
     student.compile(
-        _RelativeAdam(student, schedule),
+        _RelativeAdam(student, schedule, damping),
         loss=_distillation(activation, teacher_logits.output_shape[-1], data.labels),
     )
     batches = data.train.batches(batch_size, shuffle_seed=seed, preprocessing=preprocessing)
@@ -137,28 +139,29 @@ def finetune(
 
 
 class _RelativeAdam(tf_keras.optimizers.Adam):
-    """Adam whose steps are in proportion to the kernels that they move.
+    """Adam whose steps are in proportion to what they move, and ``damping`` times as long but for scales.
 
     A kernel for raw pixels is a hundred times smaller than one for activations, and one learning rate has to
-    suit both. It is what a kernel of rms 0.1 would be given.
+    suit both: it is what a kernel of rms 0.1 would be given. Log-scales are ratios as they are.
     """
 
-    def __init__(self, model: tf_keras.Model, learning_rate: Any) -> None:
+    def __init__(self, model: tf_keras.Model, learning_rate: Any, damping: float) -> None:
         super().__init__(learning_rate)
         self.speed = tf.Variable(1.0, trainable=False)
-        kernels = [
-            getattr(layer.layer, kernel_name(layer.layer))
-            for layer in model.layers
-            if isinstance(layer, QuantizedLayer)
-        ]
-        self.units = {
-            kernel.ref(): max(float(tf.sqrt(tf.reduce_mean(kernel**2))), 1e-6) / 0.1 for kernel in kernels
-        }
+        self.damping = damping
+        self.units = {}
+        for layer in model.layers:
+            if isinstance(layer, QuantizedLayer):
+                kernel = getattr(layer.layer, kernel_name(layer.layer))
+                rms = float(tf.sqrt(tf.reduce_mean(kernel**2)))
+                self.units[kernel.ref()] = damping * max(rms, 1e-6) / 0.1
+                for quantizer in layer.quantizers.values():
+                    self.units[quantizer.scale_weight.ref()] = 1.0
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         before = tf.identity(variable)
         super().update_step(gradient, variable)
-        unit = self.speed * self.units.get(variable.ref(), 1.0)
+        unit = self.speed * self.units.get(variable.ref(), self.damping)
         variable.assign(before + unit * (variable - before))
 
 

@@ -33,7 +33,7 @@ class Scheme:
     """Base of all schemes: scales that stay where calibration put them."""
 
     name: ClassVar[str] = "fixed"
-    #: Epochs and learning rate of fine-tuning that suit the scheme.
+    #: Epochs of fine-tuning and learning rate of the scales that suit the scheme.
     epochs: ClassVar[int] = 3
     learning_rate: ClassVar[float] = 2e-4
     #: Codes become coarser as it learns: its last weights count, not those of the best score on the way.
@@ -55,9 +55,9 @@ class Scheme:
         """The loss term of one tensor (a scalar, gamma included), or None."""
         return None
 
-    def learning_rate_for(self, layers: int) -> float:
-        """The learning rate that suits a model of so many linear layers."""
-        return self.learning_rate
+    def damping(self, layers: int) -> float:
+        """By what factor weights and ranges learn slower than scales in a model of so many linear layers."""
+        return 1.0
 
     def scaled(self, factor: float) -> Scheme:
         """The scheme with its penalty (gamma, or the threshold) multiplied; itself where it has none."""
@@ -150,9 +150,9 @@ class Rate(Scheme):
     gamma: float = 0.5
     unit_bits: float = 1.0
 
-    def learning_rate_for(self, layers):
-        # What a step changes in every layer adds up: ResNets of 10 layers collapsed at the full rate.
-        return self.learning_rate * min(1.0, 4 / layers)
+    def damping(self, layers):
+        # What a step changes in every layer adds up: ResNets of 10 layers collapsed undamped.
+        return min(1.0, 4 / layers)
 
     def scale_gradient(self, upstream, weights, scale, codes):
         ratio = weights / scale
