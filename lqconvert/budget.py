@@ -66,7 +66,7 @@ class Steering:
         float_quality: the float model's :attr:`Point.quality` on the validation split.
         point: what a point of score is (see :class:`Budget`).
         noise: standard error of the quality. A drop within half of it, or a tenth of a point if that is less,
-            does not count. (The smallest of the looks that hold is a lucky one: more would be lost on new data.)
+            does not count. (The smallest of the looks that hold is a lucky one: more is lost on new data.)
         keep_last: without a budget the last look counts, not the one of the best score: for schemes that
             coarsen as they learn.
     """
