@@ -99,7 +99,7 @@ def finetune(
     cycle = math.ceil(steps / steering.cycles)
     schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, cycle, t_mul=1.0)
     student.compile(
-        _RelativeAdam(student, schedule, damping),
+        RelativeAdam(student, schedule, damping),
         loss=_distillation(activation, teacher_logits.output_shape[-1], data.labels),
     )
     batches = data.train.batches(batch_size, shuffle_seed=seed, preprocessing=preprocessing)
@@ -138,7 +138,7 @@ def finetune(
     return Finetuned(finished, best, steering.holds(best), steering.floor, seen, keeper.curve)
 
 
-class _RelativeAdam(tf_keras.optimizers.Adam):
+class RelativeAdam(tf_keras.optimizers.Adam):
     """Adam whose steps are in proportion to what they move, and ``damping`` times as long but for scales.
 
     A kernel for raw pixels is a hundred times smaller than one for activations, and one learning rate has to

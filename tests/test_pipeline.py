@@ -9,8 +9,9 @@ import tf_keras
 from click.testing import CliRunner
 from tf_keras import layers
 
-from lqconvert import LqError, quantize
+from lqconvert import LqError, Rate, load_model, quantize, rewrite
 from lqconvert.cli import main
+from lqconvert.finetuning import RelativeAdam
 from lqconvert.runtime import Runner
 
 RNG = np.random.default_rng(0)
@@ -67,6 +68,19 @@ def test_same_seed_same_file_other_seed_another(samples, tmp_path):
         return (tmp_path / "m.tflite").read_bytes()
 
     assert run(1) == run(1) != run(2)
+
+
+def test_steps_are_in_proportion_and_damped_but_for_scales(samples):
+    quantized = rewrite(load_model(samples / "digits_cnn.h5"), Rate())
+    layer = quantized.get_layer("dense")
+    scale, kernel, bias = layer.quantizers["kernel"].scale_weight, layer.layer.kernel, layer.layer.bias
+    kernel.assign(np.where(RNG.random(kernel.shape) < 0.5, 0.02, -0.02))  # of rms 0.02
+    before = [v.numpy() for v in (scale, kernel, bias)]
+    optimizer = RelativeAdam(quantized, learning_rate=0.01, damping=0.5)
+    optimizer.apply_gradients([(tf.ones_like(v), v) for v in (scale, kernel, bias)])
+    moved = [b - v.numpy() for b, v in zip(before, (scale, kernel, bias), strict=True)]
+    for step, expected in zip(moved, (0.01, 0.01 * 0.5 * 0.02 / 0.1, 0.01 * 0.5), strict=True):
+        np.testing.assert_allclose(step, expected, rtol=1e-3)
 
 
 class Interrupt:

@@ -54,7 +54,7 @@ def test_digits_holds_its_accuracy(digits_run):
     assert result.exit_code == 0, result.output
     report = json.loads((folder / "digits.report.json").read_text())
     assert report["float"]["score"] > 0.97
-    assert report["exported"]["score"] >= report["float"]["score"] - 0.01  # 3 of 359 images
+    assert report["exported"]["score"] >= report["float"]["score"] - 0.015  # 5 of 359 images
     assert report["agreement_with_graph"] >= 0.99
     assert report["settings"]["preprocess"] == "none"
     assert report["exported"]["size"] == (folder / "digits.tflite").stat().st_size
