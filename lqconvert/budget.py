@@ -65,8 +65,7 @@ class Steering:
         budget: what is asked for.
         float_quality: the float model's :attr:`Point.quality` on the validation split.
         point: what a point of score is (see :class:`Budget`).
-        noise: standard error of the quality. A drop within half of it, or a tenth of a point if that is less,
-            does not count. (The smallest of the looks that hold is a lucky one: more is lost on new data.)
+        slack: a drop of quality that does not count.
         keep_last: without a budget the last look counts, not the one of the best score: for schemes that
             coarsen as they learn.
     """
@@ -85,12 +84,11 @@ class Steering:
         float_quality: float,
         *,
         point: float,
-        noise: float,
+        slack: float,
         keep_last: bool = True,
     ) -> None:
         self.budget, self.point = budget, point
-        self.slack = min(noise / 2, point / 10)
-        self.floor = float_quality - (budget.max_drop or 0.0) * point - self.slack
+        self.floor = float_quality - (budget.max_drop or 0.0) * point - slack
         self.target = (budget.max_size or 0) * self.SIZE_MARGIN
         self.keep_last = keep_last
         self.cycles = self.CYCLES if budget.steers else 1

@@ -219,10 +219,11 @@ def _steering(budget: Budget, data: Data, logits: np.ndarray, activation: str, k
         deviation = (math.sqrt(max(score * (1 - score), 1 / len(labels))) + float(chances.std())) / 2
         noise = deviation / math.sqrt(len(labels))
         quality = (score + float(chances.mean())) / 2
-        return Steering(budget, quality, point=0.01, noise=noise, keep_last=keep_last)
+        # The smallest of the looks that hold is a lucky one: with more slack, more is lost on new data.
+        return Steering(budget, quality, point=0.01, slack=min(noise / 2, 0.001), keep_last=keep_last)
     targets = labels if labels.size else teacher
     point = float(np.var(targets, axis=0).mean()) / 100
-    return Steering(budget, score, point=point, noise=point / 4, keep_last=keep_last)
+    return Steering(budget, score, point=point, slack=point / 4, keep_last=keep_last)
 
 
 def _distillation(activation: str, outputs: int, labels: str) -> Callable[[Any, Any], Any]:

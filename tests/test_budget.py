@@ -35,7 +35,7 @@ def steer(steering: Steering, bearable: float) -> Point:
 @settings(deadline=None)
 @given(st.floats(0.05, 100))
 def test_steering_nears_the_highest_pressure_that_holds_the_score(bearable):
-    best = steer(Steering(Budget(max_drop=0.0), 0.9, point=0.01, noise=0.0), bearable)
+    best = steer(Steering(Budget(max_drop=0.0), 0.9, point=0.01, slack=0.0), bearable)
     assert best.score == 0.9
     assert bearable / 4 <= best.pressure <= bearable
 
@@ -43,13 +43,12 @@ def test_steering_nears_the_highest_pressure_that_holds_the_score(bearable):
 @settings(deadline=None)
 @given(st.integers(2_000, 40_000))
 def test_steering_nears_the_largest_file_that_fits(size):
-    best = steer(Steering(Budget(max_size=size), 0.9, point=0.01, noise=0.0), 1.0)
+    best = steer(Steering(Budget(max_size=size), 0.9, point=0.01, slack=0.0), 1.0)
     assert 0.9 * size <= best.bytes <= size
 
 
-@pytest.mark.parametrize(("noise", "floor"), [(0.001, 0.8395), (0.1, 0.839)])
-def test_drops_within_the_noise_do_not_count(noise, floor):
-    assert Steering(Budget(max_drop=1.0), 0.85, point=0.01, noise=noise).floor == pytest.approx(floor)
+def test_drops_within_the_slack_do_not_count():
+    assert Steering(Budget(max_drop=1.0), 0.85, point=0.01, slack=0.001).floor == pytest.approx(0.839)
 
 
 def test_quality_is_the_mean_of_score_and_confidence_where_there_is_one():
@@ -61,13 +60,13 @@ def test_quality_is_the_mean_of_score_and_confidence_where_there_is_one():
 def test_without_a_budget_the_last_or_the_best_counts():
     early, late = point(1.0, 1.0, 1), point(4.0, 1.0, 2)
     for keep_last, best in ((True, late), (False, early)):
-        steering = Steering(Budget(), 0.9, point=0.01, noise=0.0, keep_last=keep_last)
+        steering = Steering(Budget(), 0.9, point=0.01, slack=0.0, keep_last=keep_last)
         assert max((early, late), key=steering.rank) == best
         assert steering.pressure == 1.0
 
 
 def test_a_collapse_is_told_from_a_drop():
-    steering = Steering(Budget(max_drop=0.0), 0.9, point=0.01, noise=0.0)
+    steering = Steering(Budget(max_drop=0.0), 0.9, point=0.01, slack=0.0)
     assert [steering.collapsed(point(1.0, bearable)) for bearable in (1.0, 0.5, 0.01)] == [False, False, True]
 
 

@@ -59,7 +59,7 @@ def test_without_labels_the_float_model_teaches(tmp_path):
     report = quantize(tmp_path / "model.h5", str(tmp_path / "x.npy"), tmp_path / "m.tflite")
     assert report.float_.score == 0
     outputs, truth = Runner((tmp_path / "m.tflite").read_bytes()).run([FEATURES]), model(FEATURES).numpy()
-    assert np.mean((outputs - truth) ** 2) < 0.005 * truth.var()  # a budget of no drop allows 0.001
+    assert np.mean((outputs - truth) ** 2) < 0.005 * truth.var()  # a budget of no drop allows half of it
 
 
 def test_same_seed_same_file_other_seed_another(samples, tmp_path):
