@@ -13,8 +13,9 @@ class Point:
     step: int
     score: float  # of the validation split: accuracy, or minus the mean squared error
     confidence: float  # mean probability of the right class, calibrated; 0 where there are no classes
+    error: float  # standard error of the difference of quality from the float model's, example by example
     loss: float  # of the validation split: cross-entropy in nats, or the mean squared error
-    bytes: int  # deflated file, as measured on the codes
+    bytes: int  # of the target's file, packed
     estimated_weight_bytes: int  # entropy of the codes, times what packing cost over it at the points before
     weight_bytes: int  # deflated codes
     pressure: float  # factor on the scheme's penalty
@@ -35,7 +36,7 @@ class Budget:
     Args:
         max_drop: how far the validation score may be under the float model's: in points of accuracy, or in
             percent of the targets' variance.
-        max_size: bytes of the deflated .tflite.
+        max_size: bytes of the .tflite as the target stores it.
     """
 
     max_drop: float | None = None
@@ -47,7 +48,7 @@ class Budget:
 
     def __str__(self) -> str:
         if self.max_size is not None:
-            return f"at most {self.max_size:,} bytes deflated"
+            return f"at most {self.max_size:,} bytes"
         return "none" if self.max_drop is None else f"at most {self.max_drop:g} points under float"
 
 
@@ -59,13 +60,13 @@ class Steering:
     at once costs an accuracy that several cycles would have kept. After each cycle the pressure is raised or
     lowered by a factor until the budget lies between two of them, and is then their geometric mean; but it
     always moves by the root of two at least, because what a model bears grows with the time that it has
-    learned. Bytes are less noisy: they fall with a power of the pressure, which the last two looks tell.
+    learned. For the same reason the first pressure is borne for two cycles before it is given up. Bytes are
+    less noisy: they fall with a power of the pressure, which the last two looks tell.
 
     Args:
         budget: what is asked for.
         float_quality: the float model's :attr:`Point.quality` on the validation split.
         point: what a point of score is (see :class:`Budget`).
-        slack: a drop of quality that does not count.
         keep_last: without a budget the last look counts, not the one of the best score: for schemes that
             coarsen as they learn.
     """
@@ -84,24 +85,31 @@ class Steering:
         float_quality: float,
         *,
         point: float,
-        slack: float,
         keep_last: bool = True,
     ) -> None:
         self.budget, self.point = budget, point
-        self.floor = float_quality - (budget.max_drop or 0.0) * point - slack
+        self.floor = float_quality - (budget.max_drop or 0.0) * point
         self.target = (budget.max_size or 0) * self.SIZE_MARGIN
         self.keep_last = keep_last
         self.cycles = self.CYCLES if budget.steers else 1
         self.pressure = self.START if budget.steers else 1.0
         self.low, self.high = 0.0, math.inf
         self.last: Point | None = None
+        self.patient = True
 
     def holds(self, point: Point) -> bool:
         if self.budget.max_size is not None:
             return point.bytes <= self.target
         if self.budget.max_drop is None:
             return True
-        return point.quality >= self.floor
+        return point.quality + self.sampling_error(point) >= self.floor
+
+    def sampling_error(self, point: Point) -> float:
+        """What a quality may be under the floor without being worse: a one-sided test at 5%.
+
+        A quarter of a point at most: a small validation split is no license.
+        """
+        return min(1.645 * point.error, self.point / 4)
 
     def collapsed(self, point: Point) -> bool:
         """Whether learning was too fast for the model: it is far below what any code should cost."""
@@ -125,8 +133,11 @@ class Steering:
         return self.pressure
 
     def _for_score(self, point: Point) -> float:
+        patient, self.patient = self.patient, False
         if self.holds(point):
             self.low, self.high = self.pressure, max(self.high, self.pressure * self.DOWN)
+        elif patient:
+            return self.pressure
         else:
             self.low, self.high = min(self.low, self.pressure / self.DOWN), self.pressure
         if self.low == 0.0:

@@ -18,6 +18,7 @@ from lqconvert.errors import LqError
 
 SCHEMES = ("rate", "lsq", "gradient-threshold", "maxbin", "inverse", "difference")
 SWEPT = tuple(scheme for scheme in SCHEMES if scheme != "lsq")
+TARGETS = ("litert", "tflm")
 GRANULARITIES = ("mixed", "scalar", "row-wise", "column-wise", "channel-wise", "output-channel-wise")
 
 
@@ -45,6 +46,53 @@ class _Size(click.ParamType):
 
 
 MAX_DROP = "Make the smallest file at most so far under float on validation data.  [default: 0]"
+
+
+def _target_options(command: Any) -> Any:
+    """The options of what the file is made for, shared by the commands that write one."""
+    options = (
+        click.option(
+            "--target",
+            "targets",
+            multiple=True,
+            type=click.Choice(TARGETS),
+            default=("litert",),
+            show_default=True,
+            help="litert: phones; tflm: microcontrollers (TFLite Micro). Each gets a file of its own.",
+        ),
+        click.option("--max-ram", type=_Size(), help="Tensor arena on tflm, as measured on this machine."),
+        click.option(
+            "--max-latency",
+            type=click.FloatRange(min=1),
+            metavar="RATIO",
+            help="At most so many times as slow as plain int8.",
+        ),
+        click.option("--c-array", is_flag=True, help="Write a .cc and a .h beside the .tflite."),
+        click.option("--gzip", is_flag=True, help="Write a .tflite.gz, too: the smallest download."),
+        click.option("--strip-all", is_flag=True, help="Drop the names of inputs and outputs, too."),
+        click.option(
+            "--int4-convolutions",
+            is_flag=True,
+            help="On litert, convolutions of 4 bits: 4 to 7 times as slow as int8 in XNNPACK.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _target_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`_target_options` gave, as the API takes it; they are taken from the settings."""
+    from lqconvert.proving import Limits
+    from lqconvert.targets import target
+
+    shared = {name: settings.pop(name) for name in ("int4_convolutions", "strip_all")}
+    return {
+        "targets": [target(name, **shared) for name in dict.fromkeys(settings.pop("targets"))],
+        "limits": Limits(settings.pop("max_ram"), settings.pop("max_latency")),
+        "c_array": settings.pop("c_array"),
+        "gzip": settings.pop("gzip"),
+    }
 
 
 class _Group(click.Group):
@@ -87,9 +135,10 @@ def main() -> None:
 @click.argument("model", type=click.Path())
 @click.option("--data", required=True, help="digits, mnist, cifar10, a .npz, a folder or zip of images, ...")
 @click.option("-o", "--output", type=click.Path(), help="The .tflite to write.  [default: MODEL.tflite]")
+@_target_options
 @click.option("--scheme", type=click.Choice(SCHEMES), default="rate", show_default=True)
 @click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS", help=MAX_DROP)
-@click.option("--max-size", type=_Size(), help="Make the best file of at most these bytes, deflated.")
+@click.option("--max-size", type=_Size(), help="Make the best file of at most these bytes.")
 @click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Width of lsq's codes.")
 @click.option("--penalty", type=float, help="The scheme's gamma (or lambda), fixed: no budget.")
 @click.option(
@@ -126,7 +175,7 @@ def quantize(
     debug: bool,
     **settings: Any,
 ) -> None:
-    """Quantizes a Keras MODEL to an integer-only int8 .tflite and measures the file."""
+    """Quantizes a Keras MODEL to an integer-only .tflite for a target and measures the file."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -150,7 +199,7 @@ def quantize(
         def progress(at: Any) -> None:
             point = at.point
             text = f"step {point.step}/{at.steps}  loss {at.loss:.4f}  validation {point.score:.4f}"
-            text += f"  {at.codes} codes  ~{point.bytes:,} bytes deflated"
+            text += f"  {at.codes} codes  ~{point.bytes:,} bytes"
             bar.update(task, description=text, completed=point.step, total=at.steps)
 
         report = run(
@@ -160,11 +209,34 @@ def quantize(
             scheme=_scheme(scheme, bits, penalty),
             budget=budget,
             preprocess=settings.pop("preprocess"),
+            **_target_settings(settings),
             progress=progress,
             say=console.print,
             **settings,
         )
     report.print(Console())
+
+
+@main.command()
+@click.argument("codes", type=click.Path())
+@click.option("-o", "--output", type=click.Path(), help="The .tflite.  [default: CODES.TARGET.tflite]")
+@click.option("--data", help="As for quantize: scores the file on the test split, too.")
+@_target_options
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def export(codes: str, output: str | None, data: str | None, debug: bool, **settings: Any) -> None:
+    """Makes files for other targets of the CODES (.codes.npz) of an earlier run, without training."""
+    from pathlib import Path
+
+    from rich.console import Console
+
+    if not os.path.exists(codes):
+        raise LqError(f"{codes}: no such file")
+    _import_quietly(debug)
+    from lqconvert.convert import export_codes
+
+    name = Path(codes).name.removesuffix(".npz").removesuffix(".codes")
+    path = Path(output) if output else Path(codes).with_name(f"{name}.{settings['targets'][0]}.tflite")
+    export_codes(codes, path, data_spec=data, **_target_settings(settings)).print(Console())
 
 
 @main.command()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+from lqconvert.errors import LqError
 
 
 @dataclass
@@ -52,8 +55,11 @@ class Codes:
     layers: dict[str, LayerCodes]
     activations: dict[str, tuple[float, int]] = field(default_factory=dict)  # scale, zero point
 
-    def save(self, path: Path) -> None:
-        """Writes an .npz: LAYER/codes, LAYER/scale, LAYER/axes, LAYER/bias, ACTIVATION/activation."""
+    def save(self, path: Path, file: Int8File | None = None) -> None:
+        """Writes an .npz: LAYER/codes, LAYER/scale, LAYER/axes, LAYER/bias, ACTIVATION/activation.
+
+        With the int8 ``file`` that holds them, :func:`lqconvert.convert.export_codes` makes others of it.
+        """
         arrays: dict[str, np.ndarray] = {}
         for name, layer in self.layers.items():
             kernel = layer.kernel
@@ -64,8 +70,39 @@ class Codes:
                 arrays[f"{name}/bias"] = layer.bias.astype(np.float32)
         for name, (scale, zero_point) in self.activations.items():
             arrays[f"{name}/activation"] = np.array([scale, zero_point], np.float64)
-        with path.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        if file is not None:
+            arrays["int8.tflite"] = np.frombuffer(file.tflite, np.uint8)
+            arrays["int8.layers"] = np.array(file.layers)
+            arrays["int8.preprocess"] = np.array(file.preprocess, np.float64)
+        with path.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Int8File:
+    """The plain int8 .tflite of a run: what files for all targets are made of."""
+
+    tflite: bytes = field(repr=False)
+    layers: list[str]  # of its kernels, in the order of its graph
+    preprocess: tuple[float, float]  # scale and offset of its real inputs
+
+    @classmethod
+    def load(cls, path: Path) -> Int8File:
+        """Reads it from an .npz that :meth:`Codes.save` wrote.
+
+        Raises:
+            LqError: if there is none in it.
+        """
+        try:
+            with np.load(path) as arrays:
+                file, layers, preprocess = (
+                    arrays[name] for name in ("int8.tflite", "int8.layers", "int8.preprocess")
+                )
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+            raise LqError(f"{path}: not the .codes.npz that lqconvert quantize writes") from error
+        return cls(
+            file.tobytes(), [str(name) for name in layers], (float(preprocess[0]), float(preprocess[1]))
+        )
 
 
 def load_kernels(path: Path) -> dict[str, np.ndarray]:

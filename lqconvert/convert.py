@@ -1,10 +1,10 @@
-"""The pipeline: a float model in, a verified int8 .tflite out. Each step is a module of its name."""
+"""The pipeline: a float model in, verified .tflite files out. Each step is a module of its name."""
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +13,23 @@ import tf_keras
 from lqconvert.augmentation import Augmentation, choose_augmentation
 from lqconvert.budget import Budget
 from lqconvert.calibration import calibrate
-from lqconvert.datasets import Preprocessing, choose_preprocessing, load_data
+from lqconvert.codes import Codes, Int8File
+from lqconvert.datasets import Data, Preprocessing, choose_preprocessing, load_data
+from lqconvert.deflating import gzipped
 from lqconvert.errors import BudgetMissed, LqError
-from lqconvert.exporting import convert, export, learned_codes
+from lqconvert.exporting import Template, convert, export, learned_codes
 from lqconvert.finetuning import Finetuned, Progress, finetune
+from lqconvert.firmware import c_sources
 from lqconvert.folding import fold
 from lqconvert.loading import load_model
-from lqconvert.packing import rest_of_file
+from lqconvert.proving import PROOF_EXAMPLES, Limits, examples_in, prove, run, smallest
 from lqconvert.quantizers import QuantizedLayer
-from lqconvert.report import Measured, Report, layer_rows, versions
+from lqconvert.report import Exports, Measured, Report, TargetFile, layer_rows, versions
 from lqconvert.rewriting import rewrite
 from lqconvert.runtime import Runner
 from lqconvert.schemes import Rate, Scheme
 from lqconvert.scoring import logits_of, predict, score_outputs
+from lqconvert.targets import LITERT, TFLM, Target
 
 
 def quantize(
@@ -33,6 +37,10 @@ def quantize(
     data_spec: str,
     output: str | Path,
     *,
+    targets: Sequence[Target] = (LITERT,),
+    limits: Limits | None = None,
+    c_array: bool = False,
+    gzip: bool = False,
     scheme: Scheme | None = None,
     budget: Budget | None = None,
     granularity: str | None = None,
@@ -52,7 +60,12 @@ def quantize(
     Args:
         model_path: a .h5 or .keras file or a SavedModel folder.
         data_spec: see :func:`lqconvert.datasets.load_data`.
-        output: the .tflite to write; its folder is made.
+        output: the .tflite to write; its folder is made. Where there are several targets, those after the
+            first get a file of their own: OUTPUT.tflm.tflite.
+        targets: the runtimes to make a file for; budgets of bytes are of the first one's.
+        limits: what files may take on their targets.
+        c_array: write OUTPUT.cc and OUTPUT.h beside every .tflite.
+        gzip: write OUTPUT.tflite.gz, too: a download that any inflater reads.
         scheme: how scales are learned; ``Rate()`` by default.
         budget: what the file may lose or weigh. By default it may lose nothing (``Budget(max_drop=0)``);
             where a scheme is given, there is no budget. Schemes without a penalty take none.
@@ -70,8 +83,9 @@ def quantize(
         LqError: for every mistake of the user's; nothing is written then.
         BudgetMissed: if no codes hold the budget.
     """
-    output = Path(output)
+    output, limits = Path(output), limits or Limits()
     _check_writable(output)
+    _check_targets(targets, limits)
     budget = budget or Budget(max_drop=0.0 if scheme is None else None)
     scheme = scheme or Rate()
     if budget.steers and type(scheme).penalty is Scheme.penalty:
@@ -110,7 +124,11 @@ def quantize(
     best_weights = output.with_suffix(".resume.weights.h5")
     if resume:
         _resume(quantized, best_weights)
-    started = export(quantized)
+    template = Template.of(quantized, learned_codes(quantized))
+
+    def file_size(codes: Codes) -> int:
+        return len(smallest(template.fill(codes), targets[0]).tflite)
+
     finetuned = finetune(
         quantized,
         folded,
@@ -125,7 +143,7 @@ def quantize(
         augmentation=augmentation,
         keep_last=scheme.coarsens,
         resumed=resume,
-        rest_of_file=rest_of_file(started.tflite, started.codes),
+        file_size=file_size,
         best_weights=best_weights,
         progress=progress,
     )
@@ -152,6 +170,8 @@ def quantize(
     runner, float_runner = Runner(exported.tflite), Runner(float_tflite)
     outputs = runner.run(x.numpy() for _, x, _ in data.test.batches(256, preprocessing=preprocess))
     classifies = data.labels == "classes" or logits_of(model)[1] != ""
+    int8_file = Int8File(exported.tflite, exported.order, (preprocess.scale, preprocess.offset))
+    written, files = _files(int8_file, output, targets, limits, data, teacher, c_array=c_array, gzip=gzip)
     report = Report(
         model=str(model_path),
         data=data.name,
@@ -163,17 +183,19 @@ def quantize(
             "rounding": rounding,
             "start": start,
             "preprocess": str(preprocess),
+            "limits": dataclasses.asdict(limits),
             "augmentation": str(augmentation),
             "epochs": epochs,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
             "seed": seed,
         },
-        score_name="accuracy" if data.labels == "classes" else "mean squared error",
+        score_name=_score_name(data),
         float_=Measured.of(
             float_tflite, score_outputs(teacher, test_labels, teacher), float_runner.latency()
         ),
-        exported=Measured.of(exported.tflite, score_outputs(outputs, test_labels, teacher), runner.latency()),
+        int8=Measured.of(exported.tflite, score_outputs(outputs, test_labels, teacher), runner.latency()),
+        files=files,
         agreement_with_graph=_agreement(outputs, fine_tuned) if classifies else None,
         agreement_with_float=_agreement(outputs, teacher) if classifies else None,
         max_lsb_from_graph=float(np.max(np.abs(outputs - fine_tuned)) / exported.output_scale),
@@ -189,8 +211,8 @@ def quantize(
     )
     _write_all(
         {
-            output: lambda path: path.write_bytes(exported.tflite),
-            output.with_suffix(".codes.npz"): learned_codes(quantized).save,
+            **written,
+            output.with_suffix(".codes.npz"): lambda path: learned_codes(quantized).save(path, int8_file),
             output.with_suffix(".report.json"): lambda path: path.write_text(report.to_json()),
         }
     )
@@ -199,10 +221,106 @@ def quantize(
     return report
 
 
+def export_codes(
+    codes: str | Path,
+    output: str | Path,
+    *,
+    targets: Sequence[Target] = (LITERT,),
+    limits: Limits | None = None,
+    c_array: bool = False,
+    gzip: bool = False,
+    data_spec: str | None = None,
+) -> Exports:
+    """Makes files for targets of the codes of an earlier run, without training.
+
+    Args:
+        codes: the .codes.npz that :func:`quantize` wrote.
+        output, targets, limits, c_array, gzip: as for :func:`quantize`.
+        data_spec: labelled data whose test split is scored and proven on; random inputs prove without.
+
+    Raises:
+        LqError: for every mistake of the user's; nothing is written then.
+        BudgetMissed: if no file keeps within the limits.
+    """
+    output, limits = Path(output), limits or Limits()
+    _check_writable(output)
+    _check_targets(targets, limits)
+    int8_file = Int8File.load(Path(codes))
+    runner = Runner(int8_file.tflite)
+    data = teacher = None
+    if data_spec is not None:
+        data = load_data(data_spec, runner.input["shape"][1:], runner.output["shape"][-1])
+        if data.labels == "none":
+            raise LqError(f"{data_spec}: has no labels to score by; leave out --data")
+    written, files = _files(int8_file, output, targets, limits, data, teacher, c_array=c_array, gzip=gzip)
+    _write_all(written)
+    return Exports(str(codes), len(int8_file.tflite), _score_name(data) if data else "", files)
+
+
+def _files(
+    int8_file: Int8File,
+    output: Path,
+    targets: Sequence[Target],
+    limits: Limits,
+    data: Data | None,
+    teacher: np.ndarray | None,
+    *,
+    c_array: bool,
+    gzip: bool,
+) -> tuple[dict[Path, Callable[[Path], object]], list[TargetFile]]:
+    """Proves and scores a file for each target; what is to be written, and what was measured."""
+    runner = Runner(int8_file.tflite)
+    if data is None:
+        shape = (PROOF_EXAMPLES, *runner.input["shape"][1:])
+        inputs = np.random.default_rng(0).integers(-128, 128, shape).astype(np.int8)
+    else:
+        batches = data.test.batches(256, preprocessing=Preprocessing(*int8_file.preprocess))
+        # Mixed, because a part may have to do, and data are often sorted by class.
+        order = np.random.default_rng(0).permutation(data.test.size)
+        inputs = np.concatenate([runner.quantize(x.numpy()) for _, x, _ in batches])[order]
+        labels = data.test.arrays()[1][order]
+        truth = labels if teacher is None else teacher[order]
+    writers: dict[Path, Callable[[Path], object]] = {}
+    files = []
+    for number, target in enumerate(targets):
+        path = output.with_suffix(f".{target.name}.tflite") if number else output
+        tflite, proven = prove(int8_file.tflite, target, inputs, int8_file.layers, limits)
+        score, scored = None, 0
+        if data is not None:
+            scored = examples_in(proven, data.test.size)
+            outputs = runner.dequantize(run(tflite, target, inputs[:scored]))
+            score = score_outputs(outputs, labels[:scored], truth[:scored])
+        files.append(TargetFile(str(path), score, scored, proven))
+        writers[path] = _writer(tflite)
+        if gzip:
+            writers[path.with_name(f"{path.name}.gz")] = _writer(gzipped(tflite))
+        if c_array:
+            for source, text in c_sources(tflite, path, proven.arena_bytes).items():
+                writers[source] = _writer(text.encode())
+    return writers, files
+
+
+def _score_name(data: Data) -> str:
+    return "accuracy" if data.labels == "classes" else "mean squared error"
+
+
+def _writer(data: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(data)
+
+
+def _check_targets(targets: Sequence[Target], limits: Limits) -> None:
+    """Fails before any work is done where a target cannot be asked for, or what is asked of it."""
+    names = [target.name for target in targets]
+    if limits.max_ram is not None and TFLM.name not in names:
+        raise LqError("--max-ram: LiteRT has no arena of a fixed size; it goes with --target tflm")
+    for target in targets:
+        target.check_installed()
+
+
 def _missed(budget: Budget, finetuned: Finetuned) -> str:
     if budget.max_size is not None:
         smallest = min(point.bytes for point in finetuned.curve)
-        return f"no codes of {budget}: the smallest file was {smallest:,} bytes deflated"
+        return f"no codes of {budget}: the smallest file was {smallest:,} bytes"
     best = max(finetuned.curve, key=lambda point: point.quality)
     reached = f"{best.quality:.4f} at {best.bytes:,} bytes, {finetuned.floor:.4f} was asked for"
     return f"no codes {budget}: the best quality on validation data was {reached}"

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tf_keras
+from ai_edge_litert import schema_py_generated as schema
 
 from lqconvert.codes import Codes, LayerCodes, TensorCodes, native
 from lqconvert.errors import LqError
+from lqconvert.flatbuffer import OPERANDS, operator_name, read, set_values, strip, write
 from lqconvert.granularity import KEPT_AXES, class_name, kernel_name
 from lqconvert.quantizers import (
     ActivationQuantizer,
@@ -27,25 +29,18 @@ from lqconvert.quantizers import (
 )
 from lqconvert.rescaling import fold_input_scales
 
-#: For each linear TFLite operator, the places of its input, kernel and bias among its inputs.
-OPERANDS = {
-    "CONV_2D": (0, 1, 2),
-    "DEPTHWISE_CONV_2D": (0, 1, 2),
-    "FULLY_CONNECTED": (0, 1, 2),
-    "TRANSPOSE_CONV": (2, 1, 3),
-}
-
 
 @dataclass
 class Exported:
     """An exported file and what it holds.
 
     ``codes`` are the codes in the file; where TFLite cannot hold the learned granularity they are recoded,
-    with the deviation beside them.
+    with the deviation beside them. ``order`` names the layers in the order of the file's kernels.
     """
 
     tflite: bytes
     codes: Codes
+    order: list[str]
     input_scale: float
     input_zero_point: int
     output_scale: float
@@ -123,61 +118,82 @@ def export(model: tf_keras.Model, batches: Iterable[np.ndarray] = ()) -> Exporte
     Raises:
         LqError: if the model has no integer-only form, or a tensor cannot be proved to be a layer's.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
     codes, batches = learned_codes(model), list(batches)
     if batches:
         codes, ranges = fold_input_scales(model, codes, batches)
         codes.activations |= {name: scale_and_zero_point(*limits) for name, limits in ranges.items()}
-    codes = _native_codes(codes)
-    plain, fingerprints = _fingerprinted(model, codes)
-    flat = schema.ModelT.InitFromPackedBuf(convert(plain, integer=True), 0)
-    graph = flat.subgraphs[0]
-    _refuse_float(flat, schema)
-    unwritten = dict(fingerprints)
-    for operator in graph.operators:
-        kind = _operator_name(flat, operator, schema)
-        if kind not in OPERANDS:
-            continue
-        input_, kernel, bias = OPERANDS[kind]
-        tensor = graph.tensors[operator.inputs[kernel]]
-        name = _identify(flat, tensor, unwritten)
-        del unwritten[name]
-        layer = codes.layers[name]
-        integers = tflite_layout(layer.kind, layer.kernel.codes)
-        _write(flat, tensor, integers.astype(np.int8))
-        scales = layer.kernel.scale.astype(np.float32).ravel()
-        tensor.quantization.scale = scales
-        tensor.quantization.zeroPoint = np.zeros(len(scales), np.int64)
-        tensor.quantization.min = tensor.quantization.max = None
-        if kind == "DEPTHWISE_CONV_2D":
-            tensor.quantization.quantizedDimension = 3
-        if len(operator.inputs) > bias and operator.inputs[bias] >= 0:
-            source = graph.tensors[operator.inputs[input_]]
-            bias_scales = (np.float32(source.quantization.scale[0]) * scales).astype(np.float32)
-            floats = np.zeros(_outputs(layer)) if layer.bias is None else layer.bias
-            integers = np.round(floats.astype(np.float64) / bias_scales)
-            if np.abs(integers).max() >= 2**31:
-                raise LqError(f"layer '{name}': its bias does not fit int32 on the grid of its scales")
-            bias_tensor = graph.tensors[operator.inputs[bias]]
-            _write(flat, bias_tensor, integers.astype(np.int32))
-            bias_tensor.quantization.scale = bias_scales
-            bias_tensor.quantization.zeroPoint = np.zeros(len(scales), np.int64)
-        elif layer.bias is not None:
-            raise LqError(f"layer '{name}': the converter left no place for its bias")
-    if unwritten:
-        raise LqError(f"layers not found in the converted file: {', '.join(unwritten)}")
-    _strip(flat)
-    tflite = _pack(flat)
+    template = Template.of(model, _native_codes(codes))
+    tflite = template.fill(codes)
+    graph = read(tflite).subgraphs[0]
     first, last = graph.tensors[graph.inputs[0]].quantization, graph.tensors[graph.outputs[0]].quantization
     return Exported(
         tflite,
-        codes,
+        _native_codes(codes),
+        template.order,
         float(first.scale[0]),
         int(first.zeroPoint[0]),
         float(last.scale[0]),
         int(last.zeroPoint[0]),
     )
+
+
+@dataclass(frozen=True)
+class Template:
+    """A converted file whose kernels are known by layer, to be filled with codes again and again."""
+
+    tflite: bytes
+    order: list[str]  # the layers of its kernels
+
+    @classmethod
+    def of(cls, model: tf_keras.Model, codes: Codes) -> Template:
+        """Converts a rewritten model with fingerprints in place of its weights.
+
+        Args:
+            codes: native ones; the activations' scales are theirs.
+        """
+        plain, fingerprints = _fingerprinted(model, codes)
+        tflite = convert(plain, integer=True)
+        flat = read(tflite)
+        _refuse_float(flat)
+        order = []
+        for operator, kind in _linear_operators(flat):
+            tensor = flat.subgraphs[0].tensors[operator.inputs[OPERANDS[kind][1]]]
+            name = _identify(flat, tensor, fingerprints)
+            del fingerprints[name]
+            order.append(name)
+        if fingerprints:
+            raise LqError(f"layers not found in the converted file: {', '.join(fingerprints)}")
+        return cls(tflite, order)
+
+    def fill(self, codes: Codes) -> bytes:
+        """The file with these codes, their scales and biases; the activations' scales stay."""
+        flat = read(self.tflite)
+        graph, layers = flat.subgraphs[0], _native_codes(codes).layers
+        for (operator, kind), name in zip(_linear_operators(flat), self.order, strict=True):
+            input_, kernel, bias = OPERANDS[kind]
+            layer = layers[name]
+            scales = layer.kernel.scale.astype(np.float32).ravel()
+            tensor = graph.tensors[operator.inputs[kernel]]
+            _write(flat, tensor, tflite_layout(layer.kind, layer.kernel.codes).astype(np.int8), scales)
+            if kind == "DEPTHWISE_CONV_2D":
+                tensor.quantization.quantizedDimension = 3
+            if len(operator.inputs) > bias and operator.inputs[bias] >= 0:
+                source = graph.tensors[operator.inputs[input_]]
+                bias_scales = (np.float32(source.quantization.scale[0]) * scales).astype(np.float32)
+                floats = np.zeros(_outputs(layer)) if layer.bias is None else layer.bias
+                integers = np.round(floats.astype(np.float64) / bias_scales)
+                if np.abs(integers).max() >= 2**31:
+                    raise LqError(f"layer '{name}': its bias does not fit int32 on the grid of its scales")
+                _write(flat, graph.tensors[operator.inputs[bias]], integers.astype(np.int32), bias_scales)
+            elif layer.bias is not None:
+                raise LqError(f"layer '{name}': the converter left no place for its bias")
+        strip(flat)
+        return write(flat)
+
+
+def _linear_operators(flat: Any) -> list[tuple[Any, str]]:
+    named = [(operator, operator_name(flat, operator)) for operator in flat.subgraphs[0].operators]
+    return [(operator, kind) for operator, kind in named if kind in OPERANDS]
 
 
 def _outputs(layer: LayerCodes) -> int:
@@ -235,16 +251,11 @@ def _reach_127(kind: str, pattern: np.ndarray) -> np.ndarray:
     return pattern
 
 
-def _operator_name(flat: Any, operator: Any, schema: Any) -> str:
-    code = flat.operatorCodes[operator.opcodeIndex].builtinCode
-    return next(name for name, value in vars(schema.BuiltinOperator).items() if value == code)
-
-
-def _refuse_float(flat: Any, schema: Any) -> None:
+def _refuse_float(flat: Any) -> None:
     for operator in flat.subgraphs[0].operators:
         for index in (*operator.inputs, *operator.outputs):
             if index >= 0 and flat.subgraphs[0].tensors[index].type == schema.TensorType.FLOAT32:
-                kind = _operator_name(flat, operator, schema)
+                kind = operator_name(flat, operator)
                 name = flat.subgraphs[0].tensors[operator.outputs[0]].name.decode()
                 raise LqError(f"'{name}' ({kind}) has no integer kernel: the file would compute in float")
 
@@ -263,34 +274,7 @@ def _identify(flat: Any, tensor: Any, fingerprints: dict[str, tuple[np.ndarray, 
     )
 
 
-def _write(flat: Any, tensor: Any, values: np.ndarray) -> None:
-    """Gives a tensor a buffer of its own: the converter may share one between tensors."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    users = sum(other.buffer == tensor.buffer for other in flat.subgraphs[0].tensors)
-    if users > 1:
-        tensor.buffer = len(flat.buffers)
-        flat.buffers.append(schema.BufferT())
-    flat.buffers[tensor.buffer].data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
-
-
-def _strip(flat: Any) -> None:
-    """Drops what no runtime reads: names except those of inputs and outputs, and the converter's notes."""
-    graph = flat.subgraphs[0]
-    kept = {*graph.inputs, *graph.outputs}
-    for index, tensor in enumerate(graph.tensors):
-        if index not in kept:
-            tensor.name = None
-        if tensor.quantization is not None:
-            tensor.quantization.min = tensor.quantization.max = None
-    for entry in flat.metadata or []:
-        flat.buffers[entry.buffer].data = None
-    flat.metadata = None
-
-
-def _pack(flat: Any) -> bytes:
-    import flatbuffers
-
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(flat.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+def _write(flat: Any, tensor: Any, integers: np.ndarray, scales: np.ndarray) -> None:
+    set_values(flat, tensor, integers)
+    tensor.quantization.scale = scales
+    tensor.quantization.zeroPoint = np.zeros(len(scales), np.int64)

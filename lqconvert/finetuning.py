@@ -15,12 +15,20 @@ import tf_keras
 from lqconvert.augmentation import Augmentation
 from lqconvert.budget import Budget, Point, Steering
 from lqconvert.calibration import at_full_width
+from lqconvert.codes import Codes
 from lqconvert.datasets import Data, Preprocessing
+from lqconvert.deflating import deflated, entropy_bytes, stored
 from lqconvert.exporting import learned_codes
 from lqconvert.granularity import kernel_name
-from lqconvert.packing import deflated, entropy_bytes, stored
 from lqconvert.quantizers import QuantizedLayer
-from lqconvert.scoring import activated, logits_of, predict, right_probabilities, score_outputs
+from lqconvert.scoring import (
+    activated,
+    logits_of,
+    predict,
+    qualities,
+    right_probabilities,
+    score_outputs,
+)
 
 #: Fine-tuning of a small data set still takes at least this many steps.
 MINIMUM_STEPS = 500
@@ -65,7 +73,7 @@ def finetune(
     augmentation: Augmentation | None = None,
     keep_last: bool = False,
     resumed: bool = False,
-    rest_of_file: bytes = b"",
+    file_size: Callable[[Codes], int],
     best_weights: Path,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Finetuned:
@@ -82,7 +90,7 @@ def finetune(
         budget: what the penalty of the scheme is steered to; without one the penalty stays as it is.
         keep_last: without a budget leave the model at its last weights instead of its best by score.
         resumed: the model has been fine-tuned before.
-        rest_of_file: what the exported file holds besides the codes.
+        file_size: the bytes of the file that codes come to.
         best_weights: the .weights.h5 to keep the best weights so far in.
         progress: called at every look at the validation split.
     """
@@ -114,9 +122,9 @@ def finetune(
         model,
         data,
         preprocessing,
-        activated(validation_teacher, activation),
+        validation_teacher,
         steering,
-        rest_of_file,
+        file_size,
         cycle,
         best_weights,
         progress,
@@ -213,17 +221,12 @@ def _steering(budget: Budget, data: Data, logits: np.ndarray, activation: str, k
     """The budget in terms of this data set's score."""
     labels = data.validation.arrays()[1]
     teacher = activated(logits, activation)
-    score = score_outputs(teacher, labels, teacher)
-    if data.labels == "classes":
-        chances = right_probabilities(logits, labels)
-        deviation = (math.sqrt(max(score * (1 - score), 1 / len(labels))) + float(chances.std())) / 2
-        noise = deviation / math.sqrt(len(labels))
-        quality = (score + float(chances.mean())) / 2
-        # The smallest of the looks that hold is a lucky one: with more slack, more is lost on new data.
-        return Steering(budget, quality, point=0.01, slack=min(noise / 2, 0.001), keep_last=keep_last)
-    targets = labels if labels.size else teacher
-    point = float(np.var(targets, axis=0).mean()) / 100
-    return Steering(budget, score, point=point, slack=point / 4, keep_last=keep_last)
+    quality = float(qualities(logits, teacher, labels, teacher).mean())
+    point = 0.01
+    if data.labels != "classes":
+        targets = labels if labels.size else teacher
+        point = float(np.var(targets, axis=0).mean()) / 100
+    return Steering(budget, quality, point=point, keep_last=keep_last)
 
 
 def _distillation(activation: str, outputs: int, labels: str) -> Callable[[Any, Any], Any]:
@@ -275,21 +278,24 @@ class _KeepBest(tf_keras.callbacks.Callback):
         quantized: tf_keras.Model,
         data: Data,
         preprocessing: Preprocessing,
-        teacher: np.ndarray,
+        teacher_logits: np.ndarray,
         steering: Steering,
-        rest_of_file: bytes,
+        file_size: Callable[[Codes], int],
         cycle: int,
         path: Path,
         progress: Callable[[Progress], None],
     ) -> None:
         super().__init__()
-        self.quantized, self.data, self.preprocessing, self.teacher = quantized, data, preprocessing, teacher
-        self.steering, self.rest_of_file, self.cycle = steering, rest_of_file, cycle
+        self.quantized, self.data, self.preprocessing = quantized, data, preprocessing
+        self.steering, self.file_size, self.cycle = steering, file_size, cycle
         self.path, self.progress = path, progress
         self.curve: list[Point] = []
         self.saved: Point  # whose weights are in the file
         self.overheads: list[tuple[float, float]] = []  # (entropy, packed bytes over it) at every look
         logits, self.activation = logits_of(quantized)
+        self.teacher = activated(teacher_logits, self.activation)
+        labels = data.validation.arrays()[1]
+        self.float_qualities = qualities(teacher_logits, self.teacher, labels, self.teacher)
         self.call = tf.function(lambda x: logits(x, training=False), reduce_retracing=True)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -315,15 +321,19 @@ class _KeepBest(tf_keras.callbacks.Callback):
         packed = deflated(kernels)
         estimated = entropy * packing_overhead(entropy, self.overheads or [(entropy, packed / entropy)])
         self.overheads.append((entropy, packed / entropy))
-        score = score_outputs(activated(logits, self.activation), labels, self.teacher)
+        outputs = activated(logits, self.activation)
+        score = score_outputs(outputs, labels, self.teacher)
         chances = right_probabilities(logits, labels)
-        classes = labels.ndim == 1
+        classes = self.data.labels == "classes"
+        differences = qualities(logits, outputs, labels, self.teacher) - self.float_qualities
+        error = float(differences.std()) / math.sqrt(len(differences))
         point = Point(
             step,
             score,
             float(chances.mean()),
+            error,
             float(-np.log(np.maximum(chances, 1e-7)).mean()) if classes else -score,
-            deflated(kernels + self.rest_of_file),
+            self.file_size(codes),
             round(estimated),
             packed,
             self.steering.pressure,

@@ -1,42 +1,401 @@
-"""What files and codes come to once they are deflated: the size of a download."""
+"""From an int8 .tflite to the smallest one that a runtime executes with the same result, tensor by tensor."""
 
 from __future__ import annotations
 
-import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
-from lqconvert.codes import Codes
-from lqconvert.exporting import tflite_layout
+from lqconvert import coding
+from lqconvert.flatbuffer import (
+    OPERANDS,
+    add_constant,
+    add_tensor,
+    merge_reshapes,
+    new_operator,
+    operator_name,
+    read,
+    reshape,
+    set_values,
+    strip,
+    values,
+    write,
+)
 
-STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FILTERED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)
+#: The custom operator that TFLite Micro registers with AddDecode().
+DECODE = "TFLM_DECODE"
+#: Of a tensor's packings, by the bytes of what they store, so many are tried in the file.
+TRIED = 3
 
 
-def deflated(data: bytes) -> int:
-    """Bytes of the best deflate stream (which any inflater reads)."""
+@dataclass(frozen=True)
+class Kernel:
+    """A weight tensor of an int8 file."""
 
-    def size(strategy: int) -> int:
-        compressor = zlib.compressobj(9, zlib.DEFLATED, 15, 9, strategy)
-        return len(compressor.compress(data) + compressor.flush())
+    tensor: int  # index in the graph
+    operator: str
+    codes: np.ndarray  # int8, in the shape of the tensor
+    channels: int  # scales
+    consumers: int
 
-    return min(map(size, STRATEGIES))
+
+@dataclass(frozen=True)
+class Packing:
+    """A way to store a kernel. The base stores it as it is: a byte a code.
+
+    Args:
+        operators: those whose kernels the runtime executes so.
+    """
+
+    operators: Collection[str] = tuple(OPERANDS)
+    name: ClassVar[str] = "int8"
+
+    def fits(self, kernel: Kernel) -> bool:
+        return kernel.operator in self.operators
+
+    def encode(self, kernel: Kernel) -> Any | None:
+        """What is to be stored, or None where the codes have no such form."""
+        return kernel.codes
+
+    def stored_bytes(self, encoded: Any) -> int:
+        return encoded.nbytes
+
+    def write(self, flat: Any, kernel: Kernel, encoded: Any) -> None:
+        """Stores the kernel so, in place."""
 
 
-def stored(codes: Codes) -> list[bytes]:
-    """The bytes of each kernel as the file stores them (of 32 bits a code where it does not hold them)."""
-    kernels = [tflite_layout(layer.kind, layer.kernel.codes) for layer in codes.layers.values()]
-    return [
-        kernel.astype(np.int8 if np.abs(kernel).max() <= 127 else np.int32).tobytes() for kernel in kernels
+@dataclass(frozen=True)
+class Narrow(Packing):
+    """INT4 or INT2 tensors: two or four codes a byte.
+
+    Args:
+        per_channel: the runtime executes them with a scale for each channel, too.
+    """
+
+    operators: Collection[str] = ("FULLY_CONNECTED",)
+    bits: int = 4
+    per_channel: Collection[str] = tuple(OPERANDS)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"int{self.bits}"
+
+    def fits(self, kernel: Kernel) -> bool:
+        low, high = int(kernel.codes.min()), int(kernel.codes.max())
+        half = 1 << (self.bits - 1)
+        scales = kernel.channels == 1 or kernel.operator in self.per_channel
+        # XNNPACK leaves rows that do not fill their bytes to other kernels, which round in another way.
+        rows = kernel.operator != "FULLY_CONNECTED" or kernel.codes.shape[-1] % (8 // self.bits) == 0
+        return super().fits(kernel) and scales and rows and -half <= low and high < half
+
+    def encode(self, kernel: Kernel) -> np.ndarray:
+        return coding.pack_bits(kernel.codes, self.bits)
+
+    def write(self, flat: Any, kernel: Kernel, encoded: np.ndarray) -> None:
+        tensor = flat.subgraphs[0].tensors[kernel.tensor]
+        set_values(flat, tensor, encoded)
+        tensor.shape = np.array(kernel.codes.shape, np.int32)
+        tensor.type = schema.TensorType.INT4 if self.bits == 4 else schema.TensorType.INT2
+
+
+class _Unpacked(Packing):
+    """Base of packings that an operator in front of the kernel's consumer undoes."""
+
+    def fits(self, kernel: Kernel) -> bool:
+        return super().fits(kernel) and kernel.consumers == 1
+
+    def _insert(self, flat: Any, kernel: Kernel, operators: Sequence[Any]) -> None:
+        """Puts operators, the last of which makes the kernel, in front of its consumer."""
+        graph = flat.subgraphs[0]
+        graph.tensors[kernel.tensor].buffer = 0
+        places = [place for place, operator in enumerate(graph.operators) if kernel.tensor in operator.inputs]
+        graph.operators[places[0] : places[0]] = operators
+
+
+@dataclass(frozen=True)
+class Sparse(_Unpacked):
+    """The codes that are not zero and their places in the rows of one axis, for LiteRT's DENSIFY.
+
+    Unpacked once, when the file is loaded. XNNPACK fails to prepare a FULLY_CONNECTED operator behind it (it
+    looks for the kernel in the file), so that becomes the CONV_2D of one pixel that it equals.
+    """
+
+    name: ClassVar[str] = "sparse"
+
+    def encode(self, kernel: Kernel) -> tuple[int, np.ndarray, np.ndarray, np.ndarray] | None:
+        """(axis, segments, indices, codes) of the compressed axis that costs the least."""
+        if not kernel.codes.any():  # DENSIFY wants some
+            return None
+        candidates = []
+        for axis in range(kernel.codes.ndim):
+            rows = np.moveaxis(kernel.codes, axis, -1)
+            places = np.nonzero(rows.reshape(-1, rows.shape[-1]))
+            ends = np.cumsum(np.bincount(places[0], minlength=rows.size // rows.shape[-1]))
+            segments = _narrowest(np.concatenate([[0], ends]))
+            candidates.append((axis, segments, _narrowest(places[1]), rows[rows != 0]))
+        return min(candidates, key=self.stored_bytes)
+
+    def stored_bytes(self, encoded: Any) -> int:
+        return sum(array.nbytes for array in encoded[1:])
+
+    def write(self, flat: Any, kernel: Kernel, encoded: Any) -> None:
+        axis, segments, indices, codes = encoded
+        if kernel.operator == "FULLY_CONNECTED":
+            _as_convolution(flat, kernel)
+            axis = 3 * axis  # [out, in] is [out, 1, 1, in] now
+        graph = flat.subgraphs[0]
+        shape = [int(n) for n in graph.tensors[kernel.tensor].shape]
+        order = [*(other for other in range(len(shape)) if other != axis), axis]
+        sparsity = schema.SparsityParametersT()
+        sparsity.traversalOrder = np.array(order, np.int32)
+        sparsity.dimMetadata = [_dense(shape[other]) for other in order[:-1]]
+        compressed = schema.DimensionMetadataT()
+        compressed.format = schema.DimensionType.SPARSE_CSR
+        compressed.arraySegmentsType, compressed.arraySegments = _index_vector(segments)
+        compressed.arrayIndicesType, compressed.arrayIndices = _index_vector(indices)
+        sparsity.dimMetadata.append(compressed)
+        packed = add_constant(flat, codes, graph.tensors[kernel.tensor].quantization)
+        graph.tensors[packed].shape, graph.tensors[packed].sparsity = np.array(shape, np.int32), sparsity
+        densify = new_operator(flat, "DENSIFY", [packed], [kernel.tensor], schema.DensifyOptionsT())
+        self._insert(flat, kernel, [densify])
+
+
+def _as_convolution(flat: Any, kernel: Kernel) -> None:
+    """Makes a FULLY_CONNECTED operator a CONV_2D of one pixel, between two RESHAPEs."""
+    graph, (outputs, inputs) = flat.subgraphs[0], kernel.codes.shape
+    place = next(i for i, operator in enumerate(graph.operators) if kernel.tensor in operator.inputs)
+    connected = graph.operators[place]
+    source, result = int(connected.inputs[0]), int(connected.outputs[0])
+    graph.tensors[kernel.tensor].shape = np.array((outputs, 1, 1, inputs), np.int32)
+    rows = int(np.prod(graph.tensors[source].shape)) // inputs
+    pixels = [
+        add_tensor(flat, schema.TensorType.INT8, (rows, 1, 1, channels), graph.tensors[index].quantization)
+        for index, channels in ((source, inputs), (result, outputs))
+    ]
+    options = schema.Conv2DOptionsT()
+    options.padding = schema.Padding.VALID
+    options.strideH = options.strideW = 1
+    options.fusedActivationFunction = connected.builtinOptions.fusedActivationFunction
+    operands = [pixels[0], kernel.tensor, *connected.inputs[2:]]
+    graph.operators[place : place + 1] = [
+        reshape(flat, source, pixels[0]),
+        new_operator(flat, "CONV_2D", operands, [pixels[1]], options, version=3),
+        reshape(flat, pixels[1], result),
     ]
 
 
-def rest_of_file(tflite: bytes, codes: Codes) -> bytes:
-    """A file without its kernels."""
-    for kernel in stored(codes):
-        tflite = tflite.replace(kernel, b"", 1)
-    return tflite
+def _narrowest(numbers: np.ndarray) -> np.ndarray:
+    largest = numbers.max(initial=0)
+    return numbers.astype(np.uint8 if largest < 256 else np.uint16 if largest < 65536 else np.int32)
 
 
-def entropy_bytes(codes: Codes) -> float:
-    """What the kernels come to at the entropy of each one's codes."""
-    return sum(layer.kernel.codes.size * layer.kernel.entropy for layer in codes.layers.values()) / 8
+def _dense(size: int) -> Any:
+    metadata = schema.DimensionMetadataT()
+    metadata.format, metadata.denseSize = schema.DimensionType.DENSE, size
+    return metadata
+
+
+def _index_vector(numbers: np.ndarray) -> tuple[int, Any]:
+    kind = {1: "Uint8Vector", 2: "Uint16Vector", 4: "Int32Vector"}[numbers.itemsize]
+    vector = getattr(schema, f"{kind}T")()
+    vector.values = numbers
+    return getattr(schema.SparseIndexVector, kind), vector
+
+
+class _Decoded(_Unpacked):
+    """Base of what TFLite Micro's DECODE undoes."""
+
+    def stored_bytes(self, encoded: Any) -> int:
+        return encoded.size
+
+    def write(self, flat: Any, kernel: Kernel, encoded: coding.Encoded) -> None:
+        quantization = flat.subgraphs[0].tensors[kernel.tensor].quantization
+        if kernel.channels == 1:  # DECODE refuses another axis, even where there is nothing along it
+            quantization.quantizedDimension = 0
+        self._insert(flat, kernel, [decode(flat, encoded, kernel.tensor)])
+
+
+def decode(flat: Any, encoded: coding.Encoded, output: int) -> Any:
+    """A DECODE operator that makes a tensor."""
+    inputs = [
+        add_constant(flat, np.frombuffer(data, np.uint8)) for data in (encoded.stream, encoded.ancillary)
+    ]
+    return new_operator(flat, "CUSTOM", inputs, [output], custom=DECODE)
+
+
+@dataclass(frozen=True)
+class Lut(_Decoded):
+    """Indices of 1 to 7 bits into a table of the values."""
+
+    name: ClassVar[str] = "lut"
+
+    def encode(self, kernel: Kernel) -> coding.Encoded | None:
+        return coding.encode_lut(kernel.codes, kernel.channels)
+
+
+@dataclass(frozen=True)
+class Huffman(_Decoded):
+    """A word of a Huffman code for each code."""
+
+    name: ClassVar[str] = "huffman"
+
+    def encode(self, kernel: Kernel) -> coding.Encoded | None:
+        return coding.encode_huffman(kernel.codes.ravel())
+
+
+@dataclass(frozen=True)
+class Pruning(_Decoded):
+    """A bitmap and the codes that are not zero."""
+
+    name: ClassVar[str] = "pruning"
+
+    def encode(self, kernel: Kernel) -> coding.Encoded | None:
+        return coding.encode_pruning(kernel.codes)
+
+
+@dataclass(frozen=True)
+class HuffmanBlocks(_Decoded):
+    """A word of a Huffman code for each block of codes: less than a bit for a code where most are zero.
+
+    DECODE makes the blocks' numbers, GATHER looks them up in a codebook. Takes more memory while it runs:
+    four bytes for each number beside the kernel itself.
+    """
+
+    name: ClassVar[str] = "huffman-blocks"
+    LENGTHS: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 8)
+
+    def encode(self, kernel: Kernel) -> tuple[coding.Encoded, np.ndarray] | None:  # type: ignore[override]
+        found = (coding.encode_blocks(kernel.codes, length) for length in self.LENGTHS)
+        return min((each for each in found if each is not None), key=self.stored_bytes, default=None)
+
+    def stored_bytes(self, encoded: Any) -> int:
+        return encoded[0].size + encoded[1].nbytes
+
+    def write(self, flat: Any, kernel: Kernel, encoded: Any) -> None:
+        stream, book = encoded
+        kinds, count = schema.TensorType, kernel.codes.size // book.shape[1]
+        numbers = add_tensor(flat, kinds.INT8 if len(book) <= 128 else kinds.INT16, (count,))
+        indices = add_tensor(flat, kinds.INT32, (count,))
+        quantization = _unit_quantization()
+        blocks = add_tensor(flat, kinds.INT8, (count, book.shape[1]), quantization)
+        table = add_constant(flat, book, quantization)
+        gather, cast = schema.GatherOptionsT(), schema.CastOptionsT()
+        cast.inDataType, cast.outDataType = flat.subgraphs[0].tensors[numbers].type, kinds.INT32
+        operators = [
+            decode(flat, stream, numbers),
+            new_operator(flat, "CAST", [numbers], [indices], cast),
+            new_operator(flat, "GATHER", [table, indices], [blocks], gather),
+            reshape(flat, blocks, kernel.tensor),
+        ]
+        self._insert(flat, kernel, operators)
+
+
+def _unit_quantization() -> Any:
+    quantization = schema.QuantizationParametersT()
+    quantization.scale, quantization.zeroPoint = np.ones(1, np.float32), np.zeros(1, np.int64)
+    return quantization
+
+
+INT8 = Packing()
+
+
+def kernels(flat: Any) -> list[Kernel]:
+    """The constant int8 kernels of the linear operators, in the order of the graph."""
+    graph, found = flat.subgraphs[0], {}
+    for operator in graph.operators:
+        name = operator_name(flat, operator)
+        if name not in OPERANDS:
+            continue
+        index = int(operator.inputs[OPERANDS[name][1]])
+        codes = values(flat, index)
+        if codes is None or codes.dtype != np.int8 or index in found:
+            continue
+        consumers = sum(index in other.inputs for other in graph.operators)
+        scales = len(graph.tensors[index].quantization.scale)
+        found[index] = Kernel(index, name, codes, scales, consumers)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed file, and for each kernel (by its number in the graph) how it is stored."""
+
+    tflite: bytes
+    packings: list[str]
+    stored: list[int] = field(repr=False)  # bytes of the codes as they are stored, tables included
+    added: list[int] = field(repr=False)  # bytes that the packing adds to the file beside them
+    kernels: list[Kernel] = field(repr=False)
+
+
+def pack(
+    tflite: bytes,
+    packings: Sequence[Packing],
+    forbidden: Mapping[int, Collection[str]] = MappingProxyType({}),
+    *,
+    strip_all: bool = False,
+) -> Packed:
+    """The smallest file: every kernel is stored as it takes the fewest bytes of the whole file.
+
+    Args:
+        tflite: an int8 file.
+        packings: what the runtime executes.
+        forbidden: names of packings that a kernel, by its number in the graph, may not have.
+        strip_all: drop the signature and the names of inputs and outputs, too.
+    """
+
+    def file_of(chosen: Sequence[tuple[Packing, Any]]) -> bytes:
+        return assemble(tflite, found, chosen, strip_all=strip_all)
+
+    found = kernels(read(tflite))
+    options = [_options(kernel, packings, forbidden.get(n, ())) for n, kernel in enumerate(found)]
+    chosen: list[tuple[Packing, Any]] = [(INT8, kernel.codes) for kernel in found]
+    best = file_of(chosen)
+    sizes = [0] * len(found)
+    # Twice: the first kernel to use an operator pays for its entry in the file.
+    for _ in range(2):
+        before = best
+        for n in sorted(range(len(found)), key=lambda n: -found[n].codes.size):
+            alone = len(file_of([*chosen[:n], (INT8, found[n].codes), *chosen[n + 1 :]]))
+            for option in options[n]:
+                trial = [*chosen[:n], option, *chosen[n + 1 :]]
+                file = file_of(trial)
+                if len(file) < len(best):
+                    best, chosen = file, trial
+            sizes[n] = len(best) - alone
+        if best == before:
+            break
+    stored = [packing.stored_bytes(encoded) for packing, encoded in chosen]
+    added = [
+        size + kernel.codes.size - bytes_ for size, kernel, bytes_ in zip(sizes, found, stored, strict=True)
+    ]
+    return Packed(best, [packing.name for packing, _ in chosen], stored, added, found)
+
+
+def _options(
+    kernel: Kernel, packings: Sequence[Packing], forbidden: Collection[str]
+) -> list[tuple[Packing, Any]]:
+    """The packings that a kernel can have and what they store of it, the smallest first."""
+    allowed = [packing for packing in packings if packing.name not in forbidden and packing.fits(kernel)]
+    encoded = [(packing, packing.encode(kernel)) for packing in allowed]
+    known = [(packing, data) for packing, data in encoded if data is not None]
+    return sorted(known, key=lambda each: each[0].stored_bytes(each[1]))[:TRIED]
+
+
+def assemble(
+    tflite: bytes,
+    found: Sequence[Kernel],
+    chosen: Sequence[tuple[Packing, Any]],
+    *,
+    strip_all: bool = False,
+) -> bytes:
+    """An int8 file with its kernels stored as chosen: for each a packing and what that encoded."""
+    flat = read(tflite)
+    for kernel, (packing, encoded) in zip(found, chosen, strict=True):
+        packing.write(flat, kernel, encoded)
+    merge_reshapes(flat)
+    strip(flat, everything=strip_all)
+    return write(flat)

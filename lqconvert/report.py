@@ -16,7 +16,9 @@ from rich.table import Table
 
 from lqconvert.budget import Point
 from lqconvert.codes import Codes
-from lqconvert.packing import deflated
+from lqconvert.deflating import deflated
+from lqconvert.packing import DECODE
+from lqconvert.proving import Proven
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,81 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
+class TargetFile:
+    """A file for a target: its score on so many test examples, in the target's runtime."""
+
+    path: str
+    score: float | None  # None where there are no data
+    examples: int
+    proven: Proven
+
+
+@dataclass(frozen=True)
+class Exports:
+    """The files made of an earlier run's codes."""
+
+    codes: str
+    int8_size: int
+    score_name: str
+    files: list[TargetFile]
+
+    def print(self, console: Console) -> None:
+        table = Table("target", "bytes", "of int8", "download", "score", "latency here", "tensor arena")
+        for file in self.files:
+            proven = file.proven
+            table.add_row(
+                proven.target,
+                f"{proven.size:,}",
+                f"{proven.size / self.int8_size:.1%}",
+                f"{proven.deflated_bytes:,}",
+                "" if file.score is None else f"{self.score_name} {abs(file.score):.4g}",
+                f"{1e3 * proven.latency_s:.3f} ms",
+                f"{proven.arena_bytes:,}" if proven.arena_bytes else "",
+            )
+        for file in self.files:
+            console.print(kernel_table(file.proven))
+        console.print(table)
+        for file in self.files:
+            console.print(*notes(file), sep="\n")
+
+
+def kernel_table(proven: Proven) -> Table:
+    """How each kernel is stored, beside the bound that no code of single weights goes below."""
+    columns = ("kernel", "shape", "packing", "int8", "entropy", "stored", "beside")
+    table = Table(*columns, title=f"bytes of kernels for {proven.target}", title_justify="left")
+    for row in proven.kernels:
+        table.add_row(
+            row.layer,
+            "x".join(map(str, row.shape)),
+            row.packing,
+            f"{row.int8_bytes:,}",
+            f"{row.entropy_bytes:,}",
+            f"{row.stored_bytes:,}",
+            f"{row.added_bytes:,}",
+        )
+    return table
+
+
+def notes(file: TargetFile) -> list[str]:
+    """What else is to be known of a file, a line each."""
+    proven = file.proven
+    apart = max(proven.deviation.values())
+    same = "the same outputs as int8" if not apart else f"outputs up to {apart} steps from int8's"
+    lines = [f"{file.path}: {same} on {proven.examples} examples in {proven.runtime}"]
+    if file.examples:
+        lines[0] += f", scored on {file.examples:,}"
+    if proven.arena_bytes is not None:
+        lines.append(
+            f"  arena: measured on a 64-bit computer, {proven.int8_arena_bytes:,} bytes for plain int8"
+        )
+        lines.append(f"  operators: {', '.join(proven.operators)}")
+        if DECODE in proven.operators:
+            lines.append(f"  {DECODE} needs a TFLite Micro of 2026 or later: resolver.AddDecode()")
+    lines += [f"  not taken: {refused}" for refused in proven.refused]
+    return lines
+
+
+@dataclass(frozen=True)
 class Report:
     """All that one run measured. Scores are of the test split; errors are negative scores."""
 
@@ -59,7 +136,8 @@ class Report:
     settings: dict[str, Any]
     score_name: str
     float_: Measured
-    exported: Measured
+    int8: Measured  # the plain int8 file that the others are made of, in LiteRT
+    files: list[TargetFile]
     agreement_with_graph: float | None  # of the top class; None for models that do not classify
     agreement_with_float: float | None
     max_lsb_from_graph: float  # largest difference from the fine-tuned graph, in steps of the output scale
@@ -75,8 +153,8 @@ class Report:
 
     @property
     def ratio(self) -> float:
-        """How many times smaller the exported file is than the float32 .tflite."""
-        return self.float_.size / self.exported.size
+        """How many times smaller the first target's file is than the float32 .tflite."""
+        return self.float_.size / self.files[0].proven.size
 
     def to_json(self) -> str:
         fields = dataclasses.asdict(self)
@@ -97,27 +175,12 @@ class Report:
                 f"{row.entropy:.2f}",
                 f"{row.share_of_bytes:.1%}",
             )
-        table = Table("", "float32 .tflite", "exported", "")
-        rate = self.float_.deflated_bytes / self.exported.deflated_bytes
-        table.add_row("bytes", f"{self.float_.size:,}", f"{self.exported.size:,}", f"{self.ratio:.2f}x")
-        table.add_row(
-            "deflated", f"{self.float_.deflated_bytes:,}", f"{self.exported.deflated_bytes:,}", f"{rate:.2f}x"
-        )
-        before, after = self.float_.score, self.exported.score
-        if self.score_name == "accuracy":
-            change = f"{100 * (after - before):+.2f} points"
-            table.add_row("test accuracy", f"{before:.2%}", f"{after:.2%}", change)
-        else:
-            table.add_row(self.score_name, f"{-before:.4g}", f"{-after:.4g}", "")
-        speed = self.float_.latency_s / self.exported.latency_s
-        table.add_row(
-            "latency",
-            f"{1e3 * self.float_.latency_s:.3f} ms",
-            f"{1e3 * self.exported.latency_s:.3f} ms",
-            f"{speed:.2f}x",
-        )
         console.print(layers)
-        console.print(table)
+        for file in self.files:
+            console.print(kernel_table(file.proven))
+        console.print(self._table())
+        for file in self.files:
+            console.print(*notes(file), sep="\n")
         examples = f"on {self.splits['test']:,} test examples"
         if self.agreement_with_graph is not None:
             console.print(
@@ -129,6 +192,29 @@ class Report:
                 f"at most {self.max_lsb_from_graph:.1f} output steps from the fine-tuned graph, {examples}"
             )
         console.print(self._input())
+
+    def _table(self) -> Table:
+        """Float, plain int8 and every target's file side by side."""
+        table = Table("", "float32 .tflite", "int8", *(file.proven.target for file in self.files))
+        both, proven = [self.float_, self.int8], [file.proven for file in self.files]
+        sizes = [*(each.size for each in both), *(each.size for each in proven)]
+        table.add_row("bytes", *(f"{size:,}" for size in sizes))
+        table.add_row("", "", *(f"{self.float_.size / size:.1f}x smaller" for size in sizes[1:]))
+        deflated_sizes = [*(each.deflated_bytes for each in both), *(each.deflated_bytes for each in proven)]
+        table.add_row("download", *(f"{size:,}" for size in deflated_sizes))
+        scores = [self.float_.score, self.int8.score, *(file.score for file in self.files)]
+        if self.score_name == "accuracy":
+            table.add_row("test accuracy", *(f"{score:.2%}" for score in scores if score is not None))
+            drops = [100 * (score - self.float_.score) for score in scores[1:] if score is not None]
+            table.add_row("", "", *(f"{drop:+.2f} points" for drop in drops))
+        else:
+            table.add_row(self.score_name, *(f"{-score:.4g}" for score in scores if score is not None))
+        times = [*(each.latency_s for each in both), *(each.latency_s for each in proven)]
+        table.add_row("latency here", *(f"{1e3 * time:.3f} ms" for time in times))
+        if any(each.arena_bytes for each in proven):
+            arenas = (f"{each.arena_bytes:,}" if each.arena_bytes else "" for each in proven)
+            table.add_row("tensor arena", "", "", *arenas)
+        return table
 
     def _input(self) -> str:
         """How to feed the file."""

@@ -1,26 +1,45 @@
-"""Runs .tflite files in LiteRT: the only module that knows interpreters."""
+"""Runs .tflite files in LiteRT and in TFLite Micro: the only module that knows interpreters."""
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import numpy as np
 
+from lqconvert.errors import LqError
+
+#: LiteRT's sets of kernels: XNNPACK's, its default, and its own.
+KERNELS = {"XNNPACK": "AUTO", "built-in": "BUILTIN_WITHOUT_DEFAULT_DELEGATES"}
+#: TFLite Micro's interpreter gets this much memory at first, and four times as much until it suffices.
+FIRST_ARENA, LARGEST_ARENA = 1 << 20, 1 << 30
+#: Its own sum of allocations is not always enough: it is raised by this until the model runs.
+ARENA_STEP = 256
+
 
 class Runner:
-    """A .tflite file in LiteRT (XNNPACK), fed with real values.
+    """A .tflite file in LiteRT, fed with real values.
 
     Args:
         tflite: the file's bytes.
         threads: number of threads of the interpreter.
+        kernels: one of KERNELS.
     """
 
-    def __init__(self, tflite: bytes, threads: int = 1) -> None:
-        from ai_edge_litert.interpreter import Interpreter
+    def __init__(self, tflite: bytes, threads: int = 1, kernels: str = "XNNPACK") -> None:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-        self.interpreter = Interpreter(model_content=tflite, num_threads=threads)
+        resolver = getattr(OpResolverType, KERNELS[kernels])
+        self.interpreter = Interpreter(
+            model_content=tflite, num_threads=threads, experimental_op_resolver_type=resolver
+        )
         self.interpreter.allocate_tensors()
         (self.input,) = self.interpreter.get_input_details()
         (self.output,) = self.interpreter.get_output_details()
@@ -36,15 +55,18 @@ class Runner:
         scale, zero_point = self.output["quantization"]
         return (y.astype(np.float32) - zero_point) * scale if scale else y
 
+    def invoke(self, examples: Iterable[np.ndarray]) -> np.ndarray:
+        """Outputs [n, ...] for inputs [n, ...], both as the file has them."""
+        outputs = []
+        for example in examples:
+            self.interpreter.set_tensor(self.input["index"], example[np.newaxis])
+            self.interpreter.invoke()
+            outputs.append(self.interpreter.get_tensor(self.output["index"])[0])
+        return np.stack(outputs)
+
     def run(self, batches: Iterable[np.ndarray]) -> np.ndarray:
         """Outputs (float32, [n, ...]) for batches of real inputs (preprocessed, as the float model's)."""
-        outputs = []
-        for batch in batches:
-            for example in self.quantize(batch):
-                self.interpreter.set_tensor(self.input["index"], example[np.newaxis])
-                self.interpreter.invoke()
-                outputs.append(self.interpreter.get_tensor(self.output["index"])[0])
-        return self.dequantize(np.stack(outputs))
+        return self.dequantize(np.concatenate([self.invoke(self.quantize(batch)) for batch in batches]))
 
     def latency(self, runs: int = 100) -> float:
         """Median seconds of one inference."""
@@ -54,3 +76,59 @@ class Runner:
             self.interpreter.invoke()
             times.append(time.perf_counter() - start)
         return median(times[10:])
+
+
+@dataclass(frozen=True)
+class MicroRun:
+    """What TFLite Micro did with a file: int8 outputs [n, ...], and what it took.
+
+    Latency and arena are those of this machine: a microcontroller's pointers are half as long.
+    """
+
+    outputs: np.ndarray
+    latency_s: float
+    arena_bytes: int
+
+
+def run_micro(tflite: bytes, inputs: np.ndarray) -> MicroRun:
+    """Runs an int8 file in TFLite Micro, in a process of its own.
+
+    Args:
+        inputs: int8 [n, ...].
+
+    Raises:
+        LqError: if it cannot run the file; the message has its reason.
+    """
+    arena = FIRST_ARENA
+    while True:
+        try:
+            outputs, latency, needed = _child(tflite, inputs, arena)
+            break
+        except LqError:
+            if arena >= LARGEST_ARENA:
+                raise
+            arena *= 4
+    while True:
+        try:
+            _child(tflite, inputs[:1], needed)
+            return MicroRun(outputs, latency, needed)
+        except LqError:
+            needed += ARENA_STEP
+            if needed > arena:
+                raise
+
+
+def _child(tflite: bytes, inputs: np.ndarray, arena: int) -> tuple[np.ndarray, float, int]:
+    with tempfile.TemporaryDirectory() as name:
+        model, examples, outputs = (Path(name) / file for file in ("model", "inputs.npy", "outputs.npy"))
+        model.write_bytes(tflite)
+        np.save(examples, inputs)
+        command = [sys.executable, "-m", "lqconvert.micro", *map(str, (model, examples, outputs, arena))]
+        child = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        total = re.search(r"Arena allocation total (\d+)", child.stderr)
+        if child.returncode or total is None:
+            lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
+            ended = [f"it ended with signal {-child.returncode}"] if child.returncode < 0 else []
+            reason = next((line for line in lines if "Traceback" not in line), "no reason given")
+            raise LqError(f"TFLite Micro cannot run the file: {'; '.join([reason, *ended])}")
+        return np.load(outputs), float(child.stdout.split()[-1]), -(-int(total[1]) // 16) * 16

@@ -51,12 +51,27 @@ def score_outputs(outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) 
 
     The error is against the labels, or the teacher's outputs where there are none.
     """
-    if labels.ndim == 1 and outputs.shape[-1] == 1:
-        return float(np.mean((outputs[:, 0] > 0.5) == labels))
+    return float(_scores(outputs, labels, teacher).mean())
+
+
+def _scores(outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> np.ndarray:
+    """Of each example, whether the answer is right, or minus the mean squared error."""
     if labels.ndim == 1:
-        return float(np.mean(outputs.argmax(axis=-1) == labels))
+        guesses = outputs[:, 0] > 0.5 if outputs.shape[-1] == 1 else outputs.argmax(axis=-1)
+        return guesses == labels
     targets = labels if labels.size else teacher
-    return -float(np.mean((outputs.reshape(len(outputs), -1) - targets.reshape(len(targets), -1)) ** 2))
+    errors = outputs.reshape(len(outputs), -1) - targets.reshape(len(targets), -1)
+    return -np.mean(errors**2, axis=1)
+
+
+def qualities(logits: np.ndarray, outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> np.ndarray:
+    """Of each example what budgets of accuracy judge, on average (:attr:`lqconvert.budget.Point.quality`).
+
+    The mean of 1 or 0 for a right or wrong answer and of the right answer's probability; without classes,
+    minus the squared error.
+    """
+    scores = _scores(outputs, labels, teacher)
+    return (scores + right_probabilities(logits, labels)) / 2 if labels.ndim == 1 else scores
 
 
 def right_probabilities(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -164,10 +164,10 @@ def _run(
         granularity,
         penalty,
         len(np.unique(np.concatenate([kernel.ravel() for kernel in kernels.values()]))),
-        report.exported.size,
-        report.exported.deflated_bytes,
+        report.files[0].proven.size,
+        report.int8.deflated_bytes,
         report.best.score,
-        report.exported.score,
+        report.int8.score,
         round((time.monotonic() - start) / 60, 2),
     )
 

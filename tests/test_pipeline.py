@@ -37,7 +37,7 @@ def test_regression(tmp_path):
     report = quantize(tmp_path / "model.h5", str(tmp_path / "data.npz"), tmp_path / "m.tflite")
     assert report.score_name == "mean squared error"
     assert report.float_.score < 0
-    assert report.exported.score >= report.float_.score - 0.01 * TARGETS.var()
+    assert report.int8.score >= report.float_.score - 0.01 * TARGETS.var()
     assert report.agreement_with_graph is None
     assert report.max_lsb_from_graph <= 2.01
 
@@ -48,7 +48,7 @@ def test_binary_classifier_of_one_sigmoid(tmp_path):
     report = quantize(tmp_path / "model.h5", str(tmp_path / "data.npz"), tmp_path / "m.tflite")
     assert report.score_name == "accuracy"
     assert report.float_.score > 0.9
-    assert report.exported.score >= report.float_.score - 0.01
+    assert report.int8.score >= report.float_.score - 0.01
     assert report.agreement_with_graph >= 0.99
 
 
@@ -101,7 +101,7 @@ def test_interrupted_and_resumed(at, samples, tmp_path):
     job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
     report = quantize(*job, progress=Interrupt(at), say=said.append)
     assert "--resume" in said[-1]
-    assert report.exported.score > 0.9
+    assert report.int8.score > 0.9
     weights = tmp_path / "m.resume.weights.h5"
     assert weights.exists()
     quantize(*job, resume=True)
@@ -147,6 +147,7 @@ def test_cli_passes_its_settings_on(samples, tmp_path):
         "rounding": "floor",
         "start": None,
         "preprocess": "none",
+        "limits": {"max_ram": None, "max_latency": None},
         "augmentation": "none",
         "epochs": 1,
         "batch_size": 64,

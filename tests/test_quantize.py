@@ -13,6 +13,7 @@ from tf_keras import layers
 
 import lqconvert
 from lqconvert.cli import main
+from lqconvert.codes import Int8File
 from lqconvert.convert import pixel_range, pixel_shift
 from lqconvert.datasets import PREPROCESSINGS, Preprocessing
 from lqconvert.exporting import learned_codes, tflite_layout
@@ -54,19 +55,25 @@ def test_digits_holds_its_accuracy(digits_run):
     assert result.exit_code == 0, result.output
     report = json.loads((folder / "digits.report.json").read_text())
     assert report["float"]["score"] > 0.97
-    assert report["exported"]["score"] >= report["float"]["score"] - 0.015  # 5 of 359 images
+    assert report["int8"]["score"] >= report["float"]["score"] - 0.015  # 5 of 359 images
     assert report["agreement_with_graph"] >= 0.99
     assert report["settings"]["preprocess"] == "none"
-    assert report["exported"]["size"] == (folder / "digits.tflite").stat().st_size
+    (file,) = report["files"]
+    assert file["proven"]["size"] == (folder / "digits.tflite").stat().st_size < report["int8"]["size"]
+    assert file["score"] == report["int8"]["score"]
+    assert set(file["proven"]["deviation"].values()) == {0}
     assert report["splits"] == {"train": 1079, "validation": 359, "test": 359}
 
 
 def test_file_is_integer_only_and_holds_the_learned_codes(digits_run):
     folder, _ = digits_run
-    tflite = (folder / "digits.tflite").read_bytes()
-    interpreter = Interpreter(model_content=tflite)
-    interpreter.allocate_tensors()
-    assert {tensor["dtype"] for tensor in interpreter.get_tensor_details()} <= {np.int8, np.int32}
+    for tflite in (
+        (folder / "digits.tflite").read_bytes(),
+        Int8File.load(folder / "digits.codes.npz").tflite,
+    ):
+        interpreter = Interpreter(model_content=tflite)
+        interpreter.allocate_tensors()
+        assert {tensor["dtype"] for tensor in interpreter.get_tensor_details()} <= {np.int8, np.int32}
     stored = weight_tensors(tflite)
     with np.load(folder / "digits.codes.npz") as codes:
         names = [name.removesuffix("/codes") for name in codes.files if name.endswith("/codes")]
@@ -252,7 +259,7 @@ def test_raw_pixels_are_taken_as_they_are(preprocessing, expected, shift):
 def test_mnist(shared, samples, tmp_path, monkeypatch):
     monkeypatch.setenv("LQCONVERT_DATA", str(shared / "data"))
     report = lqconvert.quantize(samples / "mnist_mlp.h5", "mnist", tmp_path / "mnist.tflite")
-    assert report.exported.score >= report.float_.score - 0.001
+    assert report.int8.score >= report.float_.score - 0.001
     assert report.agreement_with_graph >= 0.998
     assert report.settings["preprocess"] == "0-1"
     assert report.input_quantization == (pytest.approx(1 / 255), -128)

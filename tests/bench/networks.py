@@ -5,9 +5,9 @@
 Float models and results are kept in --folder: the same command goes on where it was interrupted, and a file
 to be made anew has its .result.json removed. ResNet-8 is MLPerf Tiny's, trained anew because its own
 weights have seen every image that a split could be taken from; ResNet-18 is of half the width. All rows of a
-network share the float model, the splits and the runtime; bytes are the whole .tflite, deflated with the best
-strategy. Ratios are against the float32 .tflite as it is and, in brackets, deflated. Peers fine-tune as many
-epochs as lqconvert does.
+network share the float model, the splits and the runtime (files for tflm run in TFLite Micro); bytes are the
+whole .tflite, as it is and deflated with the best strategy, and ratios are against the float32 .tflite as it
+is. Peers fine-tune as many epochs as lqconvert does.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ from tf_keras import layers
 import lqconvert
 from lqconvert.augmentation import Augmentation
 from lqconvert.datasets import PREPROCESSINGS, Data, Preprocessing
+from lqconvert.deflating import deflated
 from lqconvert.exporting import convert
 from lqconvert.loading import load_model
-from lqconvert.packing import deflated
 from lqconvert.runtime import Runner
+from lqconvert.targets import LITERT, TFLM
 
 DATA = Path(os.environ.get("LQCONVERT_DATA", "."))
 
@@ -248,48 +249,64 @@ class Result:
     packed: int
     score: float
     seconds: float
+    latency_s: float = 0.0
+    arena: int = 0
 
 
-def measured(path: Path, make: Callable[[], bytes], data: Data, preprocessing: Preprocessing) -> Result:
-    """Makes a file and measures it, or gives what is known of it from an earlier run."""
-    known = path.with_suffix(".result.json")
-    if not known.exists():
-        start = time.time()
-        tflite = make()
-        seconds = time.time() - start
-        outputs = Runner(tflite).run(
-            x.numpy() for _, x, _ in data.test.batches(256, preprocessing=preprocessing)
-        )
-        score = float(np.mean(outputs.argmax(axis=1) == data.test.arrays()[1]))
-        result = Result(len(tflite), deflated(tflite), score, round(seconds, 1))
-        known.write_text(json.dumps(dataclasses.asdict(result)))
-    return Result(**json.loads(known.read_text()))
+def kept(path: Path, make: Callable[[], dict[str, Result]]) -> dict[str, Result]:
+    """The results in a file, made first where it is not there."""
+    if not path.exists():
+        results = {label: dataclasses.asdict(result) for label, result in make().items()}
+        path.write_text(json.dumps(results))
+    return {label: Result(**result) for label, result in json.loads(path.read_text()).items()}
 
 
-def learned(name: str, model: Path, output: Path, budget: lqconvert.Budget, seed: int) -> bytes:
-    """lqconvert's file."""
-    network = NETWORKS[name]
-    lqconvert.quantize(
+def measured(make: Callable[[], bytes], data: Data, preprocessing: Preprocessing) -> dict[str, Result]:
+    """Makes a file and measures it in LiteRT."""
+    start = time.time()
+    tflite = make()
+    seconds = round(time.time() - start, 1)
+    runner = Runner(tflite)
+    outputs = runner.run(x.numpy() for _, x, _ in data.test.batches(256, preprocessing=preprocessing))
+    score = float(np.mean(outputs.argmax(axis=1) == data.test.arrays()[1]))
+    return {"": Result(len(tflite), deflated(tflite), score, seconds, runner.latency())}
+
+
+def learned(name: str, model: Path, output: Path, budget: lqconvert.Budget, seed: int) -> dict[str, Result]:
+    """lqconvert's files: plain int8, and one for each target."""
+    network, start = NETWORKS[name], time.time()
+    report = lqconvert.quantize(
         model,
         network.data,
         output,
+        targets=[LITERT, TFLM],
         scheme=lqconvert.Rate(),
         budget=budget,
         preprocess=network.preprocessing,
         epochs=network.finetuning_epochs,
         seed=seed,
     )
-    return output.read_bytes()
+    seconds, int8 = round(time.time() - start, 1), report.int8
+    results = {"int8": Result(int8.size, int8.deflated_bytes, int8.score, seconds, int8.latency_s)}
+    for file in report.files:
+        proven, arena = file.proven, file.proven.arena_bytes or 0
+        results[proven.target] = Result(
+            proven.size, proven.deflated_bytes, file.score or 0.0, seconds, proven.latency_s, arena
+        )
+    return results
 
 
 def row(name: str, method: str, results: list[Result], original: Result) -> str:
     """A line of the table: the mean of the results, and the spread of their scores."""
-    size, packed, score, seconds = np.mean([dataclasses.astuple(result) for result in results], axis=0)
+    size, packed, score, seconds, latency, arena = np.mean(
+        [dataclasses.astuple(result) for result in results], axis=0
+    )
     spread = f" +- {100 * np.std([result.score for result in results]):.2f}" if len(results) > 1 else ""
-    ratio = f"{original.size / packed:.1f}x ({original.packed / packed:.1f}x)"
     drop = f"{100 * (score - original.score):+.2f}"
     accuracy = f"{100 * score:.2f}%{spread} | {drop}"
-    return f"| {name} | {method} | {size:,.0f} | {packed:,.0f} | {ratio} | {accuracy} | {seconds / 60:.1f} |"
+    sizes = f"{size:,.0f} | {original.size / size:.1f}x | {packed:,.0f} | {original.size / packed:.1f}x"
+    took = f"{1e3 * latency:.3f} ms | {arena:,.0f} | {seconds / 60:.1f}"
+    return f"| {name} | {method} | {sizes} | {accuracy} | {took} |"
 
 
 def main() -> None:
@@ -306,27 +323,28 @@ def main() -> None:
     size = arguments.max_size
     budget = lqconvert.Budget(max_drop=None if size else arguments.max_drop, max_size=size)
     asked = f"{size}B" if size else f"{arguments.max_drop:g}points"
-    print(
-        "| network | method | bytes | deflated | ratio | accuracy | points | minutes |\n" + "| --- " * 8 + "|"
-    )
+    columns = ("network", "method", "bytes", "ratio", "deflated", "ratio", "accuracy", "points")
+    columns += ("latency", "arena", "minutes")
+    print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
     for name in arguments.networks:
         network, path = NETWORKS[name], float_model(name, folder)
         model = load_model(path)
         data = network.load(model)
 
         def one(label: str, make: Callable[[], bytes]) -> Result:
-            return measured(folder / f"{name}.{label}.tflite", make, data, network.preprocessing)  # noqa: B023
+            results = folder / f"{name}.{label}.result.json"  # noqa: B023
+            return kept(results, lambda: measured(make, data, network.preprocessing))[""]  # noqa: B023
 
         original = one("float32", functools.partial(convert, model, integer=False))
         print(row(name, "float32", [original], original), flush=True)
-        results = []
+        runs = []
         for seed in range(arguments.seeds):
-            label = f"{asked}.{seed}"
-            output = folder / f"{name}.{label}.tflite"
-            results.append(one(label, functools.partial(learned, name, path, output, budget, seed)))
-        if results:
-            method = f"lqconvert, {budget}, {len(results)} seeds"
-            print(row(name, method, results, original), flush=True)
+            output = folder / f"{name}.{asked}.{seed}.tflite"
+            make = functools.partial(learned, name, path, output, budget, seed)
+            runs.append(kept(output.with_suffix(".result.json"), make))
+        for label in runs[0] if runs else ():
+            method = f"lqconvert {label}, {budget}, {len(runs)} seeds"
+            print(row(name, method, [run[label] for run in runs], original), flush=True)
         for method in arguments.peers:
             tf_keras.utils.set_random_seed(0)
             label = method.replace(" ", "-").replace("%,", "").replace(",", "")

@@ -1,0 +1,159 @@
+"""Codes as the bytes that a runtime decodes: free of TensorFlow and of .tflite, integers in, bytes out.
+
+The formats are those of TensorFlow Lite Micro's DECODE operator, version 1 (kernels/decode_state_*.cc), and
+of INT4 and INT2 tensors. Codes are int8 arrays in the order of the tensor.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+#: The first byte of a DECODE operator's ancillary data.
+LUT, HUFFMAN, PRUNING = 0, 1, 2
+#: Of DECODE's format, which its kernels check.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What one output of a DECODE operator reads: the encoded tensor and its ancillary data."""
+
+    stream: bytes
+    ancillary: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.stream) + len(self.ancillary)
+
+
+def _ancillary(kind: int, parameters: bytes, tables: bytes) -> bytes:
+    """16 bytes of metadata (kind, DECODE's version, the kind's version, parameters), then the tables."""
+    return bytes((kind, 1, 0, 0, VERSION)) + parameters.ljust(11, b"\0") + tables
+
+
+def entropy_bits(codes: np.ndarray) -> float:
+    """The empirical entropy of all codes together: what no code of single weights goes below."""
+    counts = np.unique(codes, return_counts=True)[1]
+    return float(-np.sum(counts * np.log2(counts / counts.sum())))
+
+
+def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Two or four codes a byte (uint8), the first in the low bits: INT4 and INT2 tensors of TFLite."""
+    each = 8 // bits
+    flat = codes.ravel().astype(np.int8).view(np.uint8) & ((1 << bits) - 1)
+    flat = np.pad(flat, (0, -flat.size % each)).reshape(-1, each)
+    shifts = np.arange(each, dtype=np.uint8) * bits
+    return np.bitwise_or.reduce(flat << shifts, axis=1).astype(np.uint8)
+
+
+def encode_lut(codes: np.ndarray, channels: int) -> Encoded | None:
+    """Indices of 1 to 7 bits into one table of values, MSB first; None for more than 128 values.
+
+    All channels of a per-channel tensor share the table: its stride is 0.
+    """
+    values, indices = np.unique(codes, return_inverse=True)
+    bits = max(1, int(len(values) - 1).bit_length())
+    if bits > 7:
+        return None
+    stride = 0 if channels > 1 else len(values)
+    planes = (indices.ravel()[:, np.newaxis] >> np.arange(bits - 1, -1, -1)) & 1
+    stream = np.packbits(planes.astype(np.uint8).ravel()).tobytes()
+    return Encoded(stream, _ancillary(LUT, bytes((bits, stride)), values.astype(np.int8).tobytes()))
+
+
+def encode_pruning(codes: np.ndarray) -> Encoded:
+    """A bitmap of what is not zero, MSB first, and the values that are not."""
+    flat = codes.ravel()
+    bitmap = np.packbits(flat != 0).tobytes()
+    return Encoded(bitmap, _ancillary(PRUNING, b"", flat[flat != 0].astype(np.int8).tobytes()))
+
+
+def encode_huffman(values: np.ndarray) -> Encoded:
+    """A canonical Huffman code of int8 or int16 values, MSB first, and the table that decodes it.
+
+    The table is a binary tree, a bit a step: of two entries less than two for each value, which have 16 bits
+    (32 for int16 values), and the decoder never puts bits back.
+    """
+    symbols, indices, counts = np.unique(values, return_inverse=True, return_counts=True)
+    lengths = huffman_lengths(counts)
+    order = np.lexsort((symbols, lengths))
+    words = np.zeros(len(symbols), np.int64)
+    for previous, current in itertools.pairwise(order):
+        words[current] = (words[previous] + 1) << (lengths[current] - lengths[previous])
+    wide = values.dtype == np.int16
+    bits = 16 << wide
+    mask = (1 << 8 << 8 * wide) - 1
+    # A leaf: the top bit set, four bits of its length at this level, which is 1, and the value.
+    leaves = [1 << bits - 1 | 1 << bits - 5 | int(symbol) & mask for symbol in symbols]
+    table = _tree(list(zip(words.tolist(), lengths.tolist(), leaves, strict=True)))
+    indices = indices.ravel()
+    stream = _bits(words[indices], lengths[indices])
+    # The decoder reads whole words, and one ahead.
+    stream = stream.ljust(-(-len(stream) // 4) * 4, b"\0") + bytes(4)
+    root_bits = 1
+    parameters = bytes(((root_bits - 1) << 4 | wide,))
+    return Encoded(stream, _ancillary(HUFFMAN, parameters, np.array(table, f"<u{bits // 8}").tobytes()))
+
+
+def huffman_lengths(counts: np.ndarray) -> np.ndarray:
+    """The length in bits of each value's word in an optimal prefix code; 1 where there is one value."""
+    if len(counts) == 1:
+        return np.ones(1, np.int64)
+    lengths = np.zeros(len(counts), np.int64)
+    heap = [(int(count), index, [index]) for index, count in enumerate(counts)]
+    heapq.heapify(heap)
+    while len(heap) > 1:
+        (a, tie, left), (b, _, right) = heapq.heappop(heap), heapq.heappop(heap)
+        lengths[left + right] += 1
+        heapq.heappush(heap, (a + b, tie, left + right))
+    return lengths
+
+
+def _tree(words: list[tuple[int, int, int]]) -> list[int]:
+    """The table for the words (bits, length, leaf) that share a prefix, which is cut off them.
+
+    Two entries, for a next bit of 0 and 1: the leaf, or the way from the entry to the table to go on in.
+    """
+    table = [0, 0]
+    for bit in (0, 1):
+        # Where there is one value only, one of the bits does not occur.
+        branch = [word for word in words if word[0] >> (word[1] - 1) == bit] or words
+        _, length, leaf = branch[0]
+        if length == 1:
+            table[bit] = leaf
+        else:
+            table[bit] = len(table) - bit
+            table += _tree([(word & ((1 << (n - 1)) - 1), n - 1, leaf) for word, n, leaf in branch])
+    return table
+
+
+def _bits(words: np.ndarray, lengths: np.ndarray) -> bytes:
+    """The words one after the other, MSB first."""
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    bits = np.zeros(int(ends[-1]), np.uint8)
+    for place in range(int(lengths.max())):
+        longer = lengths > place
+        bits[starts[longer] + place] = (words[longer] >> (lengths[longer] - 1 - place)) & 1
+    return np.packbits(bits).tobytes()
+
+
+def encode_blocks(codes: np.ndarray, length: int, most: int = 4096) -> tuple[Encoded, np.ndarray] | None:
+    """A Huffman code of the numbers of whole blocks of codes: it can spend less than a bit a code.
+
+    Returns:
+        the code of the blocks' numbers (int8 where there are 128 at most, else int16), and the int8 codebook
+        [numbers, length]; None where there are more than ``most`` different blocks, or the codes do not come
+        out even.
+    """
+    if codes.size % length:
+        return None
+    blocks = np.ascontiguousarray(codes.reshape(-1, length).astype(np.int8))
+    book, numbers = np.unique(blocks, axis=0, return_inverse=True)
+    if len(book) > most:
+        return None
+    return encode_huffman(numbers.ravel().astype(np.int8 if len(book) <= 128 else np.int16)), book

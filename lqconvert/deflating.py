@@ -1,0 +1,47 @@
+"""What files and codes come to once they are deflated: the size of a download."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from lqconvert.codes import Codes
+from lqconvert.exporting import tflite_layout
+
+STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FILTERED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)
+
+
+#: zlib's window bits for a zlib stream, and for one in gzip's wrapping.
+ZLIB, GZIP = 15, 31
+
+
+def deflated(data: bytes) -> int:
+    """Bytes of the best deflate stream (which any inflater reads)."""
+    return len(_deflate(data, ZLIB))
+
+
+def gzipped(data: bytes) -> bytes:
+    """The data as a .gz file of the best deflate stream."""
+    return _deflate(data, GZIP)
+
+
+def _deflate(data: bytes, window: int) -> bytes:
+    def stream(strategy: int) -> bytes:
+        compressor = zlib.compressobj(9, zlib.DEFLATED, window, 9, strategy)
+        return compressor.compress(data) + compressor.flush()
+
+    return min(map(stream, STRATEGIES), key=len)
+
+
+def stored(codes: Codes) -> list[bytes]:
+    """The bytes of each kernel as the file stores them (of 32 bits a code where it does not hold them)."""
+    kernels = [tflite_layout(layer.kind, layer.kernel.codes) for layer in codes.layers.values()]
+    return [
+        kernel.astype(np.int8 if np.abs(kernel).max() <= 127 else np.int32).tobytes() for kernel in kernels
+    ]
+
+
+def entropy_bytes(codes: Codes) -> float:
+    """What the kernels come to at the entropy of each one's codes."""
+    return sum(layer.kernel.codes.size * layer.kernel.entropy for layer in codes.layers.values()) / 8

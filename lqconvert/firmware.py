@@ -1,0 +1,87 @@
+"""A .tflite as C++ sources for a microcontroller: the bytes, and what the program around them has to know."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from lqconvert.flatbuffer import operator_name, read
+from lqconvert.packing import DECODE
+
+#: Names that MicroMutableOpResolver spells otherwise than the schema's words, capitalized.
+_ADDERS = {
+    "CONV_2D": "Conv2D",
+    "DEPTHWISE_CONV_2D": "DepthwiseConv2D",
+    "MAX_POOL_2D": "MaxPool2D",
+    "AVERAGE_POOL_2D": "AveragePool2D",
+    "TRANSPOSE_CONV": "TransposeConv",
+    "LOGISTIC": "Logistic",
+}
+
+
+def operators(tflite: bytes) -> list[str]:
+    """The operators that a file uses, by their names in the schema; custom ones by their own."""
+    flat = read(tflite)
+    names = set()
+    for operator in flat.subgraphs[0].operators:
+        name = operator_name(flat, operator)
+        custom = flat.operatorCodes[operator.opcodeIndex].customCode
+        names.add(name if name != "CUSTOM" else custom.decode() if isinstance(custom, bytes) else str(custom))
+    return sorted(names)
+
+
+def resolver_lines(names: list[str]) -> list[str]:
+    """The C++ lines that make a MicroMutableOpResolver for these operators."""
+
+    def adder(name: str) -> str:
+        if name == DECODE:
+            return "Decode"
+        return _ADDERS.get(name) or "".join(word.capitalize() for word in name.split("_"))
+
+    return [
+        f"tflite::MicroMutableOpResolver<{len(names)}> resolver;",
+        *(f"resolver.Add{adder(name)}();" for name in names),
+    ]
+
+
+def c_sources(tflite: bytes, path: Path, arena_bytes: int | None) -> dict[Path, str]:
+    """The .cc and the .h of a file, to be written beside it.
+
+    Args:
+        path: of the .tflite; the sources are named after it, and so are their symbols.
+        arena_bytes: measured on a 64-bit host, which is more than a microcontroller needs.
+    """
+    flat = read(tflite)
+    graph = flat.subgraphs[0]
+    symbol = re.sub(r"\W", "_", path.stem)
+    symbol = f"_{symbol}" if symbol[0].isdigit() else symbol
+    header = path.with_suffix(".h")
+    lines = [
+        f"// {path.name}: an int8 model for TensorFlow Lite Micro, made by lqconvert.",
+        "#pragma once",
+        "",
+    ]
+    lines += ["#include <cstddef>", "#include <cstdint>", ""]
+    lines += [
+        f"extern const unsigned char g_{symbol}[];",
+        f"constexpr size_t g_{symbol}_len = {len(tflite)};",
+    ]
+    if arena_bytes is not None:
+        lines.append("// Of the tensor arena, measured on a 64-bit computer: enough on a 32-bit device.")
+        lines.append(f"constexpr size_t g_{symbol}_arena_bytes = {arena_bytes};")
+    for name, (index,) in (("input", graph.inputs), ("output", graph.outputs)):
+        tensor = graph.tensors[index]
+        scale, zero = tensor.quantization.scale[0], tensor.quantization.zeroPoint[0]
+        shape = "x".join(str(n) for n in tensor.shape)
+        lines.append(f"// {name}: int8 {shape}, real value = ({name} - zero_point) * scale")
+        lines.append(f"constexpr float g_{symbol}_{name}_scale = {float(scale)!r}f;")
+        lines.append(f"constexpr int g_{symbol}_{name}_zero_point = {int(zero)};")
+    lines += ["", "// The operators that the model uses:"]
+    lines += [f"//   {line}" for line in resolver_lines(operators(tflite))]
+    rows = np.frombuffer(tflite, np.uint8)
+    body = [", ".join(f"0x{byte:02x}" for byte in rows[i : i + 12]) for i in range(0, len(rows), 12)]
+    source = [f'#include "{header.name}"', "", f"alignas(16) const unsigned char g_{symbol}[] = {{"]
+    source += [f"    {row}," for row in body] + ["};"]
+    return {header: "\n".join(lines) + "\n", path.with_suffix(".cc"): "\n".join(source) + "\n"}

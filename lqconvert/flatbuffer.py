@@ -1,0 +1,214 @@
+"""Reading, editing and writing .tflite files: what exporting, removal and packing have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+#: For each linear operator, the places of its input, kernel and bias among its inputs.
+OPERANDS = {
+    "CONV_2D": (0, 1, 2),
+    "DEPTHWISE_CONV_2D": (0, 1, 2),
+    "FULLY_CONNECTED": (0, 1, 2),
+    "TRANSPOSE_CONV": (2, 1, 3),
+}
+_NAMES = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+DTYPES = {
+    schema.TensorType.INT8: np.int8,
+    schema.TensorType.INT32: np.int32,
+    schema.TensorType.UINT8: np.uint8,
+    schema.TensorType.INT16: np.int16,
+    schema.TensorType.INT64: np.int64,
+    schema.TensorType.FLOAT32: np.float32,
+}
+
+
+def read(tflite: bytes) -> Any:
+    """A file as a tree of the schema's objects (``ModelT``)."""
+    return schema.ModelT.InitFromPackedBuf(tflite, 0)
+
+
+class _Builder(flatbuffers.Builder):
+    """Writes equal vectors once, and data for kernels on 16-byte boundaries, as TFLite Micro wants it."""
+
+    def __init__(self) -> None:
+        super().__init__(1 << 20)
+        self.written: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: np.ndarray) -> int:
+        data = np.ascontiguousarray(x).tobytes()
+        key = x.dtype.str, data
+        if key not in self.written:
+            self.StartVector(x.itemsize, x.size, 16 if x.dtype == np.uint8 else x.itemsize)
+            self.head -= len(data)
+            self.Bytes[self.head : self.head + len(data)] = data
+            self.written[key] = self.EndVector()
+        return self.written[key]
+
+
+def write(flat: Any) -> bytes:
+    """The smallest file of a model: without what nothing refers to, and nothing in it twice."""
+    _drop_unused(flat)
+    builder = _Builder()
+    builder.Finish(flat.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _drop_unused(flat: Any) -> None:
+    """Renumbers tensors, buffers and operator codes to those in use; equal buffers become one."""
+    graph = flat.subgraphs[0]
+    used = sorted(
+        {
+            int(index)
+            for group in (graph, *graph.operators)
+            for index in (*group.inputs, *group.outputs)
+            if index >= 0
+        }
+    )
+    places = {old: new for new, old in enumerate(used)} | {-1: -1}
+    graph.tensors = [graph.tensors[old] for old in used]
+    for group in (graph, *graph.operators):
+        group.inputs = np.array([places[int(index)] for index in group.inputs], np.int32)
+        group.outputs = np.array([places[int(index)] for index in group.outputs], np.int32)
+    for signature in flat.signatureDefs or []:
+        for entry in (*signature.inputs, *signature.outputs):
+            entry.tensorIndex = places[entry.tensorIndex]
+    buffers, known = [schema.BufferT()], {b"": 0}
+    for tensor in graph.tensors:
+        data = flat.buffers[tensor.buffer].data
+        data = b"" if data is None else np.asarray(data, np.uint8).tobytes()
+        if data not in known:
+            known[data] = len(buffers)
+            buffers.append(_buffer(data))
+        tensor.buffer = known[data]
+        tensor.shape = np.asarray(tensor.shape, np.int32)
+    flat.buffers = buffers
+    codes = sorted({operator.opcodeIndex for operator in graph.operators})
+    for operator in graph.operators:
+        operator.opcodeIndex = codes.index(operator.opcodeIndex)
+    flat.operatorCodes = [flat.operatorCodes[old] for old in codes]
+
+
+def _buffer(data: bytes) -> Any:
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(data, np.uint8)
+    return buffer
+
+
+def operator_name(flat: Any, operator: Any) -> str:
+    """The schema's name of an operator, such as CONV_2D."""
+    code = flat.operatorCodes[operator.opcodeIndex]
+    return _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
+def values(flat: Any, index: int) -> np.ndarray | None:
+    """A constant tensor's values in its shape; None for one that is computed or has no such type."""
+    tensor = flat.subgraphs[0].tensors[index]
+    data = flat.buffers[tensor.buffer].data
+    if data is None or not len(data) or tensor.type not in DTYPES:
+        return None
+    return np.asarray(data, np.uint8).view(DTYPES[tensor.type]).reshape(np.asarray(tensor.shape, int))
+
+
+def set_values(flat: Any, tensor: Any, array: np.ndarray) -> None:
+    """Gives a tensor a buffer of its own (others may share its old one) and the array's shape."""
+    tensor.buffer = len(flat.buffers)
+    tensor.shape = np.array(array.shape, np.int32)
+    flat.buffers.append(_buffer(np.ascontiguousarray(array).tobytes()))
+
+
+def add_tensor(flat: Any, kind: int, shape: tuple[int, ...], quantization: Any = None) -> int:
+    """A new tensor of a schema.TensorType that an operator computes; returns its index."""
+    tensor = schema.TensorT()
+    tensor.type, tensor.shape, tensor.quantization = kind, np.array(shape, np.int32), quantization
+    tensor.buffer = 0
+    flat.subgraphs[0].tensors.append(tensor)
+    return len(flat.subgraphs[0].tensors) - 1
+
+
+def add_constant(flat: Any, array: np.ndarray, quantization: Any = None) -> int:
+    """A new constant tensor; returns its index."""
+    kind = next(kind for kind, dtype in DTYPES.items() if dtype == array.dtype)
+    index = add_tensor(flat, kind, array.shape, quantization)
+    set_values(flat, flat.subgraphs[0].tensors[index], array)
+    return index
+
+
+def new_operator(
+    flat: Any,
+    name: str,
+    inputs: list[int],
+    outputs: list[int],
+    options: Any = None,
+    *,
+    version: int = 1,
+    custom: str | None = None,
+) -> Any:
+    """An operator that is not in the graph yet; its code is found or added. ``custom`` names a custom one."""
+    code = schema.OperatorCodeT()
+    code.builtinCode = getattr(schema.BuiltinOperator, name)
+    code.deprecatedBuiltinCode = min(code.builtinCode, 127)
+    code.version, code.customCode = version, custom
+    operator = schema.OperatorT()
+    operator.opcodeIndex = len(flat.operatorCodes)
+    for index, known in enumerate(flat.operatorCodes):
+        custom_name = known.customCode.decode() if isinstance(known.customCode, bytes) else known.customCode
+        if (known.builtinCode, known.version, custom_name) == (code.builtinCode, version, custom):
+            operator.opcodeIndex = index
+    if operator.opcodeIndex == len(flat.operatorCodes):
+        flat.operatorCodes.append(code)
+    operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
+    if options is not None:
+        operator.builtinOptions = options
+        kind = type(options).__name__.removesuffix("T")
+        operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
+    return operator
+
+
+def reshape(flat: Any, source: int, target: int) -> Any:
+    """A RESHAPE of one tensor into another."""
+    shape = add_constant(flat, np.asarray(flat.subgraphs[0].tensors[target].shape, np.int32))
+    return new_operator(flat, "RESHAPE", [source, shape], [target], schema.ReshapeOptionsT())
+
+
+def merge_reshapes(flat: Any) -> None:
+    """Drops RESHAPEs that another RESHAPE follows, and those that change nothing."""
+    graph = flat.subgraphs[0]
+    makers = {int(o.outputs[0]): o for o in graph.operators if operator_name(flat, o) == "RESHAPE"}
+    for operator in makers.values():
+        maker = makers.get(int(operator.inputs[0]))
+        if maker is not None:
+            operator.inputs = np.array([maker.inputs[0], *operator.inputs[1:]], np.int32)
+    outputs = {int(index) for index in graph.outputs}
+    for index, operator in makers.items():
+        source = int(operator.inputs[0])
+        before, after = graph.tensors[source], graph.tensors[index]
+        same = np.array_equal(before.shape, after.shape)
+        # What a lookup makes has no scale yet: a RESHAPE gives it its kernel's.
+        same = same and np.array_equal(before.quantization.scale, after.quantization.scale)
+        if same and index not in outputs:
+            for other in graph.operators:
+                other.inputs = np.where(np.asarray(other.inputs) == index, source, other.inputs)
+    read_ = {int(index) for operator in graph.operators for index in operator.inputs} | outputs
+    graph.operators = [o for o in graph.operators if int(o.outputs[0]) not in makers.keys() - read_]
+
+
+def strip(flat: Any, *, everything: bool = False) -> None:
+    """Drops what no runtime reads: names except those of inputs and outputs, and the converter's notes.
+
+    With ``everything`` also those names and the signature, which programs may find inputs and outputs by.
+    """
+    graph = flat.subgraphs[0]
+    kept = set() if everything else {*graph.inputs, *graph.outputs}
+    if everything:
+        flat.signatureDefs = None
+    for index, tensor in enumerate(graph.tensors):
+        if index not in kept:
+            tensor.name = None
+        if tensor.quantization is not None:
+            tensor.quantization.min = tensor.quantization.max = None
+    flat.metadata = None
+    flat.description = None

@@ -1,0 +1,252 @@
+"""The smallest file for a target, proven in its own runtime to compute what the int8 file computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lqconvert.coding import entropy_bits
+from lqconvert.deflating import deflated
+from lqconvert.errors import BudgetMissed, LqError
+from lqconvert.firmware import operators
+from lqconvert.packing import Kernel, Packed, pack
+from lqconvert.removal import gather_inputs, gatherable, remove_dead_channels
+from lqconvert.runtime import KERNELS, Runner, run_micro
+from lqconvert.targets import TFLM, Target
+
+#: Inputs that every file is compared on, where there are as many.
+PROOF_EXAMPLES = 256
+#: TFLite Micro's portable kernels are slow: so many seconds of examples are scored in them.
+MICRO_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may take on its target: bytes of tensor arena, and its latency as a ratio to int8's."""
+
+    max_ram: int | None = None
+    max_latency: float | None = None
+
+
+@dataclass(frozen=True)
+class Executed:
+    """A file in its target's runtime: int8 outputs by set of kernels, and what it took on this machine."""
+
+    outputs: dict[str, np.ndarray]
+    latency_s: float
+    arena_bytes: int | None  # None for LiteRT, which has no arena of a fixed size
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """How a kernel is stored. Bytes of the codes as int8, at their entropy, as stored, and beside them."""
+
+    layer: str
+    operator: str
+    shape: tuple[int, ...]  # as in the file: without removed channels
+    packing: str
+    int8_bytes: int
+    entropy_bytes: int
+    stored_bytes: int
+    added_bytes: int
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A file for a target, and what running it beside the plain int8 file showed."""
+
+    target: str
+    size: int
+    deflated_bytes: int
+    runtime: str  # package and version that it was proven on
+    examples: int
+    deviation: dict[str, int]  # largest difference from the int8 file's outputs, in steps, by set of kernels
+    latency_s: float
+    int8_latency_s: float
+    arena_bytes: int | None
+    int8_arena_bytes: int | None
+    int8_size: int
+    operators: list[str]
+    kernels: list[KernelRow]
+    refused: list[str]  # packings that computed something else, or took more than the limits
+
+
+def execute(tflite: bytes, target: Target, inputs: np.ndarray) -> Executed:
+    """Runs an int8 file [n, ...] -> [n, ...] on a target.
+
+    Raises:
+        LqError: if the runtime cannot run it; the message has its reason.
+    """
+    if target.name == TFLM.name:
+        micro = run_micro(tflite, inputs)
+        return Executed({"TFLite Micro": micro.outputs}, micro.latency_s, micro.arena_bytes)
+    try:
+        runners = {kernels: Runner(tflite, kernels=kernels) for kernels in KERNELS}
+        outputs = {kernels: runner.invoke(inputs) for kernels, runner in runners.items()}
+    except (RuntimeError, ValueError) as error:
+        raise LqError(f"LiteRT cannot run the file: {str(error).strip().splitlines()[0]}") from error
+    return Executed(outputs, runners["XNNPACK"].latency(), None)
+
+
+def run(tflite: bytes, target: Target, inputs: np.ndarray) -> np.ndarray:
+    """The int8 outputs of a file on a target, in LiteRT with its default kernels."""
+    if target.name == TFLM.name:
+        return run_micro(tflite, inputs).outputs
+    return Runner(tflite).invoke(inputs)
+
+
+def examples_in(proven: Proven, size: int) -> int:
+    """How many of so many test examples a file is scored on: all, unless its runtime is slow."""
+    if proven.target != TFLM.name:
+        return size
+    return min(size, max(PROOF_EXAMPLES, int(MICRO_SECONDS / proven.latency_s)))
+
+
+def smallest(tflite: bytes, target: Target) -> Packed:
+    """The smallest file for a target, not run yet: for the size that codes come to."""
+    return _pack_gathered(remove_dead_channels(tflite), target, {})
+
+
+def prove(
+    tflite: bytes, target: Target, inputs: np.ndarray, layers: list[str], limits: Limits
+) -> tuple[bytes, Proven]:
+    """Packs an int8 file for a target; what does not compute the same there gives way to the next best.
+
+    The same: identical outputs in TFLite Micro and in LiteRT's XNNPACK; in LiteRT's built-in kernels, which
+    round in other ways for other shapes, as near to the int8 file as they are to XNNPACK on that file.
+
+    Args:
+        inputs: int8 [n, ...] to compare on.
+        layers: names of the layers of the file's kernels.
+
+    Raises:
+        LqError: if the target cannot run the int8 file.
+        BudgetMissed: if no file keeps within the limits.
+    """
+    inputs = inputs[:PROOF_EXAMPLES]
+    plain = execute(tflite, target, inputs)
+    base, refused = remove_dead_channels(tflite), []
+    reason = _objection(base, target, inputs, plain)
+    if reason:
+        refused.append(f"removing dead channels: {reason}")
+        base = tflite
+    forbidden: dict[int, set[str]] = {}
+    while True:
+        packed = _pack_gathered(base, target, forbidden)
+        reason = _objection(packed.tflite, target, inputs, plain)
+        culprits = _culprits(packed, base, target, inputs, plain) if reason else []
+        for number in culprits:
+            name = packed.packings[number]
+            forbidden.setdefault(number, set()).add(name)
+            refused.append(f"{name} for '{layers[number]}': {reason}")
+        if reason:
+            continue
+        executed = execute(packed.tflite, target, inputs)
+        over = _over(executed, plain, limits)
+        if not over:
+            break
+        number = max(range(len(packed.kernels)), key=lambda n: _memory(packed, n))
+        if packed.packings[number] == "int8":
+            raise BudgetMissed(f"no file for {target.name} keeps within the limits: the leanest takes {over}")
+        forbidden.setdefault(number, set()).add(packed.packings[number])
+        refused.append(f"{packed.packings[number]} for '{layers[number]}': {over}")
+    proven = Proven(
+        target.name,
+        len(packed.tflite),
+        deflated(packed.tflite),
+        target.runtime,
+        len(inputs),
+        {kernels: _apart(outputs, plain.outputs[kernels]) for kernels, outputs in executed.outputs.items()},
+        executed.latency_s,
+        plain.latency_s,
+        executed.arena_bytes,
+        plain.arena_bytes,
+        len(tflite),
+        operators(packed.tflite),
+        _rows(packed, layers),
+        refused,
+    )
+    return packed.tflite, proven
+
+
+def _pack_gathered(base: bytes, target: Target, forbidden: dict[int, set[str]]) -> Packed:
+    """The smaller of the packed files with and without gathering the inputs that are read."""
+
+    def packed(file: bytes) -> Packed:
+        return pack(file, target.packings, forbidden, strip_all=target.strip_all)
+
+    best = packed(base)
+    gathered: list[int] = []
+    for kernel in gatherable(base):
+        trial = packed(gather_inputs(base, [*gathered, kernel]))
+        if len(trial.tflite) < len(best.tflite):
+            best = trial
+            gathered.append(kernel)
+    return best
+
+
+def _apart(a: np.ndarray, b: np.ndarray) -> int:
+    return int(np.abs(a.astype(np.int32) - b).max(initial=0))
+
+
+def _objection(tflite: bytes, target: Target, inputs: np.ndarray, plain: Executed) -> str:
+    """Why a file cannot stand for the int8 file; empty if it can."""
+    try:
+        executed = execute(tflite, target, inputs)
+    except LqError as error:
+        return str(error)
+    exact = next(iter(plain.outputs))
+    for kernels, outputs in executed.outputs.items():
+        allowed = 0 if kernels == exact else max(1, _apart(plain.outputs[kernels], plain.outputs[exact]))
+        apart = _apart(outputs, plain.outputs[kernels])
+        if apart > allowed:
+            return f"{kernels} computes up to {apart} steps off"
+    return ""
+
+
+def _culprits(packed: Packed, base: bytes, target: Target, inputs: np.ndarray, plain: Executed) -> list[int]:
+    """The kernels whose packing alone makes the file compute something else; all, where none does alone."""
+    names = {packing.name for packing in target.packings}
+    packings = list(enumerate(packed.packings))
+    found = []
+    for number, name in packings:
+        if name == "int8":
+            continue
+        others = {n: names for n, _ in packings if n != number} | {number: names - {name}}
+        alone = pack(base, target.packings, others)
+        if _objection(alone.tflite, target, inputs, plain):
+            found.append(number)
+    return found or [number for number, name in packings if name != "int8"]
+
+
+def _over(executed: Executed, plain: Executed, limits: Limits) -> str:
+    arena = executed.arena_bytes
+    if limits.max_ram is not None and arena is not None and arena > limits.max_ram:
+        return f"{arena:,} bytes of arena, {limits.max_ram:,} are allowed"
+    ratio = executed.latency_s / plain.latency_s
+    if limits.max_latency is not None and ratio > limits.max_latency:
+        return f"{ratio:.2f} times int8's latency, {limits.max_latency:g} are allowed"
+    return ""
+
+
+def _memory(packed: Packed, number: int) -> float:
+    """What unpacking a kernel takes of memory and, about in proportion, of time."""
+    kernel, name = packed.kernels[number], packed.packings[number]
+    return kernel.codes.size * {"int8": 0.0, "huffman-blocks": 2.0}.get(name, 1.0)
+
+
+def _rows(packed: Packed, layers: list[str]) -> list[KernelRow]:
+    def row(number: int, kernel: Kernel) -> KernelRow:
+        return KernelRow(
+            layers[number],
+            kernel.operator,
+            kernel.codes.shape,
+            packed.packings[number],
+            kernel.codes.size,
+            round(entropy_bits(kernel.codes) / 8),
+            packed.stored[number],
+            packed.added[number],
+        )
+
+    return [row(number, kernel) for number, kernel in enumerate(packed.kernels)]

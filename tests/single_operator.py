@@ -1,0 +1,98 @@
+"""Int8 files of one linear operator with any codes, made without TensorFlow."""
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from tflite_micro import runtime
+
+from lqconvert.flatbuffer import OPERANDS, add_constant, add_tensor, new_operator, write
+
+#: The shape of the kernel, of the input and of the output, for so many taps, inputs and outputs.
+SHAPES = {
+    "CONV_2D": lambda k, i, o: ((o, k, k, i), (1, 7, 7, i), (1, 8 - k, 8 - k, o)),
+    "DEPTHWISE_CONV_2D": lambda k, i, o: ((1, k, k, i), (1, 7, 7, i), (1, 8 - k, 8 - k, i)),
+    "FULLY_CONNECTED": lambda k, i, o: ((o, i * k), (1, i * k), (1, o)),
+    "TRANSPOSE_CONV": lambda k, i, o: ((o, k, k, i), (1, 4, 4, i), (1, 3 + k, 3 + k, o)),
+}
+VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 5, "TRANSPOSE_CONV": 3}
+
+
+def quantization(scales, zero_point=0, axis=0):
+    parameters = schema.QuantizationParametersT()
+    parameters.scale = np.asarray(scales, np.float32)
+    parameters.zeroPoint = np.full(len(parameters.scale), zero_point, np.int64)
+    parameters.quantizedDimension = axis
+    return parameters
+
+
+def options_of(operator):
+    kinds = {
+        "CONV_2D": schema.Conv2DOptionsT,
+        "DEPTHWISE_CONV_2D": schema.DepthwiseConv2DOptionsT,
+        "FULLY_CONNECTED": schema.FullyConnectedOptionsT,
+        "TRANSPOSE_CONV": schema.TransposeConvOptionsT,
+    }
+    options = kinds[operator]()
+    if operator != "FULLY_CONNECTED":
+        options.padding = schema.Padding.VALID
+        options.strideH = options.strideW = 1
+    if operator == "DEPTHWISE_CONV_2D":
+        options.depthMultiplier = 1
+    return options
+
+
+def single_operator(operator: str, codes: np.ndarray, per_channel: bool, *, k: int, rng) -> bytes:
+    """A file whose kernel has these codes; scales, bias and zero points are drawn."""
+    taps = 1 if operator == "FULLY_CONNECTED" else k
+    _, input_shape, output_shape = SHAPES[operator](taps, codes.shape[-1], codes.shape[0])
+    flat = schema.ModelT()
+    flat.version, flat.operatorCodes, flat.buffers = 3, [], [schema.BufferT()]
+    graph = schema.SubGraphT()
+    graph.tensors, graph.operators = [], []
+    flat.subgraphs = [graph]
+    axis = 3 if operator == "DEPTHWISE_CONV_2D" else 0
+    scales = rng.uniform(0.005, 0.02, codes.shape[axis] if per_channel else 1).astype(np.float32)
+    source = add_tensor(
+        flat, schema.TensorType.INT8, input_shape, quantization([0.05], int(rng.integers(-128, 128)))
+    )
+    kernel = add_constant(flat, codes, quantization(scales, axis=axis if per_channel else 0))
+    bias = rng.integers(-500, 500, codes.shape[axis]).astype(np.int32)
+    offset = add_constant(flat, bias, quantization(np.float32(0.05) * scales))
+    result = add_tensor(
+        flat, schema.TensorType.INT8, output_shape, quantization([0.1], int(rng.integers(-100, 100)))
+    )
+    places = OPERANDS[operator]
+    inputs = [-1] * (max(places) + 1)
+    for place, index in zip(places, (source, kernel, offset), strict=True):
+        inputs[place] = index
+    if operator == "TRANSPOSE_CONV":
+        inputs[0] = add_constant(flat, np.array(output_shape, np.int32))
+    graph.inputs, graph.outputs = np.array([source], np.int32), np.array([result], np.int32)
+    graph.operators = [
+        new_operator(flat, operator, inputs, [result], options_of(operator), version=VERSIONS[operator])
+    ]
+    return write(flat)
+
+
+def in_litert(tflite: bytes, inputs: np.ndarray, kernels: str = "AUTO") -> np.ndarray:
+    interpreter = Interpreter(
+        model_content=tflite, experimental_op_resolver_type=getattr(OpResolverType, kernels)
+    )
+    interpreter.allocate_tensors()
+    (source,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+    outputs = []
+    for example in inputs:
+        interpreter.set_tensor(source["index"], example[np.newaxis])
+        interpreter.invoke()
+        outputs.append(interpreter.get_tensor(result["index"]).copy())
+    return np.concatenate(outputs)
+
+
+def in_micro(tflite: bytes, inputs: np.ndarray) -> np.ndarray:
+    interpreter = runtime.Interpreter.from_bytes(tflite, arena_size=1 << 22)
+    outputs = []
+    for example in inputs:
+        interpreter.set_input(example[np.newaxis], 0)
+        interpreter.invoke()
+        outputs.append(interpreter.get_output(0).copy())
+    return np.concatenate(outputs)
