@@ -22,7 +22,7 @@ from lqconvert.finetuning import Finetuned, Progress, finetune
 from lqconvert.firmware import c_sources
 from lqconvert.folding import fold
 from lqconvert.loading import load_model
-from lqconvert.proving import PROOF_EXAMPLES, Limits, examples_in, prove, run, smallest
+from lqconvert.proving import PROOF_EXAMPLES, Limits, check_runs, examples_in, prove, run, smallest
 from lqconvert.quantizers import QuantizedLayer
 from lqconvert.report import Exports, Measured, Report, TargetFile, layer_rows, versions
 from lqconvert.rewriting import rewrite
@@ -125,6 +125,8 @@ def quantize(
     if resume:
         _resume(quantized, best_weights)
     template = Template.of(quantized, learned_codes(quantized))
+    for target in targets:
+        check_runs(template.tflite, target)
 
     def file_size(codes: Codes) -> int:
         return len(smallest(template.fill(codes), targets[0]).tflite)

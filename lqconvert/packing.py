@@ -28,8 +28,8 @@ from lqconvert.flatbuffer import (
 
 #: The custom operator that TFLite Micro registers with AddDecode().
 DECODE = "TFLM_DECODE"
-#: Of a tensor's packings, by the bytes of what they store, so many are tried in the file.
-TRIED = 3
+#: No packing adds more to a file beside what it stores: what stores so much more need not be tried.
+MOST_BESIDE = 800
 
 
 @dataclass(frozen=True)
@@ -322,13 +322,26 @@ def kernels(flat: Any) -> list[Kernel]:
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed file, and for each kernel (by its number in the graph) how it is stored."""
+    """A packed file: its kernels, and for each how it is stored and what is stored of it."""
 
     tflite: bytes
-    packings: list[str]
-    stored: list[int] = field(repr=False)  # bytes of the codes as they are stored, tables included
-    added: list[int] = field(repr=False)  # bytes that the packing adds to the file beside them
+    source: bytes = field(repr=False)  # the int8 file
     kernels: list[Kernel] = field(repr=False)
+    chosen: list[tuple[Packing, Any]] = field(repr=False)
+
+    @property
+    def packings(self) -> list[str]:
+        return [packing.name for packing, _ in self.chosen]
+
+    def bytes_of(self, number: int) -> tuple[int, int]:
+        """The bytes of a kernel's codes as they are stored, tables included, and what else that adds."""
+        kernel, (packing, encoded) = self.kernels[number], self.chosen[number]
+        plain = [*self.chosen[:number], (INT8, kernel.codes), *self.chosen[number + 1 :]]
+        gained = len(assemble(self.source, self.kernels, plain)) - len(
+            assemble(self.source, self.kernels, self.chosen)
+        )
+        stored = packing.stored_bytes(encoded)
+        return stored, kernel.codes.size - gained - stored
 
 
 def pack(
@@ -346,33 +359,22 @@ def pack(
         forbidden: names of packings that a kernel, by its number in the graph, may not have.
         strip_all: drop the signature and the names of inputs and outputs, too.
     """
-
-    def file_of(chosen: Sequence[tuple[Packing, Any]]) -> bytes:
-        return assemble(tflite, found, chosen, strip_all=strip_all)
-
     found = kernels(read(tflite))
     options = [_options(kernel, packings, forbidden.get(n, ())) for n, kernel in enumerate(found)]
     chosen: list[tuple[Packing, Any]] = [(INT8, kernel.codes) for kernel in found]
-    best = file_of(chosen)
-    sizes = [0] * len(found)
+    best = assemble(tflite, found, chosen, strip_all=strip_all)
     # Twice: the first kernel to use an operator pays for its entry in the file.
     for _ in range(2):
-        before = best
         for n in sorted(range(len(found)), key=lambda n: -found[n].codes.size):
-            alone = len(file_of([*chosen[:n], (INT8, found[n].codes), *chosen[n + 1 :]]))
-            for option in options[n]:
-                trial = [*chosen[:n], option, *chosen[n + 1 :]]
-                file = file_of(trial)
+            for packing, encoded in options[n]:
+                now, stored = chosen[n], packing.stored_bytes(encoded)
+                if packing is now[0] or stored > now[0].stored_bytes(now[1]) + MOST_BESIDE:
+                    continue
+                trial = [*chosen[:n], (packing, encoded), *chosen[n + 1 :]]
+                file = assemble(tflite, found, trial, strip_all=strip_all)
                 if len(file) < len(best):
                     best, chosen = file, trial
-            sizes[n] = len(best) - alone
-        if best == before:
-            break
-    stored = [packing.stored_bytes(encoded) for packing, encoded in chosen]
-    added = [
-        size + kernel.codes.size - bytes_ for size, kernel, bytes_ in zip(sizes, found, stored, strict=True)
-    ]
-    return Packed(best, [packing.name for packing, _ in chosen], stored, added, found)
+    return Packed(best, tflite, found, chosen)
 
 
 def _options(
@@ -382,7 +384,8 @@ def _options(
     allowed = [packing for packing in packings if packing.name not in forbidden and packing.fits(kernel)]
     encoded = [(packing, packing.encode(kernel)) for packing in allowed]
     known = [(packing, data) for packing, data in encoded if data is not None]
-    return sorted(known, key=lambda each: each[0].stored_bytes(each[1]))[:TRIED]
+    smaller = [each for each in known if each[0].stored_bytes(each[1]) < kernel.codes.size]
+    return sorted(smaller, key=lambda each: each[0].stored_bytes(each[1]))
 
 
 def assemble(

@@ -10,6 +10,7 @@ from lqconvert.coding import entropy_bits
 from lqconvert.deflating import deflated
 from lqconvert.errors import BudgetMissed, LqError
 from lqconvert.firmware import operators
+from lqconvert.flatbuffer import read
 from lqconvert.packing import Kernel, Packed, pack
 from lqconvert.removal import gather_inputs, gatherable, remove_dead_channels
 from lqconvert.runtime import KERNELS, Runner, run_micro
@@ -87,6 +88,13 @@ def execute(tflite: bytes, target: Target, inputs: np.ndarray) -> Executed:
     except (RuntimeError, ValueError) as error:
         raise LqError(f"LiteRT cannot run the file: {str(error).strip().splitlines()[0]}") from error
     return Executed(outputs, runners["XNNPACK"].latency(), None)
+
+
+def check_runs(tflite: bytes, target: Target) -> None:
+    """Raises an LqError with the target's reason where it cannot run an int8 file."""
+    graph = read(tflite).subgraphs[0]
+    shape = tuple(graph.tensors[graph.inputs[0]].shape)
+    execute(tflite, target, np.zeros((1, *shape[1:]), np.int8))
 
 
 def run(tflite: bytes, target: Target, inputs: np.ndarray) -> np.ndarray:
@@ -245,8 +253,7 @@ def _rows(packed: Packed, layers: list[str]) -> list[KernelRow]:
             packed.packings[number],
             kernel.codes.size,
             round(entropy_bits(kernel.codes) / 8),
-            packed.stored[number],
-            packed.added[number],
+            *packed.bytes_of(number),
         )
 
     return [row(number, kernel) for number, kernel in enumerate(packed.kernels)]

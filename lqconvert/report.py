@@ -71,17 +71,20 @@ class Exports:
     files: list[TargetFile]
 
     def print(self, console: Console) -> None:
-        table = Table("target", "bytes", "of int8", "download", "score", "latency here", "tensor arena")
+        columns = ["target", "bytes", "of int8", "download", "latency here", "tensor arena"]
+        table = Table(*columns, *([f"test {self.score_name}"] if self.score_name else []))
         for file in self.files:
-            proven = file.proven
+            proven, score = file.proven, []
+            if file.score is not None:
+                score = [f"{file.score:.2%}" if self.score_name == "accuracy" else f"{-file.score:.4g}"]
             table.add_row(
                 proven.target,
                 f"{proven.size:,}",
                 f"{proven.size / self.int8_size:.1%}",
                 f"{proven.deflated_bytes:,}",
-                "" if file.score is None else f"{self.score_name} {abs(file.score):.4g}",
                 f"{1e3 * proven.latency_s:.3f} ms",
                 f"{proven.arena_bytes:,}" if proven.arena_bytes else "",
+                *score,
             )
         for file in self.files:
             console.print(kernel_table(file.proven))

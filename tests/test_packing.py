@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from single_operator import SHAPES, in_litert, in_micro, single_operator
 
-from lqconvert.coding import entropy_bits
+from lqconvert.coding import entropy_bits, huffman_lengths
 from lqconvert.flatbuffer import OPERANDS, operator_name, read, strip, write
 from lqconvert.packing import (
     DECODE,
@@ -93,7 +93,7 @@ def test_the_smallest_is_chosen(name, zeros, best):
     for packing in packings:
         only = pack(plain, [packing])
         assert len(packed.tflite) <= len(only.tflite)
-    assert len(packed.tflite) == len(write(read(plain))) - 30_000 + packed.stored[0] + packed.added[0]
+    assert len(packed.tflite) == len(write(read(plain))) - 30_000 + sum(packed.bytes_of(0))
 
 
 def test_four_bits_where_the_codes_fit():
@@ -102,7 +102,7 @@ def test_four_bits_where_the_codes_fit():
     plain = single_operator("FULLY_CONNECTED", codes, True, k=1, rng=rng)
     packed = pack(plain, target("litert").packings)
     assert packed.packings == ["int4"]
-    assert packed.stored == [codes.size // 2]
+    assert packed.bytes_of(0)[0] == codes.size // 2
     # TFLite Micro has no INT4 kernel of FULLY_CONNECTED for a scale a channel.
     assert "int4" not in pack(plain, TFLM.packings).packings
 
@@ -116,11 +116,9 @@ def test_what_decode_costs_and_what_huffman_reaches(per_channel):
     packed = pack(plain, [Huffman()])
     assert packed.packings == ["huffman"]
     counts = np.unique(codes, return_counts=True)[1]
-    from lqconvert.coding import huffman_lengths
-
-    assert packed.stored[0] <= 1.02 * np.sum(counts * huffman_lengths(counts)) / 8
-    assert packed.stored[0] >= entropy_bits(codes) / 8
-    assert 0 < packed.added[0] < 450
+    stored, beside = packed.bytes_of(0)
+    assert entropy_bits(codes) / 8 <= stored <= 1.02 * np.sum(counts * huffman_lengths(counts)) / 8
+    assert 0 < beside < 450
 
 
 def test_forbidden_packings_give_way():

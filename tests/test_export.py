@@ -1,0 +1,110 @@
+"""lqconvert export: files for other targets of the codes of an earlier run."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from lqconvert import Rate, export_codes, quantize, target
+from lqconvert.cli import main
+from lqconvert.codes import Int8File
+from lqconvert.runtime import Runner
+
+
+@pytest.fixture(scope="module")
+def run(samples, tmp_path_factory):
+    """A run for both targets, and its folder."""
+    folder = tmp_path_factory.mktemp("run")
+    targets = [target("tflm"), target("litert")]
+    report = quantize(
+        samples / "digits_cnn.h5",
+        "digits",
+        folder / "digits.tflite",
+        targets=targets,
+        scheme=Rate(),
+        epochs=2,
+    )
+    return report, folder
+
+
+def test_a_run_writes_a_file_for_every_target(run):
+    report, folder = run
+    assert [file.proven.target for file in report.files] == ["tflm", "litert"]
+    for file, name in zip(report.files, ("digits.tflite", "digits.litert.tflite"), strict=True):
+        assert file.path == str(folder / name)
+        assert (folder / name).stat().st_size == file.proven.size < report.int8.size
+        assert file.score == report.int8.score
+        assert file.examples == report.splits["test"]
+    assert json.loads((folder / "digits.report.json").read_text())["files"][0]["proven"]["arena_bytes"] > 0
+
+
+def test_saved_codes_make_the_same_files(run, tmp_path):
+    report, folder = run
+    options = ["--target", "litert", "--target", "tflm", "--data", "digits", "-o", str(tmp_path / "m.tflite")]
+    result = CliRunner().invoke(main, ["export", str(folder / "digits.codes.npz"), *options])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count(f"{report.int8.score:.2%}") == 2
+    assert (tmp_path / "m.tflite").read_bytes() == (folder / "digits.litert.tflite").read_bytes()
+    assert (tmp_path / "m.tflm.tflite").read_bytes() == (folder / "digits.tflite").read_bytes()
+
+
+def test_without_data_random_inputs_prove(run, tmp_path):
+    _, folder = run
+    exports = export_codes(folder / "digits.codes.npz", tmp_path / "m.tflite")
+    assert exports.files[0].score is None
+    assert exports.files[0].proven.examples == 256
+    assert (tmp_path / "m.tflite").read_bytes() == (folder / "digits.litert.tflite").read_bytes()
+
+
+def test_all_that_can_be_asked_for(run, tmp_path):
+    _, folder = run
+    options = ["--target", "tflm", "--c-array", "--gzip", "--strip-all", "-o", str(tmp_path / "m.tflite")]
+    result = CliRunner().invoke(main, ["export", str(folder / "digits.codes.npz"), *options])
+    assert result.exit_code == 0, result.output
+    assert "resolver.AddDecode()" in " ".join(result.stdout.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.cc", "m.h", "m.tflite", "m.tflite.gz"]
+    assert (tmp_path / "m.tflite").stat().st_size < (folder / "digits.tflite").stat().st_size
+
+
+def test_the_default_name(run):
+    _, folder = run
+    before = set(folder.iterdir())
+    result = CliRunner().invoke(main, ["export", str(folder / "digits.codes.npz"), "--target", "tflm"])
+    assert result.exit_code == 0, result.output
+    (made,) = set(folder.iterdir()) - before
+    assert made.name == "digits.tflm.tflite"
+
+
+def test_the_codes_hold_the_plain_int8_file(run):
+    report, folder = run
+    file = Int8File.load(folder / "digits.codes.npz")
+    assert len(file.tflite) == report.int8.size
+    assert sorted(file.layers) == sorted(row.name for row in report.layers)
+    inputs = np.zeros((1, 8, 8, 1), np.float32)
+    assert Runner(file.tflite).run([inputs]).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (None, [], "no such file"),
+        (b"not a zip", [], "not the .codes.npz that lqconvert quantize writes"),
+        ("foreign", [], "not the .codes.npz that lqconvert quantize writes"),
+        ("codes", ["--max-ram", "9KB"], "it goes with --target tflm"),
+        ("codes", ["--target", "tflm", "--max-ram", "1000"], "keeps within the limits"),
+        ("codes", ["--data", "nowhere.npz"], "nowhere.npz"),
+    ],
+)
+def test_mistakes(content, options, message, run, tmp_path):
+    path, output = tmp_path / "m.codes.npz", tmp_path / "out" / "m.tflite"
+    if content == "codes":
+        path = run[1] / "digits.codes.npz"
+    elif content == "foreign":
+        np.savez(path, x=np.zeros(3))
+    elif content is not None:
+        path.write_bytes(content)
+    result = CliRunner().invoke(main, ["export", str(path), "-o", str(output), *options])
+    assert result.exit_code == (3 if "limits" in message else 1)
+    assert message in " ".join(result.stderr.split())
+    assert not output.parent.exists() or list(output.parent.iterdir()) == []

@@ -1,0 +1,171 @@
+"""Files are proven on their target before they are handed over, and keep within their limits."""
+
+import dataclasses
+import subprocess
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from single_operator import in_micro, single_operator
+
+from lqconvert import BudgetMissed, LqError
+from lqconvert.firmware import c_sources, operators, resolver_lines
+from lqconvert.flatbuffer import read, write
+from lqconvert.packing import Huffman, Lut, kernels
+from lqconvert.proving import Limits, execute, prove
+from lqconvert.runtime import run_micro
+from lqconvert.targets import LITERT, TARGETS, TFLM
+
+RNG = np.random.default_rng(0)
+INPUTS = RNG.integers(-128, 128, (300, 300)).astype(np.int8)
+
+
+@pytest.fixture(scope="module")
+def dense() -> bytes:
+    """A FULLY_CONNECTED file of 100 x 300 weights, most of them zero."""
+    rng = np.random.default_rng(0)
+    codes = np.rint(rng.normal(0, 3, (100, 300))) * (rng.random((100, 300)) >= 0.9)
+    return single_operator("FULLY_CONNECTED", codes.astype(np.int8), False, k=1, rng=rng)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_file_is_proven_and_smaller(name, dense):
+    tflite, proven = prove(dense, TARGETS[name], INPUTS, ["only"], Limits())
+    assert proven.size == len(tflite) < 0.4 * len(dense)
+    assert proven.examples == 256
+    assert max(proven.deviation.values()) == 0
+    assert TARGETS[name].package in proven.runtime
+    (row,) = proven.kernels
+    assert (row.layer, row.int8_bytes) == ("only", 30_000)
+    assert row.packing != "int8"
+    assert proven.refused == []
+    assert (proven.arena_bytes is None) == (name == "litert")
+
+
+class Broken(Huffman):
+    """A Huffman code of codes that are one off: smaller than all that are right, and wrong."""
+
+    def encode(self, kernel):
+        wrong = kernel.codes.copy()
+        wrong[wrong != 0] += 1
+        return super().encode(dataclasses.replace(kernel, codes=wrong))
+
+    def stored_bytes(self, encoded):
+        return 1
+
+
+def test_what_computes_something_else_gives_way(dense):
+    packings = (Broken(), Lut())
+    tflite, proven = prove(dense, dataclasses.replace(TFLM, packings=packings), INPUTS, ["only"], Limits())
+    assert [row.packing for row in proven.kernels] == ["lut"]
+    assert "huffman for 'only': TFLite Micro computes up to" in proven.refused[0]
+    np.testing.assert_array_equal(in_micro(tflite, INPUTS[:20]), in_micro(dense, INPUTS[:20]))
+
+
+def test_memory_is_kept_to(dense):
+    """Decoded kernels lie in the arena: with less of it, packings that need none."""
+    _, free = prove(dense, TFLM, INPUTS, ["only"], Limits())
+    _, plain = prove(dense, dataclasses.replace(TFLM, packings=()), INPUTS, ["only"], Limits())
+    assert plain.arena_bytes < 30_000 < free.arena_bytes
+    _, some = prove(dense, TFLM, INPUTS, ["only"], Limits(max_ram=free.arena_bytes - 1))
+    assert plain.size > some.size > free.size
+    assert some.arena_bytes < free.arena_bytes
+    assert "bytes of arena" in some.refused[0]
+    _, least = prove(dense, TFLM, INPUTS, ["only"], Limits(max_ram=plain.arena_bytes))
+    assert [row.packing for row in least.kernels] == ["int8"]
+    with pytest.raises(BudgetMissed) as missed:
+        prove(dense, TFLM, INPUTS, ["only"], Limits(max_ram=plain.arena_bytes - 1000))
+    assert f"the leanest takes {plain.arena_bytes:,} bytes" in str(missed.value)
+
+
+def test_the_arena_that_is_reported_is_enough(dense):
+    run = run_micro(dense, INPUTS[:1])
+    assert run.arena_bytes % 16 == 0
+    np.testing.assert_array_equal(run.outputs, in_micro(dense, INPUTS[:1]))
+
+
+def test_latency_is_kept_to(dense):
+    """Decoding 30,000 weights takes several times as long as multiplying them."""
+    _, free = prove(dense, TFLM, INPUTS, ["only"], Limits())
+    assert free.latency_s > 2.5 * free.int8_latency_s
+    _, fast = prove(dense, TFLM, INPUTS, ["only"], Limits(max_latency=1.5))
+    assert [row.packing for row in fast.kernels] == ["int8"]
+    assert "times int8's latency" in fast.refused[-1]
+
+
+def unknown_to_micro(tflite: bytes) -> bytes:
+    flat = read(tflite)
+    code = flat.operatorCodes[0]
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.LOCAL_RESPONSE_NORMALIZATION
+    return write(flat)
+
+
+def test_a_file_that_cannot_run_is_refused_with_the_reason(dense):
+    with pytest.raises(LqError, match=r"TFLite Micro cannot run the file: .*LOCAL_RESPONSE_NORMALIZATION"):
+        prove(unknown_to_micro(dense), TFLM, INPUTS, ["only"], Limits())
+    with pytest.raises(LqError, match="LiteRT cannot run the file: .*"):
+        execute(unknown_to_micro(dense), LITERT, INPUTS[:1])
+
+
+def test_a_crash_of_the_interpreter_takes_only_itself_down(dense):
+    """A kernel of fewer bytes than its shape says is read past its end."""
+    flat = read(dense)
+    flat.subgraphs[0].tensors[1].shape = np.array((1 << 14, 300), np.int32)
+    flat.subgraphs[0].tensors[3].shape = np.array((1, 1 << 14), np.int32)
+    with pytest.raises(LqError, match="TFLite Micro cannot run the file"):
+        execute(write(flat), TFLM, INPUTS[:1])
+
+
+def test_sources_compile_and_hold_the_file(dense, tmp_path):
+    path = tmp_path / "my-model.2.tflite"
+    tflite, proven = prove(dense, TFLM, INPUTS, ["only"], Limits())
+    for source, text in c_sources(tflite, path, proven.arena_bytes).items():
+        source.write_text(text)
+    graph = read(tflite).subgraphs[0]
+    output = graph.tensors[graph.outputs[0]].quantization
+    main = tmp_path / "main.cc"
+    main.write_text(
+        f"""
+        #include <cstdio>
+        #include "my-model.2.h"
+        static_assert(g_my_model_2_len == {len(tflite)}, "length");
+        static_assert(g_my_model_2_arena_bytes == {proven.arena_bytes}, "arena");
+        static_assert(g_my_model_2_output_zero_point == {output.zeroPoint[0]}, "zero point");
+        static_assert(g_my_model_2_output_scale == {float(output.scale[0])!r}f, "scale");
+        int main() {{
+          if (reinterpret_cast<uintptr_t>(g_my_model_2) % 16) return 1;
+          return fwrite(g_my_model_2, 1, g_my_model_2_len, stdout) != g_my_model_2_len;
+        }}
+        """
+    )
+    program = tmp_path / "program"
+    sources = [str(main), str(path.with_suffix(".cc"))]
+    subprocess.run(["g++", "-std=c++17", "-Wall", "-Werror", *sources, "-o", str(program)], check=True)
+    assert subprocess.run([str(program)], check=True, capture_output=True).stdout == tflite
+
+
+def test_resolver_names_every_operator(dense):
+    tflite, _ = prove(dense, TFLM, INPUTS, ["only"], Limits())
+    names = operators(tflite)
+    assert names == ["CAST", "FULLY_CONNECTED", "GATHER", "RESHAPE", "TFLM_DECODE"]
+    lines = resolver_lines(names)
+    assert lines[0] == "tflite::MicroMutableOpResolver<5> resolver;"
+    assert "resolver.AddDecode();" in lines
+    assert "resolver.AddFullyConnected();" in lines
+    names = "CONV_2D DEPTHWISE_CONV_2D MAX_POOL_2D AVERAGE_POOL_2D TRANSPOSE_CONV LOGISTIC HARD_SWISH"
+    adders = [
+        "Conv2D",
+        "DepthwiseConv2D",
+        "MaxPool2D",
+        "AveragePool2D",
+        "TransposeConv",
+        "Logistic",
+        "HardSwish",
+    ]
+    assert resolver_lines(names.split())[1:] == [f"resolver.Add{adder}();" for adder in adders]
+
+
+def test_kernels_are_found_in_the_order_of_the_graph(dense):
+    (kernel,) = kernels(read(dense))
+    assert kernel.codes.shape == (100, 300)
+    assert kernel.channels == kernel.consumers == 1
