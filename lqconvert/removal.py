@@ -152,6 +152,7 @@ def remove_dead_channels(tflite: bytes) -> bytes:
     masks = _needed(graph, known)
     for operator in graph.operators:
         _slice(graph, operator, known, masks)
+    _drop_constant_branches(graph, known, masks)
     for index, mask in masks.items():
         tensor = graph.graph.tensors[index]
         if not graph.constant(index) and len(tensor.shape):
@@ -340,6 +341,27 @@ def _slice_reshape(graph: _Graph, operator: Any, masks: dict[int, np.ndarray]) -
         operator.inputs = np.array([operator.inputs[0], add_constant(graph.flat, target)], np.int32)
     if operator.builtinOptions is not None:
         operator.builtinOptions.newShape = target
+
+
+def _drop_constant_branches(
+    graph: _Graph, known: dict[int, np.ndarray], masks: dict[int, np.ndarray]
+) -> None:
+    """Replaces what is constant and only added, subtracted or multiplied; what made it goes."""
+    outputs = {int(index) for index in graph.graph.outputs}
+    for index, codes in known.items():
+        kept = codes[masks[index]]
+        readers = [graph.kind(o) for o in graph.operators if index in o.inputs]
+        if index in outputs or np.any(kept == UNKNOWN) or not set(readers) <= {"ADD", "SUB", "MUL"}:
+            continue
+        shape = (*(1 for _ in graph.shape(index)[1:]), len(kept))
+        set_values(graph.flat, graph.graph.tensors[index], kept.astype(np.int8).reshape(shape))
+    before = None
+    while before != len(graph.graph.operators):
+        before = len(graph.graph.operators)
+        read_ = outputs | {
+            int(i) for o in graph.graph.operators for i in o.inputs if not graph.constant(int(i))
+        }
+        graph.graph.operators = [o for o in graph.graph.operators if read_ & {int(i) for i in o.outputs}]
 
 
 def gatherable(tflite: bytes) -> list[int]:

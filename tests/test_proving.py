@@ -103,7 +103,7 @@ def unknown_to_micro(tflite: bytes) -> bytes:
 def test_a_file_that_cannot_run_is_refused_with_the_reason(dense):
     with pytest.raises(LqError, match=r"TFLite Micro cannot run the file: .*LOCAL_RESPONSE_NORMALIZATION"):
         prove(unknown_to_micro(dense), TFLM, INPUTS, ["only"], Limits())
-    with pytest.raises(LqError, match="LiteRT cannot run the file: .*"):
+    with pytest.raises(LqError, match="LiteRT cannot run the file"):
         execute(unknown_to_micro(dense), LITERT, INPUTS[:1])
 
 

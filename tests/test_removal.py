@@ -151,6 +151,23 @@ def test_through_residuals():
     assert shapes(after)[:4] == [(4, 1, 1, 3), (5, 3, 3, 4), (4, 3, 3, 5), (4, 1, 1, 4)]
 
 
+def test_a_branch_that_became_constant_goes():
+    def block(x):
+        x = layers.Conv2D(6, 1, activation="relu", name="stem")(x)
+        y = layers.Conv2D(6, 3, padding="same", activation="relu", name="a")(x)
+        y = layers.Conv2D(6, 3, padding="same", name="b")(y)
+        return head(layers.ReLU()(layers.Add()([x, y])))
+
+    model = model_of(block)
+    kill(model.get_layer("b"), outputs=range(6), bias=np.linspace(-0.41, 0.33, 6))
+    before = exported(model)
+    after = remove_dead_channels(before)
+    assert_same(before, after)
+    assert shapes(after) == [(6, 1, 1, 3), (5, 6)]
+    names = [operator_name(read(after), operator) for operator in read(after).subgraphs[0].operators]
+    assert names == ["CONV_2D", "ADD", "MEAN", "FULLY_CONNECTED"]
+
+
 def test_through_concatenation():
     def block(x):
         a = layers.Conv2D(5, 1, activation="relu", name="a")(x)
