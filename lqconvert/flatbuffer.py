@@ -169,9 +169,10 @@ def new_operator(
 
 
 def reshape(flat: Any, source: int, target: int) -> Any:
-    """A RESHAPE of one tensor into another."""
-    shape = add_constant(flat, np.asarray(flat.subgraphs[0].tensors[target].shape, np.int32))
-    return new_operator(flat, "RESHAPE", [source, shape], [target], schema.ReshapeOptionsT())
+    """A RESHAPE of one tensor into another, whose shape is in the options: a tensor of it costs more."""
+    options = schema.ReshapeOptionsT()
+    options.newShape = np.asarray(flat.subgraphs[0].tensors[target].shape, np.int32)
+    return new_operator(flat, "RESHAPE", [source], [target], options)
 
 
 def merge_reshapes(flat: Any) -> None:

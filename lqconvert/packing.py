@@ -283,12 +283,10 @@ class HuffmanBlocks(_Decoded):
         quantization = _unit_quantization()
         blocks = add_tensor(flat, kinds.INT8, (count, book.shape[1]), quantization)
         table = add_constant(flat, book, quantization)
-        gather, cast = schema.GatherOptionsT(), schema.CastOptionsT()
-        cast.inDataType, cast.outDataType = flat.subgraphs[0].tensors[numbers].type, kinds.INT32
         operators = [
             decode(flat, stream, numbers),
-            new_operator(flat, "CAST", [numbers], [indices], cast),
-            new_operator(flat, "GATHER", [table, indices], [blocks], gather),
+            new_operator(flat, "CAST", [numbers], [indices]),
+            new_operator(flat, "GATHER", [table, indices], [blocks]),
             reshape(flat, blocks, kernel.tensor),
         ]
         self._insert(flat, kernel, operators)

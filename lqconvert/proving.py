@@ -11,7 +11,7 @@ from lqconvert.deflating import deflated
 from lqconvert.errors import BudgetMissed, LqError
 from lqconvert.firmware import operators
 from lqconvert.flatbuffer import read
-from lqconvert.packing import Kernel, Packed, pack
+from lqconvert.packing import INT8, Kernel, Packed, assemble, pack
 from lqconvert.removal import gather_inputs, gatherable, remove_dead_channels
 from lqconvert.runtime import KERNELS, Runner, run_micro
 from lqconvert.targets import TFLM, Target
@@ -70,7 +70,7 @@ class Proven:
     int8_size: int
     operators: list[str]
     kernels: list[KernelRow]
-    refused: list[str]  # packings that computed something else, or took more than the limits
+    refused: list[str]  # what computed something else, or took more than the limits
 
 
 def execute(tflite: bytes, target: Target, inputs: np.ndarray) -> Executed:
@@ -113,7 +113,7 @@ def examples_in(proven: Proven, size: int) -> int:
 
 def smallest(tflite: bytes, target: Target) -> Packed:
     """The smallest file for a target, not run yet: for the size that codes come to."""
-    return _pack_gathered(remove_dead_channels(tflite), target, {})
+    return _pack_gathered(remove_dead_channels(tflite), target, {}, True)
 
 
 def prove(
@@ -134,31 +134,39 @@ def prove(
     """
     inputs = inputs[:PROOF_EXAMPLES]
     plain = execute(tflite, target, inputs)
-    base, refused = remove_dead_channels(tflite), []
-    reason = _objection(base, target, inputs, plain)
-    if reason:
-        refused.append(f"removing dead channels: {reason}")
-        base = tflite
+    base, gathers, refused = remove_dead_channels(tflite), True, []
     forbidden: dict[int, set[str]] = {}
+
+    def forbid(number: int, why: str) -> None:
+        forbidden.setdefault(number, set()).add(packed.packings[number])
+        refused.append(f"{packed.packings[number]} for '{layers[number]}': {why}")
+
     while True:
-        packed = _pack_gathered(base, target, forbidden)
-        reason = _objection(packed.tflite, target, inputs, plain)
-        culprits = _culprits(packed, base, target, inputs, plain) if reason else []
-        for number in culprits:
-            name = packed.packings[number]
-            forbidden.setdefault(number, set()).add(name)
-            refused.append(f"{name} for '{layers[number]}': {reason}")
-        if reason:
+        packed = _pack_gathered(base, target, forbidden, gathers)
+        try:
+            executed = _execute_beside(packed.tflite, target, inputs, plain)
+        except LqError as error:
+            culprits = [n for n, name in enumerate(packed.packings) if name != "int8"]
+            if base is not tflite and not _same(base, target, inputs, plain):
+                refused.append(f"removing dead channels: {error}")
+                base = tflite
+            elif culprits:
+                alone = [n for n in culprits if not _same(_only(packed, n), target, inputs, plain)]
+                for number in alone or culprits:
+                    forbid(number, str(error))
+            elif gathers:
+                refused.append(f"gathering inputs: {error}")
+                gathers = False
+            else:
+                raise
             continue
-        executed = execute(packed.tflite, target, inputs)
         over = _over(executed, plain, limits)
         if not over:
             break
         number = max(range(len(packed.kernels)), key=lambda n: _memory(packed, n))
         if packed.packings[number] == "int8":
             raise BudgetMissed(f"no file for {target.name} keeps within the limits: the leanest takes {over}")
-        forbidden.setdefault(number, set()).add(packed.packings[number])
-        refused.append(f"{packed.packings[number]} for '{layers[number]}': {over}")
+        forbid(number, over)
     proven = Proven(
         target.name,
         len(packed.tflite),
@@ -178,15 +186,15 @@ def prove(
     return packed.tflite, proven
 
 
-def _pack_gathered(base: bytes, target: Target, forbidden: dict[int, set[str]]) -> Packed:
-    """The smaller of the packed files with and without gathering the inputs that are read."""
+def _pack_gathered(base: bytes, target: Target, forbidden: dict[int, set[str]], gathers: bool) -> Packed:
+    """The smallest packed file, where it may also gather the inputs that are read."""
 
     def packed(file: bytes) -> Packed:
         return pack(file, target.packings, forbidden, strip_all=target.strip_all)
 
     best = packed(base)
     gathered: list[int] = []
-    for kernel in gatherable(base):
+    for kernel in gatherable(base) if gathers else ():
         trial = packed(gather_inputs(base, [*gathered, kernel]))
         if len(trial.tflite) < len(best.tflite):
             best = trial
@@ -198,34 +206,35 @@ def _apart(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.abs(a.astype(np.int32) - b).max(initial=0))
 
 
-def _objection(tflite: bytes, target: Target, inputs: np.ndarray, plain: Executed) -> str:
-    """Why a file cannot stand for the int8 file; empty if it can."""
-    try:
-        executed = execute(tflite, target, inputs)
-    except LqError as error:
-        return str(error)
+def _execute_beside(tflite: bytes, target: Target, inputs: np.ndarray, plain: Executed) -> Executed:
+    """Runs a file that is to stand for the int8 file, which ``plain`` is the run of.
+
+    Raises:
+        LqError: if it cannot.
+    """
+    executed = execute(tflite, target, inputs)
     exact = next(iter(plain.outputs))
     for kernels, outputs in executed.outputs.items():
         allowed = 0 if kernels == exact else max(1, _apart(plain.outputs[kernels], plain.outputs[exact]))
         apart = _apart(outputs, plain.outputs[kernels])
         if apart > allowed:
-            return f"{kernels} computes up to {apart} steps off"
-    return ""
+            raise LqError(f"{kernels} computes up to {apart} steps off")
+    return executed
 
 
-def _culprits(packed: Packed, base: bytes, target: Target, inputs: np.ndarray, plain: Executed) -> list[int]:
-    """The kernels whose packing alone makes the file compute something else; all, where none does alone."""
-    names = {packing.name for packing in target.packings}
-    packings = list(enumerate(packed.packings))
-    found = []
-    for number, name in packings:
-        if name == "int8":
-            continue
-        others = {n: names for n, _ in packings if n != number} | {number: names - {name}}
-        alone = pack(base, target.packings, others)
-        if _objection(alone.tflite, target, inputs, plain):
-            found.append(number)
-    return found or [number for number, name in packings if name != "int8"]
+def _same(tflite: bytes, target: Target, inputs: np.ndarray, plain: Executed) -> bool:
+    try:
+        _execute_beside(tflite, target, inputs, plain)
+    except LqError:
+        return False
+    return True
+
+
+def _only(packed: Packed, number: int) -> bytes:
+    """The file with one kernel packed as it is, and all others as int8."""
+    plain = [(INT8, kernel.codes) for kernel in packed.kernels]
+    chosen = [*plain[:number], packed.chosen[number], *plain[number + 1 :]]
+    return assemble(packed.source, packed.kernels, chosen)
 
 
 def _over(executed: Executed, plain: Executed, limits: Limits) -> str:

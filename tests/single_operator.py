@@ -1,11 +1,13 @@
 """Int8 files of one linear operator with any codes, made without TensorFlow."""
 
 import numpy as np
+import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
-from tflite_micro import runtime
 
 from lqconvert.flatbuffer import OPERANDS, add_constant, add_tensor, new_operator, write
+
+runtime = pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only").runtime
 
 #: The shape of the kernel, of the input and of the output, for so many taps, inputs and outputs.
 SHAPES = {

@@ -1,5 +1,6 @@
 """lqconvert export: files for other targets of the codes of an earlier run."""
 
+import gzip
 import json
 
 import numpy as np
@@ -10,6 +11,8 @@ from lqconvert import Rate, export_codes, quantize, target
 from lqconvert.cli import main
 from lqconvert.codes import Int8File
 from lqconvert.runtime import Runner
+
+pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,9 @@ def test_all_that_can_be_asked_for(run, tmp_path):
     assert "resolver.AddDecode()" in " ".join(result.stdout.split())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.cc", "m.h", "m.tflite", "m.tflite.gz"]
     assert (tmp_path / "m.tflite").stat().st_size < (folder / "digits.tflite").stat().st_size
+    assert b"serving_default" in (folder / "digits.tflite").read_bytes()
+    assert b"serving_default" not in (tmp_path / "m.tflite").read_bytes()
+    assert gzip.decompress((tmp_path / "m.tflite.gz").read_bytes()) == (tmp_path / "m.tflite").read_bytes()
 
 
 def test_the_default_name(run):
