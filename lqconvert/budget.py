@@ -59,9 +59,9 @@ class Steering:
     what their pressure costs. A budget of accuracy starts at a pressure that most models bear: too much of it
     at once costs an accuracy that several cycles would have kept. After each cycle the pressure is raised or
     lowered by a factor until the budget lies between two of them, and is then their geometric mean; but it
-    always moves by the root of two at least, because what a model bears grows with the time that it has
-    learned. For the same reason the first pressure is borne for two cycles before it is given up. Bytes are
-    less noisy: they fall with a power of the pressure, which the last two looks tell.
+    always moves by the fourth root of two at least, because what a model bears grows with the time that it
+    has learned. For the same reason the first pressure is borne for two cycles before it is given up. Bytes
+    are less noisy: they fall with a power of the pressure, which the last two looks tell.
 
     Args:
         budget: what is asked for.
@@ -75,6 +75,7 @@ class Steering:
     START = 0.25
     COLLAPSE = 20.0  # points
     UP, DOWN = 4.0, 2.0
+    WIDEN = math.sqrt(2)
     ALIKE = 1.05  # sizes this close count as one: the better codes win
     SIZE_MARGIN = 0.985  # the file's bytes are only known once it is written
     POWERS = 0.25, 0.5, 1.0  # of the pressure, that bytes fall with: the least, the usual one, the most
@@ -135,11 +136,11 @@ class Steering:
     def _for_score(self, point: Point) -> float:
         patient, self.patient = self.patient, False
         if self.holds(point):
-            self.low, self.high = self.pressure, max(self.high, self.pressure * self.DOWN)
+            self.low, self.high = self.pressure, max(self.high, self.pressure * self.WIDEN)
         elif patient:
             return self.pressure
         else:
-            self.low, self.high = min(self.low, self.pressure / self.DOWN), self.pressure
+            self.low, self.high = min(self.low, self.pressure / self.WIDEN), self.pressure
         if self.low == 0.0:
             return self.high / self.DOWN
         return self.low * self.UP if self.high == math.inf else math.sqrt(self.low * self.high)

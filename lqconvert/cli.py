@@ -67,13 +67,13 @@ def _target_options(command: Any) -> Any:
             metavar="RATIO",
             help="At most so many times as slow as plain int8.",
         ),
-        click.option("--c-array", is_flag=True, help="Write a .cc and a .h beside the .tflite."),
+        click.option("--c-array", is_flag=True, help="Write a .cc and a .h beside tflm's .tflite."),
         click.option("--gzip", is_flag=True, help="Write a .tflite.gz, too: the smallest download."),
         click.option("--strip-all", is_flag=True, help="Drop the names of inputs and outputs, too."),
         click.option(
             "--int4-convolutions",
             is_flag=True,
-            help="On litert, convolutions of 4 bits: 4 to 7 times as slow as int8 in XNNPACK.",
+            help="On litert, convolutions of 4 bits: 4 to 7 times as slow in XNNPACK, a step off.",
         ),
     )
     for option in reversed(options):
@@ -139,7 +139,7 @@ def main() -> None:
 @click.option("--scheme", type=click.Choice(SCHEMES), default="rate", show_default=True)
 @click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS", help=MAX_DROP)
 @click.option("--max-size", type=_Size(), help="Make the best file of at most these bytes.")
-@click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Width of lsq's codes.")
+@click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Width of the codes.")
 @click.option("--penalty", type=float, help="The scheme's gamma (or lambda), fixed: no budget.")
 @click.option(
     "--granularity",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lqconvert.coding import entropy_bits
 from lqconvert.errors import LqError
 
 
@@ -27,9 +28,7 @@ class TensorCodes:
     @property
     def entropy(self) -> float:
         """Empirical entropy of the codes in bits per weight."""
-        counts = np.unique(self.codes, return_counts=True)[1]
-        p = counts / counts.sum()
-        return float(np.sum(-p * np.log2(p)))
+        return entropy_bits(self.codes) / self.codes.size
 
     @property
     def code_count(self) -> int:
@@ -98,7 +97,7 @@ class Int8File:
                 file, layers, preprocess = (
                     arrays[name] for name in ("int8.tflite", "int8.layers", "int8.preprocess")
                 )
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
             raise LqError(f"{path}: not the .codes.npz that lqconvert quantize writes") from error
         return cls(
             file.tobytes(), [str(name) for name in layers], (float(preprocess[0]), float(preprocess[1]))

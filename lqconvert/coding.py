@@ -14,7 +14,7 @@ import numpy as np
 
 #: The first byte of a DECODE operator's ancillary data.
 LUT, HUFFMAN, PRUNING = 0, 1, 2
-#: Of DECODE's format, which its kernels check.
+#: Of DECODE's format and of each kind's, which its kernels check.
 VERSION = 1
 
 
@@ -32,7 +32,7 @@ class Encoded:
 
 def _ancillary(kind: int, parameters: bytes, tables: bytes) -> bytes:
     """16 bytes of metadata (kind, DECODE's version, the kind's version, parameters), then the tables."""
-    return bytes((kind, 1, 0, 0, VERSION)) + parameters.ljust(11, b"\0") + tables
+    return bytes((kind, VERSION, 0, 0, VERSION)) + parameters.ljust(11, b"\0") + tables
 
 
 def entropy_bits(codes: np.ndarray) -> float:
@@ -50,19 +50,18 @@ def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
     return np.bitwise_or.reduce(flat << shifts, axis=1).astype(np.uint8)
 
 
-def encode_lut(codes: np.ndarray, channels: int) -> Encoded | None:
+def encode_lut(codes: np.ndarray) -> Encoded | None:
     """Indices of 1 to 7 bits into one table of values, MSB first; None for more than 128 values.
 
-    All channels of a per-channel tensor share the table: its stride is 0.
+    The table's stride from channel to channel is 0: a per-channel tensor has the same for all.
     """
     values, indices = np.unique(codes, return_inverse=True)
     bits = max(1, int(len(values) - 1).bit_length())
     if bits > 7:
         return None
-    stride = 0 if channels > 1 else len(values)
     planes = (indices.ravel()[:, np.newaxis] >> np.arange(bits - 1, -1, -1)) & 1
     stream = np.packbits(planes.astype(np.uint8).ravel()).tobytes()
-    return Encoded(stream, _ancillary(LUT, bytes((bits, stride)), values.astype(np.int8).tobytes()))
+    return Encoded(stream, _ancillary(LUT, bytes((bits, 0)), values.astype(np.int8).tobytes()))
 
 
 def encode_pruning(codes: np.ndarray) -> Encoded:
@@ -94,8 +93,7 @@ def encode_huffman(values: np.ndarray) -> Encoded:
     stream = _bits(words[indices], lengths[indices])
     # The decoder reads whole words, and one ahead.
     stream = stream.ljust(-(-len(stream) // 4) * 4, b"\0") + bytes(4)
-    root_bits = 1
-    parameters = bytes(((root_bits - 1) << 4 | wide,))
+    parameters = bytes((wide,))  # the upper half: bits of the first step, less one
     return Encoded(stream, _ancillary(HUFFMAN, parameters, np.array(table, f"<u{bits // 8}").tobytes()))
 
 

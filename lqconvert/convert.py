@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from lqconvert.augmentation import Augmentation, choose_augmentation
 from lqconvert.budget import Budget
 from lqconvert.calibration import calibrate
 from lqconvert.codes import Codes, Int8File
-from lqconvert.datasets import Data, Preprocessing, choose_preprocessing, load_data
+from lqconvert.datasets import Data, Preprocessing, Split, choose_preprocessing, load_data
 from lqconvert.deflating import gzipped
 from lqconvert.errors import BudgetMissed, LqError
 from lqconvert.exporting import Template, convert, export, learned_codes
@@ -64,7 +64,7 @@ def quantize(
             first get a file of their own: OUTPUT.tflm.tflite.
         targets: the runtimes to make a file for; budgets of bytes are of the first one's.
         limits: what files may take on their targets.
-        c_array: write OUTPUT.cc and OUTPUT.h beside every .tflite.
+        c_array: write OUTPUT.cc and OUTPUT.h beside the .tflite for tflm.
         gzip: write OUTPUT.tflite.gz, too: a download that any inflater reads.
         scheme: how scales are learned; ``Rate()`` by default.
         budget: what the file may lose or weigh. By default it may lose nothing (``Budget(max_drop=0)``);
@@ -85,7 +85,7 @@ def quantize(
     """
     output, limits = Path(output), limits or Limits()
     _check_writable(output)
-    _check_targets(targets, limits)
+    _check_targets(targets, limits, c_array)
     budget = budget or Budget(max_drop=0.0 if scheme is None else None)
     scheme = scheme or Rate()
     if budget.steers and type(scheme).penalty is Scheme.penalty:
@@ -173,7 +173,20 @@ def quantize(
     outputs = runner.run(x.numpy() for _, x, _ in data.test.batches(256, preprocessing=preprocess))
     classifies = data.labels == "classes" or logits_of(model)[1] != ""
     int8_file = Int8File(exported.tflite, exported.order, (preprocess.scale, preprocess.offset))
-    written, files = _files(int8_file, output, targets, limits, data, teacher, c_array=c_array, gzip=gzip)
+    codes: dict[Path, Callable[[Path], object]] = {
+        output.with_suffix(".codes.npz"): lambda path: learned_codes(quantized).save(path, int8_file),
+    }
+    try:
+        written, files = _files(int8_file, output, targets, limits, data, teacher, c_array=c_array, gzip=gzip)
+        if budget.max_size is not None and files[0].proven.size > budget.max_size:
+            raise BudgetMissed(
+                f"no file of {budget}: what could be proven has {files[0].proven.size:,} bytes"
+            )
+    except LqError as error:
+        _write_all(codes)
+        best_weights.unlink()
+        kept = f"the codes are in {next(iter(codes))}: lqconvert export makes files of them"
+        raise type(error)(f"{error}; {kept}") from error
     report = Report(
         model=str(model_path),
         data=data.name,
@@ -214,7 +227,7 @@ def quantize(
     _write_all(
         {
             **written,
-            output.with_suffix(".codes.npz"): lambda path: learned_codes(quantized).save(path, int8_file),
+            **codes,
             output.with_suffix(".report.json"): lambda path: path.write_text(report.to_json()),
         }
     )
@@ -246,15 +259,19 @@ def export_codes(
     """
     output, limits = Path(output), limits or Limits()
     _check_writable(output)
-    _check_targets(targets, limits)
+    _check_targets(targets, limits, c_array)
     int8_file = Int8File.load(Path(codes))
-    runner = Runner(int8_file.tflite)
-    data = teacher = None
+    try:
+        runner = Runner(int8_file.tflite)
+    except (RuntimeError, ValueError) as error:
+        raise LqError(f"{codes}: holds no int8 file that LiteRT loads") from error
+    data = None
     if data_spec is not None:
-        data = load_data(data_spec, runner.input["shape"][1:], runner.output["shape"][-1])
+        input_shape = tuple(int(n) for n in runner.input["shape"][1:])
+        data = load_data(data_spec, input_shape, int(runner.output["shape"][-1]))
         if data.labels == "none":
             raise LqError(f"{data_spec}: has no labels to score by; leave out --data")
-    written, files = _files(int8_file, output, targets, limits, data, teacher, c_array=c_array, gzip=gzip)
+    written, files = _files(int8_file, output, targets, limits, data, None, c_array=c_array, gzip=gzip)
     _write_all(written)
     return Exports(str(codes), len(int8_file.tflite), _score_name(data) if data else "", files)
 
@@ -276,12 +293,11 @@ def _files(
         shape = (PROOF_EXAMPLES, *runner.input["shape"][1:])
         inputs = np.random.default_rng(0).integers(-128, 128, shape).astype(np.int8)
     else:
-        batches = data.test.batches(256, preprocessing=Preprocessing(*int8_file.preprocess))
         # Mixed, because a part may have to do, and data are often sorted by class.
         order = np.random.default_rng(0).permutation(data.test.size)
-        inputs = np.concatenate([runner.quantize(x.numpy()) for _, x, _ in batches])[order]
-        labels = data.test.arrays()[1][order]
-        truth = labels if teacher is None else teacher[order]
+        inputs = np.concatenate(
+            [x for x, _ in _int8_batches(runner, int8_file, data.test.pick(order[:PROOF_EXAMPLES]))]
+        )
     writers: dict[Path, Callable[[Path], object]] = {}
     files = []
     for number, target in enumerate(targets):
@@ -290,16 +306,27 @@ def _files(
         score, scored = None, 0
         if data is not None:
             scored = examples_in(proven, data.test.size)
-            outputs = runner.dequantize(run(tflite, target, inputs[:scored]))
-            score = score_outputs(outputs, labels[:scored], truth[:scored])
+            part = order[:scored]
+            batches = _int8_batches(runner, int8_file, data.test.pick(part))
+            outputs, labels = run(tflite, target, batches)
+            truth = labels if teacher is None else teacher[part]
+            score = score_outputs(runner.dequantize(outputs), labels, truth)
         files.append(TargetFile(str(path), score, scored, proven))
         writers[path] = _writer(tflite)
         if gzip:
             writers[path.with_name(f"{path.name}.gz")] = _writer(gzipped(tflite))
-        if c_array:
+        if c_array and target.name == TFLM.name:
             for source, text in c_sources(tflite, path, proven.arena_bytes).items():
                 writers[source] = _writer(text.encode())
     return writers, files
+
+
+def _int8_batches(
+    runner: Runner, int8_file: Int8File, split: Split
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A split's inputs as the int8 file takes them, and its labels."""
+    for _, x, y in split.batches(256, preprocessing=Preprocessing(*int8_file.preprocess)):
+        yield runner.quantize(x.numpy()), y.numpy()
 
 
 def _score_name(data: Data) -> str:
@@ -310,11 +337,13 @@ def _writer(data: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(data)
 
 
-def _check_targets(targets: Sequence[Target], limits: Limits) -> None:
+def _check_targets(targets: Sequence[Target], limits: Limits, c_array: bool) -> None:
     """Fails before any work is done where a target cannot be asked for, or what is asked of it."""
-    names = [target.name for target in targets]
-    if limits.max_ram is not None and TFLM.name not in names:
+    micro = TFLM.name in [target.name for target in targets]
+    if limits.max_ram is not None and not micro:
         raise LqError("--max-ram: LiteRT has no arena of a fixed size; it goes with --target tflm")
+    if c_array and not micro:
+        raise LqError("--c-array: phones load the .tflite itself; it goes with --target tflm")
     for target in targets:
         target.check_installed()
 
@@ -366,6 +395,8 @@ def _check_writable(output: Path) -> None:
     """Fails before any work is done where the result could not be written."""
     if output.is_dir():
         raise LqError(f"{output}: is a folder; give the name of a .tflite file")
+    if output.suffix in (".cc", ".h", ".gz", ".npz", ".json"):
+        raise LqError(f"{output}: a file of that name is written beside the .tflite; give another name")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output.parent):
@@ -378,6 +409,9 @@ def _write_all(writers: dict[Path, Callable[[Path], object]]) -> None:
     """Writes every file under another name first: either all of them appear, whole, or none."""
     written: list[tuple[Path, Path]] = []
     try:
+        for path in writers:
+            if path.is_dir():
+                raise LqError(f"{path}: is a folder; a file of that name is to be written")
         for path, write in writers.items():
             temporary = path.with_name(f".{path.name}.part")
             written.append((temporary, path))

@@ -17,7 +17,6 @@ _ADDERS = {
     "MAX_POOL_2D": "MaxPool2D",
     "AVERAGE_POOL_2D": "AveragePool2D",
     "TRANSPOSE_CONV": "TransposeConv",
-    "LOGISTIC": "Logistic",
 }
 
 

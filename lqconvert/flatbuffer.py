@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import flatbuffers
@@ -189,7 +190,7 @@ def merge_reshapes(flat: Any) -> None:
         before, after = graph.tensors[source], graph.tensors[index]
         same = np.array_equal(before.shape, after.shape)
         # What a lookup makes has no scale yet: a RESHAPE gives it its kernel's.
-        same = same and np.array_equal(before.quantization.scale, after.quantization.scale)
+        same = same and np.array_equal(_scales(before), _scales(after))
         if same and index not in outputs:
             for other in graph.operators:
                 other.inputs = np.where(np.asarray(other.inputs) == index, source, other.inputs)
@@ -197,15 +198,33 @@ def merge_reshapes(flat: Any) -> None:
     graph.operators = [o for o in graph.operators if int(o.outputs[0]) not in makers.keys() - read_]
 
 
-def strip(flat: Any, *, everything: bool = False) -> None:
-    """Drops what no runtime reads: names except those of inputs and outputs, and the converter's notes.
+def _scales(tensor: Any) -> Any:
+    return None if tensor.quantization is None else tensor.quantization.scale
 
-    With ``everything`` also those names and the signature, which programs may find inputs and outputs by.
+
+@dataclass(frozen=True)
+class Needless:
+    """What a file can do without, besides inner names and the converter's notes.
+
+    Args:
+        signature: it and the names of inputs and outputs, which programs may find these by.
+        bias_scales: those of biases of convolutions. Nobody computes with them, but XNNPACK compares them.
     """
+
+    signature: bool = False
+    bias_scales: bool = False
+
+
+def strip(flat: Any, needless: Needless = Needless()) -> None:
+    """Drops what no runtime reads: inner names and the converter's notes, and what else is needless."""
     graph = flat.subgraphs[0]
-    kept = set() if everything else {*graph.inputs, *graph.outputs}
-    if everything:
+    kept = set() if needless.signature else {*graph.inputs, *graph.outputs}
+    if needless.signature:
         flat.signatureDefs = None
+    for operator in graph.operators if needless.bias_scales else ():
+        name = operator_name(flat, operator)
+        if name in ("CONV_2D", "DEPTHWISE_CONV_2D") and len(operator.inputs) > 2 and operator.inputs[2] >= 0:
+            graph.tensors[operator.inputs[2]].quantization = None
     for index, tensor in enumerate(graph.tensors):
         if index not in kept:
             tensor.name = None

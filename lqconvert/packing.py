@@ -13,6 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from lqconvert import coding
 from lqconvert.flatbuffer import (
     OPERANDS,
+    Needless,
     add_constant,
     add_tensor,
     merge_reshapes,
@@ -39,8 +40,9 @@ class Kernel:
     tensor: int  # index in the graph
     operator: str
     codes: np.ndarray  # int8, in the shape of the tensor
-    channels: int  # scales
+    scales: int
     consumers: int
+    name: str = ""  # of its layer, where the file has been given names
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,14 @@ class Narrow(Packing):
     """INT4 or INT2 tensors: two or four codes a byte.
 
     Args:
-        per_channel: the runtime executes them with a scale for each channel, too.
+        per_channel: operators that the runtime executes with a scale for each channel.
+        per_tensor: whether it executes them with one scale.
     """
 
     operators: Collection[str] = ("FULLY_CONNECTED",)
     bits: int = 4
     per_channel: Collection[str] = tuple(OPERANDS)
+    per_tensor: bool = True
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -87,7 +91,7 @@ class Narrow(Packing):
     def fits(self, kernel: Kernel) -> bool:
         low, high = int(kernel.codes.min()), int(kernel.codes.max())
         half = 1 << (self.bits - 1)
-        scales = kernel.channels == 1 or kernel.operator in self.per_channel
+        scales = kernel.operator in self.per_channel if kernel.scales > 1 else self.per_tensor
         # XNNPACK leaves rows that do not fill their bytes to other kernels, which round in another way.
         rows = kernel.operator != "FULLY_CONNECTED" or kernel.codes.shape[-1] % (8 // self.bits) == 0
         return super().fits(kernel) and scales and rows and -half <= low and high < half
@@ -214,7 +218,7 @@ class _Decoded(_Unpacked):
 
     def write(self, flat: Any, kernel: Kernel, encoded: coding.Encoded) -> None:
         quantization = flat.subgraphs[0].tensors[kernel.tensor].quantization
-        if kernel.channels == 1:  # DECODE refuses another axis, even where there is nothing along it
+        if kernel.scales == 1:  # DECODE refuses another axis, even where there is nothing along it
             quantization.quantizedDimension = 0
         self._insert(flat, kernel, [decode(flat, encoded, kernel.tensor)])
 
@@ -234,7 +238,7 @@ class Lut(_Decoded):
     name: ClassVar[str] = "lut"
 
     def encode(self, kernel: Kernel) -> coding.Encoded | None:
-        return coding.encode_lut(kernel.codes, kernel.channels)
+        return coding.encode_lut(kernel.codes)
 
 
 @dataclass(frozen=True)
@@ -313,9 +317,18 @@ def kernels(flat: Any) -> list[Kernel]:
         if codes is None or codes.dtype != np.int8 or index in found:
             continue
         consumers = sum(index in other.inputs for other in graph.operators)
-        scales = len(graph.tensors[index].quantization.scale)
-        found[index] = Kernel(index, name, codes, scales, consumers)
+        tensor = graph.tensors[index]
+        label = tensor.name.decode() if isinstance(tensor.name, bytes) else tensor.name or ""
+        found[index] = Kernel(index, name, codes, len(tensor.quantization.scale), consumers, label)
     return list(found.values())
+
+
+def name_kernels(tflite: bytes, layers: Sequence[str]) -> bytes:
+    """The file with its kernels named after their layers: whatever is taken out of it, they are known."""
+    flat = read(tflite)
+    for kernel, layer in zip(kernels(flat), layers, strict=True):
+        flat.subgraphs[0].tensors[kernel.tensor].name = layer
+    return write(flat)
 
 
 @dataclass(frozen=True)
@@ -345,22 +358,22 @@ class Packed:
 def pack(
     tflite: bytes,
     packings: Sequence[Packing],
-    forbidden: Mapping[int, Collection[str]] = MappingProxyType({}),
+    forbidden: Mapping[str, Collection[str]] = MappingProxyType({}),
     *,
-    strip_all: bool = False,
+    needless: Needless = Needless(),  # noqa: B008
 ) -> Packed:
     """The smallest file: every kernel is stored as it takes the fewest bytes of the whole file.
 
     Args:
         tflite: an int8 file.
         packings: what the runtime executes.
-        forbidden: names of packings that a kernel, by its number in the graph, may not have.
-        strip_all: drop the signature and the names of inputs and outputs, too.
+        forbidden: names of packings that a kernel, by its name, may not have.
+        needless: what else the file can do without.
     """
     found = kernels(read(tflite))
-    options = [_options(kernel, packings, forbidden.get(n, ())) for n, kernel in enumerate(found)]
+    options = [_options(kernel, packings, forbidden.get(kernel.name, ())) for kernel in found]
     chosen: list[tuple[Packing, Any]] = [(INT8, kernel.codes) for kernel in found]
-    best = assemble(tflite, found, chosen, strip_all=strip_all)
+    best = assemble(tflite, found, chosen, needless)
     # Twice: the first kernel to use an operator pays for its entry in the file.
     for _ in range(2):
         for n in sorted(range(len(found)), key=lambda n: -found[n].codes.size):
@@ -369,7 +382,7 @@ def pack(
                 if packing is now[0] or stored > now[0].stored_bytes(now[1]) + MOST_BESIDE:
                     continue
                 trial = [*chosen[:n], (packing, encoded), *chosen[n + 1 :]]
-                file = assemble(tflite, found, trial, strip_all=strip_all)
+                file = assemble(tflite, found, trial, needless)
                 if len(file) < len(best):
                     best, chosen = file, trial
     return Packed(best, tflite, found, chosen)
@@ -390,13 +403,12 @@ def assemble(
     tflite: bytes,
     found: Sequence[Kernel],
     chosen: Sequence[tuple[Packing, Any]],
-    *,
-    strip_all: bool = False,
+    needless: Needless = Needless(),  # noqa: B008
 ) -> bytes:
     """An int8 file with its kernels stored as chosen: for each a packing and what that encoded."""
     flat = read(tflite)
     for kernel, (packing, encoded) in zip(found, chosen, strict=True):
         packing.write(flat, kernel, encoded)
     merge_reshapes(flat)
-    strip(flat, everything=strip_all)
+    strip(flat, needless)
     return write(flat)

@@ -77,7 +77,11 @@ class _Graph:
             return "opaque"
         if name in OPERANDS:
             return name if self._plain(name, operator) else "opaque"
+        if name not in CHANNELWISE and name != "CONCATENATION":
+            return "opaque"
         counts = {self.channels(i) for i in (*computed, *operator.outputs)}
+        if len(computed) != (2 if name in ("ADD", "SUB", "MUL") else 1) and name != "CONCATENATION":
+            return "opaque"  # a constant operand
         if name == "RESHAPE":
             (source,), target = computed, self.shape(operator.outputs[0])
             flat = len(target) == 2 and target[0] == 1 and self.shape(source)[0] == 1
@@ -87,10 +91,10 @@ class _Graph:
             last = axis == len(self.shape(operator.outputs[0])) - 1
             plain = not operator.builtinOptions.fusedActivationFunction
             return name if last and plain and len(computed) == len(operator.inputs) else "opaque"
-        if name not in CHANNELWISE or len(counts) != 1:
+        if len(counts) != 1:
             return "opaque"
-        if name in ("ADD", "SUB", "MUL") and len({self.shape(i) for i in computed}) + len(computed) != 3:
-            return "opaque"  # a constant or broadcast operand
+        if len({self.shape(i) for i in computed}) > 1:
+            return "opaque"  # a broadcast operand
         if name in ("MEAN", "PAD"):
             settings = values(self.flat, int(operator.inputs[1]))
             rank = len(self.shape(computed[0]))
@@ -153,10 +157,10 @@ def remove_dead_channels(tflite: bytes) -> bytes:
     for operator in graph.operators:
         _slice(graph, operator, known, masks)
     _drop_constant_branches(graph, known, masks)
-    for index, mask in masks.items():
+    for index in masks:
         tensor = graph.graph.tensors[index]
         if not graph.constant(index) and len(tensor.shape):
-            tensor.shape = np.array([*graph.shape(index)[:-1], mask.sum()], np.int32)
+            tensor.shape = _sliced_shape(graph, index, masks)
     return min(write(flat), tflite, key=len)
 
 
@@ -179,7 +183,12 @@ def _constants(graph: _Graph) -> dict[int, np.ndarray]:
             _, source, _ = _linear(graph, operator)
             known[output] = _linear_constants(graph, operator, of(source))
         elif kind in CONSTANT_KEEPING and graph.zero(inputs[0]) == graph.zero(output):
-            known[output] = np.tile(of(inputs[0]), graph.channels(output) // graph.channels(inputs[0]))
+            codes = np.tile(of(inputs[0]), graph.channels(output) // graph.channels(inputs[0]))
+            if kind.endswith("POOL_2D"):
+                codes = np.where(
+                    codes == UNKNOWN, UNKNOWN, np.clip(codes, *_activation_range(graph, operator, output))
+                )
+            known[output] = codes
         elif kind == "CONCATENATION":
             zeros = [np.where(of(i) == graph.zero(i), graph.zero(output), UNKNOWN) for i in inputs]
             known[output] = np.concatenate(zeros)
@@ -195,7 +204,9 @@ def _foldable(graph: _Graph, operator: Any, known: np.ndarray) -> np.ndarray:
     name, source, _ = _linear(graph, operator)
     zero: np.ndarray = np.equal(known, graph.zero(source))
     padded = name == "TRANSPOSE_CONV" or (
-        name != "FULLY_CONNECTED" and operator.builtinOptions.padding == schema.Padding.SAME
+        name != "FULLY_CONNECTED"
+        and operator.builtinOptions.padding == schema.Padding.SAME
+        and graph.kernel(name, operator).shape[1] > 1
     )
     return zero if padded or graph.bias(name, operator) is None else np.not_equal(known, UNKNOWN)
 
@@ -225,7 +236,8 @@ def _linear_constants(graph: _Graph, operator: Any, known: np.ndarray) -> np.nda
     exact = sums * factor
     low, high = (limit - graph.zero(output) for limit in _activation_range(graph, operator, output))
     # Runtimes round halves, and what is a rounded half already, each in its own way.
-    sure = (np.abs(exact - np.floor(exact) - 0.5) > factor + 1e-6) | (exact < low - 1) | (exact > high + 1)
+    margin = factor + 1e-6 * (1 + np.abs(exact))
+    sure = (np.abs(exact - np.floor(exact) - 0.5) > margin) | (exact < low - 1) | (exact > high + 1)
     codes = np.clip(np.round(exact), low, high) + graph.zero(output)
     return np.where(constant & sure, codes, UNKNOWN).astype(np.int64)
 
@@ -300,6 +312,9 @@ def _slice(graph: _Graph, operator: Any, known: dict[int, np.ndarray], masks: di
     kind = graph.kind(operator)
     if kind == "RESHAPE":
         _slice_reshape(graph, operator, masks)
+    if kind == "TRANSPOSE_CONV":  # whose first input is the shape of its output
+        shape = add_constant(graph.flat, _sliced_shape(graph, int(operator.outputs[0]), masks))
+        operator.inputs = np.array([shape, *operator.inputs[1:]], np.int32)
     if kind not in OPERANDS:
         return
     name, source, output = _linear(graph, operator)
@@ -334,9 +349,12 @@ def _set(graph: _Graph, index: int, array: np.ndarray, kept: np.ndarray) -> None
         quantization.zeroPoint = np.asarray(quantization.zeroPoint, np.int64)[kept]
 
 
+def _sliced_shape(graph: _Graph, index: int, masks: dict[int, np.ndarray]) -> np.ndarray:
+    return np.array([*graph.shape(index)[:-1], masks[index].sum()], np.int32)
+
+
 def _slice_reshape(graph: _Graph, operator: Any, masks: dict[int, np.ndarray]) -> None:
-    output = int(operator.outputs[0])
-    target = np.array([*graph.shape(output)[:-1], masks[output].sum()], np.int32)
+    target = _sliced_shape(graph, int(operator.outputs[0]), masks)
     if len(operator.inputs) > 1:
         operator.inputs = np.array([operator.inputs[0], add_constant(graph.flat, target)], np.int32)
     if operator.builtinOptions is not None:
@@ -350,8 +368,14 @@ def _drop_constant_branches(
     outputs = {int(index) for index in graph.graph.outputs}
     for index, codes in known.items():
         kept = codes[masks[index]]
-        readers = [graph.kind(o) for o in graph.operators if index in o.inputs]
-        if index in outputs or np.any(kept == UNKNOWN) or not set(readers) <= {"ADD", "SUB", "MUL"}:
+        readers = [operator for operator in graph.operators if index in operator.inputs]
+        if index in outputs or np.any(kept == UNKNOWN):
+            continue
+        # Something else has to give the sum its shape.
+        if not all(
+            graph.kind(reader) in ("ADD", "SUB", "MUL") and {*graph.computed(reader)} - {index}
+            for reader in readers
+        ):
             continue
         shape = (*(1 for _ in graph.shape(index)[1:]), len(kept))
         set_values(graph.flat, graph.graph.tensors[index], kept.astype(np.int8).reshape(shape))

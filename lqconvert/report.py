@@ -113,8 +113,8 @@ def kernel_table(proven: Proven) -> Table:
 def notes(file: TargetFile) -> list[str]:
     """What else is to be known of a file, a line each."""
     proven = file.proven
-    apart = max(proven.deviation.values())
-    same = "the same outputs as int8" if not apart else f"outputs up to {apart} steps from int8's"
+    differ = ", ".join(f"{steps} steps in {kernels}" for kernels, steps in proven.deviation.items() if steps)
+    same = f"outputs up to {differ} from int8's" if differ else "the same outputs as int8"
     lines = [f"{file.path}: {same} on {proven.examples} examples in {proven.runtime}"]
     if file.examples:
         lines[0] += f", scored on {file.examples:,}"

@@ -1,4 +1,4 @@
-"""Runs .tflite files in LiteRT and in TFLite Micro: the only module that knows interpreters."""
+"""Runs .tflite files in LiteRT, and in TFLite Micro through :mod:`lqconvert.micro`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,14 @@ from lqconvert.errors import LqError
 KERNELS = {"XNNPACK": "AUTO", "built-in": "BUILTIN_WITHOUT_DEFAULT_DELEGATES"}
 #: TFLite Micro's interpreter gets this much memory at first, and four times as much until it suffices.
 FIRST_ARENA, LARGEST_ARENA = 1 << 20, 1 << 30
-#: Its own sum of allocations is not always enough: it is raised by this until the model runs.
+#: Its own sum of allocations may not suffice: it is raised by this, twice this, ... until the model runs.
 ARENA_STEP = 256
+#: Seconds after which a run is given up.
+TIMEOUT = 900
+
+
+class _ArenaTooSmall(LqError):
+    """TFLite Micro says so, or crashes."""
 
 
 class Runner:
@@ -99,12 +105,12 @@ def run_micro(tflite: bytes, inputs: np.ndarray) -> MicroRun:
     Raises:
         LqError: if it cannot run the file; the message has its reason.
     """
-    arena = FIRST_ARENA
+    arena, step = FIRST_ARENA, ARENA_STEP
     while True:
         try:
             outputs, latency, needed = _child(tflite, inputs, arena)
             break
-        except LqError:
+        except _ArenaTooSmall:
             if arena >= LARGEST_ARENA:
                 raise
             arena *= 4
@@ -112,8 +118,8 @@ def run_micro(tflite: bytes, inputs: np.ndarray) -> MicroRun:
         try:
             _child(tflite, inputs[:1], needed)
             return MicroRun(outputs, latency, needed)
-        except LqError:
-            needed += ARENA_STEP
+        except _ArenaTooSmall:
+            needed, step = needed + step, 2 * step
             if needed > arena:
                 raise
 
@@ -124,11 +130,18 @@ def _child(tflite: bytes, inputs: np.ndarray, arena: int) -> tuple[np.ndarray, f
         model.write_bytes(tflite)
         np.save(examples, inputs)
         command = [sys.executable, "-m", "lqconvert.micro", *map(str, (model, examples, outputs, arena))]
-        child = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        try:
+            child = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", check=False, timeout=TIMEOUT
+            )
+        except subprocess.TimeoutExpired as error:
+            raise LqError(f"TFLite Micro did not finish in {TIMEOUT} seconds") from error
         total = re.search(r"Arena allocation total (\d+)", child.stderr)
         if child.returncode or total is None:
             lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
             ended = [f"it ended with signal {-child.returncode}"] if child.returncode < 0 else []
             reason = next((line for line in lines if "Traceback" not in line), "no reason given")
-            raise LqError(f"TFLite Micro cannot run the file: {'; '.join([reason, *ended])}")
+            too_small = bool(ended) or "missing: " in child.stderr
+            kind = _ArenaTooSmall if too_small else LqError
+            raise kind(f"TFLite Micro cannot run the file: {'; '.join([reason, *ended])}")
         return np.load(outputs), float(child.stdout.split()[-1]), -(-int(total[1]) // 16) * 16

@@ -1,4 +1,4 @@
-"""The runtimes that files are made for: what each executes, measured, and how it is asked whether it does."""
+"""The runtimes that files are made for, and what each executes, as measured."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.metadata
 from dataclasses import dataclass, replace
 
 from lqconvert.errors import LqError
+from lqconvert.flatbuffer import Needless
 from lqconvert.packing import Huffman, HuffmanBlocks, Lut, Narrow, Packing, Pruning, Sparse
 
 
@@ -16,13 +17,15 @@ class Target:
     Args:
         packings: how it can store a kernel besides int8.
         package: the Python package whose interpreter stands for it.
-        strip_all: whether files for it are to have no signature and no names.
+        needless: what its files can do without.
+        exact: the set of its kernels in which files have to compute what int8 does, to the bit.
     """
 
     name: str
     package: str
     packings: tuple[Packing, ...]
-    strip_all: bool = False
+    needless: Needless = Needless()  # noqa: RUF009
+    exact: str = "XNNPACK"
 
     @property
     def runtime(self) -> str:
@@ -35,11 +38,13 @@ class Target:
             importlib.metadata.version(self.package)
         except importlib.metadata.PackageNotFoundError as error:
             what = f"target {self.name} needs {self.package} to prove its files in"
-            raise LqError(f"{what}: pip install 'lqconvert[{self.name}]'") from error
+            raise LqError(f"{what}: pip install {self.package} (x86-64 Linux)") from error
 
 
 #: INT4 convolutions are not among them: XNNPACK takes four to seven times as long for them as for int8.
-LITERT = Target("litert", "ai-edge-litert", (Sparse(), Narrow(bits=4), Narrow(bits=2)))
+#: XNNPACK takes INT2 with a scale for each channel only.
+INT2 = Narrow(bits=2, per_tensor=False)
+LITERT = Target("litert", "ai-edge-litert", (Sparse(), Narrow(bits=4), INT2))
 TFLM = Target(
     "tflm",
     "tflite-micro",
@@ -48,6 +53,8 @@ TFLM = Target(
         Narrow(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), 4, ("CONV_2D", "DEPTHWISE_CONV_2D")),
         *(Lut(), Huffman(), Pruning(), HuffmanBlocks()),
     ),
+    Needless(bias_scales=True),
+    exact="TFLite Micro",
 )
 TARGETS = {target.name: target for target in (LITERT, TFLM)}
 
@@ -56,11 +63,13 @@ def target(name: str, *, int4_convolutions: bool = False, strip_all: bool = Fals
     """A target by name.
 
     Args:
-        int4_convolutions: for LiteRT, where size counts more than time.
-        strip_all: see :class:`Target`.
+        int4_convolutions: for LiteRT, where size counts more than time, and a step of rounding in XNNPACK
+            that is not int8's is no matter.
+        strip_all: drop the signature and the names of inputs and outputs, too.
     """
-    chosen = replace(TARGETS[name], strip_all=strip_all)
+    chosen = TARGETS[name]
+    chosen = replace(chosen, needless=replace(chosen.needless, signature=strip_all))
     if int4_convolutions and name == LITERT.name:
         narrow = Narrow(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), 4)
-        chosen = replace(chosen, packings=(Sparse(), narrow, Narrow(bits=2)))
+        chosen = replace(chosen, packings=(Sparse(), narrow, INT2), exact="built-in")
     return chosen

@@ -100,6 +100,9 @@ def test_the_codes_hold_the_plain_int8_file(run):
         ("codes", ["--max-ram", "9KB"], "it goes with --target tflm"),
         ("codes", ["--target", "tflm", "--max-ram", "1000"], "keeps within the limits"),
         ("codes", ["--data", "nowhere.npz"], "nowhere.npz"),
+        ("codes", ["--c-array"], "phones load the .tflite itself"),
+        ("array", [], "not the .codes.npz that lqconvert quantize writes"),
+        ("broken", [], "holds no int8 file that LiteRT loads"),
     ],
 )
 def test_mistakes(content, options, message, run, tmp_path):
@@ -108,6 +111,12 @@ def test_mistakes(content, options, message, run, tmp_path):
         path = run[1] / "digits.codes.npz"
     elif content == "foreign":
         np.savez(path, x=np.zeros(3))
+    elif content == "array":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    elif content == "broken":
+        layers = {"int8.layers": ["a"], "int8.preprocess": [1.0, 0.0]}
+        np.savez(path, **{"int8.tflite": np.zeros(99, np.uint8)}, **layers)
     elif content is not None:
         path.write_bytes(content)
     result = CliRunner().invoke(main, ["export", str(path), "-o", str(output), *options])

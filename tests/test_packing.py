@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from single_operator import SHAPES, in_litert, in_micro, single_operator
 
 from lqconvert.coding import entropy_bits, huffman_lengths
-from lqconvert.flatbuffer import OPERANDS, operator_name, read, strip, write
+from lqconvert.flatbuffer import OPERANDS, Needless, operator_name, read, strip, write
 from lqconvert.packing import (
     DECODE,
     INT8,
@@ -25,12 +25,13 @@ from lqconvert.packing import (
 from lqconvert.targets import TFLM, target
 
 EXECUTED = {
-    "XNNPACK": (target("litert").packings, lambda *run: in_litert(*run)),
+    "XNNPACK": (target("litert").packings, lambda *run: in_litert(*run), Needless()),
     "built-in": (
         target("litert", int4_convolutions=True).packings,
         lambda *run: in_litert(*run, "BUILTIN_WITHOUT_DEFAULT_DELEGATES"),
+        Needless(),
     ),
-    "TFLite Micro": (TFLM.packings, in_micro),
+    "TFLite Micro": (TFLM.packings, in_micro, TFLM.needless),
 }
 
 
@@ -55,7 +56,7 @@ def tensors(draw, operator):
 @given(data=st.data())
 def test_packed_tensors_execute_as_int8(operator, runtime, data):
     codes, k, per_channel, rng = data.draw(tensors(operator))
-    packings, run = EXECUTED[runtime]
+    packings, run, needless = EXECUTED[runtime]
     plain = single_operator(operator, codes, per_channel, k=k, rng=rng)
     (kernel,) = kernels(read(plain))
     graph = read(plain).subgraphs[0]
@@ -66,7 +67,7 @@ def test_packed_tensors_execute_as_int8(operator, runtime, data):
         encoded = packing.encode(kernel) if packing.fits(kernel) else None
         if encoded is None:
             continue
-        packed = assemble(plain, [kernel], [(packing, encoded)])
+        packed = assemble(plain, [kernel], [(packing, encoded)], needless)
         np.testing.assert_array_equal(run(packed, inputs), expected, err_msg=packing.name)
 
 
@@ -124,11 +125,11 @@ def test_what_decode_costs_and_what_huffman_reaches(per_channel):
 def test_forbidden_packings_give_way():
     plain = dense(0.97)
     names, best = [packing.name for packing in TFLM.packings], []
-    while (packed := pack(plain, TFLM.packings, {0: best})).packings != ["int8"]:
+    while (packed := pack(plain, TFLM.packings, {"": best})).packings != ["int8"]:
         best.append(packed.packings[0])
     assert set(best) <= set(names)
     assert best[0] == "huffman-blocks"
-    sizes = [len(pack(plain, TFLM.packings, {0: best[:n]}).tflite) for n in range(len(best) + 1)]
+    sizes = [len(pack(plain, TFLM.packings, {"": best[:n]}).tflite) for n in range(len(best) + 1)]
     assert sizes == sorted(sizes)
 
 
@@ -163,7 +164,7 @@ def test_strip_keeps_what_programs_look_for_unless_told():
     strip(flat)
     named = [tensor.name for tensor in graph.tensors if tensor.name]
     assert named == [graph.tensors[graph.inputs[0]].name, graph.tensors[graph.outputs[0]].name]
-    strip(flat, everything=True)
+    strip(flat, Needless(signature=True))
     assert not any(tensor.name for tensor in graph.tensors)
 
 
