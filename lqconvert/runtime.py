@@ -26,8 +26,8 @@ ARENA_STEP = 256
 TIMEOUT = 900
 
 
-class _ArenaTooSmall(LqError):
-    """TFLite Micro says so, or crashes."""
+class _Unsupported(LqError):
+    """An operator that TFLite Micro does not have: no arena helps. Every other failure may be want of one."""
 
 
 class Runner:
@@ -110,7 +110,9 @@ def run_micro(tflite: bytes, inputs: np.ndarray) -> MicroRun:
         try:
             outputs, latency, needed = _child(tflite, inputs, arena)
             break
-        except _ArenaTooSmall:
+        except _Unsupported:
+            raise
+        except LqError:
             if arena >= LARGEST_ARENA:
                 raise
             arena *= 4
@@ -118,7 +120,7 @@ def run_micro(tflite: bytes, inputs: np.ndarray) -> MicroRun:
         try:
             _child(tflite, inputs[:1], needed)
             return MicroRun(outputs, latency, needed)
-        except _ArenaTooSmall:
+        except LqError:
             needed, step = needed + step, 2 * step
             if needed > arena:
                 raise
@@ -141,7 +143,6 @@ def _child(tflite: bytes, inputs: np.ndarray, arena: int) -> tuple[np.ndarray, f
             lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
             ended = [f"it ended with signal {-child.returncode}"] if child.returncode < 0 else []
             reason = next((line for line in lines if "Traceback" not in line), "no reason given")
-            too_small = bool(ended) or "missing: " in child.stderr
-            kind = _ArenaTooSmall if too_small else LqError
+            kind = _Unsupported if "Didn't find op" in child.stderr else LqError
             raise kind(f"TFLite Micro cannot run the file: {'; '.join([reason, *ended])}")
         return np.load(outputs), float(child.stdout.split()[-1]), -(-int(total[1]) // 16) * 16
