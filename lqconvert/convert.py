@@ -303,7 +303,7 @@ def _files(
     for number, target in enumerate(targets):
         path = output.with_suffix(f".{target.name}.tflite") if number else output
         tflite, proven = prove(int8_file.tflite, target, inputs, int8_file.layers, limits)
-        score, scored = None, 0
+        score, float_score, scored = None, None, 0
         if data is not None:
             scored = examples_in(proven, data.test.size)
             part = order[:scored]
@@ -311,7 +311,8 @@ def _files(
             outputs, labels = run(tflite, target, batches)
             truth = labels if teacher is None else teacher[part]
             score = score_outputs(runner.dequantize(outputs), labels, truth)
-        files.append(TargetFile(str(path), score, scored, proven))
+            float_score = None if teacher is None else score_outputs(truth, labels, truth)
+        files.append(TargetFile(str(path), score, float_score, scored, proven))
         writers[path] = _writer(tflite)
         if gzip:
             writers[path.with_name(f"{path.name}.gz")] = _writer(gzipped(tflite))

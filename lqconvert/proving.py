@@ -21,7 +21,7 @@ from lqconvert.targets import TFLM, Target
 #: Inputs that every file is compared on, where there are as many.
 PROOF_EXAMPLES = 256
 #: TFLite Micro's portable kernels are slow: so many seconds of examples are scored in them.
-MICRO_SECONDS = 60
+MICRO_SECONDS = 120
 
 
 @dataclass(frozen=True)

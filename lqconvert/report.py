@@ -57,6 +57,7 @@ class TargetFile:
 
     path: str
     score: float | None  # None where there are no data
+    float_score: float | None  # the float model's on the same examples; None where it is not at hand
     examples: int
     proven: Proven
 
@@ -205,13 +206,17 @@ class Report:
         table.add_row("", "", *(f"{self.float_.size / size:.1f}x smaller" for size in sizes[1:]))
         deflated_sizes = [*(each.deflated_bytes for each in both), *(each.deflated_bytes for each in proven)]
         table.add_row("download", *(f"{size:,}" for size in deflated_sizes))
-        scores = [self.float_.score, self.int8.score, *(file.score for file in self.files)]
+        scores = [self.float_.score, self.int8.score, *(file.score or 0.0 for file in self.files)]
+        floats = [self.float_.score, *(file.float_score or 0.0 for file in self.files)]
         if self.score_name == "accuracy":
-            table.add_row("test accuracy", *(f"{score:.2%}" for score in scores if score is not None))
-            drops = [100 * (score - self.float_.score) for score in scores[1:] if score is not None]
+            table.add_row("test accuracy", *(f"{score:.2%}" for score in scores))
+            drops = (100 * (score - before) for score, before in zip(scores[1:], floats, strict=True))
             table.add_row("", "", *(f"{drop:+.2f} points" for drop in drops))
         else:
-            table.add_row(self.score_name, *(f"{-score:.4g}" for score in scores if score is not None))
+            table.add_row(self.score_name, *(f"{-score:.4g}" for score in scores))
+        counts = [self.splits["test"]] * 2 + [file.examples for file in self.files]
+        if len(set(counts)) > 1:
+            table.add_row("of test examples", *(f"{count:,}" for count in counts))
         times = [*(each.latency_s for each in both), *(each.latency_s for each in proven)]
         table.add_row("latency here", *(f"{1e3 * time:.3f} ms" for time in times))
         if any(each.arena_bytes for each in proven):

@@ -290,8 +290,10 @@ def learned(name: str, model: Path, output: Path, budget: lqconvert.Budget, seed
     results = {"int8": Result(int8.size, int8.deflated_bytes, int8.score, seconds, int8.latency_s)}
     for file in report.files:
         proven, arena = file.proven, file.proven.arena_bytes or 0
+        # Where only a part of the test split was run, its difference from float on that part counts.
+        score = report.float_.score + file.score - file.float_score
         results[proven.target] = Result(
-            proven.size, proven.deflated_bytes, file.score or 0.0, seconds, proven.latency_s, arena
+            proven.size, proven.deflated_bytes, score, seconds, proven.latency_s, arena
         )
     return results
 
