@@ -117,7 +117,7 @@ NETWORKS = {
     "lenet-300-100": Network(lambda: mlp(300, 100), "mnist", 15, 1e-3, 40),
     "lenet-5": Network(lenet_5, "mnist", 15, 1e-3, 20),
     "resnet-8": Network(lambda: resnet(32, (16, 32, 64), 1), CIFAR, 40, 4e-3, 16, augment=True),
-    "cifar-cnn": Network(cifar_cnn, CIFAR, 16, 2e-3, 8, augment=True),
+    "cifar-cnn": Network(cifar_cnn, CIFAR, 20, 2e-3, 8, augment=True),
     "resnet-18": Network(
         lambda: resnet(64, (32, 64, 128, 256), 2, shrinks=True), IMAGENETTE, 60, 2e-3, 36, augment=True
     ),
