@@ -10,8 +10,8 @@ from single_operator import in_micro, single_operator
 
 from lqconvert import BudgetMissed, LqError, proving, removal
 from lqconvert.firmware import c_sources, operators, resolver_lines, with_margin
-from lqconvert.flatbuffer import read, write
-from lqconvert.packing import Huffman, Lut, kernels, name_kernels, pack
+from lqconvert.flatbuffer import read, set_values, write
+from lqconvert.packing import Huffman, Lut, kernels, name_kernels
 from lqconvert.proving import Limits, execute, prove
 from lqconvert.runtime import run_micro
 from lqconvert.targets import LITERT, TARGETS, TFLM, target
@@ -62,10 +62,10 @@ def test_what_computes_something_else_gives_way(dense):
     np.testing.assert_array_equal(in_micro(tflite, INPUTS[:20]), in_micro(dense, INPUTS[:20]))
 
 
-def network(rng) -> tuple[bytes, np.ndarray]:
-    """Two FULLY_CONNECTED operators, a channel between them dead, and inputs."""
+def network(rng, unread=0) -> tuple[bytes, np.ndarray]:
+    """Two FULLY_CONNECTED operators, a channel between them dead and some inputs unread, and inputs."""
     first = np.rint(rng.normal(0, 3, (60, 300))) * (rng.random((60, 300)) >= 0.9)
-    first[7] = 0
+    first[7], first[:, :unread] = 0, 0
     one = read(single_operator("FULLY_CONNECTED", first.astype(np.int8), False, k=1, rng=rng))
     second = np.rint(rng.normal(0, 3, (50, 60)))
     two = read(single_operator("FULLY_CONNECTED", second.astype(np.int8), False, k=1, rng=rng))
@@ -83,7 +83,7 @@ def network(rng) -> tuple[bytes, np.ndarray]:
     return write(one), INPUTS
 
 
-def test_one_culprit_of_several_kernels(monkeypatch):
+def test_one_culprit_of_several_kernels():
     """Of two layers that are stored wrongly in one way only the first is: the second keeps its packing."""
     tflite, inputs = network(np.random.default_rng(0))
 
@@ -100,22 +100,29 @@ def test_one_culprit_of_several_kernels(monkeypatch):
     assert proven.kernels[0].shape == (59, 300)  # without the dead channel
 
 
-@pytest.mark.parametrize("what", ["remove_dead_channels", "gather_inputs"])
-def test_removal_and_gathering_have_to_be_exact(what, monkeypatch):
-    """Where they are not, the file does without them."""
-    tflite, inputs = network(np.random.default_rng(0))
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [("remove_dead_channels", "removing dead channels: "), ("gather_inputs", "gathering inputs: ")],
+)
+def test_removal_and_gathering_have_to_be_exact(step, said, monkeypatch):
+    """Where they are not, the file does without them, and says so."""
+    tflite, inputs = network(np.random.default_rng(0), unread=150)
+    exact = getattr(removal, step)
 
     def wrong(file, *rest):
-        flat = read(getattr(removal, what)(file, *rest))
-        flat.subgraphs[0].tensors[-1].quantization.zeroPoint = np.array([0], np.int64)
-        return write(flat)[: len(file)] if what == "remove_dead_channels" else write(flat)
+        flat = read(exact(file, *rest))
+        kernel = kernels(flat)[0]
+        codes = np.where(kernel.codes == 0, 0, kernel.codes + 1).astype(np.int8)
+        set_values(flat, flat.subgraphs[0].tensors[kernel.tensor], codes)
+        return write(flat)
 
-    monkeypatch.setattr(proving, what, wrong)
-    monkeypatch.setattr(
-        proving, "gatherable", lambda file: [int(read(file).subgraphs[0].operators[0].inputs[1])]
-    )
-    monkeypatch.setattr(proving, "pack", lambda file, *rest, **options: pack(file, ()))
-    _, proven = prove(tflite, TFLM, inputs, ["first", "second"], Limits())
+    only_int8 = dataclasses.replace(TFLM, packings=())
+    _, right = prove(tflite, only_int8, inputs, ["first", "second"], Limits())
+    monkeypatch.setattr(proving, step, wrong)
+    _, proven = prove(tflite, only_int8, inputs, ["first", "second"], Limits())
+    assert right.refused == []
+    assert said in proven.refused[0]
+    assert proven.size > right.size
     assert max(proven.deviation.values()) == 0
 
 
