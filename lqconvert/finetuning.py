@@ -167,10 +167,22 @@ class RelativeAdam(tf_keras.optimizers.Adam):
                     self.units[quantizer.scale_weight.ref()] = 1.0
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
-        before = tf.identity(variable)
-        super().update_step(gradient, variable)
+        """Adam's in one operation: Keras's own walks over the variable a dozen times."""
         unit = self.speed * self.units.get(variable.ref(), self.damping)
-        variable.assign(before + unit * (variable - before))
+        step = tf.cast(self.iterations + 1, tf.float32)
+        index = self._index_dict[self._var_key(variable)]
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].handle,
+            v=self._velocities[index].handle,
+            beta1_power=self.beta_1**step,
+            beta2_power=self.beta_2**step,
+            lr=unit * tf.cast(self.learning_rate, tf.float32),
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=tf.convert_to_tensor(gradient),
+        )
 
 
 def _flat(values: tf.Tensor) -> tf.Tensor:

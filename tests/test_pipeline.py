@@ -83,6 +83,18 @@ def test_steps_are_in_proportion_and_damped_but_for_scales(samples):
         np.testing.assert_allclose(step, expected, rtol=1e-3)
 
 
+def test_undamped_steps_are_those_of_adam():
+    variables, plain = ([tf.Variable([[0.02, -0.02]]), tf.Variable([0.5])] for _ in range(2))
+    own = RelativeAdam(tf_keras.Sequential(), learning_rate=0.01, damping=1.0)
+    adam = tf_keras.optimizers.Adam(0.01)
+    for _ in range(20):
+        gradients = [RNG.normal(size=v.shape).astype(np.float32) for v in variables]
+        own.apply_gradients(zip(gradients, variables, strict=True))
+        adam.apply_gradients(zip(gradients, plain, strict=True))
+    for a, b in zip(variables, plain, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-6)
+
+
 class Interrupt:
     """A progress callback that presses Ctrl-C at its n-th call."""
 

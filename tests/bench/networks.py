@@ -251,6 +251,7 @@ class Result:
     seconds: float
     latency_s: float = 0.0
     arena: int = 0
+    estimate: float = 0.0  # of the packed bytes of the weights, over these
 
 
 def kept(path: Path, make: Callable[[], dict[str, Result]]) -> dict[str, Result]:
@@ -287,7 +288,9 @@ def learned(name: str, model: Path, output: Path, budget: lqconvert.Budget, seed
         seed=seed,
     )
     seconds, int8 = round(time.time() - start, 1), report.int8
-    results = {"int8": Result(int8.size, int8.deflated_bytes, int8.score, seconds, int8.latency_s)}
+    estimate = report.best.estimated_weight_bytes / report.best.weight_bytes
+    plain = Result(int8.size, int8.deflated_bytes, int8.score, seconds, int8.latency_s, estimate=estimate)
+    results = {"int8": plain}
     for file in report.files:
         proven, arena = file.proven, file.proven.arena_bytes or 0
         # Where only a part of the test split was run, its difference from float on that part counts.
@@ -300,14 +303,16 @@ def learned(name: str, model: Path, output: Path, budget: lqconvert.Budget, seed
 
 def row(name: str, method: str, results: list[Result], original: Result) -> str:
     """A line of the table: the mean of the results, and the spread of their scores."""
-    size, packed, score, seconds, latency, arena = np.mean(
+    size, packed, score, seconds, latency, arena, _ = np.mean(
         [dataclasses.astuple(result) for result in results], axis=0
     )
+    off = max((100 * abs(result.estimate - 1) for result in results if result.estimate), default=None)
     spread = f" +- {100 * np.std([result.score for result in results]):.2f}" if len(results) > 1 else ""
     drop = f"{100 * (score - original.score):+.2f}"
     accuracy = f"{100 * score:.2f}%{spread} | {drop}"
     sizes = f"{size:,.0f} | {original.size / size:.1f}x | {packed:,.0f} | {original.size / packed:.1f}x"
-    took = f"{1e3 * latency:.3f} ms | {arena:,.0f} | {seconds / 60:.1f}"
+    estimate = "" if off is None else f"{off:.1f}%"
+    took = f"{estimate} | {1e3 * latency:.3f} ms | {arena:,.0f} | {seconds / 60:.1f}"
     return f"| {name} | {method} | {sizes} | {accuracy} | {took} |"
 
 
@@ -326,7 +331,7 @@ def main() -> None:
     budget = lqconvert.Budget(max_drop=None if size else arguments.max_drop, max_size=size)
     asked = f"{size}B" if size else f"{arguments.max_drop:g}points"
     columns = ("network", "method", "bytes", "ratio", "deflated", "ratio", "accuracy", "points")
-    columns += ("latency", "arena", "minutes")
+    columns += ("estimate off by", "latency", "arena", "minutes")
     print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
     for name in arguments.networks:
         network, path = NETWORKS[name], float_model(name, folder)
