@@ -22,7 +22,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.graph_transfor
 
 from lqconvert.errors import LqError
 from lqconvert.granularity import KEPT_AXES, LINEAR, class_name, kernel_name
-from lqconvert.loading import HardSwish
+from lqconvert.twins import HardSwish
 
 
 def node(cls: type, config: dict[str, Any], weights: dict[str, np.ndarray], *inputs: LayerNode) -> LayerNode:
