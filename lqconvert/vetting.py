@@ -1,4 +1,4 @@
-"""What a model file says of itself, read without Keras: nothing in it is executed, what is unknown is refused."""
+"""What a model file says of itself, read without Keras: nothing is executed, what is unknown is refused."""
 
 from __future__ import annotations
 
