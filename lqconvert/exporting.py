@@ -28,6 +28,7 @@ from lqconvert.quantizers import (
     scale_and_zero_point,
 )
 from lqconvert.rescaling import fold_input_scales
+from lqconvert.rewriting import float_layers
 
 
 @dataclass
@@ -125,16 +126,22 @@ def export(model: tf_keras.Model, batches: Iterable[np.ndarray] = ()) -> Exporte
     template = Template.of(model, _native_codes(codes))
     tflite = template.fill(codes)
     graph = read(tflite).subgraphs[0]
-    first, last = graph.tensors[graph.inputs[0]].quantization, graph.tensors[graph.outputs[0]].quantization
+    first, last = (_scale(graph.tensors[indices[0]]) for indices in (graph.inputs, graph.outputs))
     return Exported(
         tflite,
         _native_codes(codes),
         template.order,
-        float(first.scale[0]),
-        int(first.zeroPoint[0]),
-        float(last.scale[0]),
-        int(last.zeroPoint[0]),
+        *first,
+        *last,
     )
+
+
+def _scale(tensor: Any) -> tuple[float, int]:
+    """Scale and zero point of a tensor; (1, 0) for indices, which are taken as they are."""
+    quantization = tensor.quantization
+    if quantization is None or quantization.scale is None:
+        return 1.0, 0
+    return float(quantization.scale[0]), int(quantization.zeroPoint[0])
 
 
 @dataclass(frozen=True)
@@ -152,9 +159,9 @@ class Template:
             codes: native ones; the activations' scales are theirs.
         """
         plain, fingerprints = _fingerprinted(model, codes)
-        tflite = convert(plain, integer=True)
-        flat = read(tflite)
-        _refuse_float(flat)
+        flat = _in_order(read(convert(plain, integer=True)))
+        if not float_layers(model):
+            _refuse_float(flat)
         order = []
         for operator, kind in _linear_operators(flat):
             tensor = flat.subgraphs[0].tensors[operator.inputs[OPERANDS[kind][1]]]
@@ -163,7 +170,7 @@ class Template:
             order.append(name)
         if fingerprints:
             raise LqError(f"layers not found in the converted file: {', '.join(fingerprints)}")
-        return cls(tflite, order)
+        return cls(write(flat), order)
 
     def fill(self, codes: Codes) -> bytes:
         """The file with these codes, their scales and biases; the activations' scales stay."""
@@ -191,9 +198,27 @@ class Template:
         return write(flat)
 
 
+def _in_order(flat: Any) -> Any:
+    """The file with its inputs and outputs in the order of the model's, which the converter may change."""
+    graph, (signature,) = flat.subgraphs[0], flat.signatureDefs
+    for attribute in ("inputs", "outputs"):
+        entries = getattr(signature, attribute)
+        if len(entries) > 1:  # x_0, x_1, ..., output_0, output_1, ...
+            entries.sort(key=lambda entry: int(entry.name.rsplit(b"_", 1)[1]))
+            setattr(graph, attribute, np.array([entry.tensorIndex for entry in entries], np.int32))
+    return flat
+
+
 def _linear_operators(flat: Any) -> list[tuple[Any, str]]:
-    named = [(operator, operator_name(flat, operator)) for operator in flat.subgraphs[0].operators]
-    return [(operator, kind) for operator, kind in named if kind in OPERANDS]
+    """The integer ones; those within a layer that stays float are none of ours."""
+    graph = flat.subgraphs[0]
+    named = [(operator, operator_name(flat, operator)) for operator in graph.operators]
+    return [
+        (operator, kind)
+        for operator, kind in named
+        if kind in OPERANDS
+        and graph.tensors[operator.inputs[OPERANDS[kind][1]]].type == schema.TensorType.INT8
+    ]
 
 
 def _outputs(layer: LayerCodes) -> int:
@@ -217,18 +242,19 @@ def _fingerprinted(
     def plain(layer: Any) -> Any:
         if isinstance(layer, QuantizedLayer):
             return type(layer.layer).from_config(layer.layer.get_config() | {"name": layer.name})
-        if isinstance(layer, ActivationQuantizer):
-            scale, zero_point = (np.float64(number) for number in codes.activations[layer.name])
+        if isinstance(layer, (ActivationQuantizer, FollowingQuantizer)):
+            source = layer.source() if isinstance(layer, FollowingQuantizer) else layer
+            scale, zero_point = (np.float64(number) for number in codes.activations[source.name])
             limits = (-128 - zero_point) * scale, (127 - zero_point) * scale
             return ActivationQuantizer(fixed=limits, name=layer.name)
-        if isinstance(layer, FollowingQuantizer):
-            return tf_keras.layers.Activation("linear", name=layer.name)
         return type(layer).from_config(layer.get_config())
 
     clone = tf_keras.models.clone_model(model, clone_function=plain)
     for layer in clone.layers:
         if isinstance(layer, ActivationQuantizer):
             layer.limits.assign(layer.fixed)
+        elif layer.name not in codes.layers and layer.weights:
+            layer.set_weights(model.get_layer(layer.name).get_weights())
     rng = np.random.default_rng(0)
     fingerprints = {}
     for number, (name, layer) in enumerate(codes.layers.items()):

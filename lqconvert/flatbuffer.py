@@ -60,35 +60,32 @@ def write(flat: Any) -> bytes:
 
 def _drop_unused(flat: Any) -> None:
     """Renumbers tensors, buffers and operator codes to those in use; equal buffers become one."""
-    graph = flat.subgraphs[0]
-    used = sorted(
-        {
-            int(index)
-            for group in (graph, *graph.operators)
-            for index in (*group.inputs, *group.outputs)
-            if index >= 0
-        }
-    )
-    places = {old: new for new, old in enumerate(used)} | {-1: -1}
-    graph.tensors = [graph.tensors[old] for old in used]
-    for group in (graph, *graph.operators):
-        group.inputs = np.array([places[int(index)] for index in group.inputs], np.int32)
-        group.outputs = np.array([places[int(index)] for index in group.outputs], np.int32)
-    for signature in flat.signatureDefs or []:
-        for entry in (*signature.inputs, *signature.outputs):
-            entry.tensorIndex = places[entry.tensorIndex]
     buffers, known = [schema.BufferT()], {b"": 0}
-    for tensor in graph.tensors:
-        data = flat.buffers[tensor.buffer].data
-        data = b"" if data is None else np.asarray(data, np.uint8).tobytes()
-        if data not in known:
-            known[data] = len(buffers)
-            buffers.append(_buffer(data))
-        tensor.buffer = known[data]
-        tensor.shape = np.asarray(tensor.shape, np.int32)
+    for number, graph in enumerate(flat.subgraphs):
+        groups = (graph, *graph.operators)
+        used = {int(i) for group in groups for i in (*group.inputs, *group.outputs) if i >= 0}
+        places = {old: new for new, old in enumerate(sorted(used))} | {-1: -1}
+        graph.tensors = [graph.tensors[old] for old in sorted(used)]
+        for group in groups:
+            group.inputs = np.array([places[int(index)] for index in group.inputs], np.int32)
+            group.outputs = np.array([places[int(index)] for index in group.outputs], np.int32)
+        for signature in flat.signatureDefs or []:
+            if signature.subgraphIndex == number:
+                for entry in (*signature.inputs, *signature.outputs):
+                    entry.tensorIndex = places[entry.tensorIndex]
+        for tensor in graph.tensors:
+            data = flat.buffers[tensor.buffer].data
+            data = b"" if data is None else np.asarray(data, np.uint8).tobytes()
+            if data not in known:
+                known[data] = len(buffers)
+                buffers.append(_buffer(data))
+            tensor.buffer = known[data]
+            # An empty list would be written as no shape at all, which LiteRT takes for an unknown one.
+            tensor.shape = np.asarray([] if tensor.shape is None else tensor.shape, np.int32)
     flat.buffers = buffers
-    codes = sorted({operator.opcodeIndex for operator in graph.operators})
-    for operator in graph.operators:
+    operators = [operator for graph in flat.subgraphs for operator in graph.operators]
+    codes = sorted({operator.opcodeIndex for operator in operators})
+    for operator in operators:
         operator.opcodeIndex = codes.index(operator.opcodeIndex)
     flat.operatorCodes = [flat.operatorCodes[old] for old in codes]
 

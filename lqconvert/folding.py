@@ -22,7 +22,8 @@ from tensorflow_model_optimization.python.core.quantization.keras.graph_transfor
 
 from lqconvert.errors import LqError
 from lqconvert.granularity import KEPT_AXES, LINEAR, class_name, kernel_name
-from lqconvert.twins import HardSwish
+from lqconvert.loading import random_inputs
+from lqconvert.twins import CUSTOM_LAYERS
 
 
 def node(cls: type, config: dict[str, Any], weights: dict[str, np.ndarray], *inputs: LayerNode) -> LayerNode:
@@ -35,7 +36,7 @@ class GraphTransform(Transform):
     """A rewrite given by a pattern and a function of the matched node."""
 
     def custom_objects(self) -> dict[str, type]:
-        return {"HardSwish": HardSwish}
+        return dict(CUSTOM_LAYERS)
 
 
 class SplitActivation(GraphTransform):
@@ -216,14 +217,6 @@ def _check_batch_norm_axes(model: tf_keras.Model) -> None:
             axis = layer.axis[0] if isinstance(layer.axis, (list, tuple)) else layer.axis
             if axis not in (-1, len(layer.input_shape) - 1):
                 raise LqError(f"layer '{layer.name}': BatchNormalization over axis {axis}, not the last one")
-
-
-def random_inputs(model: tf_keras.Model, batch: int, seed: int = 0) -> list[np.ndarray]:
-    """Normal float32 inputs for every input of the model; unknown lengths become 32."""
-    rng = np.random.default_rng(seed)
-    return [
-        rng.normal(size=(batch, *(n or 32 for n in x.shape[1:]))).astype(np.float32) for x in model.inputs
-    ]
 
 
 def fold(model: tf_keras.Model) -> tf_keras.Model:

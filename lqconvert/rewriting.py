@@ -15,10 +15,10 @@ from lqconvert.folding import GraphTransform, fold, node, transform
 from lqconvert.granularity import KEPT_AXES, LINEAR, class_name, kernel_name
 from lqconvert.quantizers import ActivationQuantizer, FollowingQuantizer, QuantizedLayer, WeightQuantizer
 from lqconvert.schemes import LSQ, Scheme
+from lqconvert.twins import FLOAT_ACTIVATIONS
 
 #: Operations whose TFLite kernels want the same scale in and out: no quantizer of their own behind them.
 SAME_SCALE = {
-    "InputLayer",
     "MaxPooling1D",
     "MaxPooling2D",
     "AveragePooling1D",
@@ -34,9 +34,14 @@ SAME_SCALE = {
     "Cropping2D",
     "UpSampling1D",
     "UpSampling2D",
+    "RepeatVector",
+    "Slice",
 }
 #: Of these, those whose results are rounded to that scale.
 ROUNDED = {"AveragePooling1D", "AveragePooling2D", "UpSampling2D"}
+#: Operations that want one scale for all that goes in and out: the converter spreads it to inputs that have
+#: none of their own, and cuts off there what it does not cover.
+ONE_SCALE = {"Concatenate", "Maximum", "Minimum"}
 #: Operations whose output range TFLite prescribes: scale 1/256 or 1/128.
 FIXED_RANGES = {"softmax": (0.0, 255 / 256), "sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
 LEARNED_RANGES = {
@@ -48,9 +53,23 @@ LEARNED_RANGES = {
     "Concatenate",
     "GlobalAveragePooling1D",
     "GlobalAveragePooling2D",
+    "Maximum",
+    "Minimum",
     "ReLU",
     "LeakyReLU",
+    "PReLU",
     "HardSwish",
+    "Gelu",
+    "MatMul",
+    "Reduce",
+    "Embedding",
+}
+#: Layers and activations for which there is no integer kernel, and what computes in float instead.
+FLOAT = {
+    "LayerNorm": "LayerNormalization",
+    "RNN": "a recurrent layer",
+    "ELU": "ELU",
+    **{name: f"activation {name}" for name in FLOAT_ACTIVATIONS},
 }
 #: A ReLU or ReLU6 right behind one of these becomes part of its kernel: one quantizer for both.
 FUSES_RELU = {*LINEAR, "Add", "Subtract", "Multiply"}
@@ -92,6 +111,23 @@ class QuantizeOutputs(_Transform):
         return node(type(quantizer), quantizer.get_config(), {}, match_layer)
 
 
+def _keeps_scale(layer: Any) -> bool:
+    kind = class_name(layer)
+    return kind in SAME_SCALE or (kind == "Reduce" and layer.function == "max")
+
+
+def _float_reason(layer: Any) -> str:
+    """Why a layer computes in float, or nothing."""
+    function = getattr(layer, "activation", None)
+    kind = class_name(layer)
+    return FLOAT.get(getattr(function, "__name__", "") if kind == "Activation" else kind, "")
+
+
+def float_layers(model: tf_keras.Model) -> dict[str, str]:
+    """The layers of a folded or rewritten model that compute in float, by name, and what they are."""
+    return {layer.name: reason for layer in model.layers if (reason := _float_reason(layer))}
+
+
 def _consumers(layer: Any) -> list[Any]:
     return [node.outbound_layer for node in layer.outbound_nodes]
 
@@ -111,18 +147,22 @@ def _activation_quantizers(
         kind, name = class_name(layer), quantized_output(layer.name)
         function = getattr(layer, "activation", None)
         activation = "softmax" if kind == "Softmax" else getattr(function, "__name__", "")
+        if kind == "InputLayer" and layer.dtype == "int32":
+            continue  # indices into an Embedding
         if kind == "InputLayer":
             quantizers[layer.name] = ActivationQuantizer(fixed=input_range, name=name)
         elif kind in FUSES_RELU and layer.name not in outputs and _fused_relu(layer):
             continue
-        elif kind in LEARNED_RANGES:
+        elif _keeps_scale(layer):
+            several = len(_consumers(layer)) > 1 or kind == "Slice"
+            if kind in ROUNDED or several or {class_name(each) for each in _consumers(layer)} & ONE_SCALE:
+                quantizers[layer.name] = FollowingQuantizer(name=name)
+        elif kind in LEARNED_RANGES or _float_reason(layer) or activation == "exponential":
             quantizers[layer.name] = ActivationQuantizer(name=name)
         elif kind in ("Activation", "Softmax") and activation in FIXED_RANGES:
             final = layer.name in outputs and not _consumers(layer)
             quantizers[layer.name] = ActivationQuantizer(FIXED_RANGES[activation], final, name=name)
-        elif kind in ROUNDED:
-            quantizers[layer.name] = FollowingQuantizer(name=name)
-        elif kind not in SAME_SCALE:
+        else:
             what = f"{kind} {activation}".strip()
             raise LqError(f"layer '{layer.name}' ({what}): no integer kernel for it is known")
     return quantizers

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,8 @@ class _Unsupported(LqError):
 class Runner:
     """A .tflite file in LiteRT, fed with real values.
 
+    Where a file has several inputs or outputs, an example is all of them, flattened, one behind the other.
+
     Args:
         tflite: the file's bytes.
         threads: number of threads of the interpreter.
@@ -47,30 +50,36 @@ class Runner:
             model_content=tflite, num_threads=threads, experimental_op_resolver_type=resolver
         )
         self.interpreter.allocate_tensors()
-        (self.input,) = self.interpreter.get_input_details()
-        (self.output,) = self.interpreter.get_output_details()
+        self.inputs = self.interpreter.get_input_details()
+        self.outputs = self.interpreter.get_output_details()
 
-    def quantize(self, x: np.ndarray) -> np.ndarray:
-        """Real inputs as the file takes them: int8, or float32 for a float file."""
-        scale, zero_point = self.input["quantization"]
-        if not scale:
-            return x.astype(np.float32)
-        return np.clip(np.round(x / scale) + zero_point, -128, 127).astype(np.int8)
+    def quantize(self, x: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        """Real inputs [n, ...] (of each input, where there are several) as the file takes them."""
+        if len(self.inputs) == 1:
+            return _quantized(x, self.inputs[0])  # type: ignore[arg-type]
+        parts = [_quantized(part, detail) for part, detail in zip(x, self.inputs, strict=True)]
+        return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
 
     def dequantize(self, y: np.ndarray) -> np.ndarray:
-        scale, zero_point = self.output["quantization"]
-        return (y.astype(np.float32) - zero_point) * scale if scale else y
+        """Outputs of the file as float32, in the same shape."""
+        if len(self.outputs) == 1:
+            return _dequantized(y, self.outputs[0])
+        parts = zip(split(y, [detail["shape"] for detail in self.outputs]), self.outputs, strict=True)
+        return np.concatenate([_dequantized(part, detail).reshape(len(y), -1) for part, detail in parts], 1)
 
     def invoke(self, examples: Iterable[np.ndarray]) -> np.ndarray:
         """Outputs [n, ...] for inputs [n, ...], both as the file has them."""
         outputs = []
         for example in examples:
-            self.interpreter.set_tensor(self.input["index"], example[np.newaxis])
+            parts = split(example[np.newaxis], [detail["shape"] for detail in self.inputs])
+            for part, detail in zip(parts, self.inputs, strict=True):
+                self.interpreter.set_tensor(detail["index"], part.astype(detail["dtype"], copy=False))
             self.interpreter.invoke()
-            outputs.append(self.interpreter.get_tensor(self.output["index"])[0])
+            results = [self.interpreter.get_tensor(detail["index"])[0] for detail in self.outputs]
+            outputs.append(results[0] if len(results) == 1 else np.concatenate([y.ravel() for y in results]))
         return np.stack(outputs)
 
-    def run(self, batches: Iterable[np.ndarray]) -> np.ndarray:
+    def run(self, batches: Iterable[np.ndarray | Sequence[np.ndarray]]) -> np.ndarray:
         """Outputs (float32, [n, ...]) for batches of real inputs (preprocessed, as the float model's)."""
         return self.dequantize(np.concatenate([self.invoke(self.quantize(batch)) for batch in batches]))
 
@@ -82,6 +91,27 @@ class Runner:
             self.interpreter.invoke()
             times.append(time.perf_counter() - start)
         return median(times[10:])
+
+
+def split(examples: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Examples [n, total] as the tensors [n, ...] that they hold; the shapes have a batch axis in front."""
+    if len(shapes) == 1:
+        return [examples]
+    ends = np.cumsum([int(np.prod(shape[1:])) for shape in shapes])
+    parts = np.split(examples.reshape(len(examples), -1), ends[:-1], axis=1)
+    return [part.reshape(len(examples), *shape[1:]) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _quantized(x: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    scale, zero_point = detail["quantization"]
+    if not scale:  # float, or indices
+        return x.astype(detail["dtype"])
+    return np.clip(np.round(x / scale) + zero_point, -128, 127).astype(np.int8)
+
+
+def _dequantized(y: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    scale, zero_point = detail["quantization"]
+    return (y.astype(np.float32) - zero_point) * scale if scale else y.astype(np.float32)
 
 
 @dataclass(frozen=True)

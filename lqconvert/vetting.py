@@ -10,7 +10,8 @@ from typing import Any
 import h5py
 
 from lqconvert.errors import LqError
-from lqconvert.twins import DROPPED, LAYERS, OPERATIONS
+from lqconvert.operations import KERAS3, TENSORFLOW
+from lqconvert.twins import CUSTOM_LAYERS, DROPPED, LAYERS
 
 MODELS = {"Sequential", "Functional", "Model"}
 
@@ -68,8 +69,8 @@ def refuse_unknown(config: dict[str, Any]) -> None:
             refuse_unknown(layer)
             continue
         module = str(layer.get("module") or "keras").split(".")[0]
-        operation = layer_config.get("function") if kind == "TFOpLambda" else None
-        known = kind in LAYERS | DROPPED or operation in OPERATIONS
+        operation = layer_config.get("function") if kind in ("TFOpLambda", "SlicingOpLambda") else None
+        known = kind in LAYERS | DROPPED | {*CUSTOM_LAYERS, *KERAS3} or operation in TENSORFLOW
         if not known or module not in ("keras", "tf_keras", "lqconvert"):
             raise LqError(f"layer '{name}' ({operation or kind}): this layer is not known to lqconvert")
         if layer_config.get("data_format") == "channels_first":

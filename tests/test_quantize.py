@@ -275,7 +275,7 @@ MISTAKES = {
     "text as .h5": (lambda d: text(d / "text.h5"), "digits", "neither HDF5 nor"),
     "truncated .h5": (lambda d: truncated(d / "cut.h5"), "digits", "cut.h5"),
     "NaN weights": (lambda d: with_nan(d / "nan.h5"), "digits", "layer 'dense' has NaN"),
-    "unknown layer": (lambda d: with_layer_norm(d / "norm.h5"), "digits", "LayerNormalization"),
+    "unknown layer": (lambda d: with_layer_norm(d / "norm.h5"), "digits", "UnitNormalization"),
     "no such data": (None, "no_such_data", "no such data"),
     "data of another shape": (None, {"x": np.zeros((100, 9, 9), np.uint8), "y": Y}, "model takes (8, 8, 1)"),
     "labels out of range": (None, {"x": X, "y": Y + 5}, "label 10 is out of range"),
@@ -305,7 +305,7 @@ def with_nan(path):
 
 
 def with_layer_norm(path):
-    tf_keras.Sequential([layers.Input((8, 8, 1)), layers.LayerNormalization(), layers.Flatten()]).save(path)
+    tf_keras.Sequential([layers.Input((8, 8, 1)), layers.UnitNormalization(), layers.Flatten()]).save(path)
     return path
 
 

@@ -1,0 +1,221 @@
+"""Small models, one for each feature that people's models have, built with either Keras.
+
+``integer`` says that all of it computes in integers; ``floats`` names the layers that stay float, ``refused``
+a part of the message where the model is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+import tf_keras
+
+IMAGE = (8, 8, 4)
+STEPS = (8, 6)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A model; ``build`` is given keras or tf_keras."""
+
+    build: Callable[[Any], Any]
+    floats: str = ""
+    refused: str = ""
+    apis: tuple[str, ...] = ("tf_keras", "keras")
+
+
+def layer(kind: str, *args: Any, **settings: Any) -> Callable[[Any], Any]:
+    return lambda api: getattr(api.layers, kind)(*args, **settings)
+
+
+def chain(shape: tuple[int | None, ...], *makers: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A functional model of layers in a row."""
+
+    def build(api: Any) -> Any:
+        x = y = api.Input(shape)
+        for make in makers:
+            y = make(api)(y)
+        return api.Model(x, y)
+
+    return build
+
+
+conv, head, pool = layer("Conv2D", 6, 3), layer("Dense", 3), layer("GlobalAveragePooling2D")
+
+
+def with_activation(name: str) -> Callable[[Any], Any]:
+    return chain(IMAGE, layer("Conv2D", 6, 3, activation=name), pool, head)
+
+
+def norm(api: Any) -> Any:
+    return api.layers.Normalization(mean=[0.1, 0.2, 0.3, 0.4], variance=[1.0, 2.0, 0.5, 0.2])
+
+
+def bidirectional(api: Any) -> Any:
+    return api.layers.Bidirectional(api.layers.LSTM(5, return_sequences=True))
+
+
+def nested(api: Any) -> Any:
+    part = api.Sequential([api.Input((6,)), api.layers.Dense(6, activation="relu")], name="part")
+    x = api.Input((6,))
+    inner = api.Model(x, api.layers.Add()([part(x), part(part(x))]), name="inner")
+    return api.Sequential([api.Input((6,)), inner, api.layers.Dropout(0.5), api.layers.Dense(2)])
+
+
+def attention(api: Any) -> Any:
+    x = api.Input(STEPS)
+    y = api.layers.Add()([x, api.layers.MultiHeadAttention(2, 4)(x, x)])
+    return api.Model(x, api.layers.Dense(3)(y))
+
+
+def several(api: Any) -> Any:
+    a, b = api.Input((8,), name="a"), api.Input((4, 3), name="b")
+    y = api.layers.Concatenate()([api.layers.Dense(5)(a), api.layers.Flatten()(api.layers.Dense(5)(b))])
+    first = api.layers.Dense(3, name="first")(y)
+    return api.Model([a, b], [first, api.layers.Dense(2, activation="tanh", name="second")(y)])
+
+
+def branches(api: Any) -> Any:
+    """Excitation by channel, as in MobileNetV3 and EfficientNet, and mirrored sums."""
+    x = api.Input(IMAGE)
+    y = api.layers.Conv2D(6, 3, activation="relu")(x)
+    z = api.layers.GlobalAveragePooling2D(keepdims=True)(y)
+    z = api.layers.Conv2D(6, 1, activation="sigmoid")(z)
+    y = api.layers.Average()([api.layers.Multiply()([y, z]), api.layers.Maximum()([y, -y]), y])
+    return api.Model(x, api.layers.Dense(3)(api.layers.Flatten()(y)))
+
+
+def arithmetic(api: Any) -> Any:
+    t = tf if api is tf_keras else keras.ops
+    x = api.Input(IMAGE)
+    y = api.layers.Conv2D(6, 3)(x)
+    y = (tf.nn.relu if t is tf else t.relu)(y + 3.0) * 0.5
+    y = 1.0 - y / 2
+    a, b = t.split(y, 2, axis=-1)
+    y = -(a * b) + t.abs(a)
+    y = t.maximum(y, b) ** 2
+    y = (tf.clip_by_value if t is tf else t.clip)(y, 0.1, 0.9)
+    return api.Model(x, api.layers.Dense(3)(api.layers.Flatten()(y)))
+
+
+def shapes(api: Any) -> Any:
+    t = tf if api is tf_keras else keras.ops
+    x = api.Input(IMAGE)
+    y = api.layers.Conv2D(6, 3)(x)
+    y = t.transpose(t.reshape(y, (-1, 36, 6)), (0, 2, 1))
+    y = (tf.concat if t is tf else t.concatenate)([y, y[:, ::-1]], -1)
+    y = y[:, 1:5, ::2]
+    y = t.squeeze(t.expand_dims((tf.reduce_mean if t is tf else t.mean)(y, axis=1), 1), 1)
+    y = t.pad(t.stack([y, y], 1), [[0, 0], [1, 0], [0, 0]])
+    y = (tf.reduce_max if t is tf else t.max)(y, axis=1)
+    return api.Model(x, api.layers.Dense(3)(y))
+
+
+def products(api: Any) -> Any:
+    t = tf if api is tf_keras else keras.ops
+    x = api.Input((6, 8))
+    y = api.layers.Dense(6)(x)
+    y = (tf.nn.softmax if t is tf else t.softmax)(t.matmul(y, api.layers.Permute((2, 1))(y)))
+    return api.Model(x, api.layers.Dense(3)(t.matmul(y, x)))
+
+
+def trusted(api: Any) -> Any:
+    x = api.Input((4,))
+    y = api.layers.Lambda(lambda x: x * 2, output_shape=(4,), name="twice")(x)
+    return api.Model(x, api.layers.Dense(2)(y))
+
+
+def by_tensor(api: Any) -> Any:
+    x = api.Input((4,))
+    y = api.layers.Dense(4)(x)
+    return api.Model(x, api.layers.Dense(2)(y / (y * y + 1.0)))
+
+
+def compiled(api: Any) -> Any:
+    model = chain((6,), head)(api)
+    model.compile("adam", loss=lambda truth, answer: (truth - answer) ** 2)
+    return model
+
+
+ZOO: dict[str, Feature] = {
+    **{
+        name: Feature(with_activation(name))
+        for name in ("relu6", "swish", "gelu", "hard_sigmoid", "leaky_relu", "exponential", "tanh", "sigmoid")
+    },
+    "hard-silu": Feature(with_activation("hard_silu"), apis=("keras",)),
+    "hard-swish": Feature(
+        lambda api: chain(
+            IMAGE, conv, lambda api: lambda x: x * api.layers.ReLU(6.0)(x + 3.0) * (1 / 6), head
+        )(api)
+    ),
+    "elu": Feature(with_activation("elu"), floats="activation elu"),
+    "elu layer": Feature(chain(IMAGE, conv, layer("ELU"), head), floats="ELU"),
+    "selu": Feature(with_activation("selu"), floats="activation selu"),
+    "softplus": Feature(with_activation("softplus"), floats="activation softplus"),
+    "prelu": Feature(
+        chain(IMAGE, conv, layer("PReLU", shared_axes=[1, 2], alpha_initializer="uniform"), head)
+    ),
+    "relu up to 1": Feature(chain(IMAGE, conv, layer("ReLU", max_value=1.0), head)),
+    "rescaling": Feature(chain(IMAGE, layer("Rescaling", 0.5, -1.0), conv)),
+    "normalization": Feature(chain(IMAGE, norm, conv)),
+    "random flip": Feature(chain(IMAGE, layer("RandomFlip"), conv), apis=("keras",)),
+    "grouped": Feature(chain(IMAGE, layer("Conv2D", 8, 3, groups=2), head)),
+    "depthwise by groups": Feature(chain(IMAGE, layer("Conv2D", 8, 3, groups=4, activation="relu"), head)),
+    "dilated": Feature(chain(IMAGE, layer("Conv2D", 8, 3, dilation_rate=2, padding="same"), head)),
+    "depthwise": Feature(chain(IMAGE, layer("DepthwiseConv2D", 3, depth_multiplier=2), head)),
+    "separable": Feature(chain(IMAGE, layer("SeparableConv2D", 5, 3, activation="relu"), head)),
+    "transposed": Feature(chain(IMAGE, layer("Conv2DTranspose", 5, 3, strides=2, activation="relu"), head)),
+    "bilinear": Feature(chain(IMAGE, layer("UpSampling2D", 2, interpolation="bilinear"), conv)),
+    "causal 1d": Feature(chain(STEPS, layer("Conv1D", 5, 3, padding="causal", dilation_rate=2), head)),
+    "depthwise 1d": Feature(chain(STEPS, layer("DepthwiseConv1D", 3, padding="same"), head)),
+    "separable 1d": Feature(chain(STEPS, layer("SeparableConv1D", 5, 3, activation="gelu"), head)),
+    "transposed 1d": Feature(chain(STEPS, layer("Conv1DTranspose", 5, 3, strides=2), head)),
+    "time distributed": Feature(
+        chain(STEPS, lambda api: api.layers.TimeDistributed(api.layers.Dense(5, activation="relu")), head)
+    ),
+    "repeat": Feature(chain((6,), layer("RepeatVector", 3), head)),
+    "embedding": Feature(
+        chain((8,), layer("Embedding", 300, 6), layer("GlobalAveragePooling1D"), layer("Dense", 3))
+    ),
+    "attention": Feature(attention),
+    "layer norm": Feature(chain(STEPS, head, layer("LayerNormalization"), head), floats="LayerNormalization"),
+    "lstm": Feature(chain(STEPS, layer("LSTM", 5), head), floats="a recurrent layer"),
+    "gru": Feature(chain(STEPS, layer("GRU", 5), head), floats="a recurrent layer"),
+    "rnn": Feature(chain(STEPS, layer("SimpleRNN", 5), head), floats="a recurrent layer"),
+    "bidirectional": Feature(chain(STEPS, bidirectional, head), floats="a recurrent layer"),
+    "nested": Feature(nested),
+    "several": Feature(several),
+    "branches": Feature(branches),
+    "arithmetic": Feature(arithmetic),
+    "shapes": Feature(shapes),
+    "products": Feature(products),
+    "float16": Feature(chain(IMAGE, layer("Conv2D", 6, 3, dtype="float16"), head)),
+    "mixed precision": Feature(
+        chain(IMAGE, layer("Conv2D", 6, 3, dtype="mixed_float16"), layer("Dense", 3, dtype="mixed_float16"))
+    ),
+    "custom loss": Feature(compiled),
+    "channels first": Feature(
+        chain(IMAGE, layer("Conv2D", 6, 3, data_format="channels_first")), refused="channels_first"
+    ),
+    "open size": Feature(chain((None, None, 4), conv, pool, head), refused=r"unknown size .* --input-shape"),
+    "division": Feature(by_tensor, refused="division by a tensor"),
+    "lambda": Feature(trusted, refused=r"'twice' .*Lambda"),
+    "stateful": Feature(
+        lambda api: api.Sequential(
+            [api.Input(batch_shape=(1, *STEPS)), api.layers.LSTM(5, stateful=True), api.layers.Dense(2)]
+        ),
+        refused="stateful",
+        apis=("keras",),
+    ),
+    "masked": Feature(
+        chain((8,), layer("Embedding", 300, 6, mask_zero=True), layer("LSTM", 4)),
+        refused="mask_zero|NotEqual",
+    ),
+    "conv 3d": Feature(chain((4, 4, 4, 2), layer("Conv3D", 2, 2)), refused="Conv3D"),
+}
+CASES = [(name, api) for name, feature in ZOO.items() for api in feature.apis]
+APIS = {"tf_keras": (tf_keras, ".h5"), "keras": (keras, ".keras")}
