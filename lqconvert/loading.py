@@ -8,61 +8,92 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tf_keras
 
+from lqconvert.bounds import UNKNOWN, Cost, bounded
 from lqconvert.errors import LqError
 from lqconvert.twins import HardSwish, added, twin
-from lqconvert.vetting import MODELS, read_config, refuse_unknown
+from lqconvert.vetting import MODELS, read_config, refuse_unknown, weight_count, write_archive
 
 log = logging.getLogger("lqconvert")
 
 
-def load_model(path: str | Path) -> tf_keras.Model:
+def load_model(path: str | Path, trust_model: bool = False) -> tf_keras.Model:
     """Reads a Keras model (.h5, .keras or a SavedModel folder) as a flat functional float32 tf_keras model.
 
     Nothing in the file is executed: layers outside the known set are refused before Keras sees them.
+
+    Args:
+        trust_model: let Keras run the Python code of Lambda layers, with the rights of the caller.
 
     Raises:
         LqError: if the file cannot be read, has no model in it, or a layer of it is not known.
     """
     path = Path(path)
     config, version = read_config(path)
-    if config is not None:
-        refuse_unknown(config)
-    loaded = _load(path, config, version)
-    for layer in loaded.layers:
-        for weight in layer.weights:
-            if not np.all(np.isfinite(np.asarray(weight))):
-                raise LqError(f"{path}: layer '{layer.name}' has NaN or infinite weights ({weight.name})")
-    model = rebuild(loaded)
-    _check_equal(loaded, model)
+    try:
+        refuse_unknown(config, trust_model)
+        loaded, cost = _load(path, config, version, trust_model)
+        for layer in loaded.layers:
+            if type(layer).__name__ == "Lambda":
+                what = "Python code has no integer kernel; replace it by Keras layers"
+                raise LqError(f"layer '{layer.name}' (Lambda): {what}")
+            for weight in layer.weights:
+                if not np.all(np.isfinite(np.asarray(weight))):
+                    raise LqError(f"layer '{layer.name}' has NaN or infinite weights ({weight.name})")
+        model = rebuild(loaded)
+        _check_equal(loaded, model, cost)
+    except LqError as error:
+        raise LqError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+    except Exception as error:  # what an odd but loadable model makes Keras raise
+        log.debug("%s", error, exc_info=True)
+        raise LqError(f"{path}: the model cannot be rebuilt in tf_keras: {_reason(error)}") from error
     return model
 
 
-def _load(path: Path, config: dict[str, Any] | None, version: str) -> Any:
-    def with_tf_keras() -> Any:
-        return tf_keras.models.load_model(path, compile=False, custom_objects={"HardSwish": HardSwish})
+def _load(path: Path, config: dict[str, Any], version: str, trusted: bool) -> tuple[Any, Cost]:
+    """The file's model as Keras loads it, within bounds, and what that took."""
+    weights = weight_count(path)
 
-    def with_keras3() -> Any:
+    def with_tf_keras(file: Path) -> tuple[Any, Cost]:
+        known = {"HardSwish": HardSwish}
+        with bounded(tf_keras, weights) as cost:
+            return tf_keras.models.load_model(
+                file, compile=False, custom_objects=known, safe_mode=not trusted
+            ), cost
+
+    def with_keras3(file: Path) -> tuple[Any, Cost]:
         os.environ.setdefault("KERAS_BACKEND", "tensorflow")
         import keras
 
-        return keras.models.load_model(path, compile=False)
+        with bounded(keras, weights) as cost:
+            return keras.models.load_model(file, compile=False, safe_mode=not trusted), cost
 
     loaders = [with_keras3, with_tf_keras] if version.startswith("3") else [with_tf_keras, with_keras3]
-    errors = []
-    for loader in loaders:
-        try:
-            return loader()
-        except Exception as error:  # whatever a damaged file makes Keras raise
-            log.debug("%s: %s", loader.__name__, error)
-            errors.append(error)
-    reason = str(errors[0]).strip().splitlines() or ["unknown"]
-    raise LqError(f"{path}: Keras cannot load the model: {reason[0][:200]}")
+    errors: list[Exception] = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = path
+        if zipfile.is_zipfile(path):
+            file = Path(folder) / "model.keras"
+            write_archive(path, config, file)
+        for loader in loaders:
+            try:
+                return loader(file)
+            except Exception as error:  # whatever a damaged file makes Keras raise
+                log.debug("%s: %s", loader.__name__, error)
+                errors.append(error)
+    refusals = [error for error in errors if isinstance(error, LqError)]
+    raise refusals[0] if refusals else LqError(f"Keras cannot load the model: {_reason(errors[0])}")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def rebuild(model: Any) -> tf_keras.Model:
@@ -123,10 +154,12 @@ def _tensors(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _check_equal(loaded: Any, rebuilt: tf_keras.Model) -> None:
+def _check_equal(loaded: Any, rebuilt: tf_keras.Model, cost: Cost) -> None:
     rng = np.random.default_rng(0)
+    examples = cost.examples(4)
     inputs = [
-        rng.normal(size=(4, *(n or 32 for n in x.shape[1:]))).astype(np.float32) for x in rebuilt.inputs
+        rng.normal(size=(examples, *(n or UNKNOWN for n in x.shape[1:]))).astype(np.float32)
+        for x in rebuilt.inputs
     ]
     x: Any = inputs if len(inputs) > 1 else inputs[0]
     pairs = zip(_tensors(loaded(x, training=False)), _tensors(rebuilt(x, training=False)), strict=True)

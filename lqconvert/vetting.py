@@ -1,11 +1,19 @@
-"""What a model file says of itself, read without Keras: nothing is executed, what is unknown is refused."""
+"""What a model file says of itself, read without Keras: nothing is executed, what is unknown is refused.
+
+A file may come from a stranger. Its config names the classes that Keras would look up, import and call, so
+every object in it, at any depth, has to be one of a known set; weights have to lie in the file, plainly.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import re
+import stat
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import h5py
 
@@ -13,64 +21,326 @@ from lqconvert.errors import LqError
 from lqconvert.twins import DROPPED, LAYERS, OPERATIONS
 
 MODELS = {"Sequential", "Functional", "Model"}
+#: What layers hold besides layers: initializers, regularizers, constraints, dtypes and plain values.
+PARTS = {
+    *("Zeros", "Ones", "Constant", "RandomNormal", "RandomUniform", "TruncatedNormal", "VarianceScaling"),
+    *("GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "LecunNormal", "LecunUniform"),
+    *("Orthogonal", "OrthogonalInitializer", "Identity", "IdentityInitializer"),
+    *("L1", "L2", "L1L2", "OrthogonalRegularizer"),
+    *("MaxNorm", "NonNeg", "UnitNorm", "MinMaxNorm", "RadialConstraint"),
+    *("Policy", "DTypePolicy", "FloatDTypePolicy"),
+    *("__tuple__", "__ellipsis__", "__keras_tensor__", "TensorShape"),
+}
+FUNCTIONS = {
+    *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "glu", "mish", "silu", "swish"),
+    *("sigmoid", "hard_sigmoid", "log_sigmoid", "sparse_sigmoid", "softmax", "log_softmax", "sparsemax"),
+    *("tanh", "hard_tanh", "tanh_shrink", "hard_silu", "hard_swish", "softplus", "softsign", "soft_shrink"),
+    *("hard_shrink", "squareplus", "sparse_plus", "exponential", "threshold"),
+}
+#: Keras imports the module that an object names; these are all that it may.
+MODULES = re.compile(r"(tf_)?keras(\.\w+)*|lqconvert(\.\w+)*|builtins")
+#: A config of this size has some ten thousand layers, and takes Python about a second to read.
+LARGEST_CONFIG = 16 << 20
+#: Each nested model adds about six levels; Keras's own readers recurse.
+DEEPEST = 100
+LARGEST_NUMBER = (1 << 31) - 1
+#: Of a whole file: no network for phones is near it.
+LARGEST_FILE = 4 << 30
+#: An archive's entry may unpack to so many times its bytes; float weights hardly shrink at all.
+LARGEST_RATIO = 100
+#: Groups, datasets and links in an HDF5 file; a network of a thousand layers has some ten thousand.
+MOST_OBJECTS = 200_000
+ENTRIES = {"config.json", "metadata.json", "model.weights.h5"}
 
 
-def read_config(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """The model's config and the version of Keras that saved it, read without Keras."""
+def read_config(path: Path) -> tuple[dict[str, Any], str]:
+    """The model's config and the version of Keras that saved it, read without Keras.
+
+    Raises:
+        LqError: if there is no model in the file, or something that Keras would not write.
+    """
     if not path.exists():
         raise LqError(f"{path}: no such file")
     if path.is_dir():
         if not (path / "keras_metadata.pb").exists():
             raise LqError(f"{path}: a folder, but not the SavedModel of a Keras model")
         return _saved_model_config(path), "2"
-    if path.stat().st_size == 0:
+    size = path.stat().st_size
+    if size == 0:
         raise LqError(f"{path}: the file is empty")
+    if size > LARGEST_FILE:
+        raise LqError(f"{path}: {size:,} bytes are more than lqconvert reads ({LARGEST_FILE:,})")
     if zipfile.is_zipfile(path):
         try:
-            with zipfile.ZipFile(path) as archive:
-                config = json.loads(archive.read("config.json"))
-                version = json.loads(archive.read("metadata.json")).get("keras_version", "3")
-        except (KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
-            raise LqError(f"{path}: not a Keras model archive ({error})") from error
-        return config, version
+            entries = _archive(path)
+            config = _parsed(entries["config.json"], path)
+            version = _parsed(entries["metadata.json"], path).get("keras_version", "3")
+        except LqError:
+            raise
+        except Exception as error:  # whatever a damaged archive makes zipfile raise
+            raise LqError(f"{path}: not a Keras model archive ({_line(error)})") from error
+        return config, str(version)
     try:
         with h5py.File(path, "r") as file:
+            weight_count(path, file)
             text = file.attrs.get("model_config")
             version = file.attrs.get("keras_version", "2")
-    except OSError as error:
+    except LqError:
+        raise
+    except Exception as error:  # whatever a damaged file makes h5py raise
         raise LqError(
             f"{path}: not a Keras model, or truncated (neither HDF5 nor a .keras archive)"
         ) from error
     if text is None:
         raise LqError(f"{path}: weights without a model; save the whole model with model.save(...)")
-    return json.loads(text), str(version.decode() if isinstance(version, bytes) else version)
+    return _parsed(text, path), str(version.decode() if isinstance(version, bytes) else version)
+
+
+def _line(error: Exception) -> str:
+    """The first line of what a library says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _parsed(text: Any, path: Path) -> dict[str, Any]:
+    """JSON of an object without doubled keys: readers differ in which of two they take."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            raise LqError(f"{path}: a key stands twice in the model's config")
+        return result
+
+    if not isinstance(text, (str, bytes)) or len(text) > LARGEST_CONFIG:
+        raise LqError(f"{path}: the model's config is no text of at most {LARGEST_CONFIG:,} bytes")
+    try:
+        config = json.loads(text, object_pairs_hook=once)
+    except RecursionError as error:
+        raise LqError(f"{path}: the model's config is nested too deeply") from error
+    except ValueError as error:
+        raise LqError(f"{path}: the model's config is damaged ({_line(error)})") from error
+    if not isinstance(config, dict):
+        raise LqError(f"{path}: the model's config is no JSON object")
+    return config
+
+
+def _archive(path: Path) -> dict[str, bytes]:
+    """The entries of a .keras archive: the three that Keras writes, each once, each of a credible size."""
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+        names = [info.filename for info in infos]
+        for info in infos:
+            if info.filename not in ENTRIES:
+                raise LqError(f"{path}: the archive holds {info.filename[:80]!r}, which no known layer needs")
+            if stat.S_ISLNK(info.external_attr >> 16):
+                raise LqError(f"{path}: {info.filename} in the archive is a symbolic link")
+            limit = LARGEST_FILE if info.filename.endswith(".h5") else LARGEST_CONFIG
+            if info.file_size > min(limit, LARGEST_RATIO * info.compress_size + (1 << 20)):
+                raise LqError(
+                    f"{path}: {info.filename} unpacks from {info.compress_size:,} bytes to {info.file_size:,}"
+                )
+        if len(set(names)) < len(names):
+            raise LqError(f"{path}: an entry stands twice in the archive")
+        if missing := ENTRIES - set(names):
+            raise LqError(f"{path}: not a Keras model archive (no {', '.join(sorted(missing))})")
+        return {name: archive.read(name) for name in names}
+
+
+def write_archive(path: Path, config: dict[str, Any], target: Path) -> None:
+    """A .keras of the vetted config and the other entries of ``path``: nothing else reaches Keras."""
+    entries = _archive(path)
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("config.json", json.dumps({**config, "compile_config": None}))
+        archive.writestr("metadata.json", entries["metadata.json"])
+        archive.writestr("model.weights.h5", entries["model.weights.h5"])
+
+
+def weight_count(path: Path, file: h5py.File | None = None) -> int:
+    """How many numbers a file of weights holds (HDF5, in an archive or not, or a SavedModel's checkpoint).
+
+    Raises:
+        LqError: if they do not lie in the file, plainly, as Keras writes them.
+    """
+    if file is not None:
+        return _hdf5_count(path, file, path.stat().st_size)
+    if path.is_dir():
+        return _checkpoint_count(path)
+    try:
+        if not zipfile.is_zipfile(path):
+            with h5py.File(path, "r") as opened:
+                return _hdf5_count(path, opened, path.stat().st_size)
+        weights = _archive(path)["model.weights.h5"]
+        with h5py.File(io.BytesIO(weights), "r") as opened:
+            return _hdf5_count(path, opened, len(weights))
+    except LqError:
+        raise
+    except Exception as error:  # whatever damaged weights make h5py raise
+        raise LqError(f"{path}: the weights are damaged ({_line(error)})") from error
+
+
+def _hdf5_count(path: Path, file: h5py.File, size: int) -> int:
+    """Follows hard links only: soft ones may loop, external ones leave the file, Keras writes neither."""
+    count = declared = objects = 0
+    seen, stack = set(), [file]
+    while stack:
+        group = stack.pop()
+        _refuse_odd_attributes(path, group)
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise LqError(f"{path}: {name!r} is a soft or external link, which Keras does not write")
+            item = group[name]
+            address = h5py.h5o.get_info(item.id).addr
+            objects += 1
+            if address in seen or objects > MOST_OBJECTS:
+                raise LqError(f"{path}: {name!r} is linked twice, or there are too many objects in the file")
+            seen.add(address)
+            if isinstance(item, h5py.Group):
+                stack.append(item)
+                continue
+            if not isinstance(item, h5py.Dataset) or item.shape is None:
+                raise LqError(f"{path}: {name!r} is no array of numbers")
+            _refuse_odd_attributes(path, item)
+            layout = item.id.get_create_plist()
+            if item.external or item.is_virtual or layout.get_nfilters():
+                raise LqError(
+                    f"{path}: {name!r} is compressed, virtual or in another file; "
+                    "load the model in Keras and save it again"
+                )
+            values = math.prod(item.shape)
+            count, declared = count + values, declared + values * item.dtype.itemsize
+            chunk = math.prod(item.chunks or ()) * item.dtype.itemsize
+            if max(declared, chunk) > size:
+                raise LqError(f"{path}: {name!r} {item.shape} is larger than the file: damaged, or hostile")
+    return count
+
+
+def _refuse_odd_attributes(path: Path, item: Any) -> None:
+    for name in item.attrs:
+        attribute = h5py.h5a.open(item.id, name.encode())
+        if math.prod(attribute.shape or ()) * attribute.dtype.itemsize > LARGEST_CONFIG:
+            raise LqError(f"{path}: attribute {name!r} is larger than a model's config can be")
 
 
 def _saved_model_config(path: Path) -> dict[str, Any]:
+    """The layers that Keras would make of a SavedModel, as a model's config; its graph may only compute."""
+    from tensorflow.core.protobuf import saved_model_pb2
     from tf_keras.protobuf import saved_metadata_pb2
 
-    metadata = saved_metadata_pb2.SavedMetadata()
-    metadata.ParseFromString((path / "keras_metadata.pb").read_bytes())
-    nodes = [json.loads(node.metadata) for node in metadata.nodes if node.identifier == "_tf_keras_layer"]
-    return {"class_name": "Functional", "config": {"name": path.name, "layers": nodes}}
+    metadata, saved = saved_metadata_pb2.SavedMetadata(), saved_model_pb2.SavedModel()
+    for name, message in (("keras_metadata.pb", metadata), ("saved_model.pb", saved)):
+        file = path / name
+        if not file.exists() or file.stat().st_size > LARGEST_CONFIG * 16:
+            raise LqError(f"{path}: {name} is missing, or larger than a graph can be")
+        try:
+            message.ParseFromString(file.read_bytes())
+        except Exception as error:  # protobuf's DecodeError
+            raise LqError(f"{path}: {name} is damaged") from error
+    for graph in saved.meta_graphs:
+        functions = graph.graph_def.library.function
+        nodes = [*graph.graph_def.node, *(node for function in functions for node in function.node_def)]
+        for node in nodes:
+            # Reading and writing of the weights themselves: SaveV2, RestoreV2, ShardedFilename.
+            if re.search(r"File(?!name)|PyFunc|Print|Summary|ImmutableConst|Dataset|Debug", node.op):
+                raise LqError(f"{path}: the graph holds the operator {node.op}, which no known layer needs")
+        if any(each.WhichOneof("kind") in ("asset", "resource") for each in graph.object_graph_def.nodes):
+            raise LqError(f"{path}: holds tables or other files, which no known layer needs")
+    layers = [
+        {key: value for key, value in _parsed(node.metadata, path).items() if key in ("class_name", "config")}
+        for node in metadata.nodes
+        if node.identifier != "_tf_keras_metric"
+    ]
+    return {"class_name": "Functional", "config": {"name": path.name, "layers": layers}}
 
 
-def refuse_unknown(config: dict[str, Any]) -> None:
+def _checkpoint_count(path: Path) -> int:
+    import tensorflow as tf
+
+    try:
+        shapes = tf.train.load_checkpoint(str(path / "variables" / "variables")).get_variable_to_shape_map()
+        size = sum(file.stat().st_size for file in (path / "variables").glob("variables.data-*"))
+    except Exception as error:  # whatever a damaged checkpoint makes TensorFlow raise
+        raise LqError(f"{path}: the weights are damaged ({_line(error)})") from error
+    count = sum(math.prod(shape) for shape in shapes.values())
+    if count > size:
+        raise LqError(f"{path}: the weights are larger than their file: damaged, or hostile")
+    return count
+
+
+def refuse_unknown(config: dict[str, Any], trusted: bool = False) -> None:
+    """Refuses a model's config with anything in it, at any depth, that is not known to be harmless.
+
+    Args:
+        config: as :func:`read_config` gives it.
+        trusted: allow Lambda layers, whose Python code Keras runs.
+
+    Raises:
+        LqError: at the first such thing.
+    """
     kind = str(config.get("class_name"))
-    inner = config.get("config")
     if kind not in MODELS:
         raise LqError(f"the model is a {kind}, not a Sequential or functional model: it cannot be rebuilt")
-    layers = inner.get("layers", []) if isinstance(inner, dict) else inner
-    for layer in layers or []:
-        kind, layer_config = str(layer.get("class_name")).split(">")[-1], layer.get("config") or {}
-        name = layer_config.get("name", layer.get("name", "?")) if isinstance(layer_config, dict) else "?"
-        if kind in MODELS:
-            refuse_unknown(layer)
-            continue
-        module = str(layer.get("module") or "keras").split(".")[0]
-        operation = layer_config.get("function") if kind == "TFOpLambda" else None
-        known = kind in LAYERS | DROPPED or operation in OPERATIONS
-        if not known or module not in ("keras", "tf_keras", "lqconvert"):
-            raise LqError(f"layer '{name}' ({operation or kind}): this layer is not known to lqconvert")
-        if layer_config.get("data_format") == "channels_first":
-            raise LqError(f"layer '{name}': data_format channels_first; build the model with channels_last")
+    # Of the outermost compile_config nothing is read: models are loaded without.
+    outermost = {key: value for key, value in config.items() if key != "compile_config"}
+    _vet(outermost, f"the {kind} model", trusted, 0)
+
+
+def _vet(value: Any, where: str, trusted: bool, depth: int) -> None:
+    if depth > DEEPEST:
+        raise LqError(f"{where}: nested too deeply for a network")
+    if isinstance(value, dict):
+        if "class_name" in value:
+            where = _vet_object(value, where, trusted)
+        if value.get("compile_config"):
+            raise LqError(f"{where}: compiled inside another model; save the model with compile(...) undone")
+        if value.get("data_format") == "channels_first":
+            raise LqError(f"{where}: data_format channels_first; build the model with channels_last")
+        for key, inner in value.items():
+            if key == "shared_object_id" and isinstance(inner, int):  # Python's id of it
+                continue
+            if key.endswith("activation") and isinstance(inner, str) and inner not in FUNCTIONS:
+                raise LqError(f"{where}: activation '{inner[:80]}' is not known to lqconvert")
+            _vet(inner, where, trusted, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _vet(inner, where, trusted, depth + 1)
+    elif isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+        raise LqError(f"{where}: {str(value)[:20]} is too large for anything in a layer")
+
+
+def _vet_object(value: dict[str, Any], where: str, trusted: bool) -> str:
+    """Refuses an object whose class, module or function is not known; else how to call it in messages."""
+    config = value.get("config")
+    inner: dict[str, Any] = config if isinstance(config, dict) else {}
+    kind, module, registered = value["class_name"], value.get("module"), value.get("registered_name")
+    short = str(kind).split(">")[-1]
+    name = str(inner.get("name", value.get("name", "?")))[:80]
+    operation = inner.get("function") if short == "TFOpLambda" else None
+    shown = f"layer '{name}' ({str(operation or short)[:80]})" if name != "?" else f"{where}: '{short[:80]}'"
+
+    def unknown(what: str = "this layer is not known to lqconvert") -> NoReturn:
+        raise LqError(f"{shown}: {what}")
+
+    if not isinstance(kind, str):
+        unknown()
+    if short in ("Lambda", "__lambda__"):
+        if not trusted:
+            unknown(
+                "holds Python code, which loading would run; replace it by Keras layers, or, if you trust "
+                "whoever made the file, give --trust-model"
+            )
+    elif short == "function":
+        if value.get("config") not in FUNCTIONS:
+            raise LqError(
+                f"{where}: the function {str(value.get('config'))[:80]!r} is not known to lqconvert"
+            )
+        short = str(value["config"])
+    elif short == "TFOpLambda":
+        if not isinstance(operation, str) or operation not in OPERATIONS:
+            unknown()
+    elif short not in LAYERS | DROPPED | MODELS | PARTS:
+        unknown()
+    if module is not None and not (isinstance(module, str) and MODULES.fullmatch(module)):
+        unknown(f"comes from the module {str(module)[:80]!r}, not from Keras")
+    # It takes precedence over module and class in what Keras looks up.
+    if registered and str(registered).split(">")[-1] not in (short, kind):
+        unknown(f"is registered as {str(registered)[:80]!r}, which is another name than its own")
+    return shown if short in LAYERS | DROPPED | MODELS | {"TFOpLambda", "Lambda"} else where
