@@ -18,7 +18,7 @@ LARGEST_TENSOR, MOST_VALUES = 1 << 24, 1 << 28
 MOST_WORK = 1 << 36
 #: A length that is unknown counts as this; models are checked at this size.
 UNKNOWN = 32
-#: tf_keras repeats along an axis with one operation for each place.
+#: tf_keras repeats along an axis, and unrolls a loop, with an operation for each place.
 MOST_REPEATS = 1 << 16
 
 
@@ -70,8 +70,11 @@ def bounded(api: Any, weights: int) -> Iterator[Cost]:
             cost.refuse(self, f"the model calls layers more than {MOST_CALLS:,} times")
         shapes = _shapes(args)
         length = shapes[0][1] if shapes and len(shapes[0]) > 1 else 1
-        if type(self).__name__ == "UpSampling1D" and length * int(self.size) > MOST_REPEATS:
-            cost.refuse(self, f"its output is longer than {MOST_REPEATS:,}")
+        repeats = int(self.size) if type(self).__name__ == "UpSampling1D" else 0
+        if getattr(self, "unroll", False):
+            repeats = 16
+        if length * repeats > MOST_REPEATS:
+            cost.refuse(self, f"{length:,} steps are too many to be written out one by one")
         outputs = call(self, *args, **kwargs)
         if not hasattr(self, "layers"):  # models are the sum of their layers
             _count(cost, self, shapes, _shapes(outputs))
@@ -98,6 +101,8 @@ def _shapes(tensors: Any) -> list[tuple[int, ...]]:
 
 def _count(cost: Cost, layer: Any, inputs: list[tuple[int, ...]], outputs: list[tuple[int, ...]]) -> None:
     per_position = sum(math.prod(weight.shape) for weight in layer.weights)
+    if hasattr(layer, "unroll") and inputs and len(inputs[0]) > 1:  # recurrent: once for each step
+        cost.work += per_position * inputs[0][1]
     for shape in outputs:
         values = math.prod(shape[1:])
         cost.values += values

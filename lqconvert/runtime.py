@@ -24,6 +24,8 @@ FIRST_ARENA, LARGEST_ARENA = 1 << 20, 1 << 30
 ARENA_STEP = 256
 #: Seconds after which a run is given up.
 TIMEOUT = 900
+#: A file from elsewhere is run once on zeros first, in so many seconds and bytes of address space.
+TRIAL_TIMEOUT, TRIAL_BYTES = 60, 8 << 30
 
 
 class _Unsupported(LqError):
@@ -82,6 +84,31 @@ class Runner:
             self.interpreter.invoke()
             times.append(time.perf_counter() - start)
         return median(times[10:])
+
+
+def check_loads(tflite: bytes) -> None:
+    """Runs a file from elsewhere once, in a process of its own: LiteRT may crash at a damaged one.
+
+    Raises:
+        LqError: if the file is damaged, or LiteRT does not run it.
+    """
+    from lqconvert.flatbuffer import read
+
+    read(tflite)
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model.tflite"
+        model.write_bytes(tflite)
+        command = [sys.executable, "-m", "lqconvert.trial", str(model), str(TRIAL_BYTES)]
+        try:
+            child = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", check=False, timeout=TRIAL_TIMEOUT
+            )
+        except subprocess.TimeoutExpired as error:
+            raise LqError(f"LiteRT did not run the file once in {TRIAL_TIMEOUT} seconds") from error
+    if child.returncode:
+        lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
+        reason = f"it ended with signal {-child.returncode}" if child.returncode < 0 else (lines or ["?"])[-1]
+        raise LqError(f"LiteRT cannot run the file: {reason[:200]}")
 
 
 @dataclass(frozen=True)
