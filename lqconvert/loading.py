@@ -19,7 +19,7 @@ import tf_keras
 from lqconvert.bounds import UNKNOWN, Cost, bounded
 from lqconvert.errors import LqError
 from lqconvert.twins import HardSwish, added, twin
-from lqconvert.vetting import MODELS, read_config, refuse_unknown, weight_count, write_archive
+from lqconvert.vetting import MODELS, read_config, refuse_endless, refuse_unknown, weight_count, write_archive
 
 log = logging.getLogger("lqconvert")
 
@@ -40,7 +40,7 @@ def load_model(path: str | Path, trust_model: bool = False) -> tf_keras.Model:
     try:
         refuse_unknown(config, trust_model)
         loaded, cost = _load(path, config, version, trust_model)
-        for layer in loaded.layers:
+        for layer in _layers(loaded):
             if type(layer).__name__ == "Lambda":
                 what = "Python code has no integer kernel; replace it by Keras layers"
                 raise LqError(f"layer '{layer.name}' (Lambda): {what}")
@@ -62,6 +62,7 @@ def _load(path: Path, config: dict[str, Any], version: str, trusted: bool) -> tu
     weights = weight_count(path)
 
     def with_tf_keras(file: Path) -> tuple[Any, Cost]:
+        refuse_endless(config)
         known = {"HardSwish": HardSwish}
         with bounded(tf_keras, weights) as cost:
             return tf_keras.models.load_model(
@@ -90,6 +91,12 @@ def _load(path: Path, config: dict[str, Any], version: str, trusted: bool) -> tu
                 errors.append(error)
     refusals = [error for error in errors if isinstance(error, LqError)]
     raise refusals[0] if refusals else LqError(f"Keras cannot load the model: {_reason(errors[0])}")
+
+
+def _layers(model: Any) -> list[Any]:
+    """Every layer that is no model, those in nested models, too."""
+    parts = [_layers(layer) if hasattr(layer, "layers") else [layer] for layer in model.layers]
+    return [layer for part in parts for layer in part]
 
 
 def _reason(error: Exception) -> str:

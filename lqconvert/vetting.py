@@ -10,6 +10,7 @@ import io
 import json
 import math
 import re
+import shutil
 import stat
 import zipfile
 from pathlib import Path
@@ -43,6 +44,8 @@ MODULES = re.compile(r"(tf_)?keras(\.\w+)*|lqconvert(\.\w+)*|builtins")
 LARGEST_CONFIG = 16 << 20
 #: Each nested model adds about six levels; Keras's own readers recurse.
 DEEPEST = 100
+#: NASNetLarge has 1,040.
+MOST_LAYERS = 5_000
 LARGEST_NUMBER = (1 << 31) - 1
 #: Of a whole file: no network for phones is near it.
 LARGEST_FILE = 4 << 30
@@ -72,9 +75,9 @@ def read_config(path: Path) -> tuple[dict[str, Any], str]:
         raise LqError(f"{path}: {size:,} bytes are more than lqconvert reads ({LARGEST_FILE:,})")
     if zipfile.is_zipfile(path):
         try:
-            entries = _archive(path)
-            config = _parsed(entries["config.json"], path)
-            version = _parsed(entries["metadata.json"], path).get("keras_version", "3")
+            with _archive(path) as archive:
+                config = _parsed(archive.read("config.json"), path)
+                version = _parsed(archive.read("metadata.json"), path).get("keras_version", "3")
         except LqError:
             raise
         except Exception as error:  # whatever a damaged archive makes zipfile raise
@@ -123,35 +126,38 @@ def _parsed(text: Any, path: Path) -> dict[str, Any]:
     return config
 
 
-def _archive(path: Path) -> dict[str, bytes]:
-    """The entries of a .keras archive: the three that Keras writes, each once, each of a credible size."""
-    with zipfile.ZipFile(path) as archive:
-        infos = archive.infolist()
-        names = [info.filename for info in infos]
-        for info in infos:
-            if info.filename not in ENTRIES:
-                raise LqError(f"{path}: the archive holds {info.filename[:80]!r}, which no known layer needs")
-            if stat.S_ISLNK(info.external_attr >> 16):
-                raise LqError(f"{path}: {info.filename} in the archive is a symbolic link")
-            limit = LARGEST_FILE if info.filename.endswith(".h5") else LARGEST_CONFIG
-            if info.file_size > min(limit, LARGEST_RATIO * info.compress_size + (1 << 20)):
-                raise LqError(
-                    f"{path}: {info.filename} unpacks from {info.compress_size:,} bytes to {info.file_size:,}"
-                )
-        if len(set(names)) < len(names):
-            raise LqError(f"{path}: an entry stands twice in the archive")
-        if missing := ENTRIES - set(names):
-            raise LqError(f"{path}: not a Keras model archive (no {', '.join(sorted(missing))})")
-        return {name: archive.read(name) for name in names}
+def _archive(path: Path) -> zipfile.ZipFile:
+    """A .keras archive of the three entries that Keras writes, each once, each of a credible size."""
+    archive = zipfile.ZipFile(path)
+    infos = archive.infolist()
+    names = [info.filename for info in infos]
+    for info in infos:
+        if info.filename not in ENTRIES:
+            raise LqError(f"{path}: the archive holds {info.filename[:80]!r}, which no known layer needs")
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise LqError(f"{path}: {info.filename} in the archive is a symbolic link")
+        limit = LARGEST_FILE if info.filename.endswith(".h5") else LARGEST_CONFIG
+        if info.file_size > min(limit, LARGEST_RATIO * info.compress_size + (1 << 20)):
+            raise LqError(
+                f"{path}: {info.filename} unpacks from {info.compress_size:,} bytes to {info.file_size:,}"
+            )
+    if len(set(names)) < len(names):
+        raise LqError(f"{path}: an entry stands twice in the archive")
+    if missing := ENTRIES - set(names):
+        raise LqError(f"{path}: not a Keras model archive (no {', '.join(sorted(missing))})")
+    return archive
 
 
 def write_archive(path: Path, config: dict[str, Any], target: Path) -> None:
     """A .keras of the vetted config and the other entries of ``path``: nothing else reaches Keras."""
-    entries = _archive(path)
-    with zipfile.ZipFile(target, "w") as archive:
-        archive.writestr("config.json", json.dumps({**config, "compile_config": None}))
-        archive.writestr("metadata.json", entries["metadata.json"])
-        archive.writestr("model.weights.h5", entries["model.weights.h5"])
+    with _archive(path) as before, zipfile.ZipFile(target, "w") as after:
+        after.writestr("config.json", json.dumps({**config, "compile_config": None}))
+        after.writestr("metadata.json", before.read("metadata.json"))
+        with (
+            before.open("model.weights.h5") as source,
+            after.open("model.weights.h5", "w", force_zip64=True) as copy,
+        ):
+            shutil.copyfileobj(source, copy)
 
 
 def weight_count(path: Path, file: h5py.File | None = None) -> int:
@@ -168,7 +174,8 @@ def weight_count(path: Path, file: h5py.File | None = None) -> int:
         if not zipfile.is_zipfile(path):
             with h5py.File(path, "r") as opened:
                 return _hdf5_count(path, opened, path.stat().st_size)
-        weights = _archive(path)["model.weights.h5"]
+        with _archive(path) as archive:
+            weights = archive.read("model.weights.h5")
         with h5py.File(io.BytesIO(weights), "r") as opened:
             return _hdf5_count(path, opened, len(weights))
     except LqError:
@@ -196,7 +203,9 @@ def _hdf5_count(path: Path, file: h5py.File, size: int) -> int:
             if isinstance(item, h5py.Group):
                 stack.append(item)
                 continue
-            if not isinstance(item, h5py.Dataset) or item.shape is None:
+            # Keras keeps bfloat16 as opaque pairs of bytes.
+            numbers = isinstance(item, h5py.Dataset) and (item.dtype.kind in "fiub" or item.dtype == "V2")
+            if not numbers or item.shape is None:
                 raise LqError(f"{path}: {name!r} is no array of numbers")
             _refuse_odd_attributes(path, item)
             layout = item.id.get_create_plist()
@@ -293,6 +302,8 @@ def _vet(value: Any, where: str, trusted: bool, depth: int) -> None:
             raise LqError(f"{where}: compiled inside another model; save the model with compile(...) undone")
         if value.get("data_format") == "channels_first":
             raise LqError(f"{where}: data_format channels_first; build the model with channels_last")
+        if isinstance(value.get("layers"), list) and len(value["layers"]) > MOST_LAYERS:
+            raise LqError(f"{where}: has more than {MOST_LAYERS:,} layers")
         for key, inner in value.items():
             if key == "shared_object_id" and isinstance(inner, int):  # Python's id of it
                 continue
@@ -306,6 +317,71 @@ def _vet(value: Any, where: str, trusted: bool, depth: int) -> None:
         raise LqError(f"{where}: {str(value)[:20]} is too large for anything in a layer")
 
 
+def refuse_endless(value: Any) -> None:
+    """Refuses a config with a graph that cannot be put in order, at any depth: tf_keras tries for ever."""
+    if isinstance(value, dict):
+        if isinstance(value.get("layers"), list):
+            _refuse_endless_graph([layer for layer in value["layers"] if isinstance(layer, dict)])
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            refuse_endless(inner)
+
+
+def _refuse_endless_graph(layers: list[dict[str, Any]]) -> None:
+    nodes, done, last = {}, {}, {}
+    for layer in layers:
+        name, inbound = str(layer.get("name")), layer.get("inbound_nodes") or []
+        if name in nodes and inbound:
+            raise LqError(f"two layers are called '{name[:80]}'")
+        nodes[name] = inbound if isinstance(inbound, list) else [inbound]
+        if layer.get("class_name") == "InputLayer":
+            if inbound:
+                raise LqError(f"layer '{name[:80]}' is an input, but has inputs")
+            done[name] = last[name] = 1
+        else:
+            done[name] = int(_starts_with_input(layer))
+            last[name] = done[name] + len(nodes[name])
+    left = [name for name in nodes if done[name] < last[name]]
+    while left:
+        before = sum(done.values())
+        for name in left:
+            first = last[name] - len(nodes[name])
+            while done[name] < last[name] and _ready(nodes[name][done[name] - first], done):
+                done[name] += 1
+        left = [name for name in left if done[name] < last[name]]
+        if sum(done.values()) == before:
+            raise LqError(f"the inputs of layer '{left[0][:80]}' go in circles, or refer to nothing")
+
+
+def _starts_with_input(layer: Any) -> bool:
+    """Whether a layer is a model with inputs of its own: tf_keras counts its nodes from 1."""
+    if not isinstance(layer, dict) or layer.get("class_name") not in MODELS:
+        return False
+    if layer["class_name"] != "Sequential":
+        return True
+    config = layer.get("config")
+    if isinstance(config, dict) and config.get("build_input_shape"):
+        return True
+    inner = config.get("layers") if isinstance(config, dict) else config
+    first = inner[0] if isinstance(inner, list) and inner else {}
+    config = first.get("config") if isinstance(first, dict) else {}
+    has_shape = isinstance(config, dict) and (config.get("batch_input_shape") or config.get("batch_shape"))
+    return bool(has_shape or _starts_with_input(first))
+
+
+def _ready(value: Any, done: dict[str, int]) -> bool:
+    """Whether all tensors that a node's inputs name, [layer, node, tensor] each, have been made."""
+    if isinstance(value, dict):
+        return all(_ready(inner, done) for inner in value.values())
+    if not isinstance(value, list):
+        return True
+    if len(value) > 2 and isinstance(value[0], str) and value[0] in done:
+        known = type(value[1]) is int and 0 <= value[1] < done[value[0]]
+        return known and all(_ready(inner, done) for inner in value[2:])
+    return all(_ready(inner, done) for inner in value)
+
+
 def _vet_object(value: dict[str, Any], where: str, trusted: bool) -> str:
     """Refuses an object whose class, module or function is not known; else how to call it in messages."""
     config = value.get("config")
@@ -314,10 +390,11 @@ def _vet_object(value: dict[str, Any], where: str, trusted: bool) -> str:
     short = str(kind).split(">")[-1]
     name = str(inner.get("name", value.get("name", "?")))[:80]
     operation = inner.get("function") if short == "TFOpLambda" else None
-    shown = f"layer '{name}' ({str(operation or short)[:80]})" if name != "?" else f"{where}: '{short[:80]}'"
+    what = str(operation or short)[:80]
+    shown = f"layer '{name}' ({what})" if name != "?" else f"{where}: '{what}'"
 
-    def unknown(what: str = "this layer is not known to lqconvert") -> NoReturn:
-        raise LqError(f"{shown}: {what}")
+    def unknown(why: str = "this layer is not known to lqconvert") -> NoReturn:
+        raise LqError(f"{shown}: {why}")
 
     if not isinstance(kind, str):
         unknown()

@@ -322,6 +322,7 @@ class Worker:
         if line:
             return Outcome(*json.loads(line))
         self.stop()
+        self.folder = Path(tempfile.mkdtemp(prefix="fuzz"))  # what was under way lies in the old one
         what = f"died with {child.returncode}" if ready else f"hung for {3 * SECONDS} s"
         return Outcome("failed", what, 3.0 * SECONDS, 0)
 
