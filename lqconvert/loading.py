@@ -62,7 +62,7 @@ def _load(path: Path, config: dict[str, Any], version: str, trusted: bool) -> tu
     weights = weight_count(path)
 
     def with_tf_keras(file: Path) -> tuple[Any, Cost]:
-        refuse_endless(config)
+        refuse_endless(config, keras3=False)
         known = {"HardSwish": HardSwish}
         with bounded(tf_keras, weights) as cost:
             return tf_keras.models.load_model(
@@ -70,6 +70,7 @@ def _load(path: Path, config: dict[str, Any], version: str, trusted: bool) -> tu
             ), cost
 
     def with_keras3(file: Path) -> tuple[Any, Cost]:
+        refuse_endless(config, keras3=True)
         os.environ.setdefault("KERAS_BACKEND", "tensorflow")
         import keras
 

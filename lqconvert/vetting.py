@@ -46,6 +46,8 @@ LARGEST_CONFIG = 16 << 20
 DEEPEST = 100
 #: NASNetLarge has 1,040.
 MOST_LAYERS = 5_000
+#: Keras writes layers in order, but for those that are called at several depths.
+MOST_ROUNDS = 100
 LARGEST_NUMBER = (1 << 31) - 1
 #: Of a whole file: no network for phones is near it.
 LARGEST_FILE = 4 << 30
@@ -317,18 +319,21 @@ def _vet(value: Any, where: str, trusted: bool, depth: int) -> None:
         raise LqError(f"{where}: {str(value)[:20]} is too large for anything in a layer")
 
 
-def refuse_endless(value: Any) -> None:
-    """Refuses a config with a graph that cannot be put in order, at any depth: tf_keras tries for ever."""
+def refuse_endless(value: Any, keras3: bool) -> None:
+    """Refuses a config with a graph that cannot be put in order, at any depth, or is far from it.
+
+    Both Kerases go over the layers again and again until all are connected, and tf_keras never gives up.
+    """
     if isinstance(value, dict):
         if isinstance(value.get("layers"), list):
-            _refuse_endless_graph([layer for layer in value["layers"] if isinstance(layer, dict)])
+            _refuse_endless_graph([layer for layer in value["layers"] if isinstance(layer, dict)], keras3)
         value = list(value.values())
     if isinstance(value, list):
         for inner in value:
-            refuse_endless(inner)
+            refuse_endless(inner, keras3)
 
 
-def _refuse_endless_graph(layers: list[dict[str, Any]]) -> None:
+def _refuse_endless_graph(layers: list[dict[str, Any]], keras3: bool) -> None:
     nodes, done, last = {}, {}, {}
     for layer in layers:
         name, inbound = str(layer.get("name")), layer.get("inbound_nodes") or []
@@ -340,17 +345,17 @@ def _refuse_endless_graph(layers: list[dict[str, Any]]) -> None:
                 raise LqError(f"layer '{name[:80]}' is an input, but has inputs")
             done[name] = last[name] = 1
         else:
-            done[name] = int(_starts_with_input(layer))
+            done[name] = int(not keras3 and _starts_with_input(layer))
             last[name] = done[name] + len(nodes[name])
-    left = [name for name in nodes if done[name] < last[name]]
+    left, rounds = [name for name in nodes if done[name] < last[name]], 0
     while left:
-        before = sum(done.values())
+        before, rounds = sum(done.values()), rounds + 1
         for name in left:
             first = last[name] - len(nodes[name])
             while done[name] < last[name] and _ready(nodes[name][done[name] - first], done):
                 done[name] += 1
         left = [name for name in left if done[name] < last[name]]
-        if sum(done.values()) == before:
+        if sum(done.values()) == before or rounds > MOST_ROUNDS:
             raise LqError(f"the inputs of layer '{left[0][:80]}' go in circles, or refer to nothing")
 
 
