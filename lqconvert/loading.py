@@ -78,6 +78,8 @@ def _load(path: Path, config: dict[str, Any], version: str, trusted: bool) -> tu
             return keras.models.load_model(file, compile=False, safe_mode=not trusted), cost
 
     loaders = [with_keras3, with_tf_keras] if version.startswith("3") else [with_tf_keras, with_keras3]
+    if path.is_dir():  # in a folder Keras 3 would look for a config of its own, which is not vetted
+        loaders = [with_tf_keras]
     errors: list[Exception] = []
     with tempfile.TemporaryDirectory() as folder:
         file = path
