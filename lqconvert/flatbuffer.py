@@ -82,7 +82,7 @@ def _counted(size: int) -> Iterator[None]:
 
 
 def _refuse_dangling(flat: Any) -> None:
-    """Refuses a file in which an index refers to nothing, or a constant does not fill its shape."""
+    """Refuses a file in which an index refers to nothing, or a length or an operator is impossible."""
 
     def within(indices: Any, count: int, lowest: int = 0) -> None:
         indices = np.atleast_1d(np.asarray([] if indices is None else indices, np.int64))
@@ -91,6 +91,9 @@ def _refuse_dangling(flat: Any) -> None:
 
     if not flat.subgraphs or not flat.buffers:
         raise LqError("the .tflite file has no graph")
+    for code in flat.operatorCodes or []:
+        if max(code.builtinCode, code.deprecatedBuiltinCode) not in _NAMES:
+            raise LqError(f"the .tflite file has the unknown operator {code.builtinCode}")
     for graph in flat.subgraphs:
         graph.tensors, graph.operators = graph.tensors or [], graph.operators or []
         count = len(graph.tensors)
