@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lqconvert.errors import LqError
+from lqconvert.errors import LqError, first_line
 
 #: An .npz may always unpack to this, ...
 UNSUSPICIOUS = 256 << 20
@@ -38,7 +38,7 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
     except LqError:
         raise
     except Exception as error:  # whatever damaged bytes make zipfile, zlib and NumPy raise
-        raise LqError(f"{path}: not a readable .npz of plain arrays ({_line(error)})") from error
+        raise LqError(f"{path}: not a readable .npz of plain arrays ({first_line(error)})") from error
 
 
 def load_npy(path: Path) -> np.ndarray:
@@ -51,7 +51,7 @@ def load_npy(path: Path) -> np.ndarray:
         with path.open("rb") as stream:
             return _read(stream, path.stat().st_size)
     except Exception as error:  # whatever damaged bytes make NumPy raise
-        raise LqError(f"{path}: not a readable .npy array ({_line(error)})") from error
+        raise LqError(f"{path}: not a readable .npy array ({first_line(error)})") from error
 
 
 def _read(stream: Any, size: int) -> np.ndarray:
@@ -86,7 +86,3 @@ class _Remembering:
         data = self.stream.read(size)
         self.position += len(data)
         return data
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

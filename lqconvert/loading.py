@@ -17,9 +17,10 @@ import numpy as np
 import tf_keras
 
 from lqconvert.bounds import UNKNOWN, Cost, bounded
-from lqconvert.errors import LqError
+from lqconvert.errors import LqError, first_line
+from lqconvert.stored import weight_count, write_archive
 from lqconvert.twins import HardSwish, added, twin
-from lqconvert.vetting import MODELS, read_config, refuse_endless, refuse_unknown, weight_count, write_archive
+from lqconvert.vetting import MODELS, read_config, refuse_endless, refuse_unknown
 
 log = logging.getLogger("lqconvert")
 
@@ -53,7 +54,7 @@ def load_model(path: str | Path, trust_model: bool = False) -> tf_keras.Model:
         raise LqError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
     except Exception as error:  # what an odd but loadable model makes Keras raise
         log.debug("%s", error, exc_info=True)
-        raise LqError(f"{path}: the model cannot be rebuilt in tf_keras: {_reason(error)}") from error
+        raise LqError(f"{path}: the model cannot be rebuilt in tf_keras: {first_line(error)}") from error
     return model
 
 
@@ -93,17 +94,13 @@ def _load(path: Path, config: dict[str, Any], version: str, trusted: bool) -> tu
                 log.debug("%s: %s", loader.__name__, error)
                 errors.append(error)
     refusals = [error for error in errors if isinstance(error, LqError)]
-    raise refusals[0] if refusals else LqError(f"Keras cannot load the model: {_reason(errors[0])}")
+    raise refusals[0] if refusals else LqError(f"Keras cannot load the model: {first_line(errors[0])}")
 
 
 def _layers(model: Any) -> list[Any]:
     """Every layer that is no model, those in nested models, too."""
     parts = [_layers(layer) if hasattr(layer, "layers") else [layer] for layer in model.layers]
     return [layer for part in parts for layer in part]
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def rebuild(model: Any) -> tf_keras.Model:

@@ -29,6 +29,7 @@ def main(count: int = 2400, first: int = 0) -> int:
             outcome = worker.take(path)
             slowest, peak = max(slowest, outcome.seconds), max(peak, outcome.peak)
             reason = re.sub(r"'[^']*'|[0-9][0-9,.]*|\(.*\)", "_", outcome.text.replace(f"{path}: ", ""))
+            reason = re.sub(r"(?<=cannot load the model): .*", "", reason)
             suffix = ".codes.npz" if path.name.endswith(".codes.npz") else path.suffix
             reasons[suffix, outcome.kind, reason[:70]] += 1
             if not outcome.right:
