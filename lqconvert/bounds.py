@@ -47,6 +47,8 @@ class Cost:
 def bounded(api: Any, weights: int) -> Iterator[Cost]:
     """Counts what layers of ``api`` (keras or tf_keras) take while a model is built, and stops it.
 
+    Layers of other threads are counted, too: their class is changed meanwhile.
+
     Args:
         weights: how many numbers the file has: no model of it needs more.
 

@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 LARGEST_IMAGE_FILE = 64 << 20
 CACHED_BYTES = 1 << 30
+BAD_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -331,7 +333,7 @@ def _image_folders(path: Path, input_shape: tuple[int | None, ...]) -> tuple[Spl
     else:
         try:
             archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
+        except (OSError, *BAD_ZIP) as error:
             raise LqError(f"{path}: not a readable zip file ({error})") from error
         sizes = {info.filename: info.file_size for info in archive.infolist()}
         files = sorted(name for name, size in sizes.items() if size <= LARGEST_IMAGE_FILE)
@@ -367,7 +369,7 @@ def _image_split(
     def decode(name: str) -> np.ndarray:
         try:
             image = tf.io.decode_image(read(name), channels=shape[2], expand_animations=False)
-        except (tf.errors.InvalidArgumentError, zipfile.BadZipFile, OSError, RuntimeError) as error:
+        except (tf.errors.InvalidArgumentError, OSError, RuntimeError, *BAD_ZIP) as error:
             raise LqError(f"{path}: {name} is not a readable image") from error
         if tuple(image.shape) != shape:
             image = tf.cast(tf.round(tf.image.resize(image, shape[:2])), tf.uint8)

@@ -177,6 +177,8 @@ def _vet(value: Any, where: str, trusted: bool, depth: int) -> None:
                 continue
             if key.endswith("activation") and isinstance(inner, str) and inner not in FUNCTIONS:
                 raise LqError(f"{where}: activation '{inner[:80]}' is not known to lqconvert")
+            if key == "epsilon" and not isinstance(inner, (int, float)):  # Keras loads it, folding needs it
+                raise LqError(f"{where}: epsilon is no number")
             _vet(inner, where, trusted, depth + 1)
     elif isinstance(value, list):
         for inner in value:

@@ -118,6 +118,12 @@ def test_what_a_layer_may_not_hold(name, key, value, reason, seeds, tmp_path):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_a_normalization_without_its_epsilon(name, seeds, tmp_path):
+    change = lambda config: layer_config(config, "norm").update(epsilon=None)  # noqa: E731
+    refused(edited(seeds[name], tmp_path / name, change), "epsilon is no number")
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_sizes_that_need_no_weights(name, seeds, tmp_path):
     def upsampled(config):
         layer_config(config, "up")["size"] = [10000, 10000]
