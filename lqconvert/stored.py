@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
+import os
 import shutil
 import stat
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ import h5py
 
 from lqconvert.errors import LqError, first_line
 
+log = logging.getLogger("lqconvert")
 #: A config of this size has some ten thousand layers, and takes Python about a second to read.
 LARGEST_CONFIG = 16 << 20
 #: Of a whole file: no network for phones is near it.
@@ -23,6 +28,8 @@ LARGEST_FILE = 4 << 30
 LARGEST_RATIO = 100
 #: Groups, datasets and links in an HDF5 file; a network of a thousand layers has some ten thousand.
 MOST_OBJECTS = 200_000
+#: Address space and seconds for reading a file's attributes in a process of its own.
+ATTRIBUTE_BYTES, ATTRIBUTE_TIMEOUT = 3 << 29, 15
 ENTRIES = {"config.json", "metadata.json", "model.weights.h5"}
 
 
@@ -60,6 +67,22 @@ def write_archive(path: Path, config: dict[str, Any], target: Path) -> None:
             shutil.copyfileobj(source, copy)
 
 
+def check_attributes(path: Path) -> None:
+    """Refuses a file, whose links :func:`weight_count` has followed, with attributes that are not in it."""
+    limit = ATTRIBUTE_BYTES + 2 * path.stat().st_size
+    command = [sys.executable, "-m", "lqconvert.attributes", str(path), str(limit)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # threads claim address space
+    try:
+        child = subprocess.run(
+            command, capture_output=True, check=False, timeout=ATTRIBUTE_TIMEOUT, env=environment
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LqError(f"{path}: its attributes took more than {ATTRIBUTE_TIMEOUT} s to read") from error
+    if child.returncode:
+        log.debug("%s", child.stderr.decode(errors="replace"))
+        raise LqError(f"{path}: the file is damaged (an attribute of it cannot be read)")
+
+
 def weight_count(path: Path, file: h5py.File | None = None) -> int:
     """How many numbers a file of weights holds (HDF5, in an archive or not, or a SavedModel's checkpoint).
 
@@ -77,7 +100,9 @@ def weight_count(path: Path, file: h5py.File | None = None) -> int:
         with open_archive(path) as archive:
             weights = archive.read("model.weights.h5")
         with h5py.File(io.BytesIO(weights), "r") as opened:
-            return _hdf5_count(path, opened, len(weights))
+            count = _hdf5_count(path, opened, len(weights))
+        check_attributes(path)
+        return count
     except LqError:
         raise
     except Exception as error:  # whatever damaged weights make h5py raise

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import h5py
 
 from lqconvert.errors import LqError, first_line
-from lqconvert.stored import LARGEST_CONFIG, LARGEST_FILE, open_archive, weight_count
+from lqconvert.stored import LARGEST_CONFIG, LARGEST_FILE, check_attributes, open_archive, weight_count
 from lqconvert.twins import DROPPED, LAYERS, OPERATIONS
 
 MODELS = {"Sequential", "Functional", "Model"}
@@ -76,6 +76,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], str]:
     try:
         with h5py.File(path, "r") as file:
             weight_count(path, file)
+            check_attributes(path)
             text = file.attrs.get("model_config")
             version = file.attrs.get("keras_version", "2")
     except LqError:

@@ -320,7 +320,10 @@ class Worker:
         ready, _, _ = select.select([child.stdout], [], [], 3 * SECONDS)
         line = child.stdout.readline() if ready else ""
         if line:
-            return Outcome(*json.loads(line))
+            outcome = Outcome(*json.loads(line))
+            if not outcome.right:  # its peak is not that of the files after it
+                self.stop()
+            return outcome
         self.stop()
         self.folder = Path(tempfile.mkdtemp(prefix="fuzz"))  # what was under way lies in the old one
         what = f"died with {child.returncode}" if ready else f"hung for {3 * SECONDS} s"
