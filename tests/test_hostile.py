@@ -310,6 +310,18 @@ def test_weights_that_keras_does_not_write(name, change, reason, seeds, tmp_path
     refused(hdf5(seeds[name], tmp_path / name, change), reason)
 
 
+def test_an_attribute_that_claims_gigabytes(seeds, tmp_path):
+    """HDF5 allocates what a text claims before it looks how long it is."""
+    path = tmp_path / "model.h5"
+    path.write_bytes(seeds["cnn-keras.h5"].read_bytes())
+    with h5py.File(path, "r+") as file:
+        file.attrs.create("evil", "x" * 3333, dtype=h5py.string_dtype())
+    data, length = path.read_bytes(), (3333).to_bytes(4, "little")
+    assert length in data
+    path.write_bytes(data.replace(length, b"\xff\xff\xff\xff"))
+    refused(path, "an attribute of it cannot be read")
+
+
 def test_a_graph_that_reads_files(tmp_path):
     from tensorflow.core.protobuf import saved_model_pb2
 
