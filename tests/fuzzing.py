@@ -294,18 +294,20 @@ class Worker:
     """A process that takes one file after the other; it is replaced when it dies or hangs."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="fuzz"))
+        self.temporary: tempfile.TemporaryDirectory[str] | None = None
         self.child: subprocess.Popen[str] | None = None
 
     def _start(self) -> subprocess.Popen[str]:
+        self.temporary = tempfile.TemporaryDirectory(prefix="fuzz")
+        folder = self.temporary.name
         root = str(Path(__file__).parent.parent)
         paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        environment |= {"TMPDIR": str(self.folder), "KERAS_BACKEND": "tensorflow"}
+        environment |= {"TMPDIR": folder, "KERAS_BACKEND": "tensorflow"}
         command = [sys.executable, __file__, "worker"]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         child = subprocess.Popen(
-            command, **pipes, stderr=subprocess.DEVNULL, text=True, cwd=self.folder, env=environment
+            command, **pipes, stderr=subprocess.DEVNULL, text=True, cwd=folder, env=environment
         )
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
@@ -325,7 +327,6 @@ class Worker:
                 self.stop()
             return outcome
         self.stop()
-        self.folder = Path(tempfile.mkdtemp(prefix="fuzz"))  # what was under way lies in the old one
         what = f"died with {child.returncode}" if ready else f"hung for {3 * SECONDS} s"
         return Outcome("failed", what, 3.0 * SECONDS, 0)
 
@@ -334,10 +335,13 @@ class Worker:
             self.child.kill()
             self.child.wait()
             self.child = None
+        if self.temporary is not None:
+            self.temporary.cleanup()
+            self.temporary = None
 
     def left_behind(self) -> list[Path]:
         """Files that are still in its working and temporary folder, except autograph's."""
-        files = self.folder.rglob("*")
+        files = Path(self.temporary.name).rglob("*") if self.temporary else ()
         return sorted(file for file in files if not file.name.startswith("__autograph_generated_file"))
 
 
