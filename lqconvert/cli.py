@@ -48,6 +48,13 @@ class _Size(click.ParamType):
 MAX_DROP = "Make the smallest file at most so far under float on validation data.  [default: 0]"
 
 
+_trust_model = click.option(
+    "--trust-model",
+    is_flag=True,
+    help="Allow Lambda layers: Python code in MODEL is then run, with all your rights.",
+)
+
+
 def _target_options(command: Any) -> Any:
     """The options of what the file is made for, shared by the commands that write one."""
     options = (
@@ -162,6 +169,7 @@ def main() -> None:
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Start from the best weights of an interrupted run.")
+@_trust_model
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
 def quantize(
     model: str,
@@ -268,12 +276,14 @@ def export(codes: str, output: str | None, data: str | None, debug: bool, **sett
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="As for quantize.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--storage", help="URL of an Optuna storage that several machines share.  [default: SQLite]")
+@_trust_model
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
 def sweep(
     model: str,
     data: str,
     output: str | None,
     preprocess: Preprocessing | None,
+    trust_model: bool,
     debug: bool,
     **settings: Any,
 ) -> None:
@@ -299,13 +309,14 @@ def sweep(
         data,
         folder,
         preprocess=preprocess,
+        trust_model=trust_model,
         done=lambda run: console.print(f"{run.name}: {run.deflated_bytes:,} bytes, {run.test_score:.4f}"),
         **settings,
     )
     from lqconvert.figures import draw
     from lqconvert.sensitivity import sensitivities
 
-    rows = sensitivities(model, data, preprocess=preprocess)
+    rows = sensitivities(model, data, preprocess=preprocess, trust_model=trust_model)
     write_csv(folder / "sensitivity.csv", rows)
     paths = draw(folder, runs, rows)
     table = Table("scheme", "scales", "penalty", "integers", "bytes", "deflated", "test score", "minutes")

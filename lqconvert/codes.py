@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from lqconvert.arrays import load_npz
 from lqconvert.coding import entropy_bits
 from lqconvert.errors import LqError
 
@@ -92,13 +92,18 @@ class Int8File:
         Raises:
             LqError: if there is none in it.
         """
+        what = "not the .codes.npz that lqconvert quantize writes"
         try:
-            with np.load(path) as arrays:
-                file, layers, preprocess = (
-                    arrays[name] for name in ("int8.tflite", "int8.layers", "int8.preprocess")
-                )
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
-            raise LqError(f"{path}: not the .codes.npz that lqconvert quantize writes") from error
+            arrays = load_npz(path)
+            file, layers, preprocess = (
+                arrays[name] for name in ("int8.tflite", "int8.layers", "int8.preprocess")
+            )
+        except (LqError, KeyError) as error:
+            raise LqError(f"{path}: {what}") from error
+        if file.dtype != np.uint8 or layers.dtype.kind != "U" or layers.ndim != 1:
+            raise LqError(f"{path}: {what}")
+        if preprocess.shape != (2,) or preprocess.dtype != np.float64 or not np.all(np.isfinite(preprocess)):
+            raise LqError(f"{path}: {what}")
         return cls(
             file.tobytes(), [str(name) for name in layers], (float(preprocess[0]), float(preprocess[1]))
         )
@@ -106,8 +111,8 @@ class Int8File:
 
 def load_kernels(path: Path) -> dict[str, np.ndarray]:
     """The integer codes of every kernel in an .npz that :meth:`Codes.save` wrote, by layer name."""
-    with np.load(path) as arrays:
-        return {name.removesuffix("/codes"): arrays[name] for name in arrays if name.endswith("/codes")}
+    arrays = load_npz(path)
+    return {name.removesuffix("/codes"): arrays[name] for name in arrays if name.endswith("/codes")}
 
 
 def recode(tensor: TensorCodes, kept_axes: tuple[int, ...]) -> TensorCodes:

@@ -26,7 +26,7 @@ from lqconvert.proving import PROOF_EXAMPLES, Limits, check_runs, examples_in, p
 from lqconvert.quantizers import QuantizedLayer
 from lqconvert.report import Exports, Measured, Report, TargetFile, layer_rows, versions
 from lqconvert.rewriting import rewrite
-from lqconvert.runtime import Runner
+from lqconvert.runtime import Runner, check_loads
 from lqconvert.schemes import Rate, Scheme
 from lqconvert.scoring import logits_of, predict, score_outputs
 from lqconvert.targets import LITERT, TFLM, Target
@@ -52,6 +52,7 @@ def quantize(
     learning_rate: float | None = None,
     seed: int = 0,
     resume: bool = False,
+    trust_model: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
@@ -74,6 +75,7 @@ def quantize(
         epochs, learning_rate: what suits the scheme, by default.
         preprocess: what the model was trained on; found out by scoring the float model when None.
         resume: start from the best weights of a run into the same output that was interrupted or died.
+        trust_model: see :func:`lqconvert.loading.load_model`.
         progress, say: called with where fine-tuning stands, and with one-line messages.
 
     Returns:
@@ -92,7 +94,7 @@ def quantize(
         raise LqError(f"scheme {scheme.name} has no penalty to steer to a budget with; take rate")
     granularity = granularity or ("mixed" if isinstance(scheme, Rate) else "output-channel-wise")
     epochs = epochs or scheme.epochs
-    model = load_model(model_path)
+    model = load_model(model_path, trust_model=trust_model)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise LqError(
             f"{model_path}: {len(model.inputs)} inputs and {len(model.outputs)} outputs; give one each"
@@ -262,9 +264,12 @@ def export_codes(
     _check_targets(targets, limits, c_array)
     int8_file = Int8File.load(Path(codes))
     try:
+        check_loads(int8_file.tflite)
         runner = Runner(int8_file.tflite)
-    except (RuntimeError, ValueError) as error:
-        raise LqError(f"{codes}: holds no int8 file that LiteRT loads") from error
+        if runner.input["dtype"] != np.int8 or runner.output["dtype"] != np.int8:
+            raise LqError("its inputs and outputs are not int8")
+    except (LqError, RuntimeError, ValueError) as error:
+        raise LqError(f"{codes}: holds no int8 file that LiteRT loads ({error})") from error
     data = None
     if data_spec is not None:
         input_shape = tuple(int(n) for n in runner.input["shape"][1:])

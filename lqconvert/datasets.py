@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lqconvert.arrays import load_npy, load_npz
 from lqconvert.errors import LqError
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 LARGEST_IMAGE_FILE = 64 << 20
 CACHED_BYTES = 1 << 30
+BAD_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -174,10 +177,7 @@ def _arrays(spec: str, input_rank: int) -> tuple[Arrays, Arrays]:
     if path.suffix == ".npz" and path.exists():
         return _npz(path)
     if path.suffix == ".npy" and path.exists():
-        try:
-            x = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise LqError(f"{spec}: not a readable .npy array ({error})") from error
+        x = _array(spec, load_npy(path))
         return (x, None), (x[:0], None)
     if spec.startswith("tfds:"):
         return _tfds(spec[5:])
@@ -190,11 +190,7 @@ def _arrays(spec: str, input_rank: int) -> tuple[Arrays, Arrays]:
 
 
 def _npz(path: Path) -> tuple[Arrays, Arrays]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise LqError(f"{path}: not a readable .npz of plain arrays ({error})") from error
+    arrays = {name: _array(f"{path}: {name}", array) for name, array in load_npz(path).items()}
     if "x_train" in arrays:
         x = arrays["x_train"]
         test = (arrays.get("x_test", x[:0]), arrays.get("y_test"))
@@ -204,6 +200,13 @@ def _npz(path: Path) -> tuple[Arrays, Arrays]:
     raise LqError(
         f"{path}: holds {', '.join(arrays) or 'nothing'}; give x_train, y_train, x_test, y_test or x, y"
     )
+
+
+def _array(source: str, array: np.ndarray) -> np.ndarray:
+    """The array, if it is one of numbers with an axis of examples."""
+    if array.ndim == 0 or array.dtype.kind not in "uifb":
+        raise LqError(f"{source}: a {array.dtype} of shape {array.shape}; give numbers, one row an example")
+    return array
 
 
 def _keras_dataset(name: str) -> tuple[Arrays, Arrays]:
@@ -330,7 +333,7 @@ def _image_folders(path: Path, input_shape: tuple[int | None, ...]) -> tuple[Spl
     else:
         try:
             archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
+        except (OSError, *BAD_ZIP) as error:
             raise LqError(f"{path}: not a readable zip file ({error})") from error
         sizes = {info.filename: info.file_size for info in archive.infolist()}
         files = sorted(name for name, size in sizes.items() if size <= LARGEST_IMAGE_FILE)
@@ -366,7 +369,7 @@ def _image_split(
     def decode(name: str) -> np.ndarray:
         try:
             image = tf.io.decode_image(read(name), channels=shape[2], expand_animations=False)
-        except (tf.errors.InvalidArgumentError, zipfile.BadZipFile, OSError, RuntimeError) as error:
+        except (tf.errors.InvalidArgumentError, OSError, RuntimeError, *BAD_ZIP) as error:
             raise LqError(f"{path}: {name} is not a readable image") from error
         if tuple(image.shape) != shape:
             image = tf.cast(tf.round(tf.image.resize(image, shape[:2])), tf.uint8)

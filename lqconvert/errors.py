@@ -15,3 +15,8 @@ class BudgetMissed(LqError):
     """No codes hold the budget; the message says what was reached. Exit code 3."""
 
     exit_code = 3
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what a library's exception says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+
+from lqconvert.errors import LqError
 
 #: For each linear operator, the places of its input, kernel and bias among its inputs.
 OPERANDS = {
@@ -27,9 +31,88 @@ DTYPES = {
 }
 
 
+#: Tables of a file (operators, tensors, buffers, ...): a large network has some thousands.
+MOST_TABLES = 200_000
+
+
 def read(tflite: bytes) -> Any:
-    """A file as a tree of the schema's objects (``ModelT``)."""
-    return schema.ModelT.InitFromPackedBuf(tflite, 0)
+    """A file as a tree of the schema's objects (``ModelT``).
+
+    Raises:
+        LqError: if the bytes are no .tflite file, are damaged, or refer to what is not there.
+    """
+    if len(tflite) < 8 or tflite[4:8] != b"TFL3":
+        raise LqError("not a .tflite file (it does not begin as one)")
+    try:
+        with _counted(len(tflite)):
+            flat = schema.ModelT.InitFromPackedBuf(tflite, 0)
+        _refuse_dangling(flat)
+    except LqError:
+        raise
+    except Exception as error:  # whatever wild offsets make the schema's reader raise
+        raise LqError(f"the .tflite file is damaged ({type(error).__name__})") from error
+    return flat
+
+
+@contextmanager
+def _counted(size: int) -> Iterator[None]:
+    """Bounds what a file is unpacked to: many vectors of it may refer to the same table or text."""
+    original = flatbuffers.table.Table
+    left = {"tables": min(MOST_TABLES, size // 4), "text": size}
+
+    class Counted(original):  # type: ignore[misc, valid-type]
+        def __init__(self, data: bytes, position: int) -> None:
+            left["tables"] -= 1
+            if left["tables"] < 0 or not 0 <= position < size:
+                raise LqError("the .tflite file is damaged (more tables than it has room for)")
+            super().__init__(data, position)
+
+        def String(self, offset: int) -> bytes:
+            text = super().String(offset)
+            left["text"] -= len(text)
+            if left["text"] < 0:
+                raise LqError("the .tflite file is damaged (more text than it has room for)")
+            return text
+
+    flatbuffers.table.Table = Counted
+    try:
+        yield
+    finally:
+        flatbuffers.table.Table = original
+
+
+def _refuse_dangling(flat: Any) -> None:
+    """Refuses a file in which an index refers to nothing, or a length or an operator is impossible."""
+
+    def within(indices: Any, count: int, lowest: int = 0) -> None:
+        indices = np.atleast_1d(np.asarray([] if indices is None else indices, np.int64))
+        if indices.size and (indices.min() < lowest or indices.max() >= count):
+            raise LqError("the .tflite file is damaged (an index in it refers to nothing)")
+
+    if not flat.subgraphs or not flat.buffers:
+        raise LqError("the .tflite file has no graph")
+    for code in flat.operatorCodes or []:
+        if max(code.builtinCode, code.deprecatedBuiltinCode) not in _NAMES:
+            raise LqError(f"the .tflite file has the unknown operator {code.builtinCode}")
+    for graph in flat.subgraphs:
+        graph.tensors, graph.operators = graph.tensors or [], graph.operators or []
+        count = len(graph.tensors)
+        for group in (graph, *graph.operators):
+            group.inputs, group.outputs = (
+                np.zeros(0, np.int32) if indices is None else indices
+                for indices in (group.inputs, group.outputs)
+            )
+            within(group.inputs, count, -1)
+            within(group.outputs, count)
+        within([operator.opcodeIndex for operator in graph.operators], len(flat.operatorCodes or []))
+        within([tensor.buffer for tensor in graph.tensors], len(flat.buffers))
+        for tensor in graph.tensors:
+            if min([] if tensor.shape is None else tensor.shape, default=0) < 0:
+                raise LqError("the .tflite file is damaged (a tensor with a negative length)")
+    for signature in flat.signatureDefs or []:
+        entries = [*(signature.inputs or []), *(signature.outputs or [])]
+        within(signature.subgraphIndex, len(flat.subgraphs))
+        within([entry.tensorIndex for entry in entries], len(flat.subgraphs[signature.subgraphIndex].tensors))
 
 
 class _Builder(flatbuffers.Builder):
@@ -108,7 +191,10 @@ def values(flat: Any, index: int) -> np.ndarray | None:
     data = flat.buffers[tensor.buffer].data
     if data is None or not len(data) or tensor.type not in DTYPES:
         return None
-    return np.asarray(data, np.uint8).view(DTYPES[tensor.type]).reshape(np.asarray(tensor.shape, int))
+    try:
+        return np.asarray(data, np.uint8).view(DTYPES[tensor.type]).reshape(np.asarray(tensor.shape, int))
+    except ValueError as error:
+        raise LqError("the .tflite file is damaged (a constant does not fill its shape)") from error
 
 
 def set_values(flat: Any, tensor: Any, array: np.ndarray) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from lqconvert.errors import LqError
+from lqconvert.bounds import Cost, bounded
+from lqconvert.errors import LqError, first_line
 from lqconvert.operations import is_tensor, operate
+from lqconvert.stored import weight_count, write_archive
 from lqconvert.twins import CUSTOM_LAYERS, twin
-from lqconvert.vetting import MODELS, read_config, refuse_unknown
+from lqconvert.vetting import MODELS, read_config, refuse_endless, refuse_unknown
 
 log = logging.getLogger("lqconvert")
 
@@ -26,58 +30,93 @@ log = logging.getLogger("lqconvert")
 OPS = "keras.src.ops"
 
 
-def load_model(path: str | Path, *, input_shape: tuple[int, ...] | None = None) -> tf_keras.Model:
+def load_model(
+    path: str | Path, *, input_shape: tuple[int, ...] | None = None, trust_model: bool = False
+) -> tf_keras.Model:
     """Reads a Keras model (.h5, .keras or a SavedModel folder) as a flat functional float32 tf_keras model.
 
     Nothing in the file is executed: layers outside the known set are refused before Keras sees them.
 
     Args:
         input_shape: the input's without the batch axis, for a model that leaves sizes of it open.
+        trust_model: let Keras run the Python code of Lambda layers, with the rights of the caller.
 
     Raises:
         LqError: if the file cannot be read, has no model in it, or a layer of it is not known.
     """
     path = Path(path)
     config, version = read_config(path)
-    if config is not None:
-        refuse_unknown(config)
-    loaded = _load(path, config, version)
-    for layer in loaded.layers:
-        for weight in layer.weights:
-            if not np.all(np.isfinite(np.asarray(weight))):
-                raise LqError(f"{path}: layer '{layer.name}' has NaN or infinite weights ({weight.name})")
-    model = rebuild(loaded, input_shape)
-    _check_equal(loaded, model)
+    try:
+        refuse_unknown(config, trust_model)
+        loaded, cost = _load(path, config, version, trust_model)
+        for layer in _layers(loaded):
+            if type(layer).__name__ == "Lambda":
+                what = "Python code has no integer kernel; replace it by Keras layers"
+                raise LqError(f"layer '{layer.name}' (Lambda): {what}")
+            for weight in layer.weights:
+                if not np.all(np.isfinite(np.asarray(weight))):
+                    raise LqError(f"layer '{layer.name}' has NaN or infinite weights ({weight.name})")
+        model = rebuild(loaded, input_shape)
+        _check_equal(loaded, model, cost)
+    except LqError as error:
+        raise LqError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+    except Exception as error:  # what an odd but loadable model makes Keras raise
+        log.debug("%s", error, exc_info=True)
+        raise LqError(f"{path}: the model cannot be rebuilt in tf_keras: {first_line(error)}") from error
     return model
 
 
-def _load(path: Path, config: dict[str, Any] | None, version: str) -> Any:
-    def with_tf_keras() -> Any:
+def _load(path: Path, config: dict[str, Any], version: str, trusted: bool) -> tuple[Any, Cost]:
+    """The file's model as Keras loads it, within bounds, and what that took."""
+    weights = weight_count(path)
+
+    def with_tf_keras(file: Path) -> tuple[Any, Cost]:
         from tf_keras.src.applications.convnext import LayerScale
         from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
+        refuse_endless(config, keras3=False)
         own = {"LayerScale": LayerScale, "CustomScaleLayer": CustomScaleLayer, **CUSTOM_LAYERS}
-        return tf_keras.models.load_model(path, compile=False, custom_objects=own)
+        with bounded(tf_keras, weights) as cost:
+            return tf_keras.models.load_model(
+                file, compile=False, custom_objects=own, safe_mode=not trusted
+            ), cost
 
-    def with_keras3() -> Any:
+    def with_keras3(file: Path) -> tuple[Any, Cost]:
+        refuse_endless(config, keras3=True)
         os.environ.setdefault("KERAS_BACKEND", "tensorflow")
         import keras
         from keras.src.applications.convnext import LayerScale
         from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
         own = {"LayerScale": LayerScale, "CustomScaleLayer": CustomScaleLayer}
-        return keras.models.load_model(path, compile=False, custom_objects=own)
+        with bounded(keras, weights) as cost:
+            return keras.models.load_model(
+                file, compile=False, custom_objects=own, safe_mode=not trusted
+            ), cost
 
     loaders = [with_keras3, with_tf_keras] if version.startswith("3") else [with_tf_keras, with_keras3]
-    errors = []
-    for loader in loaders:
-        try:
-            return loader()
-        except Exception as error:  # whatever a damaged file makes Keras raise
-            log.debug("%s: %s", loader.__name__, error)
-            errors.append(error)
-    reason = str(errors[0]).strip().splitlines() or ["unknown"]
-    raise LqError(f"{path}: Keras cannot load the model: {reason[0][:200]}")
+    if path.is_dir():  # in a folder Keras 3 would look for a config of its own, which is not vetted
+        loaders = [with_tf_keras]
+    errors: list[Exception] = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = path
+        if zipfile.is_zipfile(path):
+            file = Path(folder) / "model.keras"
+            write_archive(path, config, file)
+        for loader in loaders:
+            try:
+                return loader(file)
+            except Exception as error:  # whatever a damaged file makes Keras raise
+                log.debug("%s: %s", loader.__name__, error)
+                errors.append(error)
+    refusals = [error for error in errors if isinstance(error, LqError)]
+    raise refusals[0] if refusals else LqError(f"Keras cannot load the model: {first_line(errors[0])}")
+
+
+def _layers(model: Any) -> list[Any]:
+    """Every layer that is no model, those in nested models, too."""
+    parts = [_layers(layer) if hasattr(layer, "layers") else [layer] for layer in model.layers]
+    return [layer for part in parts for layer in part]
 
 
 def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.Model:
@@ -179,11 +218,11 @@ def _tensors(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _check_equal(loaded: Any, rebuilt: tf_keras.Model) -> None:
+def _check_equal(loaded: Any, rebuilt: tf_keras.Model, cost: Cost) -> None:
     # In float16 or bfloat16 the loaded model computes less exactly than the rebuilt one.
     halves = any("float16" in str(layer.compute_dtype) for layer in loaded.layers)
     tolerance = 3e-2 if halves else 1e-4
-    inputs = random_inputs(rebuilt, batch=4)
+    inputs = random_inputs(rebuilt, batch=cost.examples(4))
     x: Any = inputs if len(inputs) > 1 else inputs[0]
     pairs = zip(_tensors(loaded(x, training=False)), _tensors(rebuilt(x, training=False)), strict=True)
     for before, after in pairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -25,6 +26,8 @@ FIRST_ARENA, LARGEST_ARENA = 1 << 20, 1 << 30
 ARENA_STEP = 256
 #: Seconds after which a run is given up.
 TIMEOUT = 900
+#: A file from elsewhere is run once on zeros first, in so many seconds and bytes of address space.
+TRIAL_TIMEOUT, TRIAL_BYTES = 60, 8 << 30
 
 
 class _Unsupported(LqError):
@@ -52,6 +55,12 @@ class Runner:
         self.interpreter.allocate_tensors()
         self.inputs = self.interpreter.get_input_details()
         self.outputs = self.interpreter.get_output_details()
+
+    @property
+    def example_shape(self) -> tuple[int, ...]:
+        """The shape of an example as :meth:`invoke` takes it."""
+        shapes = [tuple(int(n) for n in detail["shape"][1:]) for detail in self.inputs]
+        return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
 
     def quantize(self, x: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """Real inputs [n, ...] (of each input, where there are several) as the file takes them."""
@@ -112,6 +121,31 @@ def _quantized(x: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
 def _dequantized(y: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     scale, zero_point = detail["quantization"]
     return (y.astype(np.float32) - zero_point) * scale if scale else y.astype(np.float32)
+
+
+def check_loads(tflite: bytes) -> None:
+    """Runs a file from elsewhere once, in a process of its own: LiteRT may crash at a damaged one.
+
+    Raises:
+        LqError: if the file is damaged, or LiteRT does not run it.
+    """
+    from lqconvert.flatbuffer import read
+
+    read(tflite)
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model.tflite"
+        model.write_bytes(tflite)
+        command = [sys.executable, "-m", "lqconvert.trial", str(model), str(TRIAL_BYTES)]
+        try:
+            child = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", check=False, timeout=TRIAL_TIMEOUT
+            )
+        except subprocess.TimeoutExpired as error:
+            raise LqError(f"LiteRT did not run the file once in {TRIAL_TIMEOUT} seconds") from error
+    if child.returncode:
+        lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
+        reason = f"it ended with signal {-child.returncode}" if child.returncode < 0 else (lines or ["?"])[-1]
+        raise LqError(f"LiteRT cannot run the file: {reason[:200]}")
 
 
 @dataclass(frozen=True)

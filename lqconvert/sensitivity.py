@@ -39,13 +39,14 @@ def sensitivities(
     *,
     bits: tuple[int, ...] = (2, 3, 4),
     preprocess: Preprocessing | None = None,
+    trust_model: bool = False,
 ) -> list[Sensitivity]:
     """Coarsens one layer after the other to each width, by least squared error, without fine-tuning.
 
     Scored on the validation split, with one scale for each output channel. The graph with simulated
     quantization is scored, not a file: only differences between layers are of interest.
     """
-    model = load_model(model_path)
+    model = load_model(model_path, trust_model=trust_model)
     data = load_data(data_spec, model.input_shape[1:], model.output_shape[-1])
     if preprocess is None:
         preprocess = Preprocessing()

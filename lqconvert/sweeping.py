@@ -88,7 +88,8 @@ def sweep(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    given = ", ".join(f"{name} {value}" for name, value in sorted(settings.items()) if value is not None)
+    named = {name: value for name, value in settings.items() if name != "trust_model"}  # changes no result
+    given = ", ".join(f"{name} {value}" for name, value in sorted(named.items()) if value is not None)
     study = optuna.create_study(
         study_name=f"{Path(model_path).name} on {Path(data_spec).name}, {given}",
         storage=optuna.storages.RDBStorage(

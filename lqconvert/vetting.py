@@ -1,77 +1,301 @@
-"""What a model file says of itself, read without Keras: nothing is executed, what is unknown is refused."""
+"""What a model file says of itself, read without Keras: nothing is executed, what is unknown is refused.
+
+A file may come from a stranger. Its config names the classes that Keras would look up, import and call, so
+every object in it, at any depth, has to be one of a known set; weights have to lie in the file, plainly.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import h5py
 
-from lqconvert.errors import LqError
+from lqconvert.errors import LqError, first_line
 from lqconvert.operations import KERAS3, TENSORFLOW
+from lqconvert.stored import LARGEST_CONFIG, LARGEST_FILE, check_attributes, open_archive, weight_count
 from lqconvert.twins import CUSTOM_LAYERS, DROPPED, LAYERS
 
 MODELS = {"Sequential", "Functional", "Model"}
+KNOWN = {*LAYERS, *DROPPED, *CUSTOM_LAYERS, *KERAS3}
+#: In tf_keras, functions of TensorFlow by their names.
+OPERATIONS = {"TFOpLambda", "SlicingOpLambda"}
+#: What layers hold besides layers: initializers, regularizers, constraints, dtypes and plain values.
+PARTS = {
+    *("Zeros", "Ones", "Constant", "RandomNormal", "RandomUniform", "TruncatedNormal", "VarianceScaling"),
+    *("GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "LecunNormal", "LecunUniform"),
+    *("Orthogonal", "OrthogonalInitializer", "Identity", "IdentityInitializer"),
+    *("L1", "L2", "L1L2", "OrthogonalRegularizer"),
+    *("MaxNorm", "NonNeg", "UnitNorm", "MinMaxNorm", "RadialConstraint"),
+    *("Policy", "DTypePolicy", "FloatDTypePolicy"),
+    *("__tuple__", "__ellipsis__", "__keras_tensor__", "TensorShape", "__slice__"),
+}
+FUNCTIONS = {
+    *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "glu", "mish", "silu", "swish"),
+    *("sigmoid", "hard_sigmoid", "log_sigmoid", "sparse_sigmoid", "softmax", "log_softmax", "sparsemax"),
+    *("tanh", "hard_tanh", "tanh_shrink", "hard_silu", "hard_swish", "softplus", "softsign", "soft_shrink"),
+    *("hard_shrink", "squareplus", "sparse_plus", "exponential", "threshold"),
+}
+#: Keras imports the module that an object names; these are all that it may.
+MODULES = re.compile(r"(tf_)?keras(\.\w+)*|lqconvert(\.\w+)*|builtins")
+#: Each nested model adds about six levels; Keras's own readers recurse.
+DEEPEST = 100
+#: NASNetLarge has 1,040.
+MOST_LAYERS = 5_000
+#: Keras writes layers in order, but for those that are called at several depths.
+MOST_ROUNDS = 100
+LARGEST_NUMBER = (1 << 31) - 1
 
 
-def read_config(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """The model's config and the version of Keras that saved it, read without Keras."""
+def read_config(path: Path) -> tuple[dict[str, Any], str]:
+    """The model's config and the version of Keras that saved it, read without Keras.
+
+    Raises:
+        LqError: if there is no model in the file, or something that Keras would not write.
+    """
     if not path.exists():
         raise LqError(f"{path}: no such file")
     if path.is_dir():
         if not (path / "keras_metadata.pb").exists():
             raise LqError(f"{path}: a folder, but not the SavedModel of a Keras model")
         return _saved_model_config(path), "2"
-    if path.stat().st_size == 0:
+    size = path.stat().st_size
+    if size == 0:
         raise LqError(f"{path}: the file is empty")
+    if size > LARGEST_FILE:
+        raise LqError(f"{path}: {size:,} bytes are more than lqconvert reads ({LARGEST_FILE:,})")
     if zipfile.is_zipfile(path):
         try:
-            with zipfile.ZipFile(path) as archive:
-                config = json.loads(archive.read("config.json"))
-                version = json.loads(archive.read("metadata.json")).get("keras_version", "3")
-        except (KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
-            raise LqError(f"{path}: not a Keras model archive ({error})") from error
-        return config, version
+            with open_archive(path) as archive:
+                config = _parsed(archive.read("config.json"), path)
+                version = _parsed(archive.read("metadata.json"), path).get("keras_version", "3")
+        except LqError:
+            raise
+        except Exception as error:  # whatever a damaged archive makes zipfile raise
+            raise LqError(f"{path}: not a Keras model archive ({first_line(error)})") from error
+        return config, str(version)
     try:
         with h5py.File(path, "r") as file:
+            weight_count(path, file)
+            check_attributes(path)
             text = file.attrs.get("model_config")
             version = file.attrs.get("keras_version", "2")
-    except OSError as error:
+    except LqError:
+        raise
+    except Exception as error:  # whatever a damaged file makes h5py raise
         raise LqError(
             f"{path}: not a Keras model, or truncated (neither HDF5 nor a .keras archive)"
         ) from error
     if text is None:
         raise LqError(f"{path}: weights without a model; save the whole model with model.save(...)")
-    return json.loads(text), str(version.decode() if isinstance(version, bytes) else version)
+    return _parsed(text, path), str(version.decode() if isinstance(version, bytes) else version)
+
+
+def _parsed(text: Any, path: Path) -> dict[str, Any]:
+    """JSON of an object without doubled keys: readers differ in which of two they take."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            raise LqError(f"{path}: a key stands twice in the model's config")
+        return result
+
+    if not isinstance(text, (str, bytes)) or len(text) > LARGEST_CONFIG:
+        raise LqError(f"{path}: the model's config is no text of at most {LARGEST_CONFIG:,} bytes")
+    try:
+        config = json.loads(text, object_pairs_hook=once)
+    except RecursionError as error:
+        raise LqError(f"{path}: the model's config is nested too deeply") from error
+    except ValueError as error:
+        raise LqError(f"{path}: the model's config is damaged ({first_line(error)})") from error
+    if not isinstance(config, dict):
+        raise LqError(f"{path}: the model's config is no JSON object")
+    return config
 
 
 def _saved_model_config(path: Path) -> dict[str, Any]:
+    """The layers that Keras would make of a SavedModel, as a model's config; its graph may only compute."""
+    from tensorflow.core.protobuf import saved_model_pb2
     from tf_keras.protobuf import saved_metadata_pb2
 
-    metadata = saved_metadata_pb2.SavedMetadata()
-    metadata.ParseFromString((path / "keras_metadata.pb").read_bytes())
-    nodes = [json.loads(node.metadata) for node in metadata.nodes if node.identifier == "_tf_keras_layer"]
-    return {"class_name": "Functional", "config": {"name": path.name, "layers": nodes}}
+    metadata, saved = saved_metadata_pb2.SavedMetadata(), saved_model_pb2.SavedModel()
+    for name, message in (("keras_metadata.pb", metadata), ("saved_model.pb", saved)):
+        file = path / name
+        if not file.exists() or file.stat().st_size > LARGEST_CONFIG * 16:
+            raise LqError(f"{path}: {name} is missing, or larger than a graph can be")
+        try:
+            message.ParseFromString(file.read_bytes())
+        except Exception as error:  # protobuf's DecodeError
+            raise LqError(f"{path}: {name} is damaged") from error
+    for graph in saved.meta_graphs:
+        functions = graph.graph_def.library.function
+        nodes = [*graph.graph_def.node, *(node for function in functions for node in function.node_def)]
+        for node in nodes:
+            # Reading and writing of the weights themselves: SaveV2, RestoreV2, ShardedFilename.
+            if re.search(r"File(?!name)|PyFunc|Print|Summary|ImmutableConst|Dataset|Debug", node.op):
+                raise LqError(f"{path}: the graph holds the operator {node.op}, which no known layer needs")
+        if any(each.WhichOneof("kind") in ("asset", "resource") for each in graph.object_graph_def.nodes):
+            raise LqError(f"{path}: holds tables or other files, which no known layer needs")
+    layers = [
+        {key: value for key, value in _parsed(node.metadata, path).items() if key in ("class_name", "config")}
+        for node in metadata.nodes
+        if node.identifier != "_tf_keras_metric"
+    ]
+    return {"class_name": "Functional", "config": {"name": path.name, "layers": layers}}
 
 
-def refuse_unknown(config: dict[str, Any]) -> None:
+def refuse_unknown(config: dict[str, Any], trusted: bool = False) -> None:
+    """Refuses a model's config with anything in it, at any depth, that is not known to be harmless.
+
+    Args:
+        config: as :func:`read_config` gives it.
+        trusted: allow Lambda layers, whose Python code Keras runs.
+
+    Raises:
+        LqError: at the first such thing.
+    """
     kind = str(config.get("class_name"))
-    inner = config.get("config")
     if kind not in MODELS:
         raise LqError(f"the model is a {kind}, not a Sequential or functional model: it cannot be rebuilt")
-    layers = inner.get("layers", []) if isinstance(inner, dict) else inner
-    for layer in layers or []:
-        kind, layer_config = str(layer.get("class_name")).split(">")[-1], layer.get("config") or {}
-        name = layer_config.get("name", layer.get("name", "?")) if isinstance(layer_config, dict) else "?"
-        if kind in MODELS:
-            refuse_unknown(layer)
-            continue
-        module = str(layer.get("module") or "keras").split(".")[0]
-        operation = layer_config.get("function") if kind in ("TFOpLambda", "SlicingOpLambda") else None
-        known = kind in LAYERS | DROPPED | {*CUSTOM_LAYERS, *KERAS3} or operation in TENSORFLOW
-        if not known or module not in ("keras", "tf_keras", "lqconvert"):
-            raise LqError(f"layer '{name}' ({operation or kind}): this layer is not known to lqconvert")
-        if layer_config.get("data_format") == "channels_first":
-            raise LqError(f"layer '{name}': data_format channels_first; build the model with channels_last")
+    # Of the outermost compile_config nothing is read: models are loaded without.
+    outermost = {key: value for key, value in config.items() if key != "compile_config"}
+    _vet(outermost, f"the {kind} model", trusted, 0)
+
+
+def _vet(value: Any, where: str, trusted: bool, depth: int) -> None:
+    if depth > DEEPEST:
+        raise LqError(f"{where}: nested too deeply for a network")
+    if isinstance(value, dict):
+        if "class_name" in value:
+            where = _vet_object(value, where, trusted)
+        if value.get("compile_config"):
+            raise LqError(f"{where}: compiled inside another model; save the model with compile(...) undone")
+        if value.get("data_format") == "channels_first":
+            raise LqError(f"{where}: data_format channels_first; build the model with channels_last")
+        if isinstance(value.get("layers"), list) and len(value["layers"]) > MOST_LAYERS:
+            raise LqError(f"{where}: has more than {MOST_LAYERS:,} layers")
+        for key, inner in value.items():
+            if key == "shared_object_id" and isinstance(inner, int):  # Python's id of it
+                continue
+            if key.endswith("activation") and isinstance(inner, str) and inner not in FUNCTIONS:
+                raise LqError(f"{where}: activation '{inner[:80]}' is not known to lqconvert")
+            if key == "epsilon" and not isinstance(inner, (int, float)):  # Keras loads it, folding needs it
+                raise LqError(f"{where}: epsilon is no number")
+            _vet(inner, where, trusted, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _vet(inner, where, trusted, depth + 1)
+    elif isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+        raise LqError(f"{where}: {str(value)[:20]} is too large for anything in a layer")
+
+
+def refuse_endless(value: Any, keras3: bool) -> None:
+    """Refuses a config with a graph that cannot be put in order, at any depth, or is far from it.
+
+    Both Kerases go over the layers again and again until all are connected, and tf_keras never gives up.
+    """
+    if isinstance(value, dict):
+        if isinstance(value.get("layers"), list):
+            _refuse_endless_graph([layer for layer in value["layers"] if isinstance(layer, dict)], keras3)
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            refuse_endless(inner, keras3)
+
+
+def _refuse_endless_graph(layers: list[dict[str, Any]], keras3: bool) -> None:
+    nodes, done, last = {}, {}, {}
+    for layer in layers:
+        name, inbound = str(layer.get("name")), layer.get("inbound_nodes") or []
+        if name in nodes and inbound:
+            raise LqError(f"two layers are called '{name[:80]}'")
+        nodes[name] = inbound if isinstance(inbound, list) else [inbound]
+        if layer.get("class_name") == "InputLayer":
+            if inbound:
+                raise LqError(f"layer '{name[:80]}' is an input, but has inputs")
+            done[name] = last[name] = 1
+        else:
+            done[name] = int(not keras3 and _starts_with_input(layer))
+            last[name] = done[name] + len(nodes[name])
+    left, rounds = [name for name in nodes if done[name] < last[name]], 0
+    while left:
+        before, rounds = sum(done.values()), rounds + 1
+        for name in left:
+            first = last[name] - len(nodes[name])
+            while done[name] < last[name] and _ready(nodes[name][done[name] - first], done):
+                done[name] += 1
+        left = [name for name in left if done[name] < last[name]]
+        if sum(done.values()) == before or rounds > MOST_ROUNDS:
+            raise LqError(f"the inputs of layer '{left[0][:80]}' go in circles, or refer to nothing")
+
+
+def _starts_with_input(layer: Any) -> bool:
+    """Whether a layer is a model with inputs of its own: tf_keras counts its nodes from 1."""
+    if not isinstance(layer, dict) or layer.get("class_name") not in MODELS:
+        return False
+    if layer["class_name"] != "Sequential":
+        return True
+    config = layer.get("config")
+    if isinstance(config, dict) and config.get("build_input_shape"):
+        return True
+    inner = config.get("layers") if isinstance(config, dict) else config
+    first = inner[0] if isinstance(inner, list) and inner else {}
+    config = first.get("config") if isinstance(first, dict) else {}
+    has_shape = isinstance(config, dict) and (config.get("batch_input_shape") or config.get("batch_shape"))
+    return bool(has_shape or _starts_with_input(first))
+
+
+def _ready(value: Any, done: dict[str, int]) -> bool:
+    """Whether all tensors that a node's inputs name, [layer, node, tensor] each, have been made."""
+    if isinstance(value, dict):
+        return all(_ready(inner, done) for inner in value.values())
+    if not isinstance(value, list):
+        return True
+    if len(value) > 2 and isinstance(value[0], str) and value[0] in done:
+        known = type(value[1]) is int and 0 <= value[1] < done[value[0]]
+        return known and all(_ready(inner, done) for inner in value[2:])
+    return all(_ready(inner, done) for inner in value)
+
+
+def _vet_object(value: dict[str, Any], where: str, trusted: bool) -> str:
+    """Refuses an object whose class, module or function is not known; else how to call it in messages."""
+    config = value.get("config")
+    inner: dict[str, Any] = config if isinstance(config, dict) else {}
+    kind, module, registered = value["class_name"], value.get("module"), value.get("registered_name")
+    short = str(kind).split(">")[-1]
+    name = str(inner.get("name", value.get("name", "?")))[:80]
+    operation = inner.get("function") if short in OPERATIONS else None
+    what = str(operation or short)[:80]
+    shown = f"layer '{name}' ({what})" if name != "?" else f"{where}: '{what}'"
+
+    def unknown(why: str = "this layer is not known to lqconvert") -> NoReturn:
+        raise LqError(f"{shown}: {why}")
+
+    if not isinstance(kind, str):
+        unknown()
+    if short in ("Lambda", "__lambda__"):
+        if not trusted:
+            unknown(
+                "holds Python code, which loading would run; replace it by Keras layers, or, if you trust "
+                "whoever made the file, give --trust-model"
+            )
+    elif short == "function":
+        if value.get("config") not in FUNCTIONS:
+            raise LqError(
+                f"{where}: the function {str(value.get('config'))[:80]!r} is not known to lqconvert"
+            )
+        short = str(value["config"])
+    elif short in OPERATIONS:
+        if not isinstance(operation, str) or operation not in TENSORFLOW:
+            unknown()
+    elif short not in KNOWN | MODELS | PARTS:
+        unknown()
+    if module is not None and not (isinstance(module, str) and MODULES.fullmatch(module)):
+        unknown(f"comes from the module {str(module)[:80]!r}, not from Keras")
+    # It takes precedence over module and class in what Keras looks up.
+    if registered and str(registered).split(">")[-1] not in (short, kind):
+        unknown(f"is registered as {str(registered)[:80]!r}, which is another name than its own")
+    return shown if short in KNOWN | MODELS | OPERATIONS | {"Lambda"} else where

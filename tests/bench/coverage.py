@@ -6,10 +6,10 @@
 
 Weights are random, with the statistics of BatchNormalization taken from the images so that signals keep
 their size through a hundred layers; the images are smooth noise. There is no training: what is measured is
-the conversion. Agreement is that of the most likely class among 10, from the logits, on 200 images, in LiteRT;
-networks with random weights are chaotic (weights of 8 bits alone cost MobileNet a quarter of it), so the error
-stands beside it: root mean square, in steps of the output's scale and relative to how much the logits differ
-from image to image. So does tf.lite's post-training quantization of the same model and images.
+the conversion. Agreement is that of the likeliest class among 10, from the logits, on 200 images, in LiteRT;
+networks with random weights are chaotic (weights of 8 bits alone cost MobileNet a quarter), so the
+error stands beside it: root mean square, in steps of the output's scale and relative to how much the logits
+differ from image to image. So does tf.lite's post-training quantization of the same model and images.
 """
 
 from __future__ import annotations

@@ -1,0 +1,33 @@
+"""Reads all attributes of an HDF5 file (or of a .keras's weights) once, as a process of its own.
+
+python -m lqconvert.attributes FILE BYTES
+
+A damaged attribute may claim gigabytes, which HDF5 allocates before it looks: here it has only so many.
+"""
+
+import io
+import sys
+import zipfile
+from typing import Any
+
+import h5py
+
+
+def main(name: str, limit: str) -> None:
+    source: Any = name
+    if zipfile.is_zipfile(name):
+        with zipfile.ZipFile(name) as archive:
+            source = io.BytesIO(archive.read("model.weights.h5"))
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (int(limit), int(limit)))
+    except ImportError:  # not on Windows
+        pass
+    with h5py.File(source, "r") as file:
+        list(file.attrs.items())
+        file.visititems(lambda _, item: list(item.attrs.items()) and None)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,168 @@
+"""What lies in a model file besides its config: entries of an archive, and weights that really are in it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from lqconvert.errors import LqError, first_line
+
+log = logging.getLogger("lqconvert")
+#: A config of this size has some ten thousand layers, and takes Python about a second to read.
+LARGEST_CONFIG = 16 << 20
+#: Of a whole file: no network for phones is near it.
+LARGEST_FILE = 4 << 30
+#: An archive's entry may unpack to so many times its bytes; float weights hardly shrink at all.
+LARGEST_RATIO = 100
+#: Groups, datasets and links in an HDF5 file; a network of a thousand layers has some ten thousand.
+MOST_OBJECTS = 200_000
+#: Address space and seconds for reading a file's attributes in a process of its own.
+ATTRIBUTE_BYTES, ATTRIBUTE_TIMEOUT = 3 << 29, 15
+ENTRIES = {"config.json", "metadata.json", "model.weights.h5"}
+
+
+def open_archive(path: Path) -> zipfile.ZipFile:
+    """A .keras archive of the three entries that Keras writes, each once, each of a credible size."""
+    archive = zipfile.ZipFile(path)
+    infos = archive.infolist()
+    names = [info.filename for info in infos]
+    for info in infos:
+        if info.filename not in ENTRIES:
+            raise LqError(f"{path}: the archive holds {info.filename[:80]!r}, which no known layer needs")
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise LqError(f"{path}: {info.filename} in the archive is a symbolic link")
+        limit = LARGEST_FILE if info.filename.endswith(".h5") else LARGEST_CONFIG
+        if info.file_size > min(limit, LARGEST_RATIO * info.compress_size + (1 << 20)):
+            raise LqError(
+                f"{path}: {info.filename} unpacks from {info.compress_size:,} bytes to {info.file_size:,}"
+            )
+    if len(set(names)) < len(names):
+        raise LqError(f"{path}: an entry stands twice in the archive")
+    if missing := ENTRIES - set(names):
+        raise LqError(f"{path}: not a Keras model archive (no {', '.join(sorted(missing))})")
+    return archive
+
+
+def write_archive(path: Path, config: dict[str, Any], target: Path) -> None:
+    """A .keras of the vetted config and the other entries of ``path``: nothing else reaches Keras."""
+    with open_archive(path) as before, zipfile.ZipFile(target, "w") as after:
+        after.writestr("config.json", json.dumps({**config, "compile_config": None}))
+        after.writestr("metadata.json", before.read("metadata.json"))
+        with (
+            before.open("model.weights.h5") as source,
+            after.open("model.weights.h5", "w", force_zip64=True) as copy,
+        ):
+            shutil.copyfileobj(source, copy)
+
+
+def check_attributes(path: Path) -> None:
+    """Refuses a file, whose links :func:`weight_count` has followed, with attributes that are not in it."""
+    limit = ATTRIBUTE_BYTES + 2 * path.stat().st_size
+    command = [sys.executable, "-m", "lqconvert.attributes", str(path), str(limit)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # threads claim address space
+    try:
+        child = subprocess.run(
+            command, capture_output=True, check=False, timeout=ATTRIBUTE_TIMEOUT, env=environment
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LqError(f"{path}: its attributes took more than {ATTRIBUTE_TIMEOUT} s to read") from error
+    if child.returncode:
+        log.debug("%s", child.stderr.decode(errors="replace"))
+        raise LqError(f"{path}: the file is damaged (an attribute of it cannot be read)")
+
+
+def weight_count(path: Path, file: h5py.File | None = None) -> int:
+    """How many numbers a file of weights holds (HDF5, in an archive or not, or a SavedModel's checkpoint).
+
+    Raises:
+        LqError: if they do not lie in the file, plainly, as Keras writes them.
+    """
+    if file is not None:
+        return _hdf5_count(path, file, path.stat().st_size)
+    if path.is_dir():
+        return _checkpoint_count(path)
+    try:
+        if not zipfile.is_zipfile(path):
+            with h5py.File(path, "r") as opened:
+                return _hdf5_count(path, opened, path.stat().st_size)
+        with open_archive(path) as archive:
+            weights = archive.read("model.weights.h5")
+        with h5py.File(io.BytesIO(weights), "r") as opened:
+            count = _hdf5_count(path, opened, len(weights))
+        check_attributes(path)
+        return count
+    except LqError:
+        raise
+    except Exception as error:  # whatever damaged weights make h5py raise
+        raise LqError(f"{path}: the weights are damaged ({first_line(error)})") from error
+
+
+def _hdf5_count(path: Path, file: h5py.File, size: int) -> int:
+    """Follows hard links only: soft ones may loop, external ones leave the file, Keras writes neither."""
+    count = declared = objects = 0
+    seen, stack = set(), [file]
+    while stack:
+        group = stack.pop()
+        _refuse_odd_attributes(path, group)
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise LqError(f"{path}: {name!r} is a soft or external link, which Keras does not write")
+            item = group[name]
+            address = h5py.h5o.get_info(item.id).addr
+            objects += 1
+            if address in seen or objects > MOST_OBJECTS:
+                raise LqError(f"{path}: {name!r} is linked twice, or there are too many objects in the file")
+            seen.add(address)
+            if isinstance(item, h5py.Group):
+                stack.append(item)
+                continue
+            # Keras keeps bfloat16 as opaque pairs of bytes.
+            numbers = isinstance(item, h5py.Dataset) and (item.dtype.kind in "fiub" or item.dtype == "V2")
+            if not numbers or item.shape is None:
+                raise LqError(f"{path}: {name!r} is no array of numbers")
+            _refuse_odd_attributes(path, item)
+            layout = item.id.get_create_plist()
+            if item.external or item.is_virtual or layout.get_nfilters():
+                raise LqError(
+                    f"{path}: {name!r} is compressed, virtual or in another file; "
+                    "load the model in Keras and save it again"
+                )
+            values = math.prod(item.shape)
+            count, declared = count + values, declared + values * item.dtype.itemsize
+            chunk = math.prod(item.chunks or ()) * item.dtype.itemsize
+            if max(declared, chunk) > size:
+                raise LqError(f"{path}: {name!r} {item.shape} is larger than the file: damaged, or hostile")
+    return count
+
+
+def _refuse_odd_attributes(path: Path, item: Any) -> None:
+    for name in item.attrs:
+        attribute = h5py.h5a.open(item.id, name.encode())
+        if math.prod(attribute.shape or ()) * attribute.dtype.itemsize > LARGEST_CONFIG:
+            raise LqError(f"{path}: attribute {name!r} is larger than a model's config can be")
+
+
+def _checkpoint_count(path: Path) -> int:
+    import tensorflow as tf
+
+    try:
+        shapes = tf.train.load_checkpoint(str(path / "variables" / "variables")).get_variable_to_shape_map()
+        size = sum(file.stat().st_size for file in (path / "variables").glob("variables.data-*"))
+    except Exception as error:  # whatever a damaged checkpoint makes TensorFlow raise
+        raise LqError(f"{path}: the weights are damaged ({first_line(error)})") from error
+    count = sum(math.prod(shape) for shape in shapes.values())
+    if count > size:
+        raise LqError(f"{path}: the weights are larger than their file: damaged, or hostile")
+    return count

@@ -1,0 +1,529 @@
+"""Files of strangers: each is refused in one line, in bounded time and memory, and nothing in it is run."""
+
+import io
+import json
+import stat
+import sys
+import time
+import zipfile
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tf_keras
+from click.testing import CliRunner
+from fuzzing import Worker, make_seeds, mutants
+
+from lqconvert import LqError, bounds, load_data, load_model
+from lqconvert.cli import main
+from lqconvert.codes import Int8File
+from lqconvert.convert import export_codes
+from lqconvert.flatbuffer import read, write
+from lqconvert.runtime import check_loads
+
+FUZZED = 150
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    return {path.name: path for path in make_seeds(tmp_path_factory.mktemp("seeds"))}
+
+
+def refused(path, reason, **arguments):
+    start = time.monotonic()
+    with pytest.raises(LqError, match=reason) as caught:
+        load_model(path, **arguments)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert path.name in message
+    assert time.monotonic() - start < 20
+
+
+def edited(seed, target, change):
+    """A copy of an .h5 or .keras whose config ``change`` has been at."""
+    if seed.suffix == ".h5":
+        target.write_bytes(seed.read_bytes())
+        with h5py.File(target, "r+") as file:
+            config = json.loads(file.attrs["model_config"])
+            change(config)
+            file.attrs["model_config"] = json.dumps(config)
+        return target
+    with zipfile.ZipFile(seed) as before, zipfile.ZipFile(target, "w") as after:
+        for name in before.namelist():
+            data = before.read(name)
+            if name == "config.json":
+                config = json.loads(data)
+                change(config)
+                data = json.dumps(config).encode()
+            after.writestr(name, data)
+    return target
+
+
+def layer_config(config, name):
+    return next(
+        layer["config"] for layer in config["config"]["layers"] if layer["config"].get("name") == name
+    )
+
+
+MODELS = ["cnn-tf_keras.h5", "cnn-tf_keras.keras", "cnn-keras.h5", "cnn-keras.keras"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        (
+            "kernel_initializer",
+            {"module": "os", "class_name": "system", "config": {}},
+            r"'system': this layer",
+        ),
+        ("activation", {"class_name": "__lambda__", "config": {"value": "4wA="}}, "Python code"),
+        (
+            "activation",
+            {"module": "os", "class_name": "function", "config": "system", "registered_name": "function"},
+            "the function 'system' is not known",
+        ),
+        (
+            "activation",
+            {"module": "shutil", "class_name": "function", "config": "relu", "registered_name": "relu"},
+            "comes from the module 'shutil'",
+        ),
+        ("activation", "deserialize", "activation 'deserialize' is not known"),
+        (
+            "kernel_regularizer",
+            {"class_name": "L2", "config": {"l2": 0.1}, "module": "keras", "registered_name": "a>get_file"},
+            "another name than its own",
+        ),
+        (
+            "kernel_constraint",
+            {"class_name": "__typespec__", "module": "os", "spec_name": "system", "config": []},
+            "'__typespec__': this layer is not known",
+        ),
+        (
+            "bias_initializer",
+            [[{"class_name": "TFOpLambda", "config": {"function": "io.write_file"}}]],
+            "write",
+        ),
+        ("filters", 2**40, "too large for anything"),
+        ("filters", 2**30, "more than there are in the file"),
+        ("data_format", "channels_first", "channels_first"),
+    ],
+)
+def test_what_a_layer_may_not_hold(name, key, value, reason, seeds, tmp_path):
+    path = edited(
+        seeds[name], tmp_path / name, lambda config: layer_config(config, "first").update({key: value})
+    )
+    refused(path, reason)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_normalization_without_its_epsilon(name, seeds, tmp_path):
+    change = lambda config: layer_config(config, "norm").update(epsilon=None)  # noqa: E731
+    refused(edited(seeds[name], tmp_path / name, change), "epsilon is no number")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sizes_that_need_no_weights(name, seeds, tmp_path):
+    def upsampled(config):
+        layer_config(config, "up")["size"] = [10000, 10000]
+
+    def wide(config):
+        image = layer_config(config, "image")
+        for key in image.keys() & {"batch_shape", "batch_input_shape"}:
+            image[key] = [None, 1 << 16, 1 << 16, 1]
+
+    for change in (upsampled, wide):
+        path = edited(seeds[name], tmp_path / name, change)
+        refused(path, "too large, or the model's outputs together|more than there are in the file")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_config_that_is_nested_too_deeply(name, seeds, tmp_path):
+    def deep(levels):
+        def change(config):
+            for _ in range(levels):
+                config["config"] = {**config["config"], "extra": [config["config"].get("extra")]}
+
+        return change
+
+    refused(edited(seeds[name], tmp_path / name, deep(500)), "nested too deeply")
+    text = '{"class_name": "Functional", "config": ' + '{"a": ' * 100_000 + "1" + "}" * 100_001
+    if name.endswith(".h5"):
+        path = tmp_path / "deeper.h5"
+        path.write_bytes(seeds[name].read_bytes())
+        with h5py.File(path, "r+") as file:
+            file.attrs["model_config"] = text
+    else:
+        path = archive(seeds[name], tmp_path / "deeper.keras", {"config.json": text.encode()})
+    refused(path, "nested too deeply")
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("source", ["dense", "nothing"])
+def test_a_graph_that_goes_in_circles(name, source, seeds, tmp_path):
+    """tf_keras would try for ever to put it in order."""
+
+    def change(config):
+        for layer in config["config"]["layers"]:
+            if layer["config"].get("name") == "flat":
+                text = json.dumps(layer["inbound_nodes"]).replace('"up"', '"dense"')
+                text = text if source == "dense" else text.replace('"dense", 0', '"dense", 7')
+                layer["inbound_nodes"] = json.loads(text)
+
+    refused(edited(seeds[name], tmp_path / name, change), "go in circles, or refer to nothing")
+
+
+def lambda_model(trap):
+    code = f"lambda x: (open({str(trap)!r}, 'w'), x)[1]"
+    x = tf_keras.Input((4,))
+    evil = tf_keras.layers.Lambda(eval(code), output_shape=(4,), name="evil")
+    inner = tf_keras.Model(x, evil(x), name="inner")
+    y = tf_keras.Input((4,))
+    return tf_keras.Model(y, inner(y))
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras", ""])
+def test_a_nested_lambda_never_runs_unless_it_is_trusted(suffix, tmp_path):
+    trap, path = tmp_path / "trap", tmp_path / f"model{suffix}"
+    lambda_model(trap).save(path, **({} if suffix else {"save_format": "tf"}))
+    trap.unlink()  # building the model ran it
+    refused(path, r"'evil' \(Lambda\): holds Python code.*--trust-model")
+    result = CliRunner().invoke(main, ["quantize", str(path), "--data", "digits"])
+    assert result.exit_code == 1
+    assert "--trust-model" in result.output
+    assert not trap.exists()
+    refused(path, r"'evil' \(Lambda\): Python code has no integer kernel", trust_model=True)
+
+
+def archive(seed, target, changed=None, more=(), compression=zipfile.ZIP_STORED):
+    """A copy of a .keras with other and more entries."""
+    with zipfile.ZipFile(seed) as before, zipfile.ZipFile(target, "w", compression) as after:
+        for name in before.namelist():
+            data = (changed or {}).get(name, before.read(name))
+            if data is not None:
+                after.writestr(name, data)
+        for entry, data in more:
+            after.writestr(entry, data)
+    return target
+
+
+def link(name):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("api", ["keras", "tf_keras"])
+def test_archives(api, seeds, tmp_path):
+    seed = seeds[f"cnn-{api}.keras"]
+    path = tmp_path / "model.keras"
+    refused(archive(seed, path, more=[("../../escaped", b"")]), "holds '../../escaped'")
+    refused(archive(seed, path, more=[("assets/table.txt", b"")]), "holds 'assets/table.txt'")
+    refused(
+        archive(seed, path, {"config.json": None}, [(link("config.json"), b"/etc/passwd")]), "symbolic link"
+    )
+    with zipfile.ZipFile(seed) as before:
+        config = before.read("config.json")
+    refused(archive(seed, path, more=[("config.json", config)]), "stands twice in the archive")
+    refused(archive(seed, path, {"model.weights.h5": None}), "no model.weights.h5")
+    doubled = b'{"class_name": "Lambda", ' + config.lstrip()[1:]
+    refused(archive(seed, path, {"config.json": doubled}), "a key stands twice")
+    for name in ("config.json", "model.weights.h5"):
+        bomb = archive(seed, path, {name: bytes(300 << 20)}, compression=zipfile.ZIP_DEFLATED)
+        refused(bomb, f"{name} unpacks from [0-9,]+ bytes to 314,572,800")
+    refused(archive(seed, path, {"config.json": b"[1]"}), "no JSON object")
+    refused(archive(seed, path, {"config.json": b"\xff"}), "is damaged")
+
+
+def hdf5(seed, target, change):
+    """A copy of an .h5, or of a .keras's weights, that ``change`` has been at as an open HDF5 file."""
+    if seed.suffix == ".h5":
+        target.write_bytes(seed.read_bytes())
+        with h5py.File(target, "r+") as file:
+            change(file)
+        return target
+    with zipfile.ZipFile(seed) as before:
+        weights = io.BytesIO(before.read("model.weights.h5"))
+    with h5py.File(weights, "r+") as file:
+        change(file)
+    return archive(seed, target, {"model.weights.h5": weights.getvalue()})
+
+
+def external_storage(file):
+    file.create_dataset("evil", (100,), "u1", external=[("/etc/passwd", 0, 100)])
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout((100,), "f4")
+    layout[:] = h5py.VirtualSource("elsewhere.h5", "x", (100,))
+    file.create_virtual_dataset("evil", layout)
+
+
+def external_link(file):
+    file["evil"] = h5py.ExternalLink("/etc/passwd", "/")
+
+
+def soft_link(file):
+    file["evil"] = h5py.SoftLink("/evil")
+
+
+def hard_loop(file):
+    group = file.create_group("evil")
+    group["again"] = group
+
+
+def absurd_shape(file):
+    file.create_dataset("evil", (1 << 40,), "f4", chunks=(1 << 10,))
+
+
+def absurd_chunk(file):
+    file.create_dataset("evil", (1,), "f4", maxshape=(None,), chunks=(1 << 28,))
+
+
+def compressed(file):
+    file.create_dataset("evil", data=np.zeros(1 << 20, "f4"), compression="gzip")
+
+
+def text(file):
+    file.create_dataset("evil", data=["text"], dtype=h5py.string_dtype())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (external_storage, "in another file"),
+        (virtual, "in another file"),
+        (external_link, "'evil' is a soft or external link"),
+        (soft_link, "'evil' is a soft or external link"),
+        (hard_loop, "'again' is linked twice"),
+        (absurd_shape, "'evil' .* is larger than the file"),
+        (absurd_chunk, "'evil' .* is larger than the file"),
+        (compressed, "'evil' is compressed"),
+        (text, "'evil' is no array of numbers"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_weights_that_keras_does_not_write(name, change, reason, seeds, tmp_path):
+    refused(hdf5(seeds[name], tmp_path / name, change), reason)
+
+
+def test_an_attribute_that_claims_gigabytes(seeds, tmp_path):
+    """HDF5 allocates what a text claims before it looks how long it is."""
+    path = tmp_path / "model.h5"
+    path.write_bytes(seeds["cnn-keras.h5"].read_bytes())
+    with h5py.File(path, "r+") as file:
+        file.attrs.create("evil", "x" * 3333, dtype=h5py.string_dtype())
+    data, length = path.read_bytes(), (3333).to_bytes(4, "little")
+    assert length in data
+    path.write_bytes(data.replace(length, b"\xff\xff\xff\xff"))
+    refused(path, "an attribute of it cannot be read")
+
+
+def test_a_graph_that_reads_files(tmp_path):
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    model = tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(2)])
+    model.save(tmp_path / "saved", save_format="tf")
+    file, saved = tmp_path / "saved" / "saved_model.pb", saved_model_pb2.SavedModel()
+    saved.ParseFromString(file.read_bytes())
+    saved.meta_graphs[0].graph_def.library.function[0].node_def.add(name="evil", op="WriteFile")
+    file.write_bytes(saved.SerializeToString())
+    refused(tmp_path / "saved", "the operator WriteFile")
+    file.write_bytes(b"\xff" * 100)
+    refused(tmp_path / "saved", "saved_model.pb is damaged")
+
+
+def test_calls_that_multiply(tmp_path, monkeypatch):
+    """Each model calls the one inside it five times: a short config, and 5 ** 4 layers."""
+    part = tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.ReLU()])
+    for _ in range(4):
+        x = y = tf_keras.Input((4,))
+        for _ in range(5):
+            y = part(y)
+        part = tf_keras.Model(x, y)
+    part.save(tmp_path / "model.h5")
+    monkeypatch.setattr(bounds, "MOST_CALLS", 500)
+    refused(tmp_path / "model.h5", "calls layers more than 500 times")
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+@pytest.mark.parametrize("api", [keras, tf_keras])
+def test_nested_models_that_are_called_twice_load(api, suffix, tmp_path):
+    inner, other = (
+        api.Sequential([api.Input((4,)), api.layers.Dense(4, activation="relu")]) for _ in range(2)
+    )
+    x = api.Input((4,))
+    functional = api.Model(x, inner(inner(x)))
+    y = api.Input((4,))
+    outer = api.Model(y, api.layers.Add()([functional(y), functional(other(other(y)))]))
+    outer.save(tmp_path / f"model{suffix}")
+    values = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    np.testing.assert_allclose(load_model(tmp_path / f"model{suffix}")(values), outer(values), atol=1e-6)
+
+
+def test_layers_in_reverse_order(tmp_path):
+    """Keras would go over them as often as there are layers."""
+    x = y = tf_keras.Input((4,))
+    for _ in range(300):
+        y = tf_keras.layers.ReLU()(y)
+    tf_keras.Model(x, y).save(tmp_path / "seed.h5")
+    change = lambda config: config["config"]["layers"].reverse()  # noqa: E731
+    refused(edited(tmp_path / "seed.h5", tmp_path / "model.h5", change), "go in circles")
+
+
+def test_a_compiled_model_with_a_loss_of_its_own_loads(tmp_path):
+    def loss(y, p):
+        return tf_keras.backend.mean((y - p) ** 2)
+
+    for name in ("model.h5", "model.keras"):
+        model = tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(2)])
+        model.compile("adam", loss)
+        model.fit(np.zeros((8, 4)), np.zeros((8, 2)), verbose=0)
+        model.save(tmp_path / name)
+        x = np.ones((1, 4), np.float32)
+        np.testing.assert_allclose(load_model(tmp_path / name)(x), model(x), atol=1e-6)
+
+
+def npy(shape, dtype, data=b""):
+    target = io.BytesIO()
+    np.lib.format.write_array_header_1_0(target, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return target.getvalue() + data
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        (npy((1 << 40,), "<f4"), "does not fit 0 bytes"),
+        (npy((1 << 62, 1 << 62), "<f4"), "does not fit 0 bytes"),
+        (npy((2,), "|O", b"12345678" * 2), "Python objects"),
+        (npy((), "<f4", b"1234"), "one row an example"),
+        (npy((4,), "|V1", b"1234"), "one row an example"),
+        (b"no array at all", "not a readable"),
+    ],
+)
+def test_arrays(entry, reason, tmp_path):
+    (tmp_path / "x.npy").write_bytes(entry)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.writestr("x.npy", entry)
+    for name in ("x.npy", "x.npz"):
+        with pytest.raises(LqError, match=reason):
+            load_data(str(tmp_path / name), (8,), 10)
+    with pytest.raises(LqError, match=r"not the \.codes\.npz"):
+        Int8File.load(tmp_path / "x.npz")
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_pickles_are_not_loaded(tmp_path):
+    trap = tmp_path / "trap"
+    array = np.array([Trap(trap)], dtype=object)
+    np.savez(tmp_path / "x.npz", x=array)
+    np.savez(tmp_path / "c.npz", **{f"int8.{name}": array for name in ("tflite", "layers", "preprocess")})
+    with pytest.raises(LqError, match="Python objects"):
+        load_data(str(tmp_path / "x.npz"), (8,), 10)
+    with pytest.raises(LqError, match=r"not the \.codes\.npz"):
+        Int8File.load(tmp_path / "c.npz")
+    assert not trap.exists()
+
+
+def test_a_bomb_of_arrays(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        for name in "xyz":
+            with file.open(f"{name}.npy", "w") as entry:
+                entry.write(npy((100 << 20,), "|u1"))
+                for _ in range(100):
+                    entry.write(bytes(1 << 20))
+    with pytest.raises(LqError, match=r"that unpack to 314,57.* are no data set"):
+        load_data(str(tmp_path / "x.npz"), (8,), 10)
+
+
+def test_tflite(seeds):
+    good = seeds["cnn.tflite"].read_bytes()
+    assert len(read(write(read(good))).subgraphs) == 1
+    check_loads(good)
+    for wrong in (b"", b"TFL3", good[:4] + b"TFL2" + good[8:]):
+        with pytest.raises(LqError, match="does not begin as one"):
+            read(wrong)
+    for at in (0, 8, 100):
+        with pytest.raises(LqError, match=r"damaged|no graph"):
+            read(good[:at] + b"\xff" * 8 + good[at + 8 :] if at != 0 else b"\xff" * 4 + good[4:])
+    with pytest.raises(LqError, match="damaged"):
+        read(good[:1000])
+
+
+@pytest.mark.parametrize("field", ["buffer", "inputs", "opcodeIndex", "shape"])
+def test_tflite_that_refers_to_nothing(field, seeds):
+    import flatbuffers
+
+    flat = read(seeds["cnn.tflite"].read_bytes())
+    graph = flat.subgraphs[0]
+    if field == "buffer":
+        graph.tensors[0].buffer = 1000
+    elif field == "inputs":
+        graph.operators[0].inputs = np.array([1000], np.int32)
+    elif field == "opcodeIndex":
+        graph.operators[0].opcodeIndex = 1000
+    else:
+        graph.tensors[0].shape = np.array([-5], np.int32)
+    builder = flatbuffers.Builder(1 << 16)
+    builder.Finish(flat.Pack(builder), b"TFL3")
+    with pytest.raises(LqError, match=r"refers to nothing|negative length"):
+        read(bytes(builder.Output()))
+
+
+def test_tflite_whose_vectors_share_their_tables(seeds):
+    """The same graph a hundred thousand times, in a file of half a megabyte."""
+    import struct
+
+    good = seeds["cnn.tflite"].read_bytes()
+    root = struct.unpack_from("<I", good)[0]
+    table = root - struct.unpack_from("<i", good, root)[0]
+    place = root + struct.unpack_from("<H", good, table + 8)[0]  # the field of subgraphs
+    vector = place + struct.unpack_from("<I", good, place)[0]
+    graph = vector + 4 + struct.unpack_from("<I", good, vector + 4)[0]
+    # Offsets are unsigned: the vector goes before what it refers to.
+    count, head = 100_000, 8
+    moved = 4 * count + 4
+    shared = bytearray(good[:head] + struct.pack("<I", count) + bytes(4 * count) + good[head:])
+    for index in range(count):
+        at = head + 4 + 4 * index
+        struct.pack_into("<I", shared, at, graph + moved - at)
+    struct.pack_into("<I", shared, 0, root + moved)
+    struct.pack_into("<I", shared, place + moved, (head - place - moved) & 0xFFFFFFFF)
+    begin = time.monotonic()
+    with pytest.raises(LqError, match="damaged"):
+        read(bytes(shared))
+    assert time.monotonic() - begin < 20
+
+
+def test_codes_with_a_damaged_file(seeds, tmp_path):
+    arrays = dict(np.load(seeds["run.codes.npz"]))
+    arrays["int8.tflite"] = arrays["int8.tflite"][:2000]
+    np.savez(tmp_path / "x.codes.npz", **arrays)
+    with pytest.raises(LqError, match=r"x.codes.npz: holds no int8 file that LiteRT loads .*damaged"):
+        export_codes(tmp_path / "x.codes.npz", tmp_path / "out.tflite")
+    assert not (tmp_path / "out.tflite").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the worker's limits are POSIX's")
+def test_fuzz(seeds, tmp_path):
+    """``tests/bench/fuzz.py`` takes thousands."""
+    worker = Worker()
+    try:
+        for path, number in mutants(list(seeds.values()), tmp_path, FUZZED):
+            outcome = worker.take(path)
+            assert outcome.right, f"{number} {path.name}: {outcome}"
+            path.unlink()
+        assert worker.left_behind() == []
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        worker.stop()
