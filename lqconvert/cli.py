@@ -240,6 +240,30 @@ def export(codes: str, output: str | None, data: str | None, debug: bool, **sett
 
 
 @main.command()
+@click.argument("file", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def inspect(file: str, as_json: bool, debug: bool) -> None:
+    """Says what is in FILE: a Keras model, a .tflite, or the .codes.npz of a run. No data, no training.
+
+    Of a model it says what quantize makes of every layer, and which targets run that.
+    """
+    from rich.console import Console
+
+    _import_quietly(debug)
+    from lqconvert.inspecting import ModelInspection
+    from lqconvert.inspecting import inspect as run
+
+    inspection = run(file)
+    if as_json:
+        click.echo(inspection.to_json())
+    else:
+        inspection.print(Console())
+    if isinstance(inspection, ModelInspection) and inspection.refused:
+        raise LqError(inspection.refused)
+
+
+@main.command()
 @click.argument("model", type=click.Path())
 @click.option("--data", required=True, help="As for quantize.")
 @click.option("-o", "--output", type=click.Path(), help="The folder to write.  [default: MODEL.sweep]")

@@ -93,10 +93,7 @@ def quantize(
     granularity = granularity or ("mixed" if isinstance(scheme, Rate) else "output-channel-wise")
     epochs = epochs or scheme.epochs
     model = load_model(model_path)
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise LqError(
-            f"{model_path}: {len(model.inputs)} inputs and {len(model.outputs)} outputs; give one each"
-        )
+    check_endpoints(model, model_path)
     data = load_data(data_spec, model.input_shape[1:], model.output_shape[-1])
     if preprocess is None:
         preprocess = Preprocessing()
@@ -234,6 +231,12 @@ def quantize(
     if finetuned.finished:
         best_weights.unlink()
     return report
+
+
+def check_endpoints(model: tf_keras.Model, path: str | Path) -> None:
+    """Raises an LqError for a model of more than one input and one output."""
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise LqError(f"{path}: {len(model.inputs)} inputs and {len(model.outputs)} outputs; give one each")
 
 
 def export_codes(
