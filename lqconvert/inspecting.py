@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lqconvert import coding
-from lqconvert.codes import TensorCodes
+from lqconvert.codes import Int8File, TensorCodes
 from lqconvert.deflating import deflated
 from lqconvert.errors import LqError
 from lqconvert.firmware import operators
@@ -245,7 +245,9 @@ def _becomes(layer: Any, scales: int) -> str:
             parts.append("learned range")
         else:
             parts.append("fixed range {:.4g}..{:.4g}".format(*quantizer.fixed))
-    elif quantizer is not None or not (behind and _fused_into(behind[0])):
+    elif quantizer is None and behind and _fused_into(behind[0]):
+        parts.append(f"range of {behind[0].name}")
+    else:
         parts.append("scale of its input")
     return "; ".join(parts)
 
@@ -407,8 +409,9 @@ class TfliteInspection(_Inspection):
         console.print(table)
         for side, tensors in (("input", self.inputs), ("output", self.outputs)):
             for tensor in tensors:
-                scale = f"scale {tensor.smallest_scale:.6g}, zero point {tensor.zero_point}"
-                console.print(f"{side}: {tensor.text}{', ' + scale if tensor.scales else ''}")
+                scale = f", scale {tensor.smallest_scale:.6g}" if tensor.scales else ""
+                point = f", zero point {tensor.zero_point}" if tensor.scales else ""
+                console.print(f"{side}: {tensor.text}{scale}{point}")
         floats = ", ".join(self.float_operators)
         console.print(f"integer only: {'yes' if self.integer_only else f'no ({floats})'}")
         console.print(
@@ -663,22 +666,25 @@ class CodesInspection(_Inspection):
 
 
 def _inspect_codes(path: Path) -> CodesInspection:
+    foreign = LqError(f"{path}: not the .codes.npz that lqconvert quantize writes")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file}
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
-        raise LqError(f"{path}: not the .codes.npz that lqconvert quantize writes") from error
+            arrays = {name: file[name] for name in file if name.endswith(("/codes", "/scale"))}
+            int8_file = Int8File.load(path) if "int8.tflite" in file else None
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile, EOFError) as error:
+        raise foreign from error
     layers = [name.removesuffix("/codes") for name in arrays if name.endswith("/codes")]
-    if (
-        not all(f"{layer}/scale" in arrays and arrays[f"{layer}/codes"].size for layer in layers)
-        or not layers
-    ):
-        raise LqError(f"{path}: not the .codes.npz that lqconvert quantize writes")
-    int8 = arrays["int8.tflite"].tobytes() if "int8.tflite" in arrays else None
-    order = [] if int8 is None else [str(name) for name in arrays["int8.layers"]]
-    found = dict(zip(order, [] if int8 is None else kernels(read(int8)), strict=True))
+    for layer in layers:
+        codes = arrays[f"{layer}/codes"]
+        if f"{layer}/scale" not in arrays or codes.dtype.kind != "i" or not codes.size:
+            raise foreign
+    found = [] if int8_file is None else kernels(read(int8_file.tflite))
+    order = [] if int8_file is None else int8_file.layers
+    if not layers or len(order) != len(found):
+        raise foreign
+    by_layer = dict(zip(order, found, strict=True))
     rows = [
-        _codes_row(layer, arrays[f"{layer}/codes"], arrays[f"{layer}/scale"], found.get(layer))
+        _codes_row(layer, arrays[f"{layer}/codes"], arrays[f"{layer}/scale"], by_layer.get(layer))
         for layer in layers
     ]
     targets = [name for name in TARGETS if all(name in row.packed for row in rows)]
@@ -688,7 +694,7 @@ def _inspect_codes(path: Path) -> CodesInspection:
         sum(math.prod(row.shape) for row in rows),
         round(sum(math.prod(row.shape) * row.entropy for row in rows) / 8),
         {name: sum(row.packed[name][1] for row in rows) for name in targets},
-        None if int8 is None else len(int8),
+        None if int8_file is None else len(int8_file.tflite),
     )
 
 
