@@ -258,7 +258,7 @@ def inspect(file: str, as_json: bool, debug: bool) -> None:
     if as_json:
         click.echo(inspection.to_json())
     else:
-        inspection.print(Console())
+        inspection.print(Console(markup=False))  # names in files may have brackets
     if isinstance(inspection, ModelInspection) and inspection.refused:
         raise LqError(inspection.refused)
 
