@@ -16,6 +16,7 @@ _HOMES = {
     "calibrate": "calibration",
     "export": "exporting",
     "export_codes": "convert",
+    "inspect": "inspecting",
     "load_data": "datasets",
     "load_model": "loading",
     "quantize": "convert",

@@ -34,6 +34,17 @@ class _Preprocessing(click.ParamType):
             self.fail(f"'{value}' is none of none, 0-1, -1-1 and SCALE,OFFSET (two numbers)", param, ctx)
 
 
+class _Shape(click.ParamType):
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", str(value)):
+            self.fail(f"'{value}' is no shape, such as 96,96,3", param, ctx)
+        return tuple(int(part) for part in value.split(","))
+
+
 class _Size(click.ParamType):
     name = "BYTES"
     UNITS: ClassVar[dict[str, int]] = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "KIB": 1024, "MIB": 1024**2}
@@ -169,6 +180,10 @@ def main() -> None:
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Start from the best weights of an interrupted run.")
+@click.option(
+    "--input-shape", type=_Shape(), help="The input's size, where the model leaves it open: 96,96,3."
+)
+@click.option("--strict", is_flag=True, help="Refuse layers that would stay float.")
 @_trust_model
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
 def quantize(
@@ -245,6 +260,30 @@ def export(codes: str, output: str | None, data: str | None, debug: bool, **sett
     name = Path(codes).name.removesuffix(".npz").removesuffix(".codes")
     path = Path(output) if output else Path(codes).with_name(f"{name}.{settings['targets'][0]}.tflite")
     export_codes(codes, path, data_spec=data, **_target_settings(settings)).print(Console())
+
+
+@main.command()
+@click.argument("file", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def inspect(file: str, as_json: bool, debug: bool) -> None:
+    """Says what is in FILE: a Keras model, a .tflite, or the .codes.npz of a run. No data, no training.
+
+    Of a model it says what quantize makes of every layer, and which targets run that.
+    """
+    from rich.console import Console
+
+    _import_quietly(debug)
+    from lqconvert.inspecting import ModelInspection
+    from lqconvert.inspecting import inspect as run
+
+    inspection = run(file)
+    if as_json:
+        click.echo(inspection.to_json())
+    else:
+        inspection.print(Console(markup=False))  # names in files may have brackets
+    if isinstance(inspection, ModelInspection) and inspection.refused:
+        raise LqError(inspection.refused)
 
 
 @main.command()

@@ -50,6 +50,13 @@ def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
     return np.bitwise_or.reduce(flat << shifts, axis=1).astype(np.uint8)
 
 
+def unpack_bits(packed: np.ndarray, bits: int) -> np.ndarray:
+    """The int8 codes in the bytes of :func:`pack_bits`, and those that fill up the last byte."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    codes = (packed.astype(np.uint8)[:, np.newaxis] >> shifts) << np.uint8(8 - bits)
+    return codes.ravel().view(np.int8) >> (8 - bits)
+
+
 def encode_lut(codes: np.ndarray) -> Encoded | None:
     """Indices of 1 to 7 bits into one table of values, MSB first; None for more than 128 values.
 
@@ -155,3 +162,55 @@ def encode_blocks(codes: np.ndarray, length: int, most: int = 4096) -> tuple[Enc
     if len(book) > most:
         return None
     return encode_huffman(numbers.ravel().astype(np.int8 if len(book) <= 128 else np.int16)), book
+
+
+def decode(encoded: Encoded, count: int) -> np.ndarray | None:
+    """So many codes as DECODE makes them (int8, or int16 of a wide Huffman code), of whichever kind.
+
+    None where these are not the bytes of a format that is known here.
+    """
+    decoders = {LUT: _decode_lut, PRUNING: _decode_pruning, HUFFMAN: _decode_huffman}
+    data = encoded.ancillary
+    # No kind spends less than a bit on a code: others would have memory taken for codes that are not there.
+    if len(data) < 16 or data[0] not in decoders or data[4] != VERSION or count > 8 * len(encoded.stream):
+        return None
+    bits = np.unpackbits(np.frombuffer(encoded.stream, np.uint8))
+    try:
+        return decoders[data[0]](bits, data[5:16], data[16:], count)
+    except (IndexError, ValueError):  # ends too early
+        return None
+
+
+def _decode_lut(bits: np.ndarray, parameters: bytes, tables: bytes, count: int) -> np.ndarray:
+    width = parameters[0] & 7
+    planes = bits[: count * width].reshape(count, width)
+    indices = planes @ (1 << np.arange(width - 1, -1, -1))
+    return np.frombuffer(tables, np.int8)[indices]
+
+
+def _decode_pruning(bits: np.ndarray, parameters: bytes, tables: bytes, count: int) -> np.ndarray:
+    codes = np.zeros(count, np.int8)
+    kept = np.nonzero(bits[:count])[0]
+    codes[kept] = np.frombuffer(tables, np.int8)[: len(kept)]
+    return codes
+
+
+def _decode_huffman(bits: np.ndarray, parameters: bytes, tables: bytes, count: int) -> np.ndarray:
+    """From table to table, a bit a step: that is how :func:`encode_huffman` makes them."""
+    if parameters[0] >> 4:
+        raise ValueError("a first step of several bits")
+    wide = parameters[0] & 1
+    table = np.frombuffer(tables, "<u4" if wide else "<u2").tolist()
+    leaf, mask = (1 << 31, (1 << 27) - 1) if wide else (1 << 15, (1 << 11) - 1)
+    codes: list[int] = []
+    at = 0
+    for bit in bits.tolist():
+        entry = table[at + bit]
+        if not entry & leaf:
+            at += bit + (entry & mask)
+            continue
+        codes.append(entry & (0xFFFF if wide else 0xFF))
+        if len(codes) == count:
+            return np.array(codes, np.uint16 if wide else np.uint8).view(np.int16 if wide else np.int8)
+        at = 0
+    raise ValueError("ends too early")

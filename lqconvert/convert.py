@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 import tf_keras
 
 from lqconvert.augmentation import Augmentation, choose_augmentation
 from lqconvert.budget import Budget
 from lqconvert.calibration import calibrate
 from lqconvert.codes import Codes, Int8File
-from lqconvert.datasets import Data, Preprocessing, Split, choose_preprocessing, load_data
+from lqconvert.datasets import Data, Preprocessing, Split, as_numpy, choose_preprocessing, load_data
 from lqconvert.deflating import gzipped
 from lqconvert.errors import BudgetMissed, LqError
 from lqconvert.exporting import Template, convert, export, learned_codes
@@ -25,10 +26,10 @@ from lqconvert.loading import load_model
 from lqconvert.proving import PROOF_EXAMPLES, Limits, check_runs, examples_in, prove, run, smallest
 from lqconvert.quantizers import QuantizedLayer
 from lqconvert.report import Exports, Measured, Report, TargetFile, layer_rows, versions
-from lqconvert.rewriting import rewrite
+from lqconvert.rewriting import float_layers, rewrite
 from lqconvert.runtime import Runner, check_loads
 from lqconvert.schemes import Rate, Scheme
-from lqconvert.scoring import logits_of, predict, score_outputs
+from lqconvert.scoring import joined, logits_of, predict, score_outputs
 from lqconvert.targets import LITERT, TFLM, Target
 
 
@@ -52,6 +53,8 @@ def quantize(
     learning_rate: float | None = None,
     seed: int = 0,
     resume: bool = False,
+    input_shape: tuple[int, ...] | None = None,
+    strict: bool = False,
     trust_model: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
@@ -75,7 +78,9 @@ def quantize(
         epochs, learning_rate: what suits the scheme, by default.
         preprocess: what the model was trained on; found out by scoring the float model when None.
         resume: start from the best weights of a run into the same output that was interrupted or died.
-        trust_model: see :func:`lqconvert.loading.load_model`.
+        input_shape, trust_model: see :func:`lqconvert.loading.load_model`.
+        strict: refuse a model that has layers without integer kernels; they compute in float else (on
+            litert; tflm always refuses).
         progress, say: called with where fine-tuning stands, and with one-line messages.
 
     Returns:
@@ -94,34 +99,37 @@ def quantize(
         raise LqError(f"scheme {scheme.name} has no penalty to steer to a budget with; take rate")
     granularity = granularity or ("mixed" if isinstance(scheme, Rate) else "output-channel-wise")
     epochs = epochs or scheme.epochs
-    model = load_model(model_path, trust_model=trust_model)
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise LqError(
-            f"{model_path}: {len(model.inputs)} inputs and {len(model.outputs)} outputs; give one each"
-        )
-    data = load_data(data_spec, model.input_shape[1:], model.output_shape[-1])
+    model = load_model(model_path, input_shape=input_shape, trust_model=trust_model)
+    _check_integer(model, targets, strict, say)
+    outputs_of = joined(model)
+    shapes = {name: tuple(x.shape[1:]) for name, x in zip(model.input_names, model.inputs, strict=True)}
+    data = load_data(data_spec, shapes, outputs_of.output_shape[-1])
+    images = len(shapes) == 1 and model.inputs[0].dtype == tf.float32
     if preprocess is None:
         preprocess = Preprocessing()
-        if data.labels != "none":
+        if not images:
+            say("inputs are taken as they are")
+        elif data.labels != "none":
             preprocess, scores = choose_preprocessing(lambda x: model.predict(x, verbose=0), data)
             listed = ", ".join(f"{name} {value:.3g}" for name, value in scores.items())
             say(f"preprocessing: {preprocess} (float model's scores on validation data: {listed})")
         else:
             say("no labels to find the preprocessing by: inputs are taken as they are (see --preprocess)")
-    augmentation = choose_augmentation(lambda x: model.predict(x, verbose=0), data, preprocess)
+    augmentation = Augmentation()
+    if images:
+        augmentation = choose_augmentation(lambda x: model.predict(x, verbose=0), data, preprocess)
     if augmentation != Augmentation():
         say(f"training images are {augmentation}, which the float model does not mind")
     folded = fold(model)
     tf_keras.utils.set_random_seed(seed)
-    pixels = pixel_range(preprocess) if data.integer_pixels else None
+    pixels = pixel_range(preprocess) if data.integer_pixels and images else None
     quantized = rewrite(
         model, scheme, granularity=granularity, rounding=rounding, start=start, input_range=pixels
     )
     depth = sum(isinstance(layer, QuantizedLayer) for layer in quantized.layers)
     learning_rate = learning_rate or scheme.learning_rate
-    batches = [
-        x.numpy() for _, x, _ in data.train.batches(256, shuffle_seed=seed, preprocessing=preprocess).take(4)
-    ]
+    few = data.train.batches(256, shuffle_seed=seed, preprocessing=preprocess).take(4)
+    batches = [as_numpy(x) for _, x, _ in few]
     calibrate(quantized, batches)
     best_weights = output.with_suffix(".resume.weights.h5")
     if resume:
@@ -169,10 +177,10 @@ def quantize(
     float_tflite = convert(folded, integer=False)
 
     test_labels = data.test.arrays()[1]
-    teacher = predict(model, data.test, preprocess)
-    fine_tuned = predict(quantized, data.test, preprocess)
+    teacher = predict(outputs_of, data.test, preprocess)
+    fine_tuned = predict(joined(quantized), data.test, preprocess)
     runner, float_runner = Runner(exported.tflite), Runner(float_tflite)
-    outputs = runner.run(x.numpy() for _, x, _ in data.test.batches(256, preprocessing=preprocess))
+    outputs = runner.run(as_numpy(x) for _, x, _ in data.test.batches(256, preprocessing=preprocess))
     classifies = data.labels == "classes" or logits_of(model)[1] != ""
     int8_file = Int8File(exported.tflite, exported.order, (preprocess.scale, preprocess.offset))
     codes: dict[Path, Callable[[Path], object]] = {
@@ -238,6 +246,20 @@ def quantize(
     return report
 
 
+def _check_integer(
+    model: tf_keras.Model, targets: Sequence[Target], strict: bool, say: Callable[[str], None]
+) -> None:
+    """Says which layers stay float, or refuses them."""
+    kept = float_layers(fold(model))
+    if not kept:
+        return
+    listed = ", ".join(f"'{name}' ({what})" for name, what in kept.items())
+    if strict or any(target.name == TFLM.name for target in targets):
+        way = "--target litert" if not strict else "leave out --strict"
+        raise LqError(f"no integer kernel for {listed}; {way} computes them in float")
+    say(f"these stay float: {listed}")
+
+
 def export_codes(
     codes: str | Path,
     output: str | Path,
@@ -266,14 +288,13 @@ def export_codes(
     try:
         check_loads(int8_file.tflite)
         runner = Runner(int8_file.tflite)
-        if runner.input["dtype"] != np.int8 or runner.output["dtype"] != np.int8:
+        if any(detail["dtype"] not in (np.int8, np.int32) for detail in (*runner.inputs, *runner.outputs)):
             raise LqError("its inputs and outputs are not int8")
     except (LqError, RuntimeError, ValueError) as error:
         raise LqError(f"{codes}: holds no int8 file that LiteRT loads ({error})") from error
     data = None
     if data_spec is not None:
-        input_shape = tuple(int(n) for n in runner.input["shape"][1:])
-        data = load_data(data_spec, input_shape, int(runner.output["shape"][-1]))
+        data = load_data(data_spec, runner.input_shapes, runner.output_units)
         if data.labels == "none":
             raise LqError(f"{data_spec}: has no labels to score by; leave out --data")
     written, files = _files(int8_file, output, targets, limits, data, None, c_array=c_array, gzip=gzip)
@@ -295,8 +316,7 @@ def _files(
     """Proves and scores a file for each target; what is to be written, and what was measured."""
     runner = Runner(int8_file.tflite)
     if data is None:
-        shape = (PROOF_EXAMPLES, *runner.input["shape"][1:])
-        inputs = np.random.default_rng(0).integers(-128, 128, shape).astype(np.int8)
+        inputs = runner.random_examples(PROOF_EXAMPLES)
     else:
         # Mixed, because a part may have to do, and data are often sorted by class.
         order = np.random.default_rng(0).permutation(data.test.size)
@@ -332,7 +352,7 @@ def _int8_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """A split's inputs as the int8 file takes them, and its labels."""
     for _, x, y in split.batches(256, preprocessing=Preprocessing(*int8_file.preprocess)):
-        yield runner.quantize(x.numpy()), y.numpy()
+        yield runner.quantize(as_numpy(x)), y.numpy()
 
 
 def _score_name(data: Data) -> str:

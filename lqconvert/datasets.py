@@ -70,16 +70,21 @@ class Split:
         size: number of examples.
         fetch: (indices int64 [b]) -> (x raw [b, ...], y [b]); y is float32 [b, 0] where there are no labels.
         signature: the tf.TensorSpecs of one batch (x, y) without the batch axis: (shape, dtype) each.
+        parts: the shapes of several inputs, which lie flat in x, one behind the other.
     """
 
     size: int
     fetch: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     signature: tuple[tuple[tuple[int, ...], str], tuple[tuple[int, ...], str]]
+    parts: tuple[tuple[int, ...], ...] = ()
 
     def batches(
         self, batch_size: int, *, shuffle_seed: int | None = None, preprocessing: Preprocessing | None = None
     ) -> tf.data.Dataset:
-        """Batches (index int64 [b], x, y); x is raw, or float32 and preprocessed where that is given."""
+        """Batches (index int64 [b], x, y); x is raw, or float32 and preprocessed where that is given.
+
+        Where there are several inputs, x is a tuple of them.
+        """
         import tensorflow as tf
 
         (x_shape, x_dtype), (y_shape, y_dtype) = self.signature
@@ -89,6 +94,10 @@ class Split:
             x, y = tf.ensure_shape(x, (None, *x_shape)), tf.ensure_shape(y, (None, *y_shape))
             if preprocessing is not None:
                 x = tf.cast(x, tf.float32) * preprocessing.scale + preprocessing.offset
+            if self.parts:
+                sizes = [math.prod(shape) for shape in self.parts]
+                flat = zip(tf.split(x, sizes, axis=1), self.parts, strict=True)
+                x = tuple(tf.reshape(part, (-1, *shape)) for part, shape in flat)
             return index, x, y
 
         indices = tf.data.Dataset.range(self.size)
@@ -122,14 +131,24 @@ class Data:
     class_names: list[str] = field(default_factory=list)
 
 
-def load_data(spec: str, input_shape: tuple[int | None, ...], outputs: int) -> Data:
+def as_numpy(x: Any) -> Any:
+    """A batch's inputs as an array, or as a list of arrays where there are several."""
+    return [part.numpy() for part in x] if isinstance(x, tuple) else x.numpy()
+
+
+def load_data(
+    spec: str, input_shape: tuple[int | None, ...] | dict[str, tuple[int, ...]], outputs: int
+) -> Data:
     """Finds, checks and splits a data set.
 
     Args:
         spec: a name (digits, mnist, fashion_mnist, cifar10, cifar100), a .npz, a .npy, a folder or zip of
             class folders of images, tfds:NAME, or module:function.
-        input_shape: the model's, without the batch axis.
+        input_shape: the model's, without the batch axis; by name where it may have several inputs.
         outputs: the model's output units; labels must be below.
+
+    For several inputs the data are a .npz of an array for each, by the inputs' names (NAME, or NAME_train and
+    NAME_test).
 
     The split is always the same, whatever the seed of a run: a float model may have been trained on it.
 
@@ -138,7 +157,17 @@ def load_data(spec: str, input_shape: tuple[int | None, ...], outputs: int) -> D
     """
     path = Path(spec)
     names: list[str] = []
-    if path.exists() and (path.is_dir() or path.suffix == ".zip"):
+    several: dict[str, tuple[int, ...]] = {}
+    if isinstance(input_shape, dict):
+        several = input_shape if len(input_shape) > 1 else {}
+        shapes = list(input_shape.values())
+        input_shape = shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
+    if several:
+        arrays = _several(path, several)
+        kind, pixels = _kind(spec, arrays, outputs)[0], False
+        train, test = (_array_split(spec, part, input_shape, outputs, kind) for part in arrays)
+        train, test = (replace(part, parts=tuple(several.values())) for part in (train, test))
+    elif path.exists() and (path.is_dir() or path.suffix == ".zip"):
         train, test, names = _image_folders(path, input_shape)
         kind, pixels = "classes", True
     else:
@@ -187,6 +216,32 @@ def _arrays(spec: str, input_rank: int) -> tuple[Arrays, Arrays]:
         raise LqError(f"{spec}: not a .npz, .npy, .zip or folder of images")
     known = ", ".join(("digits", *KERAS_DATASETS))
     raise LqError(f"{spec}: no such data; give a file, a folder of class folders, or one of {known}")
+
+
+def _several(path: Path, inputs: dict[str, tuple[int, ...]]) -> tuple[Arrays, Arrays]:
+    """(x, y) of train and of test, x float32 [n, total]: the inputs flat, one behind the other."""
+    if path.suffix != ".npz" or not path.exists():
+        raise LqError(f"{path}: a model of several inputs takes a .npz with {', '.join(inputs)} (and y)")
+    arrays = load_npz(path)
+
+    def part(suffix: str) -> Arrays | None:
+        missing = [name for name in inputs if name + suffix not in arrays]
+        if missing:
+            return None
+        flat = []
+        for name, shape in inputs.items():
+            x = _array(f"{path}: {name + suffix}", arrays[name + suffix])
+            if x.shape[1:] != shape:
+                raise LqError(f"{path}: {name + suffix} is {x.shape}, the model takes (n, {shape})")
+            flat.append(x.reshape(len(x), -1).astype(np.float32))
+        if len({len(x) for x in flat}) > 1:
+            raise LqError(f"{path}: the inputs have different numbers of examples")
+        return np.concatenate(flat, axis=1), arrays.get(f"y{suffix}")
+
+    train, test = part("_train") or part(""), part("_test")
+    if train is None:
+        raise LqError(f"{path}: holds {', '.join(arrays) or 'nothing'}; give {', '.join(inputs)} (and y)")
+    return train, test or (train[0][:0], None)
 
 
 def _npz(path: Path) -> tuple[Arrays, Arrays]:

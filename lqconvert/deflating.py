@@ -7,7 +7,6 @@ import zlib
 import numpy as np
 
 from lqconvert.codes import Codes
-from lqconvert.exporting import tflite_layout
 
 STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FILTERED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)
 
@@ -36,6 +35,8 @@ def _deflate(data: bytes, window: int) -> bytes:
 
 def stored(codes: Codes) -> list[bytes]:
     """The bytes of each kernel as the file stores them (of 32 bits a code where it does not hold them)."""
+    from lqconvert.exporting import tflite_layout  # it imports TensorFlow
+
     kernels = [tflite_layout(layer.kind, layer.kernel.codes) for layer in codes.layers.values()]
     return [
         kernel.astype(np.int8 if np.abs(kernel).max() <= 127 else np.int32).tobytes() for kernel in kernels

@@ -159,7 +159,7 @@ class Template:
             codes: native ones; the activations' scales are theirs.
         """
         plain, fingerprints = _fingerprinted(model, codes)
-        flat = _in_order(read(convert(plain, integer=True)))
+        flat = _in_order(read(convert(plain, integer=True)), model)
         if not float_layers(model):
             _refuse_float(flat)
         order = []
@@ -198,14 +198,23 @@ class Template:
         return write(flat)
 
 
-def _in_order(flat: Any) -> Any:
-    """The file with its inputs and outputs in the order of the model's, which the converter may change."""
+def _in_order(flat: Any, model: tf_keras.Model) -> Any:
+    """The file with several inputs or outputs in the order of the model's, and under their names there.
+
+    The converter orders them as it likes, and calls them x_0, x_1, ..., output_0, output_1, ...
+    """
     graph, (signature,) = flat.subgraphs[0], flat.signatureDefs
-    for attribute in ("inputs", "outputs"):
+    names = {
+        "inputs": model.input_names,
+        "outputs": [n.removesuffix("_quantized") for n in model.output_names],
+    }
+    for attribute, known in names.items():
         entries = getattr(signature, attribute)
-        if len(entries) > 1:  # x_0, x_1, ..., output_0, output_1, ...
+        if len(entries) > 1:
             entries.sort(key=lambda entry: int(entry.name.rsplit(b"_", 1)[1]))
             setattr(graph, attribute, np.array([entry.tensorIndex for entry in entries], np.int32))
+            for entry, name in zip(entries, known, strict=True):
+                entry.name = graph.tensors[entry.tensorIndex].name = name.encode()
     return flat
 
 

@@ -1,9 +1,10 @@
 """Runs a .tflite in TFLite Micro, as a process of its own: a model that crashes takes only this one down.
 
-    python -m lqconvert.micro MODEL INPUTS.npy OUTPUTS.npy ARENA_BYTES
+    python -m lqconvert.micro MODEL INPUTS.npy OUTPUTS.npy ARENA_BYTES INPUTS OUTPUTS
 
 Writes int8 outputs [n, ...] for int8 inputs [n, ...], and the median seconds of an inference as the last line
-of stdout. TFLite Micro writes its allocations to stderr.
+of stdout. TFLite Micro writes its allocations to stderr. The last two arguments are how many inputs and
+outputs the model has: several lie flat in an example, one behind the other.
 """
 
 import sys
@@ -12,19 +13,23 @@ import time
 import numpy as np
 
 
-def main(model: str, inputs: str, outputs: str, arena: str) -> None:
+def main(model: str, inputs: str, outputs: str, arena: str, input_count: str, output_count: str) -> None:
     from tflite_micro import runtime
 
     with open(model, "rb") as file:
         interpreter = runtime.Interpreter.from_bytes(file.read(), arena_size=int(arena))
-    shape = interpreter.get_input_details(0)["shape"]
+    details = [interpreter.get_input_details(number) for number in range(int(input_count))]
+    ends = np.cumsum([np.prod(detail["shape"]) for detail in details])
     results, times = [], []
     for example in np.load(inputs):
-        interpreter.set_input(example.reshape(shape), 0)
+        parts = np.split(example.ravel(), ends[:-1])
+        for number, (part, detail) in enumerate(zip(parts, details, strict=True)):
+            interpreter.set_input(part.reshape(detail["shape"]).astype(detail["dtype"], copy=False), number)
         start = time.perf_counter()
         interpreter.invoke()
         times.append(time.perf_counter() - start)
-        results.append(interpreter.get_output(0)[0])
+        made = [interpreter.get_output(number)[0] for number in range(int(output_count))]
+        results.append(made[0] if len(made) == 1 else np.concatenate([y.ravel() for y in made]))
     interpreter.print_allocations()
     np.save(outputs, np.stack(results))
     print(sorted(times)[len(times) // 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
@@ -96,8 +97,9 @@ def execute(tflite: bytes, target: Target, inputs: np.ndarray) -> Executed:
 def check_runs(tflite: bytes, target: Target) -> None:
     """Raises an LqError with the target's reason where it cannot run an int8 file."""
     graph = read(tflite).subgraphs[0]
-    shape = tuple(graph.tensors[graph.inputs[0]].shape)
-    execute(tflite, target, np.zeros((1, *shape[1:]), np.int8))
+    shapes = [tuple(graph.tensors[index].shape[1:]) for index in graph.inputs]
+    shape = shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
+    execute(tflite, target, np.zeros((1, *shape), np.int8))
 
 
 def run(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lqconvert.errors import LqError
+from lqconvert.flatbuffer import read
 
 #: LiteRT's sets of kernels: XNNPACK's, its default, and its own.
 KERNELS = {"XNNPACK": "AUTO", "built-in": "BUILTIN_WITHOUT_DEFAULT_DELEGATES"}
@@ -55,12 +56,36 @@ class Runner:
         self.interpreter.allocate_tensors()
         self.inputs = self.interpreter.get_input_details()
         self.outputs = self.interpreter.get_output_details()
+        for detail in self.inputs:  # what lies there by chance may be no index
+            self.interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
 
     @property
     def example_shape(self) -> tuple[int, ...]:
         """The shape of an example as :meth:`invoke` takes it."""
         shapes = [tuple(int(n) for n in detail["shape"][1:]) for detail in self.inputs]
         return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The inputs' names and shapes, without the batch axis."""
+        return {d["name"]: tuple(int(n) for n in d["shape"][1:]) for d in self.inputs}
+
+    @property
+    def output_units(self) -> int:
+        """The last axis of the output; of several outputs all values together."""
+        shapes = [detail["shape"] for detail in self.outputs]
+        return int(shapes[0][-1]) if len(shapes) == 1 else sum(int(np.prod(shape[1:])) for shape in shapes)
+
+    def random_examples(self, count: int) -> np.ndarray:
+        """Inputs as :meth:`invoke` takes them: any codes, and 0 or 1 for indices."""
+        rng = np.random.default_rng(0)
+        parts = [
+            rng.integers(-128, 128, (count, *detail["shape"][1:])).astype(np.int8)
+            if detail["dtype"] == np.int8
+            else rng.integers(0, 2, (count, *detail["shape"][1:])).astype(np.int32)
+            for detail in self.inputs
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate([x.reshape(count, -1) for x in parts], axis=1)
 
     def quantize(self, x: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """Real inputs [n, ...] (of each input, where there are several) as the file takes them."""
@@ -129,8 +154,6 @@ def check_loads(tflite: bytes) -> None:
     Raises:
         LqError: if the file is damaged, or LiteRT does not run it.
     """
-    from lqconvert.flatbuffer import read
-
     read(tflite)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.tflite"
@@ -195,7 +218,10 @@ def _child(tflite: bytes, inputs: np.ndarray, arena: int) -> tuple[np.ndarray, f
         model, examples, outputs = (Path(name) / file for file in ("model", "inputs.npy", "outputs.npy"))
         model.write_bytes(tflite)
         np.save(examples, inputs)
-        command = [sys.executable, "-m", "lqconvert.micro", *map(str, (model, examples, outputs, arena))]
+        graph = read(tflite).subgraphs[0]
+        counts = len(graph.inputs), len(graph.outputs)
+        arguments = (model, examples, outputs, arena, *counts)
+        command = [sys.executable, "-m", "lqconvert.micro", *map(str, arguments)]
         try:
             child = subprocess.run(
                 command, capture_output=True, text=True, errors="replace", check=False, timeout=TIMEOUT

@@ -14,8 +14,21 @@ from lqconvert.quantizers import ActivationQuantizer
 TEMPERATURES = 2.0 ** np.arange(-3, 3.01, 0.25)
 
 
+def joined(model: tf_keras.Model) -> tf_keras.Model:
+    """The model with all its outputs in one: flattened, one behind the other, where there are several."""
+    if len(model.outputs) == 1:
+        return model
+    flat = [tf_keras.layers.Flatten()(output) for output in model.outputs]
+    return tf_keras.Model(model.inputs, tf_keras.layers.Concatenate()(flat))
+
+
 def logits_of(model: tf_keras.Model) -> tuple[tf_keras.Model, str]:
-    """The model up to where its final softmax or sigmoid begins, and that activation's name (or "")."""
+    """The model up to where its final softmax or sigmoid begins, and that activation's name (or "").
+
+    With several outputs it is :func:`joined`, and has none.
+    """
+    if len(model.outputs) > 1:
+        return joined(model), ""
     tensor = model.outputs[0]
     layer = tensor._keras_history.layer
     if isinstance(layer, ActivationQuantizer):

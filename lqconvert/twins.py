@@ -342,7 +342,7 @@ def _as_image(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Uni
         before = (np.ravel(config["kernel_size"])[0] - 1) * np.ravel(config["dilation_rate"])[0]
         x = keras_layers.ZeroPadding1D((int(before), 0), name=unique(f"{name}_padded"))(x)
     inner = activation if activation in KEPT_ACTIVATIONS else "linear"
-    changes = {
+    changes: dict[str, Any] = {
         key: _along(config[key]) for key in ("kernel_size", "strides", "dilation_rate") if key in config
     }
     if config.get("output_padding") is not None:

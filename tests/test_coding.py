@@ -134,3 +134,40 @@ def test_narrow_codes_come_low_bits_first(bits, data):
 def test_entropy():
     assert coding.entropy_bits(np.zeros(9, np.int8)) == 0
     assert coding.entropy_bits(np.array([0, 1, 2, 3], np.int8)) == 8
+
+
+ENCODERS = [coding.encode_huffman, coding.encode_pruning, coding.encode_lut]
+
+
+@pytest.mark.parametrize("encode", ENCODERS)
+@given(codes=CODES)
+def test_what_is_decoded_is_what_was_encoded(encode, codes):
+    encoded = encode(codes)
+    if encoded is not None:
+        np.testing.assert_array_equal(coding.decode(encoded, codes.size), codes)
+
+
+@pytest.mark.parametrize("encode", ENCODERS)
+@given(codes=CODES, kept=st.floats(0, 1), stream=st.binary(max_size=40))
+def test_damaged_codes_decode_to_nothing_or_as_many(encode, codes, kept, stream):
+    encoded = encode(codes)
+    if encoded is None:
+        return
+    ancillary = encoded.ancillary[: int(kept * len(encoded.ancillary))]
+    for damaged in (coding.Encoded(encoded.stream, ancillary), coding.Encoded(stream, encoded.ancillary)):
+        decoded = coding.decode(damaged, codes.size)
+        assert decoded is None or decoded.shape == (codes.size,)
+
+
+@given(arrays(np.int16, st.integers(1, 200), elements=st.integers(0, 4000)))
+def test_wide_symbols_are_decoded(numbers):
+    np.testing.assert_array_equal(coding.decode(coding.encode_huffman(numbers), numbers.size), numbers)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@given(data=st.data())
+def test_packed_bits_are_unpacked(bits, data):
+    half = 1 << (bits - 1)
+    codes = data.draw(arrays(np.int8, st.integers(1, 50), elements=st.integers(-half, half - 1)))
+    unpacked = coding.unpack_bits(coding.pack_bits(codes, bits), bits)
+    np.testing.assert_array_equal(unpacked[: codes.size], codes)

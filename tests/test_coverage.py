@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import zoo
 
-from lqconvert import LqError, calibrate, export, load_model, rewrite
+from lqconvert import LqError, calibrate, export, export_codes, load_model, quantize, rewrite, target
 from lqconvert.flatbuffer import operator_name, read
 from lqconvert.loading import random_inputs
 from lqconvert.rewriting import float_layers
@@ -15,7 +15,13 @@ from lqconvert.runtime import Runner
 STEPS = 2.01
 
 
-@pytest.mark.parametrize(("name", "api"), zoo.CASES, ids=[f"{name}-{api}" for name, api in zoo.CASES])
+# One Keras each: tests/bench/coverage.py goes through both.
+CASES = [
+    (name, feature.apis[number % len(feature.apis)]) for number, (name, feature) in enumerate(zoo.ZOO.items())
+]
+
+
+@pytest.mark.parametrize(("name", "api"), CASES, ids=[f"{name}-{api}" for name, api in CASES])
 def test_zoo(name, api, tmp_path):
     feature, (package, suffix) = zoo.ZOO[name], zoo.APIS[api]
     path = tmp_path / f"model{suffix}"
@@ -41,6 +47,79 @@ def test_zoo(name, api, tmp_path):
     # What 8 bits cost stays far under what the outputs differ by from example to example.
     truth = _flat(model(batch, training=False), outputs.shape)
     assert np.sqrt(np.mean((outputs - truth) ** 2)) < 0.1 * truth.std(axis=0).mean()
+
+
+RNG = np.random.default_rng(0)
+
+
+def saved(name, folder):
+    zoo.tf_keras.utils.set_random_seed(0)
+    model = zoo.ZOO[name].build(zoo.tf_keras)
+    model.save(folder / "model.h5")
+    return model
+
+
+def test_several_inputs_and_outputs_from_model_to_targets(tmp_path):
+    model = saved("several", tmp_path)
+    a, b = RNG.normal(size=(400, 8)), RNG.normal(size=(400, 4, 3))
+    np.savez(tmp_path / "data.npz", a=a, b=b)
+    report = quantize(
+        tmp_path / "model.h5",
+        str(tmp_path / "data.npz"),
+        tmp_path / "m.tflite",
+        targets=[target("litert"), target("tflm")],
+        epochs=1,
+    )
+    runner = Runner((tmp_path / "m.tflite").read_bytes())
+    assert runner.input_shapes == {"a": (8,), "b": (4, 3)}
+    assert [detail["name"] for detail in runner.outputs] == ["first", "second_tanh"]
+    truth = np.concatenate(model.predict([a, b], verbose=0), axis=1)
+    assert np.mean((runner.run([[a, b]]) - truth) ** 2) < 0.01 * truth.var()
+    assert [file.score for file in report.files] == [report.files[0].score] * 2
+    again = export_codes(
+        tmp_path / "m.codes.npz", tmp_path / "n.tflite", data_spec=None, targets=[target("litert")]
+    )
+    assert again.files[0].proven.size == report.files[0].proven.size
+    np.savez(tmp_path / "less.npz", a=a)
+    with pytest.raises(LqError, match="holds a; give a, b"):
+        quantize(tmp_path / "model.h5", str(tmp_path / "less.npz"), tmp_path / "o.tflite")
+
+
+def test_indices_are_taken_as_they_are(tmp_path):
+    model = saved("embedding", tmp_path)
+    words = RNG.integers(0, 300, (400, 8))
+    np.savez(tmp_path / "data.npz", x=words)
+    targets = [target("litert")]
+    quantize(
+        tmp_path / "model.h5", str(tmp_path / "data.npz"), tmp_path / "m.tflite", epochs=1, targets=targets
+    )
+    runner = Runner((tmp_path / "m.tflite").read_bytes())
+    assert runner.inputs[0]["dtype"] == np.int32
+    truth = model.predict(words, verbose=0)
+    assert np.mean((runner.run([words]) - truth) ** 2) < 0.05 * truth.var()
+
+
+def test_float_layers_are_named_or_refused(tmp_path):
+    model = saved("lstm", tmp_path)
+    x, said = RNG.normal(size=(400, *zoo.STEPS)).astype(np.float32), []
+    np.savez(tmp_path / "data.npz", x=x)
+    job = tmp_path / "model.h5", str(tmp_path / "data.npz"), tmp_path / "m.tflite"
+    for options in ({"strict": True}, {"targets": [target("tflm")]}):
+        with pytest.raises(LqError, match=r"no integer kernel for 'lstm.*' \(a recurrent layer\)"):
+            quantize(*job, **options)
+    quantize(*job, epochs=1, say=said.append)
+    assert any("stay float: 'lstm" in line for line in said)
+    truth = model.predict(x, verbose=0)
+    outputs = Runner((tmp_path / "m.tflite").read_bytes()).run([x])
+    assert np.mean((outputs - truth) ** 2) < 0.02 * truth.var()
+
+
+def test_an_open_size_is_given(tmp_path):
+    saved("open size", tmp_path)
+    assert load_model(tmp_path / "model.h5", input_shape=(12, 9, 4)).input_shape == (None, 12, 9, 4)
+    for wrong in ((12, 9), (12, 9, 3)):
+        with pytest.raises(LqError, match="does not fit"):
+            load_model(tmp_path / "model.h5", input_shape=wrong)
 
 
 def _flat(outputs, shape):

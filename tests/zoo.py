@@ -217,5 +217,4 @@ ZOO: dict[str, Feature] = {
     ),
     "conv 3d": Feature(chain((4, 4, 4, 2), layer("Conv3D", 2, 2)), refused="Conv3D"),
 }
-CASES = [(name, api) for name, feature in ZOO.items() for api in feature.apis]
 APIS = {"tf_keras": (tf_keras, ".h5"), "keras": (keras, ".keras")}
