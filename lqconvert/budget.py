@@ -69,6 +69,8 @@ class Steering:
         point: what a point of score is (see :class:`Budget`).
         keep_last: without a budget the last look counts, not the one of the best score: for schemes that
             coarsen as they learn.
+        perfect: the float model is measured against itself, for want of labels. No codes reach that, and a
+            drop is one from the best that was seen.
     """
 
     CYCLES = 6
@@ -87,16 +89,24 @@ class Steering:
         *,
         point: float,
         keep_last: bool = True,
+        perfect: bool = False,
     ) -> None:
         self.budget, self.point = budget, point
         self.floor = float_quality - (budget.max_drop or 0.0) * point
         self.target = (budget.max_size or 0) * self.SIZE_MARGIN
         self.keep_last = keep_last
+        self.perfect, self.best = perfect, -math.inf
         self.cycles = self.CYCLES if budget.steers else 1
         self.pressure = self.START if budget.steers else 1.0
         self.low, self.high = 0.0, math.inf
         self.last: Point | None = None
         self.patient = True
+
+    def see(self, point: Point) -> None:
+        """Takes note of what can be reached, to be called with each look first."""
+        self.best = max(self.best, point.quality)
+        if self.perfect:
+            self.floor = self.best - (self.budget.max_drop or 0.0) * self.point
 
     def holds(self, point: Point) -> bool:
         if self.budget.max_size is not None:

@@ -47,17 +47,19 @@ def calibrate(model: tf_keras.Model, batches: Iterable[np.ndarray]) -> None:
         quantizer.set_range(low, high)
 
 
-def best_scale(quantizer: WeightQuantizer, weights: np.ndarray, candidates: int = 40) -> np.ndarray:
+def best_scale(
+    quantizer: WeightQuantizer, weights: np.ndarray, candidates: int = 40, *, full_width: bool = False
+) -> np.ndarray:
     """For each group of weights the scale of least squared error, between 0.2 and 1 x max|P| / limit.
 
-    A scheme with a ``start_code`` starts at max|P| / start_code instead.
+    A scheme with a ``start_code`` starts at max|P| / start_code instead, unless all codes are to be used.
     """
     axes = tuple(axis for axis in range(weights.ndim) if axis not in quantizer.kept_axes)
     limit = quantizer.scheme.limit or 127
     largest = np.max(np.abs(weights), axis=axes, keepdims=True)
     # A dead channel takes its neighbours' scale: a tiny one would overflow its int32 bias.
     largest = np.maximum(largest, largest.max() * 1e-3)
-    if quantizer.scheme.start_code is not None:
+    if quantizer.scheme.start_code is not None and not full_width:
         return (largest / quantizer.scheme.start_code).astype(np.float32)
     best, least = largest / limit, np.full(largest.shape, np.inf)
     for fraction in np.linspace(0.2, 1.0, candidates):
@@ -72,14 +74,14 @@ def best_scale(quantizer: WeightQuantizer, weights: np.ndarray, candidates: int 
 def at_full_width(model: tf_keras.Model) -> Iterator[None]:
     """Within it, scales that started coarse (at a scheme's ``start_code``) use all codes up to the limit."""
     coarse = [
-        (quantizer, quantizer.scale.numpy())
+        (quantizer, getattr(layer.layer, name).numpy(), quantizer.scale.numpy())
         for layer in model.layers
         if isinstance(layer, QuantizedLayer)
-        for quantizer in layer.quantizers.values()
+        for name, quantizer in layer.quantizers.items()
         if quantizer.scheme.start_code is not None and quantizer.start is None
     ]
-    for quantizer, scale in coarse:
-        quantizer.set_scale(scale * quantizer.scheme.start_code / (quantizer.scheme.limit or 127))
+    for quantizer, weights, _ in coarse:
+        quantizer.set_scale(best_scale(quantizer, weights, full_width=True))
     yield
-    for quantizer, scale in coarse:
+    for quantizer, _, scale in coarse:
         quantizer.set_scale(scale)

@@ -238,9 +238,9 @@ def _steering(budget: Budget, data: Data, logits: np.ndarray, activation: str, k
     if data.labels != "classes":
         targets = labels if labels.size else teacher
         point = float(np.var(targets, axis=0).mean()) / 100
-    if data.labels == "none":
-        quality = -point / 4  # only the float model itself is without error against it
-    return Steering(budget, quality, point=point, keep_last=keep_last)
+    return Steering(
+        budget, quality, point=point, keep_last=keep_last, perfect=data.labels == "none" and not quality
+    )
 
 
 def _distillation(activation: str, outputs: int, labels: str) -> Callable[[Any, Any], Any]:
@@ -352,6 +352,7 @@ class _KeepBest(tf_keras.callbacks.Callback):
             packed,
             self.steering.pressure,
         )
+        self.steering.see(point)
         if not self.curve or self.steering.rank(point) >= self.steering.rank(self.saved):
             self.saved = point
             partial = self.path.with_name(f".part.{self.path.name}")

@@ -28,7 +28,7 @@ from lqconvert.firmware import operators
 from lqconvert.flatbuffer import operator_name, read
 from lqconvert.packing import DECODE, INT8, Kernel, kernels
 from lqconvert.proving import check_runs
-from lqconvert.targets import TARGETS, Target
+from lqconvert.targets import TARGETS, TFLM, Target
 
 _TYPES = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
 _MODES = {coding.LUT: "lut", coding.HUFFMAN: "huffman", coding.PRUNING: "pruning"}
@@ -135,7 +135,7 @@ def _inspect_model(path: Path) -> ModelInspection:
         sum(row.codes for row in rows) + 4 * biases,
         len(tflite),
         operators(tflite),
-        {target.name: _answer(tflite, target) for target in TARGETS.values()},
+        {target.name: _answer(tflite, target, rows) for target in TARGETS.values()},
     )
 
 
@@ -305,12 +305,17 @@ def _int8_file(quantized: Any) -> bytes:
     inputs = random_inputs(quantized, batch=4)
     # As large as pixels, too: with too small a range a bias of such a model would not fit int32.
     large = [x if x.dtype == np.int32 else 255 * x for x in inputs]
-    calibrate(quantized, [x if len(x) > 1 else x[0] for x in (inputs, large)])
+    batches: list[Any] = [x if len(x) > 1 else x[0] for x in (inputs, large)]
+    calibrate(quantized, batches)
     codes = learned_codes(quantized)
     return Template.of(quantized, codes).fill(codes)
 
 
-def _answer(tflite: bytes, target: Target) -> str:
+def _answer(tflite: bytes, target: Target, rows: list[LayerRow]) -> str:
+    """Whether quantize makes a file for the target, or why not."""
+    kept = [f"'{row.name}'" for row in rows if row.becomes.startswith("float: ")]
+    if kept and target.name == TFLM.name:
+        return f"refused: {', '.join(kept)} would stay float"
     try:
         target.check_installed()
         check_runs(tflite, target)

@@ -77,7 +77,7 @@ class Exports:
         for file in self.files:
             proven, score = file.proven, []
             if file.score is not None:
-                score = [f"{file.score:.2%}" if self.score_name == "accuracy" else f"{-file.score:.4g}"]
+                score = [f"{file.score:.2%}" if self.score_name == "accuracy" else f"{abs(file.score):.4g}"]
             table.add_row(
                 proven.target,
                 f"{proven.size:,}",
@@ -213,7 +213,7 @@ class Report:
             drops = (100 * (score - before) for score, before in zip(scores[1:], floats, strict=True))
             table.add_row("", "", *(f"{drop:+.2f} points" for drop in drops))
         else:
-            table.add_row(self.score_name, *(f"{-score:.4g}" for score in scores))
+            table.add_row(self.score_name, *(f"{abs(score):.4g}" for score in scores))
         counts = [self.splits["test"]] * 2 + [file.examples for file in self.files]
         if len(set(counts)) > 1:
             table.add_row("of test examples", *(f"{count:,}" for count in counts))

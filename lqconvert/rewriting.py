@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tf_keras
 from tensorflow_model_optimization.python.core.quantization.keras.graph_transformations.transforms import (
     LayerPattern,
@@ -73,6 +75,10 @@ FLOAT = {
 }
 #: A ReLU or ReLU6 right behind one of these becomes part of its kernel: one quantizer for both.
 FUSES_RELU = {*LINEAR, "Add", "Subtract", "Multiply"}
+
+
+#: Trained Dense kernels are at 0.01 to 0.03; one that an uneven BatchNormalization went into is at 0.1.
+UNEVEN = 0.04
 
 
 class _Transform(GraphTransform):
@@ -176,6 +182,14 @@ def _fused_relu(layer: Any) -> bool:
     return relu.max_value in (None, 6.0) and not relu.negative_slope and not relu.threshold
 
 
+def _uneven(kernel: np.ndarray) -> bool:
+    """Whether 8 bits with one scale would cost most output channels more than UNEVEN of their rms."""
+    channels = kernel.reshape(-1, kernel.shape[-1])
+    step = np.abs(channels).max() / 127
+    rms = np.sqrt(np.mean(channels**2, axis=0))
+    return bool(np.median(step / math.sqrt(12) / np.maximum(rms, 1e-12)) > UNEVEN)
+
+
 def rewrite(
     model: tf_keras.Model,
     scheme: Scheme | None = None,
@@ -196,7 +210,8 @@ def rewrite(
     Args:
         model: a float tf_keras model; :func:`fold` is applied first.
         scheme: how weight scales are learned; ``LSQ()``, 8 bits, by default.
-        granularity: one of GRANULARITIES: which weights share a scale.
+        granularity: one of GRANULARITIES: which weights share a scale. "mixed" is one for a Dense kernel,
+            unless its output channels are of very different sizes, else one for each output channel.
         rounding: "nearest", or "floor" as in the thesis.
         start: a fixed starting scale; calibrated (or max|P|/127) by default.
         log_scale: train log(s), so that optimizer steps are ratios; False trains s as the thesis does.
@@ -224,6 +239,8 @@ def rewrite(
         if name in multiply_adds:
             return {kernel: WeightQuantizer(LSQ(), KEPT_AXES["output-channel-wise"][class_name(layer)])}
         axes = {kernel: KEPT_AXES[granularity][class_name(layer)]}
+        if granularity == "mixed" and _uneven(weights[f"{kernel}:0"]):
+            axes = {kernel: KEPT_AXES["output-channel-wise"][class_name(layer)]}
         if biases and layer["config"]["use_bias"]:
             axes["bias"] = ()
         return {

@@ -75,7 +75,8 @@ def test_several_inputs_and_outputs_from_model_to_targets(tmp_path):
     assert [detail["name"] for detail in runner.outputs] == ["first", "second_tanh"]
     truth = np.concatenate(model.predict([a, b], verbose=0), axis=1)
     assert np.mean((runner.run([[a, b]]) - truth) ** 2) < 0.01 * truth.var()
-    assert [file.score for file in report.files] == [report.files[0].score] * 2
+    litert, tflm = (file.score for file in report.files)
+    assert tflm == pytest.approx(litert, rel=0.05)  # they round in other ways
     again = export_codes(
         tmp_path / "m.codes.npz", tmp_path / "n.tflite", data_spec=None, targets=[target("litert")]
     )

@@ -112,6 +112,7 @@ def test_every_kind_of_fate(tmp_path):
     }
     assert "DEPTHWISE_CONV_2D" in inspection.operators
     assert inspection.targets["litert"] == "runs"
+    assert ("would stay float" in inspection.targets["tflm"]) == bool(floats)
 
 
 def test_a_refusal_names_every_layer_that_is_not_known(tmp_path):
@@ -145,6 +146,7 @@ def test_inputs_and_float_layers_of_all_kinds(name, kinds, floats, tmp_path):
     assert [row.kind for row in inspection.layers if row.kind in kinds] == kinds
     assert sum(row.becomes.startswith("float: ") for row in inspection.layers) == floats
     assert inspection.targets["litert"] == "runs"
+    assert ("would stay float" in inspection.targets["tflm"]) == bool(floats)
 
 
 def test_a_target_that_cannot_run_the_file_says_why(samples, monkeypatch):
