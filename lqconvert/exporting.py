@@ -272,7 +272,8 @@ def _fingerprinted(
         scale = 2.0**-10 * (1 + number / 1024)
         weights = [(pattern * scale).astype(np.float32)]
         if layer.bias is not None:
-            weights.append(rng.normal(size=layer.bias.shape).astype(np.float32))
+            # Small: for a bias that is too large for int32 the converter takes another scale.
+            weights.append(1e-6 * rng.normal(size=layer.bias.shape).astype(np.float32))
         clone.get_layer(name).set_weights(weights)
         fingerprints[name] = (tflite_layout(layer.kind, pattern).astype(np.int8), scale)
     return clone, fingerprints

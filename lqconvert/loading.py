@@ -50,9 +50,6 @@ def load_model(
         refuse_unknown(config, trust_model)
         loaded, cost = _load(path, config, version, trust_model)
         for layer in _layers(loaded):
-            if type(layer).__name__ == "Lambda":
-                what = "Python code has no integer kernel; replace it by Keras layers"
-                raise LqError(f"layer '{layer.name}' (Lambda): {what}")
             for weight in layer.weights:
                 if not np.all(np.isfinite(np.asarray(weight))):
                     raise LqError(f"layer '{layer.name}' has NaN or infinite weights ({weight.name})")

@@ -71,6 +71,7 @@ FLOAT = {
     "LayerNorm": "LayerNormalization",
     "RNN": "a recurrent layer",
     "ELU": "ELU",
+    "TrustedFunction": "Python code",
     **{name: f"activation {name}" for name in FLOAT_ACTIVATIONS},
 }
 #: A ReLU or ReLU6 right behind one of these becomes part of its kernel: one quantizer for both.

@@ -6,9 +6,10 @@ for one, is a sigmoid and a product. All other layers stay as they are, and comp
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -93,7 +94,11 @@ class Slice(tf_keras.layers.Layer):
 class Reduce(tf_keras.layers.Layer):
     """Mean, sum or maximum over axes (of the tensor with its batch axis, which is not among them)."""
 
-    FUNCTIONS = {"mean": tf.reduce_mean, "sum": tf.reduce_sum, "max": tf.reduce_max}  # noqa: RUF012
+    FUNCTIONS: ClassVar[dict[str, Callable[..., tf.Tensor]]] = {
+        "mean": tf.reduce_mean,
+        "sum": tf.reduce_sum,
+        "max": tf.reduce_max,
+    }
 
     def __init__(self, function: str, axes: Sequence[int], keepdims: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -153,8 +158,27 @@ class LayerNorm(tf_keras.layers.Layer):
         return centered * tf.math.rsqrt(variance + self.epsilon) * self.gamma + self.beta
 
 
+@register_keras_serializable("lqconvert")
+class TrustedFunction(tf_keras.layers.Layer):
+    """What a Lambda layer of a trusted file computes: the number of a function in this process."""
+
+    FUNCTIONS: ClassVar[list[Callable[[Any], Any]]] = []
+
+    def __init__(self, number: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.number = number
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"number": self.number}
+
+    def call(self, inputs: Any) -> Any:
+        return self.FUNCTIONS[self.number](inputs)
+
+
 #: Layers of our own, by the names under which configurations know them.
-CUSTOM_LAYERS = {cls.__name__: cls for cls in (HardSwish, Gelu, Slice, Reduce, MatMul, LayerNorm)}
+CUSTOM_LAYERS = {
+    cls.__name__: cls for cls in (HardSwish, Gelu, Slice, Reduce, MatMul, LayerNorm, TrustedFunction)
+}
 
 
 def scaled(x: Any, factor: Any, offset: Any, name: str) -> Any:
@@ -455,6 +479,11 @@ def _normalization(layer: Any, config: dict[str, Any], x: Any, name: str, unique
     return scaled(x, 1 / deviation, -mean / deviation, name)
 
 
+def _lambda(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    TrustedFunction.FUNCTIONS.append(functools.partial(layer.function, **(layer.arguments or {})))
+    return TrustedFunction(len(TrustedFunction.FUNCTIONS) - 1, name=name)(x)
+
+
 def _embedding(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     if config.get("mask_zero"):
         raise LqError(f"layer '{name}': Embedding with mask_zero; TFLite has no masks")
@@ -484,6 +513,7 @@ TWINS: dict[str, Callable[[Any, dict[str, Any], Any, str, Unique], Any]] = {
     "Bidirectional": _bidirectional,
     "TimeDistributed": _time_distributed,
     "Embedding": _embedding,
+    "Lambda": _lambda,
     "Normalization": _normalization,
     "Rescaling": lambda layer, config, x, name, unique: scaled(x, config["scale"], config["offset"], name),
     # Of keras.applications:

@@ -20,7 +20,7 @@ from lqconvert.stored import LARGEST_CONFIG, LARGEST_FILE, check_attributes, ope
 from lqconvert.twins import CUSTOM_LAYERS, DROPPED, LAYERS
 
 MODELS = {"Sequential", "Functional", "Model"}
-KNOWN = {*LAYERS, *DROPPED, *CUSTOM_LAYERS, *KERAS3}
+KNOWN = {*LAYERS, *DROPPED, *CUSTOM_LAYERS, *KERAS3} - {"Lambda", "TrustedFunction"}
 #: In tf_keras, functions of TensorFlow by their names.
 OPERATIONS = {"TFOpLambda", "SlicingOpLambda"}
 #: What layers hold besides layers: initializers, regularizers, constraints, dtypes and plain values.
