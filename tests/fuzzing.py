@@ -215,6 +215,7 @@ def mutants(seeds: list[Path], folder: Path, count: int, first: int = 0) -> Iter
 
 def take(path: Path) -> None:
     """What inspect, quantize or export do first with a file of its kind."""
+    from lqconvert import inspect
     from lqconvert.codes import Int8File, load_kernels
     from lqconvert.datasets import load_data
     from lqconvert.flatbuffer import operator_name, read, values
@@ -229,9 +230,12 @@ def take(path: Path) -> None:
             operator_name(flat, operator)
         for index in range(len(flat.subgraphs[0].tensors)):
             values(flat, index)
-        if int(path.name.split("-")[0]) % 4 == 0:  # it starts a process
+        if thorough:  # it starts a process
             check_loads(tflite)
 
+    thorough = int(path.name.split("-")[0]) % 4 == 0
+    if path.name.endswith((".tflite", ".codes.npz")) or (thorough and path.suffix in (".h5", ".keras")):
+        inspect(path)
     if path.name.endswith(".codes.npz"):
         file = Int8File.load(path)
         load_kernels(path)
