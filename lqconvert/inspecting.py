@@ -121,13 +121,18 @@ def _config_layers(config: dict[str, Any] | None) -> Iterator[tuple[str, str, di
     from lqconvert.vetting import MODELS
 
     inner = (config or {}).get("config")
-    for layer in (inner.get("layers") if isinstance(inner, dict) else inner) or []:
+    layers = inner.get("layers") if isinstance(inner, dict) else inner
+    # Nothing is vetted yet: a stranger's config may hold anything anywhere.
+    for layer in layers if isinstance(layers, list) else []:
+        if not isinstance(layer, dict):
+            continue
         kind = str(layer.get("class_name")).split(">")[-1]
         if kind in MODELS:
             yield from _config_layers(layer)
         else:
-            name = (layer.get("config") or {}).get("name") or layer.get("name", "?")
-            yield str(name).replace("/", "_"), kind, layer
+            settings = layer.get("config")
+            name = settings.get("name") if isinstance(settings, dict) else None
+            yield str(name or layer.get("name", "?")).replace("/", "_"), kind, layer
 
 
 def _config_rows(config: dict[str, Any] | None) -> list[LayerRow]:
