@@ -23,7 +23,7 @@ from lqconvert.flatbuffer import read, write
 from lqconvert.rewriting import float_layers
 from lqconvert.runtime import check_loads
 
-FUZZED = 150
+FUZZED = 60
 
 
 @pytest.fixture(scope="module")
