@@ -59,11 +59,17 @@ class _Size(click.ParamType):
 MAX_DROP = "Make the smallest file at most so far under float on validation data.  [default: 0]"
 
 
-_trust_model = click.option(
-    "--trust-model",
-    is_flag=True,
-    help="Allow Lambda layers: Python code in MODEL is then run, with all your rights.",
-)
+def _model_options(command: Any) -> Any:
+    """How a model is read, shared by the commands that read one."""
+    shape = click.option(
+        "--input-shape", type=_Shape(), help="The input's size, where the model leaves it open: 96,96,3."
+    )
+    trust = click.option(
+        "--trust-model",
+        is_flag=True,
+        help="Allow Lambda layers: Python code in the model is then run, with all your rights.",
+    )
+    return shape(trust(command))
 
 
 def _target_options(command: Any) -> Any:
@@ -180,11 +186,8 @@ def main() -> None:
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Start from the best weights of an interrupted run.")
-@click.option(
-    "--input-shape", type=_Shape(), help="The input's size, where the model leaves it open: 96,96,3."
-)
 @click.option("--strict", is_flag=True, help="Refuse layers that would stay float.")
-@_trust_model
+@_model_options
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
 def quantize(
     model: str,
@@ -265,8 +268,9 @@ def export(codes: str, output: str | None, data: str | None, debug: bool, **sett
 @main.command()
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_model_options
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
-def inspect(file: str, as_json: bool, debug: bool) -> None:
+def inspect(file: str, as_json: bool, debug: bool, **settings: Any) -> None:
     """Says what is in FILE: a Keras model, a .tflite, or the .codes.npz of a run. No data, no training.
 
     Of a model it says what quantize makes of every layer, and which targets run that.
@@ -277,7 +281,7 @@ def inspect(file: str, as_json: bool, debug: bool) -> None:
     from lqconvert.inspecting import ModelInspection
     from lqconvert.inspecting import inspect as run
 
-    inspection = run(file)
+    inspection = run(file, **settings)
     if as_json:
         click.echo(inspection.to_json())
     else:
@@ -315,13 +319,14 @@ def inspect(file: str, as_json: bool, debug: bool) -> None:
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="As for quantize.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--storage", help="URL of an Optuna storage that several machines share.  [default: SQLite]")
-@_trust_model
+@_model_options
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
 def sweep(
     model: str,
     data: str,
     output: str | None,
     preprocess: Preprocessing | None,
+    input_shape: tuple[int, ...] | None,
     trust_model: bool,
     debug: bool,
     **settings: Any,
@@ -348,6 +353,7 @@ def sweep(
         data,
         folder,
         preprocess=preprocess,
+        input_shape=input_shape,
         trust_model=trust_model,
         done=lambda run: console.print(f"{run.name}: {run.deflated_bytes:,} bytes, {run.test_score:.4f}"),
         **settings,
@@ -355,7 +361,7 @@ def sweep(
     from lqconvert.figures import draw
     from lqconvert.sensitivity import sensitivities
 
-    rows = sensitivities(model, data, preprocess=preprocess, trust_model=trust_model)
+    rows = sensitivities(model, data, preprocess=preprocess, input_shape=input_shape, trust_model=trust_model)
     write_csv(folder / "sensitivity.csv", rows)
     paths = draw(folder, runs, rows)
     table = Table("scheme", "scales", "penalty", "integers", "bytes", "deflated", "test score", "minutes")

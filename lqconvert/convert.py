@@ -100,7 +100,9 @@ def quantize(
     granularity = granularity or ("mixed" if isinstance(scheme, Rate) else "output-channel-wise")
     epochs = epochs or scheme.epochs
     model = load_model(model_path, input_shape=input_shape, trust_model=trust_model)
-    _check_integer(model, targets, strict, say)
+    folded = fold(model)
+    kept = float_layers(folded)
+    _check_integer(kept, targets, strict)
     outputs_of = joined(model)
     shapes = {name: tuple(x.shape[1:]) for name, x in zip(model.input_names, model.inputs, strict=True)}
     data = load_data(data_spec, shapes, outputs_of.output_shape[-1])
@@ -120,7 +122,6 @@ def quantize(
         augmentation = choose_augmentation(lambda x: model.predict(x, verbose=0), data, preprocess)
     if augmentation != Augmentation():
         say(f"training images are {augmentation}, which the float model does not mind")
-    folded = fold(model)
     tf_keras.utils.set_random_seed(seed)
     pixels = pixel_range(preprocess) if data.integer_pixels and images else None
     quantized = rewrite(
@@ -195,8 +196,9 @@ def quantize(
     except LqError as error:
         _write_all(codes)
         best_weights.unlink()
-        kept = f"the codes are in {next(iter(codes))}: lqconvert export makes files of them"
-        raise type(error)(f"{error}; {kept}") from error
+        hint = f"the codes are in {next(iter(codes))}: lqconvert export makes files of them"
+        raise type(error)(f"{error}; {hint}") from error
+    input_scales, output_scales = runner.quantizations
     report = Report(
         model=str(model_path),
         data=data.name,
@@ -223,10 +225,11 @@ def quantize(
         files=files,
         agreement_with_graph=_agreement(outputs, fine_tuned) if classifies else None,
         agreement_with_float=_agreement(outputs, teacher) if classifies else None,
-        max_lsb_from_graph=float(np.max(np.abs(outputs - fine_tuned)) / exported.output_scale),
-        input_quantization=(exported.input_scale, exported.input_zero_point),
+        max_lsb_from_graph=float(np.max(np.abs(outputs - fine_tuned) / runner.output_steps)),
+        inputs=input_scales,
         input_shift=pixel_shift(preprocess) if pixels else None,
-        output_quantization=(exported.output_scale, exported.output_zero_point),
+        outputs=output_scales,
+        float_layers=kept,
         layers=layer_rows(exported.codes),
         bar=finetuned.floor if budget.max_drop is not None else None,
         best=finetuned.best,
@@ -246,18 +249,12 @@ def quantize(
     return report
 
 
-def _check_integer(
-    model: tf_keras.Model, targets: Sequence[Target], strict: bool, say: Callable[[str], None]
-) -> None:
-    """Says which layers stay float, or refuses them."""
-    kept = float_layers(fold(model))
-    if not kept:
-        return
-    listed = ", ".join(f"'{name}' ({what})" for name, what in kept.items())
-    if strict or any(target.name == TFLM.name for target in targets):
-        way = "--target litert" if not strict else "leave out --strict"
+def _check_integer(kept: dict[str, str], targets: Sequence[Target], strict: bool) -> None:
+    """Refuses layers that would stay float where that is not wanted, or not possible."""
+    if kept and (strict or any(target.name == TFLM.name for target in targets)):
+        listed = ", ".join(f"'{name}' ({what})" for name, what in kept.items())
+        way = "leave out --strict" if strict else "--target litert"
         raise LqError(f"no integer kernel for {listed}; {way} computes them in float")
-    say(f"these stay float: {listed}")
 
 
 def export_codes(

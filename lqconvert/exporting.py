@@ -160,8 +160,7 @@ class Template:
         """
         plain, fingerprints = _fingerprinted(model, codes)
         flat = _in_order(read(convert(plain, integer=True)), model)
-        if not float_layers(model):
-            _refuse_float(flat)
+        _refuse_float(flat, float_layers(model))
         order = []
         for operator, kind in _linear_operators(flat):
             tensor = flat.subgraphs[0].tensors[operator.inputs[OPERANDS[kind][1]]]
@@ -287,13 +286,17 @@ def _reach_127(kind: str, pattern: np.ndarray) -> np.ndarray:
     return pattern
 
 
-def _refuse_float(flat: Any) -> None:
-    for operator in flat.subgraphs[0].operators:
-        for index in (*operator.inputs, *operator.outputs):
-            if index >= 0 and flat.subgraphs[0].tensors[index].type == schema.TensorType.FLOAT32:
-                kind = operator_name(flat, operator)
-                name = flat.subgraphs[0].tensors[operator.outputs[0]].name.decode()
-                raise LqError(f"'{name}' ({kind}) has no integer kernel: the file would compute in float")
+def _refuse_float(flat: Any, kept: Iterable[str]) -> None:
+    """Refuses operators that compute in float, but for those of layers that are known to."""
+    graph = flat.subgraphs[0]
+    for operator in graph.operators:
+        tensors = [graph.tensors[index] for index in (*operator.inputs, *operator.outputs) if index >= 0]
+        if all(tensor.type != schema.TensorType.FLOAT32 for tensor in tensors):
+            continue
+        kind, name = operator_name(flat, operator), graph.tensors[operator.outputs[0]].name.decode()
+        moves = kept and kind in ("QUANTIZE", "DEQUANTIZE", "RESHAPE")  # into these layers, and out of them
+        if not moves and not any(f"/{layer}/" in name for layer in kept):
+            raise LqError(f"'{name}' ({kind}) has no integer kernel: the file would compute in float")
 
 
 def _identify(flat: Any, tensor: Any, fingerprints: dict[str, tuple[np.ndarray, float]]) -> str:

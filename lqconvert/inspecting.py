@@ -23,10 +23,15 @@ from lqconvert.proving import check_runs
 from lqconvert.targets import TARGETS, TFLM, Target
 
 
-def inspect(path: str | Path) -> ModelInspection | TfliteInspection | CodesInspection:
+def inspect(
+    path: str | Path, *, input_shape: tuple[int, ...] | None = None, trust_model: bool = False
+) -> ModelInspection | TfliteInspection | CodesInspection:
     """Says what is in a Keras model, a .tflite or a .codes.npz, and of a model what quantize makes of it.
 
     A model that quantize would refuse is answered, too, as far as it is understood: its ``refused`` says why.
+
+    Args:
+        input_shape, trust_model: see :func:`lqconvert.loading.load_model`.
 
     Raises:
         LqError: if the file cannot be read.
@@ -36,7 +41,9 @@ def inspect(path: str | Path) -> ModelInspection | TfliteInspection | CodesInspe
         raise LqError(f"{path}: no such file")
     if path.suffix == ".tflite":
         return inspect_tflite(path)
-    return inspect_codes(path) if path.suffix == ".npz" else _inspect_model(path)
+    if path.suffix == ".npz":
+        return inspect_codes(path)
+    return _inspect_model(path, input_shape, trust_model)
 
 
 @dataclass(frozen=True)
@@ -85,16 +92,16 @@ class ModelInspection(Inspection):
             console.print(f"{target}: {answer}")
 
 
-def _inspect_model(path: Path) -> ModelInspection:
+def _inspect_model(path: Path, input_shape: tuple[int, ...] | None, trust_model: bool) -> ModelInspection:
     from lqconvert.loading import load_model
     from lqconvert.rewriting import rewrite
     from lqconvert.schemes import Rate
     from lqconvert.vetting import read_config
 
     config = read_config(path)[0]
-    rows, parameters = _config_rows(config), 0
+    rows, parameters = _config_rows(config, trust_model), 0
     try:
-        model = load_model(path)
+        model = load_model(path, input_shape=input_shape, trust_model=trust_model)
         rows, parameters = _float_rows(model), model.count_params()
         quantized = rewrite(model, Rate(), granularity="mixed")
         rows = _with_vanished(_quantized_rows(quantized, model), model, config)
@@ -135,7 +142,7 @@ def _config_layers(config: dict[str, Any] | None) -> Iterator[tuple[str, str, di
             yield str(name or layer.get("name", "?")).replace("/", "_"), kind, layer
 
 
-def _config_rows(config: dict[str, Any] | None) -> list[LayerRow]:
+def _config_rows(config: dict[str, Any] | None, trusted: bool) -> list[LayerRow]:
     """The layers of a model that may not load: every one that is refused, not the first one only."""
     from lqconvert.vetting import refuse_unknown
 
@@ -143,7 +150,7 @@ def _config_rows(config: dict[str, Any] | None) -> list[LayerRow]:
     for name, kind, layer in _config_layers(config):
         why = ""
         try:
-            refuse_unknown({"class_name": "Functional", "config": {"layers": [layer]}})
+            refuse_unknown({"class_name": "Functional", "config": {"layers": [layer]}}, trusted)
         except LqError as error:
             why = f"refused: {error}"
         rows.append(LayerRow(name, kind, None, 0, why))

@@ -14,16 +14,12 @@ import numpy as np
 from tf_keras import layers
 
 from lqconvert.errors import LqError
-from lqconvert.twins import MatMul, Reduce, Slice, Unique, activated, rectified, scaled, summed
+from lqconvert.twins import Gelu, MatMul, Reduce, Slice, Unique, activated, rectified, scaled, summed
 
 
 def is_tensor(value: Any) -> bool:
     """Whether it is a symbolic tensor of either Keras."""
-    return hasattr(value, "shape") and not isinstance(value, (np.ndarray, np.generic)) and _symbolic(value)
-
-
-def _symbolic(value: Any) -> bool:
-    return "KerasTensor" in type(value).__name__ or hasattr(value, "_keras_history")
+    return "KerasTensor" in type(value).__name__
 
 
 def _number(value: Any) -> np.ndarray:
@@ -112,8 +108,6 @@ def _leaky(a: dict[str, Any], name: str, unique: Unique) -> Any:
 
 
 def _gelu(a: dict[str, Any], name: str, unique: Unique) -> Any:
-    from lqconvert.twins import Gelu
-
     return Gelu(bool(a.get("approximate", False)), name=name)(a["x"])
 
 

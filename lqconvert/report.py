@@ -145,9 +145,10 @@ class Report:
     agreement_with_graph: float | None  # of the top class; None for models that do not classify
     agreement_with_float: float | None
     max_lsb_from_graph: float  # largest difference from the fine-tuned graph, in steps of the output scale
-    input_quantization: tuple[float, int]
+    inputs: dict[str, tuple[float, int]]  # scale and zero point by name; (0, 0) for indices
     input_shift: float | None  # in pixel steps; 0 is exact, None where the input is not raw pixels
-    output_quantization: tuple[float, int]
+    outputs: dict[str, tuple[float, int]]
+    float_layers: dict[str, str]  # the layers that compute in float, by name, and what they are
     layers: list[LayerRow]
     bar: float | None  # the quality on the validation split that a budget of accuracy asked for
     best: Point  # of the curve: the point that was exported
@@ -195,7 +196,10 @@ class Report:
             console.print(
                 f"at most {self.max_lsb_from_graph:.1f} output steps from the fine-tuned graph, {examples}"
             )
-        console.print(self._input())
+        for name, what in self.float_layers.items():
+            console.print(f"computes in float: '{name}' ({what})")
+        for line in self._inputs():
+            console.print(line)
 
     def _table(self) -> Table:
         """Float, plain int8 and every target's file side by side."""
@@ -224,13 +228,18 @@ class Report:
             table.add_row("tensor arena", "", "", *arenas)
         return table
 
-    def _input(self) -> str:
-        """How to feed the file."""
-        scale, zero_point = self.input_quantization
-        if self.input_shift is None:
-            return f"input: int8 = round(x / {scale:.6g}) + {zero_point}, x preprocessed as for the model"
-        shift = f"; the pixels count as {abs(self.input_shift):.2g} steps off" if self.input_shift else ""
-        return f"input: int8 = pixel - 128 (scale {scale:.6g}, zero point {zero_point}{shift})"
+    def _inputs(self) -> list[str]:
+        """How to feed the file, a line for each input."""
+        if self.input_shift is not None:
+            ((scale, zero_point),) = self.inputs.values()
+            shift = f"; the pixels count as {abs(self.input_shift):.2g} steps off" if self.input_shift else ""
+            return [f"input: int8 = pixel - 128 (scale {scale:.6g}, zero point {zero_point}{shift})"]
+        lines = []
+        for name, (scale, zero_point) in self.inputs.items():
+            label = f"input {name}" if len(self.inputs) > 1 else "input"
+            how = f"int8 = round(x / {scale:.6g}) + {zero_point}, x preprocessed as for the model"
+            lines.append(f"{label}: {how if scale else 'indices as they are, int32'}")
+        return lines
 
 
 def layer_rows(codes: Codes) -> list[LayerRow]:

@@ -161,8 +161,7 @@ def _activation_quantizers(
         elif kind in FUSES_RELU and layer.name not in outputs and _fused_relu(layer):
             continue
         elif _keeps_scale(layer):
-            several = len(_consumers(layer)) > 1 or kind == "Slice"
-            if kind in ROUNDED or several or {class_name(each) for each in _consumers(layer)} & ONE_SCALE:
+            if kind in ROUNDED or {class_name(each) for each in _consumers(layer)} & ONE_SCALE:
                 quantizers[layer.name] = FollowingQuantizer(name=name)
         elif kind in LEARNED_RANGES or _float_reason(layer) or activation == "exponential":
             quantizers[layer.name] = ActivationQuantizer(name=name)

@@ -76,6 +76,23 @@ class Runner:
         shapes = [detail["shape"] for detail in self.outputs]
         return int(shapes[0][-1]) if len(shapes) == 1 else sum(int(np.prod(shape[1:])) for shape in shapes)
 
+    @property
+    def quantizations(self) -> tuple[dict[str, tuple[float, int]], dict[str, tuple[float, int]]]:
+        """(scale, zero point) of the inputs and of the outputs, by name; (0, 0) of what is not quantized."""
+        inputs, outputs = (
+            {d["name"]: (float(d["quantization"][0]), int(d["quantization"][1])) for d in side}
+            for side in (self.inputs, self.outputs)
+        )
+        return inputs, outputs
+
+    @property
+    def output_steps(self) -> np.ndarray:
+        """The scale of the output; of several outputs that of each value of an example."""
+        scales = [detail["quantization"][0] for detail in self.outputs]
+        if len(scales) == 1:
+            return np.array(scales[0], np.float32)
+        return np.repeat(scales, [int(np.prod(detail["shape"][1:])) for detail in self.outputs])
+
     def random_examples(self, count: int) -> np.ndarray:
         """Inputs as :meth:`invoke` takes them: any codes, and 0 or 1 for indices."""
         rng = np.random.default_rng(0)

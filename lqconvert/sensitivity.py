@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from lqconvert.calibration import best_scale, calibrate
 from lqconvert.datasets import Preprocessing, choose_preprocessing, load_data
+from lqconvert.errors import LqError
 from lqconvert.folding import fold
 from lqconvert.granularity import kernel_name
 from lqconvert.loading import load_model
@@ -39,6 +40,7 @@ def sensitivities(
     *,
     bits: tuple[int, ...] = (2, 3, 4),
     preprocess: Preprocessing | None = None,
+    input_shape: tuple[int, ...] | None = None,
     trust_model: bool = False,
 ) -> list[Sensitivity]:
     """Coarsens one layer after the other to each width, by least squared error, without fine-tuning.
@@ -46,7 +48,9 @@ def sensitivities(
     Scored on the validation split, with one scale for each output channel. The graph with simulated
     quantization is scored, not a file: only differences between layers are of interest.
     """
-    model = load_model(model_path, trust_model=trust_model)
+    model = load_model(model_path, input_shape=input_shape, trust_model=trust_model)
+    if len(model.inputs) > 1 or len(model.outputs) > 1:
+        raise LqError(f"{model_path}: sensitivities are measured of models with one input and one output")
     data = load_data(data_spec, model.input_shape[1:], model.output_shape[-1])
     if preprocess is None:
         preprocess = Preprocessing()

@@ -21,6 +21,8 @@ from lqconvert.errors import LqError
 
 #: Gives every layer of the rebuilt model a name of its own.
 Unique = Callable[[str], str]
+#: (layer, its config, inputs, name, unique) -> outputs
+Twin = Callable[[Any, dict[str, Any], Any, str, Unique], Any]
 
 DROPPED = {
     *("Dropout", "SpatialDropout1D", "SpatialDropout2D", "AlphaDropout", "GaussianNoise", "GaussianDropout"),
@@ -29,19 +31,10 @@ DROPPED = {
 }
 #: Taken as they are, but for their activations.
 PLAIN = {
-    *("Dense", "Conv1D", "Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Conv2DTranspose"),
+    *("Dense", "Conv1D", "DepthwiseConv2D", "SeparableConv2D", "Conv2DTranspose", "Subtract", "Multiply"),
     *("BatchNormalization", "Softmax", "PReLU", "MaxPooling1D", "MaxPooling2D", "AveragePooling1D"),
     *("AveragePooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalMaxPooling1D"),
-    *(
-        "GlobalMaxPooling2D",
-        "Subtract",
-        "Multiply",
-        "Maximum",
-        "Minimum",
-        "Concatenate",
-        "Flatten",
-        "Reshape",
-    ),
+    *("GlobalMaxPooling2D", "Maximum", "Minimum", "Concatenate", "Flatten", "Reshape"),
     *("Permute", "ZeroPadding1D", "ZeroPadding2D", "Cropping1D", "Cropping2D", "UpSampling1D"),
     *("UpSampling2D", "RepeatVector"),
 }
@@ -259,35 +252,35 @@ def twin(layer: Any, inputs: Any, name: str, unique: Unique) -> Any:
         LqError: if there is no twin for the layer.
     """
     kind, config = type(layer).__name__, layer.get_config()
-    keras3 = type(layer).__module__.startswith("keras.")
-    activation = _activation_name(layer)
     if kind in DROPPED:
         return inputs
     if kind in TWINS:
         return TWINS[kind](layer, config, inputs, name, unique)
+    keras3, activation = type(layer).__module__.startswith("keras."), _activation_name(layer)
     if kind == "Activation":
         return activated(inputs, activation, name, unique, keras3=keras3)
-    if kind not in PLAIN:
+    if kind not in {*PLAIN, *CONVOLUTIONS}:
         raise LqError(f"layer '{name}' ({kind}): this layer is not known to lqconvert")
+    y = CONVOLUTIONS.get(kind, _plain)(layer, config, inputs, name, unique)
     if activation in KEPT_ACTIVATIONS:
-        return _copied(layer, inputs, name)
-    linear = _copied(layer, inputs, name, activation="linear")
-    return activated(linear, activation, unique(f"{name}_{activation}"), unique, keras3=keras3)
+        return y
+    return activated(y, activation, unique(f"{name}_{activation}"), unique, keras3=keras3)
 
 
 def _activation_name(layer: Any) -> str:
     return getattr(getattr(layer, "activation", None), "__name__", "linear")
 
 
-def _copied(layer: Any, inputs: Any, name: str, *, cls: Any = None, **changes: Any) -> Any:
-    """The layer of the same name in tf_keras, with the same weights, called."""
-    copy = _copy(layer, name, cls, **changes)
-    outputs = copy(inputs)
-    _set_weights(copy, _weights(layer))
-    return outputs
+def _plain(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    """The layer of the same name in tf_keras, with the same weights."""
+    copy = _copy(layer, name)
+    y = copy(x)
+    copy.set_weights(_weights(layer))
+    return y
 
 
 def _copy(layer: Any, name: str, cls: Any = None, **changes: Any) -> Any:
+    """A layer of tf_keras with another's settings; of activations, with those that layers keep."""
     cls = cls or getattr(keras_layers, type(layer).__name__)
     accepted = set(inspect.signature(cls.__init__).parameters)
     for parent in (keras_layers.Conv2D, keras_layers.DepthwiseConv2D):
@@ -300,7 +293,8 @@ def _copy(layer: Any, name: str, cls: Any = None, **changes: Any) -> Any:
         and not key.endswith(("initializer", "regularizer", "constraint"))
     }
     if "activation" in config:
-        config["activation"] = _activation_name(layer)
+        activation = _activation_name(layer)
+        config["activation"] = activation if activation in KEPT_ACTIVATIONS else "linear"
     if "recurrent_activation" in config:
         config["recurrent_activation"] = layer.recurrent_activation.__name__
     return cls(name=name, **config | changes)
@@ -312,45 +306,17 @@ def _weights(layer: Any) -> list[np.ndarray]:
     return [weight.astype(np.float32) for weight in weights]
 
 
-def _set_weights(layer: Any, weights: Sequence[np.ndarray]) -> None:
-    if layer.weights:
-        layer.set_weights(weights)
-
-
 def _convolution(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     """Conv2D; with a group for every channel it is a DepthwiseConv2D."""
-    groups, channels = config.get("groups", 1), x.shape[-1]
-    activation, keras3 = _activation_name(layer), type(layer).__module__.startswith("keras.")
-    inner = activation if activation in KEPT_ACTIVATIONS else "linear"
-    if groups == 1 or groups != channels:
-        y = _copied(layer, x, name, activation=inner)
-    else:
-        multiplier = config["filters"] // channels
-        depthwise = keras_layers.DepthwiseConv2D(
-            config["kernel_size"],
-            strides=config["strides"],
-            padding=config["padding"],
-            dilation_rate=config["dilation_rate"],
-            depth_multiplier=multiplier,
-            use_bias=config["use_bias"],
-            activation=inner,
-            name=name,
-        )
-        y = depthwise(x)
-        kernel, *bias = _weights(layer)
-        depthwise.set_weights([kernel.reshape(*kernel.shape[:2], channels, multiplier), *bias])
-    if inner == activation:
-        return y
-    return activated(y, activation, unique(f"{name}_{activation}"), unique, keras3=keras3)
-
-
-def _image(x: Any, name: str, unique: Unique) -> Any:
-    """A sequence [steps, channels] as an image of height 1."""
-    return keras_layers.Reshape((1, *x.shape[1:]), name=unique(f"{name}_image"))(x)
-
-
-def _sequence(x: Any, name: str, unique: Unique) -> Any:
-    return keras_layers.Reshape(x.shape[2:], name=unique(f"{name}_sequence"))(x)
+    channels = x.shape[-1]
+    if config.get("groups", 1) == 1 or config["groups"] != channels:
+        return _plain(layer, config, x, name, unique)
+    multiplier = config["filters"] // channels
+    copy = _copy(layer, name, keras_layers.DepthwiseConv2D, depth_multiplier=multiplier)
+    y = copy(x)
+    kernel, *bias = _weights(layer)
+    copy.set_weights([kernel.reshape(*kernel.shape[:2], channels, multiplier), *bias])
+    return y
 
 
 def _along(value: Any) -> tuple[int, int]:
@@ -360,28 +326,22 @@ def _along(value: Any) -> tuple[int, int]:
 
 def _as_image(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     """DepthwiseConv1D, SeparableConv1D and Conv1DTranspose as their 2D fellows, of height 1."""
-    cls = getattr(keras_layers, type(layer).__name__.replace("1D", "2D"))
-    activation = _activation_name(layer)
-    if config["padding"] == "causal":
-        before = (np.ravel(config["kernel_size"])[0] - 1) * np.ravel(config["dilation_rate"])[0]
-        x = keras_layers.ZeroPadding1D((int(before), 0), name=unique(f"{name}_padded"))(x)
-    inner = activation if activation in KEPT_ACTIVATIONS else "linear"
     changes: dict[str, Any] = {
         key: _along(config[key]) for key in ("kernel_size", "strides", "dilation_rate") if key in config
     }
     if config.get("output_padding") is not None:
         changes["output_padding"] = (0, int(np.ravel(config["output_padding"])[0]))
     if config["padding"] == "causal":
+        before = (changes["kernel_size"][1] - 1) * changes["dilation_rate"][1]
+        x = keras_layers.ZeroPadding1D((before, 0), name=unique(f"{name}_padded"))(x)
         changes["padding"] = "valid"
-    copy = _copy(layer, name, cls, activation=inner, **changes)
-    y = copy(_image(x, name, unique))
+    cls = getattr(keras_layers, type(layer).__name__.replace("1D", "2D"))
+    copy = _copy(layer, name, cls, **changes)
+    image = keras_layers.Reshape((1, *x.shape[1:]), name=unique(f"{name}_image"))(x)
+    y = copy(image)
     shapes = [weight.shape for weight in copy.weights]
     copy.set_weights([w.reshape(shape) for w, shape in zip(_weights(layer), shapes, strict=True)])
-    y = _sequence(y, name, unique)
-    if inner == activation:
-        return y
-    keras3 = type(layer).__module__.startswith("keras.")
-    return activated(y, activation, unique(f"{name}_{activation}"), unique, keras3=keras3)
+    return keras_layers.Reshape(y.shape[2:], name=unique(f"{name}_sequence"))(y)
 
 
 def _layer_norm(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
@@ -434,9 +394,9 @@ def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Un
     if config.get("return_state") or config.get("stateful"):
         raise LqError(f"layer '{name}': a recurrent layer that is stateful or returns its state")
     # Of a cell: the converter fails on the fused kernels of LSTM among fake quantization.
-    cell = _copy(
-        layer.cell, f"{name}_cell", getattr(keras_layers, f"{type(layer).__name__}Cell"), dropout=0.0
-    )
+    cls = getattr(keras_layers, f"{type(layer).__name__}Cell")
+    activation = _activation_name(layer.cell)
+    cell = _copy(layer.cell, f"{name}_cell", cls, activation=activation, dropout=0.0)
     settings = {key: config[key] for key in ("return_sequences", "go_backwards", "unroll")}
     copy = keras_layers.RNN(cell, name=name, **settings)
     y = copy(x)
@@ -487,18 +447,18 @@ def _lambda(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Uniqu
 def _embedding(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     if config.get("mask_zero"):
         raise LqError(f"layer '{name}': Embedding with mask_zero; TFLite has no masks")
-    return _copied(layer, x, name)
+    return _plain(layer, config, x, name, unique)
 
 
-#: Layers that are not taken as they are: (layer, its config, inputs, name, unique) -> outputs.
-TWINS: dict[str, Callable[[Any, dict[str, Any], Any, str, Unique], Any]] = {
+#: Convolutions that are not always taken as they are; their activations are set apart as those of plain ones.
+CONVOLUTIONS: dict[str, Twin] = {
+    **dict.fromkeys(("Conv2D", "Convolution2D"), _convolution),
+    **dict.fromkeys(("DepthwiseConv1D", "SeparableConv1D", "Conv1DTranspose"), _as_image),
+}
+#: Layers that are not taken as they are.
+TWINS: dict[str, Twin] = {
     "Add": lambda layer, config, xs, name, unique: summed(xs, name, unique),
     "Average": lambda layer, config, xs, name, unique: summed(xs, name, unique, average=True),
-    "Conv2D": _convolution,
-    "Convolution2D": _convolution,
-    "DepthwiseConv1D": _as_image,
-    "SeparableConv1D": _as_image,
-    "Conv1DTranspose": _as_image,
     "ReLU": lambda layer, config, x, name, unique: rectified(
         x, config["max_value"], config["negative_slope"] or 0.0, config["threshold"] or 0.0, name, unique
     ),
@@ -522,4 +482,4 @@ TWINS: dict[str, Callable[[Any, dict[str, Any], Any, str, Unique], Any]] = {
         [xs[0], scaled(xs[1], config["scale"], 0.0, unique(f"{name}_scaled"))], name, unique
     ),
 }
-LAYERS = {"InputLayer", "Activation", *PLAIN, *TWINS}
+LAYERS = {"InputLayer", "Activation", *PLAIN, *CONVOLUTIONS, *TWINS}

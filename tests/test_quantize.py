@@ -262,7 +262,7 @@ def test_mnist(shared, samples, tmp_path, monkeypatch):
     assert report.int8.score >= report.float_.score - 0.001
     assert report.agreement_with_graph >= 0.998
     assert report.settings["preprocess"] == "0-1"
-    assert report.input_quantization == (pytest.approx(1 / 255), -128)
+    assert list(report.inputs.values()) == [(pytest.approx(1 / 255), -128)]
 
 
 def write_npz(path, **arrays):
@@ -275,7 +275,7 @@ MISTAKES = {
     "text as .h5": (lambda d: text(d / "text.h5"), "digits", "neither HDF5 nor"),
     "truncated .h5": (lambda d: truncated(d / "cut.h5"), "digits", "cut.h5"),
     "NaN weights": (lambda d: with_nan(d / "nan.h5"), "digits", "layer 'dense' has NaN"),
-    "unknown layer": (lambda d: with_layer_norm(d / "norm.h5"), "digits", "UnitNormalization"),
+    "unknown layer": (lambda d: with_unknown_layer(d / "unit.h5"), "digits", "UnitNormalization"),
     "no such data": (None, "no_such_data", "no such data"),
     "data of another shape": (None, {"x": np.zeros((100, 9, 9), np.uint8), "y": Y}, "model takes (8, 8, 1)"),
     "labels out of range": (None, {"x": X, "y": Y + 5}, "label 10 is out of range"),
@@ -304,7 +304,7 @@ def with_nan(path):
     return path
 
 
-def with_layer_norm(path):
+def with_unknown_layer(path):
     tf_keras.Sequential([layers.Input((8, 8, 1)), layers.UnitNormalization(), layers.Flatten()]).save(path)
     return path
 

@@ -86,6 +86,7 @@ def branches(api: Any) -> Any:
     z = api.layers.GlobalAveragePooling2D(keepdims=True)(y)
     z = api.layers.Conv2D(6, 1, activation="sigmoid")(z)
     y = api.layers.Average()([api.layers.Multiply()([y, z]), api.layers.Maximum()([y, -y]), y])
+    y = api.layers.Subtract()([y, api.layers.Minimum()([y, z])])
     return api.Model(x, api.layers.Dense(3)(api.layers.Flatten()(y)))
 
 
@@ -169,6 +170,36 @@ ZOO: dict[str, Feature] = {
     "depthwise": Feature(chain(IMAGE, layer("DepthwiseConv2D", 3, depth_multiplier=2), head)),
     "separable": Feature(chain(IMAGE, layer("SeparableConv2D", 5, 3, activation="relu"), head)),
     "transposed": Feature(chain(IMAGE, layer("Conv2DTranspose", 5, 3, strides=2, activation="relu"), head)),
+    "images": Feature(
+        chain(
+            IMAGE,
+            layer("ZeroPadding2D", 1),
+            conv,
+            layer("MaxPooling2D"),
+            layer("UpSampling2D"),
+            layer("Cropping2D", 1),
+            layer("AveragePooling2D", 2, padding="same"),
+            layer("Permute", (2, 1, 3)),
+            layer("BatchNormalization"),
+            layer("GlobalMaxPooling2D"),
+            head,
+        )
+    ),
+    "sequences": Feature(
+        chain(
+            STEPS,
+            layer("ZeroPadding1D", 1),
+            layer("Conv1D", 6, 3, activation="relu"),
+            layer("MaxPooling1D"),
+            layer("UpSampling1D"),
+            layer("Cropping1D", 1),
+            layer("AveragePooling1D", 2, padding="same"),
+            layer("GlobalMaxPooling1D"),
+            layer("Reshape", (3, 2)),
+            layer("Flatten"),
+            head,
+        )
+    ),
     "bilinear": Feature(chain(IMAGE, layer("UpSampling2D", 2, interpolation="bilinear"), conv)),
     "causal 1d": Feature(chain(STEPS, layer("Conv1D", 5, 3, padding="causal", dilation_rate=2), head)),
     "depthwise 1d": Feature(chain(STEPS, layer("DepthwiseConv1D", 3, padding="same"), head)),

@@ -182,7 +182,8 @@ def main() -> None:
             for source, api in APIS.items()
         }
         names = [f"{source}.{name}" for source, models in families.items() for name in models]
-        names += [f"{source}.{name}" for name in zoo.ZOO for source in ("zoo", "zoo3")]
+        sources = {"tf_keras": "zoo", "keras": "zoo3"}
+        names += [f"{sources[api]}.{name}" for name, feature in zoo.ZOO.items() for api in feature.apis]
     columns = ("model", "parameters", "bytes", "outcome", "agreement", "steps", "error")
     columns += ("tf.lite agrees", "its error", "seconds", "peak GB")
     print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
