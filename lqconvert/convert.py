@@ -253,8 +253,8 @@ def _check_integer(kept: dict[str, str], targets: Sequence[Target], strict: bool
     """Refuses layers that would stay float where that is not wanted, or not possible."""
     if kept and (strict or any(target.name == TFLM.name for target in targets)):
         listed = ", ".join(f"'{name}' ({what})" for name, what in kept.items())
-        way = "leave out --strict" if strict else "--target litert"
-        raise LqError(f"no integer kernel for {listed}; {way} computes them in float")
+        way = "without --strict" if strict else "for --target litert"
+        raise LqError(f"no integer kernel for {listed}; {way} they stay float")
 
 
 def export_codes(
