@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lqconvert.errors import LqError
-from lqconvert.flatbuffer import read
+from lqconvert.flatbuffer import DTYPES, read
 
 #: LiteRT's sets of kernels: XNNPACK's, its default, and its own.
 KERNELS = {"XNNPACK": "AUTO", "built-in": "BUILTIN_WITHOUT_DEFAULT_DELEGATES"}
@@ -35,29 +35,28 @@ class _Unsupported(LqError):
     """An operator that TFLite Micro does not have: no arena helps. Every other failure may be want of one."""
 
 
-class Runner:
-    """A .tflite file in LiteRT, fed with real values.
+class Interface:
+    """The inputs and outputs of a .tflite file, and what real values are in them.
 
     Where a file has several inputs or outputs, an example is all of them, flattened, one behind the other.
 
-    Args:
-        tflite: the file's bytes.
-        threads: number of threads of the interpreter.
-        kernels: one of KERNELS.
+    Attributes:
+        inputs, outputs: of each its name, shape (with the batch axis), dtype and quantization (scale, zero
+            point; scale 0 where the values are no codes), as LiteRT's interpreter tells them.
     """
 
-    def __init__(self, tflite: bytes, threads: int = 1, kernels: str = "XNNPACK") -> None:
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    def __init__(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        self.inputs, self.outputs = inputs, outputs
 
-        resolver = getattr(OpResolverType, KERNELS[kernels])
-        self.interpreter = Interpreter(
-            model_content=tflite, num_threads=threads, experimental_op_resolver_type=resolver
-        )
-        self.interpreter.allocate_tensors()
-        self.inputs = self.interpreter.get_input_details()
-        self.outputs = self.interpreter.get_output_details()
-        for detail in self.inputs:  # what lies there by chance may be no index
-            self.interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
+    @classmethod
+    def of(cls, tflite: bytes) -> Interface:
+        """That of a file which LiteRT may not run: one for TFLite Micro.
+
+        Raises:
+            LqError: if the file is damaged.
+        """
+        graph = read(tflite).subgraphs[0]
+        return cls(*([_detail(graph.tensors[i]) for i in side] for side in (graph.inputs, graph.outputs)))
 
     @property
     def example_shape(self) -> tuple[int, ...]:
@@ -118,14 +117,46 @@ class Runner:
         parts = zip(split(y, [detail["shape"] for detail in self.outputs]), self.outputs, strict=True)
         return np.concatenate([_dequantized(part, detail).reshape(len(y), -1) for part, detail in parts], 1)
 
+
+class Runner(Interface):
+    """A .tflite file in LiteRT, fed with real values.
+
+    Args:
+        tflite: the file's bytes.
+        threads: number of threads of the interpreter.
+        kernels: one of KERNELS.
+        keeps_all: keep what is computed between inputs and outputs (with the built-in kernels), too.
+    """
+
+    def __init__(
+        self, tflite: bytes, threads: int = 1, kernels: str = "XNNPACK", *, keeps_all: bool = False
+    ) -> None:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        resolver = getattr(OpResolverType, KERNELS[kernels])
+        self.interpreter = Interpreter(
+            model_content=tflite,
+            num_threads=threads,
+            experimental_op_resolver_type=resolver,
+            experimental_preserve_all_tensors=keeps_all,
+        )
+        self.interpreter.allocate_tensors()
+        super().__init__(self.interpreter.get_input_details(), self.interpreter.get_output_details())
+        for detail in self.inputs:  # what lies there by chance may be no index
+            self.interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
+
+    def run_one(self, example: np.ndarray) -> None:
+        """Computes an example [...] as the file takes it."""
+        parts = split(example[np.newaxis], [detail["shape"] for detail in self.inputs])
+        for part, detail in zip(parts, self.inputs, strict=True):
+            self.interpreter.set_tensor(detail["index"], part.astype(detail["dtype"], copy=False))
+        self.interpreter.invoke()
+
     def invoke(self, examples: Iterable[np.ndarray]) -> np.ndarray:
         """Outputs [n, ...] for inputs [n, ...], both as the file has them."""
         outputs = []
         for example in examples:
-            parts = split(example[np.newaxis], [detail["shape"] for detail in self.inputs])
-            for part, detail in zip(parts, self.inputs, strict=True):
-                self.interpreter.set_tensor(detail["index"], part.astype(detail["dtype"], copy=False))
-            self.interpreter.invoke()
+            self.run_one(example)
             results = [self.interpreter.get_tensor(detail["index"])[0] for detail in self.outputs]
             outputs.append(results[0] if len(results) == 1 else np.concatenate([y.ravel() for y in results]))
         return np.stack(outputs)
@@ -153,11 +184,25 @@ def split(examples: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndar
     return [part.reshape(len(examples), *shape[1:]) for part, shape in zip(parts, shapes, strict=True)]
 
 
+def _detail(tensor: Any) -> dict[str, Any]:
+    """A tensor of the schema as LiteRT's interpreter tells of one."""
+    name = tensor.name.decode(errors="replace") if isinstance(tensor.name, bytes) else tensor.name or ""
+    quantization, scale = tensor.quantization, (0.0, 0)
+    if quantization is not None and quantization.scale is not None and len(quantization.scale) == 1:
+        points = quantization.zeroPoint
+        scale = float(quantization.scale[0]), 0 if points is None else int(points[0])
+    shape = np.asarray([] if tensor.shape is None else tensor.shape, np.int32)
+    if tensor.type not in DTYPES:
+        raise LqError(f"input or output '{name}' is of a type that no model here has")
+    return {"name": name, "shape": shape, "dtype": DTYPES[tensor.type], "quantization": scale}
+
+
 def _quantized(x: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     scale, zero_point = detail["quantization"]
     if not scale:  # float, or indices
         return x.astype(detail["dtype"])
-    return np.clip(np.round(x / scale) + zero_point, -128, 127).astype(np.int8)
+    limits = np.iinfo(detail["dtype"])
+    return np.clip(np.round(x / scale) + zero_point, limits.min, limits.max).astype(detail["dtype"])
 
 
 def _dequantized(y: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
