@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from lqconvert.exporting import Template, convert, export, learned_codes
 from lqconvert.finetuning import Finetuned, Progress, finetune
 from lqconvert.firmware import c_sources
 from lqconvert.folding import fold
+from lqconvert.html_report import Evidence, as_pictures, most_different, render
 from lqconvert.loading import load_model
+from lqconvert.noise import LayerNoise, layer_noise
 from lqconvert.proving import PROOF_EXAMPLES, Limits, check_runs, examples_in, prove, run, smallest
 from lqconvert.quantizers import QuantizedLayer
 from lqconvert.report import Exports, Measured, Report, TargetFile, layer_rows, versions
@@ -31,6 +34,9 @@ from lqconvert.runtime import Runner, check_loads
 from lqconvert.schemes import Rate, Scheme
 from lqconvert.scoring import joined, logits_of, predict, score_outputs
 from lqconvert.targets import LITERT, TFLM, Target
+
+#: Writes a file's content to a path.
+Writer = Callable[[Path], object]
 
 
 def quantize(
@@ -244,7 +250,9 @@ def quantize(
     )
     page: dict[Path, Writer] = {}
     if html is not None:
-        noise = layer_noise(float_tflite, exported.tflite, _proof_inputs(data.test, preprocess))
+        mixed = _mixed(data.test)[:PROOF_EXAMPLES]
+        ((_, inputs, _),) = data.test.pick(mixed).batches(len(mixed), preprocessing=preprocess)
+        noise = layer_noise(float_tflite, exported.tflite, as_numpy(inputs))
         evidence = _evidence(data, made, teacher, exported.codes, noise, classifies)
         page[Path(html)] = _writer(render(report, evidence).encode())
     _write_all(
@@ -264,9 +272,8 @@ def _evidence(
     data: Data, made: _Made, teacher: np.ndarray, codes: Codes, noise: list[LayerNoise], classifies: bool
 ) -> Evidence:
     """What the page shows of the first target's file."""
-    from lqconvert.html_report import Evidence, as_pictures, most_different
-
-    assert made.examples is not None and made.outputs is not None
+    assert made.examples is not None
+    assert made.outputs is not None
     different = most_different(teacher[made.examples], made.outputs)
     labels = data.test.fetch(made.examples)[1]
     inputs = data.test.fetch(made.examples[different])[0]
@@ -364,7 +371,7 @@ def _files(
         inputs = runner.random_examples(PROOF_EXAMPLES)
     else:
         # Mixed, because a part may have to do, and data are often sorted by class.
-        order = np.random.default_rng(0).permutation(data.test.size)
+        order = _mixed(data.test)
         inputs = np.concatenate(
             [x for x, _ in _int8_batches(runner, int8_file, data.test.pick(order[:PROOF_EXAMPLES]))]
         )
@@ -393,6 +400,11 @@ def _files(
             for source, text in c_sources(tflite, path, proven.arena_bytes).items():
                 writers[source] = _writer(text.encode())
     return _Made(writers, files, *first)
+
+
+def _mixed(split: Split) -> np.ndarray:
+    """The places of a split's examples in an order that mixes them."""
+    return np.random.default_rng(0).permutation(split.size)
 
 
 def _int8_batches(
@@ -475,7 +487,7 @@ def _check_writable(output: Path) -> None:
 
 
 def _check_page(page: Path, output: Path) -> None:
-    """Fails before any work is done where the page could not be written, or would take another file's place."""
+    """Fails before any work is done where the page could not be written, or would be another file."""
     if page.suffix.lower() not in (".html", ".htm") or page == output:
         raise LqError(f"{page}: give the report a name of its own that ends in .html")
     if page.is_dir():

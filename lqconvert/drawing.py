@@ -21,13 +21,13 @@ from lqconvert.codes import TensorCodes
 #: Colours that stand for variables of the page's style sheet, which knows light from dark.
 INK, FAINT, BEFORE, AFTER, MARK = "#010101", "#020202", "#030303", "#040404", "#050505"
 VARIABLES = {INK: "ink", FAINT: "line", BEFORE: "before", AFTER: "after", MARK: "mark"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.grid": True,
     "axes.labelcolor": INK,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.unicode_minus": True,
+    "axes.titlesize": "medium",
     "font.size": 8,
     "grid.color": FAINT,
     "grid.linewidth": 0.6,
@@ -75,9 +75,7 @@ def curve(
 
 
 @matplotlib.rc_context(STYLE)
-def budget_curve(
-    points: Sequence[Point], best: Point, bar: float | None, budget: Budget, label: str
-) -> str:
+def budget_curve(points: Sequence[Point], best: Point, bar: float | None, budget: Budget, label: str) -> str:
     """Quality on validation data against bytes: what was looked at, what was exported, what was asked for."""
     figure, axis = _figure()
     axis.plot(
@@ -111,7 +109,6 @@ def codes_and_scales(kernel: TensorCodes) -> str:
         axis.set_ylim(bottom=0)
         axis.yaxis.set_major_locator(MaxNLocator(4))
         axis.yaxis.set_major_formatter(lambda scale, _: f"{scale:.2g}")
-        axis.title.set_size("medium")
         axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     return _svg(figure)
 
@@ -125,7 +122,6 @@ def _histogram(axis: Axes, codes: np.ndarray) -> None:
     axis.set_ylim(0.5, 2 * counts.max())
     axis.yaxis.set_major_formatter(EngFormatter(sep=" "))
     axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.title.set_size("medium")
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from matplotlib.image import imsave
 
 from lqconvert import drawing
-from lqconvert.budget import Budget, Point
+from lqconvert.budget import Budget
 from lqconvert.codes import Codes
 from lqconvert.noise import LayerNoise
 from lqconvert.report import Report, TargetFile, notes
@@ -118,7 +118,9 @@ def as_pictures(inputs: np.ndarray) -> np.ndarray | None:
 
 def render(report: Report, evidence: Evidence) -> str:
     """The report as the text of an HTML file that loads nothing."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {"bytes": "{:,}".format, "percent": "{:.2%}".format, "shape": _shape}
     source = files("lqconvert").joinpath("templates/report.html").read_text(encoding="utf-8")
     labelled = evidence.labels.ndim == 1
@@ -148,7 +150,7 @@ def _error_name(evidence: Evidence) -> str:
 
 
 def _shape(shape: Iterable[int]) -> str:
-    return "×".join(map(str, shape))
+    return " x ".join(map(str, shape))
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -183,10 +183,10 @@ class Report:
         console.print(layers)
         for file in self.files:
             console.print(kernel_table(file.proven))
-        header, *rows = self.comparison()
+        header, *lines = self.comparison()
         table = Table(*header)
-        for row in rows:
-            table.add_row(*row)
+        for cells in lines:
+            table.add_row(*cells)
         console.print(table)
         for file in self.files:
             console.print(*notes(file), sep="\n")
