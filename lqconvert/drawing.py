@@ -69,7 +69,7 @@ def curve(
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if field == "bytes":
         axis.yaxis.set_major_formatter(EngFormatter(sep=" "))
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.1 * max(point.bytes for point in points))
     axis.legend(fontsize="small")
     return _svg(figure)
 
@@ -143,7 +143,7 @@ def _svg(figure: Figure) -> str:
     root = ElementTree.fromstring(drawn)
     for attribute in ("width", "height", "version"):
         del root.attrib[attribute]
-    root.set("aria-hidden", "true")  # the caption says what can be said
+    root.set("aria-hidden", "true")  # the page says in words what it shows
     for parent in list(root.iter()):
         for style in parent.findall(f"{{{SVG}}}style"):  # would be the whole page's
             parent.remove(style)

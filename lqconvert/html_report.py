@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -54,10 +55,11 @@ class Drawing:
     title: str
     svg: Markup
     note: str = ""
+    spoken: str = ""  # for those who do not see it, beside title and note
 
     @classmethod
-    def of(cls, title: str, svg: str, note: str = "") -> Drawing:
-        return cls(title, Markup(svg), note)
+    def of(cls, title: str, svg: str, note: str = "", spoken: str = "") -> Drawing:
+        return cls(title, Markup(svg), note, spoken)  # matplotlib's, of numbers and our own words
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,24 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class NoiseRow:
+    """The signal-to-noise ratio of a layer's output, and where its bar begins and how long it is, in percent."""
+
+    layer: LayerNoise
+    start: float
+    length: float
+
+
+@dataclass(frozen=True)
 class ClassRow:
-    """How a class fares: the share that is answered right, and how often answers changed sides."""
+    """How a class fares: the share that is answered right, and which examples changed sides."""
 
     name: str
     examples: int
     before: float
     after: float
-    lost: int
-    gained: int
+    lost: list[int]  # numbers of the examples that were right and are wrong
+    gained: list[int]
     taken_for: str  # what those that were lost are taken for
 
 
@@ -94,6 +105,7 @@ class Example:
     label: str
     before: str
     after: str
+    verdict: str  # "good" or "bad" where the answer changed sides
     distance: float
     picture: str  # a data: URI; empty where the input is no image
 
@@ -123,7 +135,7 @@ def render(report: Report, evidence: Evidence) -> str:
     )
     environment.filters |= {"bytes": "{:,}".format, "percent": "{:.2%}".format, "shape": _shape}
     source = files("lqconvert").joinpath("templates/report.html").read_text(encoding="utf-8")
-    labelled = evidence.labels.ndim == 1
+    classes = _classes(evidence) if evidence.labels.ndim == 1 else []
     return environment.from_string(source).render(
         report=report,
         file_name=Path(report.files[0].path).name,
@@ -133,10 +145,9 @@ def render(report: Report, evidence: Evidence) -> str:
         learning=_learning(report),
         tensors=_tensors(evidence.codes),
         left_out=max(0, len(evidence.codes.layers) - MOST_TENSORS),
-        noise=[row for row in evidence.noise if row.snr_db is not None],
-        loudest=max((r.snr_db for r in evidence.noise if r.snr_db and math.isfinite(r.snr_db)), default=1.0),
-        classes=_classes(evidence)[:MOST_CLASSES] if labelled else [],
-        class_count=len(np.unique(evidence.labels)) if labelled else 0,
+        noise=_noise(evidence.noise),
+        classes=classes,
+        most_classes=MOST_CLASSES,
         examples=_examples(evidence),
         scored=len(evidence.labels),
         notes={file.path: notes(file) for file in report.files},
@@ -184,24 +195,28 @@ def _learning(report: Report) -> list[Drawing]:
     """The curves of fine-tuning, and of what was to be had for how many bytes."""
     points, best = report.curve, report.best
     classes = report.score_name == "accuracy"
-    quality = [("quality", "quality")] if any(point.confidence for point in points) else [None]
-    score = drawing.curve(points, "score", report.score_name, best, *quality)
+    quality = ("quality", "quality") if any(point.confidence for point in points) else None
     budget = Budget(**report.settings["budget"])
-    asked = f"Asked for: {budget}." if budget.steers else ""
-    look = f"{_number(abs(best.score), classes)} at step {best.step:,}"
-    judged = "quality" if classes else report.score_name
+
+    def along(
+        title: str, field: str, label: str, note: str = "", extra: tuple[str, str] | None = None
+    ) -> Drawing:
+        spoken = "; ".join(f"{abs(getattr(point, field)):.4g} at step {point.step}" for point in points)
+        return Drawing.of(title, drawing.curve(points, field, label, best, extra), note, spoken)
+
+    score = f"{best.score:.2%}" if classes else f"{abs(best.score):.4g}"
+    exported = f"Exported: {report.score_name} {score} at step {best.step:,}."
+    judged = "quality" if quality else report.score_name
+    bought = drawing.budget_curve(points, best, report.bar, budget, judged)
     return [
-        Drawing.of("Score on validation data", score, f"Exported: {report.score_name} {look}."),
-        Drawing.of("Loss on validation data", drawing.curve(points, "loss", "loss", best)),
-        Drawing.of(
-            "Size of the file",
-            drawing.curve(points, "bytes", "bytes", best),
-            f"Exported: about {best.bytes:,} bytes.",
-        ),
+        along("Score on validation data", "score", report.score_name, exported, quality),
+        along("Loss on validation data", "loss", "loss"),
+        along("Size of the file", "bytes", "bytes", f"Exported: about {best.bytes:,} bytes."),
         Drawing.of(
             "What could be had for how many bytes",
-            drawing.budget_curve(points, best, report.bar, budget, judged),
-            asked,
+            bought,
+            f"Asked for: {budget}, but for the sampling error." if budget.steers else "",
+            "; ".join(f"{abs(point.quality):.4g} at {point.bytes:,} bytes" for point in points),
         ),
     ]
 
@@ -221,26 +236,41 @@ def _tensors(codes: Codes) -> list[Drawing]:
     return drawn
 
 
+def _noise(layers: Sequence[LayerNoise]) -> list[NoiseRow]:
+    """The layers that both files have, with bars from 0 dB on."""
+    known = {place: layer.snr_db for place, layer in enumerate(layers) if layer.snr_db is not None}
+    finite = [ratio for ratio in known.values() if math.isfinite(ratio)]
+    low, high = min([0.0, *finite]), max([1.0, *finite])
+    rows = []
+    for place, ratio in known.items():
+        end = min(max(ratio, low), high)
+        start, length = (100 * part / (high - low) for part in (min(end, 0.0) - low, abs(end)))
+        rows.append(NoiseRow(layers[place], start, length))
+    return rows
+
+
 def _classes(evidence: Evidence) -> list[ClassRow]:
     """The classes, those that lost most first."""
     before, after = _guesses(evidence.float_outputs), _guesses(evidence.outputs)
     rows = []
     for label in np.unique(evidence.labels):
         of = evidence.labels == label
-        was, is_ = before[of] == label, after[of] == label
-        wrong, counts = np.unique(after[of][was & ~is_], return_counts=True)
-        taken = [f"{_class_name(evidence, guess)} ({n})" for guess, n in zip(wrong, counts, strict=True)]
+        lost = of & (before == label) & (after != label)
+        gained = of & (before != label) & (after == label)
         row = ClassRow(
             _class_name(evidence, label),
             int(of.sum()),
-            float(was.mean()),
-            float(is_.mean()),
-            int((was & ~is_).sum()),
-            int((~was & is_).sum()),
-            ", ".join(taken),
+            float(np.mean(before[of] == label)),
+            float(np.mean(after[of] == label)),
+            sorted(evidence.numbers[lost].tolist()),
+            sorted(evidence.numbers[gained].tolist()),
+            ", ".join(
+                f"{_class_name(evidence, guess)} ({count})"
+                for guess, count in Counter(after[lost].tolist()).most_common()
+            ),
         )
         rows.append(row)
-    return sorted(rows, key=lambda row: row.gained - row.lost)
+    return sorted(rows, key=lambda row: len(row.gained) - len(row.lost))
 
 
 def _examples(evidence: Evidence) -> list[Example]:
@@ -256,6 +286,7 @@ def _examples(evidence: Evidence) -> list[Example]:
             _label(evidence, place),
             _answer(evidence, evidence.float_outputs[place]),
             _answer(evidence, evidence.outputs[place]),
+            _verdict(evidence, place),
             float(distance),
             picture,
         )
@@ -280,6 +311,16 @@ def _answer(evidence: Evidence, output: np.ndarray) -> str:
     return f"{_class_name(evidence, guess)} ({value:.2f})"
 
 
+def _verdict(evidence: Evidence, place: int) -> str:
+    if evidence.labels.ndim != 1:
+        return ""
+    was, is_ = (
+        _guesses(outputs[[place]])[0] == evidence.labels[place]
+        for outputs in (evidence.float_outputs, evidence.outputs)
+    )
+    return "" if was == is_ else "good" if is_ else "bad"
+
+
 def _listed(values: np.ndarray) -> str:
     values = values.ravel()
     more = ", …" if len(values) > MOST_VALUES else ""
@@ -298,10 +339,6 @@ def _guesses(outputs: np.ndarray) -> np.ndarray:
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean((a - b).reshape(len(a), -1).astype(np.float64) ** 2, axis=1))
-
-
-def _number(value: float, share: bool) -> str:
-    return f"{value:.2%}" if share else f"{value:.4g}"
 
 
 def _stretched(pictures: np.ndarray) -> np.ndarray:
