@@ -47,8 +47,8 @@ STYLE: dict[Any, Any] = {
 }
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
-#: A wide figure's width in inches: at this size its text is legible on a phone.
-WIDTH = 3.4
+#: Inches: figures as wide as a phone, whose text is legible there.
+CURVE, TENSOR = (3.8, 2.2), (3.4, 1.5)
 #: No more points of a line are drawn: they would not be told apart.
 MOST_POINTS = 256
 
@@ -99,7 +99,7 @@ def codes_and_scales(kernel: TensorCodes) -> str:
     """How often each code occurs; beside it the scales, by size, where there are several."""
     scales = np.sort(kernel.scale.ravel().astype(np.float64))[::-1]
     columns = 2 if len(scales) > 1 else 1
-    figure = Figure(figsize=(WIDTH, 1.5), layout="constrained")
+    figure = Figure(figsize=TENSOR, layout="constrained")
     left, *right = figure.subplots(1, columns, squeeze=False, width_ratios=[3, 2][:columns])[0]
     _histogram(left, kernel.codes)
     for axis in right:
@@ -126,7 +126,7 @@ def _histogram(axis: Axes, codes: np.ndarray) -> None:
 
 
 def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 2.1), layout="constrained")
+    figure = Figure(figsize=CURVE, layout="constrained")
     return figure, figure.subplots()
 
 

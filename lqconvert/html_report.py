@@ -77,7 +77,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class NoiseRow:
-    """The signal-to-noise ratio of a layer's output, and where its bar begins and how long it is, in percent."""
+    """A layer's signal-to-noise ratio, and where its bar begins and how long it is, in percent."""
 
     layer: LayerNoise
     start: float
