@@ -29,7 +29,7 @@ from lqconvert.report import Exports, Measured, Report, TargetFile, layer_rows, 
 from lqconvert.rewriting import float_layers, rewrite
 from lqconvert.runtime import Runner, check_loads
 from lqconvert.schemes import Rate, Scheme
-from lqconvert.scoring import joined, logits_of, predict, score_outputs
+from lqconvert.scoring import agreement, joined, logits_of, predict, score_outputs
 from lqconvert.targets import LITERT, TFLM, Target
 
 
@@ -223,8 +223,8 @@ def quantize(
         ),
         int8=Measured.of(exported.tflite, score_outputs(outputs, test_labels, teacher), runner.latency()),
         files=files,
-        agreement_with_graph=_agreement(outputs, fine_tuned) if classifies else None,
-        agreement_with_float=_agreement(outputs, teacher) if classifies else None,
+        agreement_with_graph=agreement(outputs, fine_tuned) if classifies else None,
+        agreement_with_float=agreement(outputs, teacher) if classifies else None,
         max_lsb_from_graph=float(np.max(np.abs(outputs - fine_tuned) / runner.output_steps)),
         inputs=input_scales,
         input_shift=pixel_shift(preprocess) if pixels else None,
@@ -405,13 +405,6 @@ def pixel_shift(preprocessing: Preprocessing) -> float:
     """By how many pixel steps :func:`pixel_range` shifts the input; 0 where the folding is exact."""
     zero_point = -128 - preprocessing.offset / preprocessing.scale
     return round(zero_point) - zero_point
-
-
-def _agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of examples with the same top class (or the same side of 1/2)."""
-    if a.shape[-1] == 1:
-        return float(np.mean((a > 0.5) == (b > 0.5)))
-    return float(np.mean(a.argmax(axis=-1) == b.argmax(axis=-1)))
 
 
 def _check_writable(output: Path) -> None:
