@@ -14,6 +14,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "calibrate": "calibration",
+    "check": "checking",
+    "compare": "comparing",
+    "evaluate": "evaluating",
     "export": "exporting",
     "export_codes": "convert",
     "inspect": "inspecting",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import warnings
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,108 +15,19 @@ from lqconvert import __version__
 from lqconvert.budget import Budget
 from lqconvert.datasets import Preprocessing
 from lqconvert.errors import LqError
-
-SCHEMES = ("rate", "lsq", "gradient-threshold", "maxbin", "inverse", "difference")
-SWEPT = tuple(scheme for scheme in SCHEMES if scheme != "lsq")
-TARGETS = ("litert", "tflm")
-GRANULARITIES = ("mixed", "scalar", "row-wise", "column-wise", "channel-wise", "output-channel-wise")
-
-
-class _Preprocessing(click.ParamType):
-    name = "none|0-1|-1-1|SCALE,OFFSET"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Preprocessing:
-        if isinstance(value, Preprocessing):
-            return value
-        try:
-            return Preprocessing.parse(value)
-        except ValueError:
-            self.fail(f"'{value}' is none of none, 0-1, -1-1 and SCALE,OFFSET (two numbers)", param, ctx)
-
-
-class _Shape(click.ParamType):
-    name = "N,N,..."
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", str(value)):
-            self.fail(f"'{value}' is no shape, such as 96,96,3", param, ctx)
-        return tuple(int(part) for part in value.split(","))
-
-
-class _Size(click.ParamType):
-    name = "BYTES"
-    UNITS: ClassVar[dict[str, int]] = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "KIB": 1024, "MIB": 1024**2}
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([a-zA-Z]*)", str(value))
-        if match is None or match[2].upper() not in self.UNITS:
-            self.fail(f"'{value}' is no size, such as 64KB, 0.5MB or 20000", param, ctx)
-        return int(float(match[1]) * self.UNITS[match[2].upper()])
-
-
-MAX_DROP = "Make the smallest file at most so far under float on validation data.  [default: 0]"
-
-
-def _model_options(command: Any) -> Any:
-    """How a model is read, shared by the commands that read one."""
-    shape = click.option(
-        "--input-shape", type=_Shape(), help="The input's size, where the model leaves it open: 96,96,3."
-    )
-    trust = click.option(
-        "--trust-model",
-        is_flag=True,
-        help="Allow Lambda layers: Python code in the model is then run, with all your rights.",
-    )
-    return shape(trust(command))
-
-
-def _target_options(command: Any) -> Any:
-    """The options of what the file is made for, shared by the commands that write one."""
-    options = (
-        click.option(
-            "--target",
-            "targets",
-            multiple=True,
-            type=click.Choice(TARGETS),
-            default=("litert",),
-            show_default=True,
-            help="litert: phones; tflm: microcontrollers (TFLite Micro). Each gets a file of its own.",
-        ),
-        click.option("--max-ram", type=_Size(), help="Tensor arena on tflm, as measured on this machine."),
-        click.option(
-            "--max-latency",
-            type=click.FloatRange(min=1),
-            metavar="RATIO",
-            help="At most so many times as slow as plain int8.",
-        ),
-        click.option("--c-array", is_flag=True, help="Write a .cc and a .h beside tflm's .tflite."),
-        click.option("--gzip", is_flag=True, help="Write a .tflite.gz, too: the smallest download."),
-        click.option("--strip-all", is_flag=True, help="Drop the names of inputs and outputs, too."),
-        click.option(
-            "--int4-convolutions",
-            is_flag=True,
-            help="On litert, convolutions of 4 bits: 4 to 7 times as slow in XNNPACK, a step off.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _target_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """What :func:`_target_options` gave, as the API takes it; they are taken from the settings."""
-    from lqconvert.proving import Limits
-    from lqconvert.targets import target
-
-    shared = {name: settings.pop(name) for name in ("int4_convolutions", "strip_all")}
-    return {
-        "targets": [target(name, **shared) for name in dict.fromkeys(settings.pop("targets"))],
-        "limits": Limits(settings.pop("max_ram"), settings.pop("max_latency")),
-        "c_array": settings.pop("c_array"),
-        "gzip": settings.pop("gzip"),
-    }
+from lqconvert.options import (
+    GRANULARITIES,
+    MAX_DROP,
+    SCHEMES,
+    SWEPT,
+    TARGETS,
+    PreprocessingType,
+    SizeType,
+    model_options,
+    target_options,
+    target_settings,
+)
+from lqconvert.project import defaults, find
 
 
 class _Group(click.Group):
@@ -151,19 +62,30 @@ def _first_line(error: Exception) -> str:
 
 @click.group(cls=_Group)
 @click.version_option(__version__)
-def main() -> None:
-    """Makes trained Keras models small enough for phones and microcontrollers."""
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Makes trained Keras models small enough for phones and microcontrollers.
+
+    Defaults of options are read from the table [tool.lqconvert.COMMAND] of the project's pyproject.toml.
+    """
+    project = find(Path.cwd())
+    if project is not None:
+        options = {
+            name: {option.name or "" for option in command.params if isinstance(option, click.Option)}
+            for name, command in main.commands.items()
+        }
+        context.default_map = defaults(project, options)
 
 
 @main.command()
 @click.argument("model", type=click.Path())
 @click.option("--data", required=True, help="digits, mnist, cifar10, a .npz, a folder or zip of images, ...")
 @click.option("-o", "--output", type=click.Path(), help="The .tflite to write.  [default: MODEL.tflite]")
-@_target_options
+@target_options
 @click.option("--report", "html", type=click.Path(), help="Write a page with figures, too: an .html file.")
 @click.option("--scheme", type=click.Choice(SCHEMES), default="rate", show_default=True)
 @click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS", help=MAX_DROP)
-@click.option("--max-size", type=_Size(), help="Make the best file of at most these bytes.")
+@click.option("--max-size", type=SizeType(), help="Make the best file of at most these bytes.")
 @click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Width of the codes.")
 @click.option("--penalty", type=float, help="The scheme's gamma (or lambda), fixed: no budget.")
 @click.option(
@@ -176,7 +98,7 @@ def main() -> None:
     "--start", type=click.FloatRange(min=0, min_open=True), help="Starting scale.  [default: calibrated]"
 )
 @click.option(
-    "--preprocess", type=_Preprocessing(), help="What the model was trained on.  [default: found out]"
+    "--preprocess", type=PreprocessingType(), help="What the model was trained on.  [default: found out]"
 )
 @click.option("--epochs", type=click.IntRange(1), help="[default: 20 for rate, 10 for the thesis's, else 3]")
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
@@ -188,7 +110,7 @@ def main() -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Start from the best weights of an interrupted run.")
 @click.option("--strict", is_flag=True, help="Refuse layers that would stay float.")
-@_model_options
+@model_options
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
 def quantize(
     model: str,
@@ -236,7 +158,7 @@ def quantize(
             scheme=_scheme(scheme, bits, penalty),
             budget=budget,
             preprocess=settings.pop("preprocess"),
-            **_target_settings(settings),
+            **target_settings(settings),
             progress=progress,
             say=console.print,
             **settings,
@@ -248,12 +170,10 @@ def quantize(
 @click.argument("codes", type=click.Path())
 @click.option("-o", "--output", type=click.Path(), help="The .tflite.  [default: CODES.TARGET.tflite]")
 @click.option("--data", help="As for quantize: scores the file on the test split, too.")
-@_target_options
+@target_options
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
 def export(codes: str, output: str | None, data: str | None, debug: bool, **settings: Any) -> None:
     """Makes files for other targets of the CODES (.codes.npz) of an earlier run, without training."""
-    from pathlib import Path
-
     from rich.console import Console
 
     if not os.path.exists(codes):
@@ -263,32 +183,112 @@ def export(codes: str, output: str | None, data: str | None, debug: bool, **sett
 
     name = Path(codes).name.removesuffix(".npz").removesuffix(".codes")
     path = Path(output) if output else Path(codes).with_name(f"{name}.{settings['targets'][0]}.tflite")
-    export_codes(codes, path, data_spec=data, **_target_settings(settings)).print(Console())
+    export_codes(codes, path, data_spec=data, **target_settings(settings)).print(Console())
 
 
 @main.command()
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@_model_options
+@model_options
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
 def inspect(file: str, as_json: bool, debug: bool, **settings: Any) -> None:
     """Says what is in FILE: a Keras model, a .tflite, or the .codes.npz of a run. No data, no training.
 
     Of a model it says what quantize makes of every layer, and which targets run that.
     """
-    from rich.console import Console
-
     _import_quietly(debug)
     from lqconvert.inspecting import ModelInspection
     from lqconvert.inspecting import inspect as run
 
     inspection = run(file, **settings)
-    if as_json:
-        click.echo(inspection.to_json())
-    else:
-        inspection.print(Console(markup=False))  # names in files may have brackets
+    _show(inspection, as_json)
     if isinstance(inspection, ModelInspection) and inspection.refused:
         raise LqError(inspection.refused)
+
+
+@main.command()
+@click.argument("file", type=click.Path())
+@click.option("--data", required=True, help="As for quantize.")
+@click.option("--target", type=click.Choice(TARGETS), help="Where to run it.  [default: what runs it]")
+@click.option("--preprocess", type=PreprocessingType(), help="As for quantize.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@model_options
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def evaluate(file: str, data: str, as_json: bool, debug: bool, **settings: Any) -> None:
+    """Measures FILE, a .tflite of any tool or a Keras model, on the test split."""
+    _import_quietly(debug)
+    from lqconvert.evaluating import evaluate as run
+
+    _show(run(file, data, **settings), as_json)
+
+
+@main.command()
+@click.argument("files", type=click.Path(), nargs=-1, required=True)
+@click.option("--data", required=True, help="As for quantize.")
+@click.option("--preprocess", type=PreprocessingType(), help="Of all files.  [default: found out for each]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@model_options
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def compare(files: tuple[str, ...], data: str, as_json: bool, debug: bool, **settings: Any) -> None:
+    """Measures FILES side by side: .tflite files of any tools, and Keras models as float32 .tflite.
+
+    The first one is what the others are compared with, layer by layer too.
+    """
+    if len(files) < 2:
+        raise click.UsageError("give two files or more; lqconvert evaluate measures one")
+    _import_quietly(debug)
+    from lqconvert.comparing import compare as run
+
+    _show(run(files, data, **settings), as_json)
+
+
+@main.command()
+@click.argument("file", type=click.Path())
+@click.option("--max-size", type=SizeType(), help="Of the file.")
+@click.option("--max-ram", type=SizeType(), help="Tensor arena in TFLite Micro, as measured on this machine.")
+@click.option("--min-accuracy", type=click.FloatRange(0, 1), metavar="SHARE", help="On the test split: 0.97.")
+@click.option("--max-drop", type=click.FloatRange(0), metavar="POINTS", help="Under --baseline or --against.")
+@click.option("--baseline", type=click.Path(), help="The float model, or a .tflite: scored beside the file.")
+@click.option("--data", help="As for quantize: scores the file.")
+@click.option("--target", type=click.Choice(TARGETS), help="That has to run the file.")
+@click.option("--against", type=click.Path(), help="Fail where the file grew since --save-baseline.")
+@click.option("--save-baseline", type=click.Path(), help="Write what was measured, if all budgets hold.")
+@click.option("--preprocess", type=PreprocessingType(), help="As for quantize.")
+@click.option("--json", "form", flag_value="json", help="Print JSON.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print a table for a job summary.")
+@click.option("--junit", type=click.Path(), help="Write JUnit XML.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def check(
+    file: str,
+    data: str | None,
+    against: str | None,
+    save_baseline: str | None,
+    form: str | None,
+    junit: str | None,
+    debug: bool,
+    **settings: Any,
+) -> None:
+    """Holds FILE, a .tflite of any tool, against budgets: exit code 1 where it is over one."""
+    _import_quietly(debug)
+    from rich.console import Console
+
+    from lqconvert.checking import Measurements, write
+    from lqconvert.checking import check as run
+
+    before = None if against is None else Measurements.load(against)
+    result = run(file, data_spec=data, against=before, **settings)
+    if not result.verdicts and save_baseline is None:
+        raise click.UsageError("no budget to check: give --max-size, --min-accuracy, --against, ...")
+    if form is None:
+        result.print(Console())
+    else:
+        click.echo(result.to_json() if form == "json" else result.to_markdown())
+    if junit is not None:
+        write(junit, result.to_junit())
+    if not result.holds:
+        click.get_current_context().exit(1)
+    if save_baseline is not None:
+        write(save_baseline, result.measured.to_json())
 
 
 @main.command()
@@ -315,12 +315,12 @@ def inspect(file: str, as_json: bool, debug: bool, **settings: Any) -> None:
     show_default=True,
     help="Factors on each scheme's own penalty.",
 )
-@click.option("--preprocess", type=_Preprocessing(), help="As for quantize.")
+@click.option("--preprocess", type=PreprocessingType(), help="As for quantize.")
 @click.option("--epochs", type=click.IntRange(1), help="As for quantize.")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="As for quantize.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--storage", help="URL of an Optuna storage that several machines share.  [default: SQLite]")
-@_model_options
+@model_options
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
 def sweep(
     model: str,
@@ -336,8 +336,6 @@ def sweep(
 
     The same command goes on where it was interrupted.
     """
-    from pathlib import Path
-
     from rich.console import Console
     from rich.table import Table
 
@@ -407,6 +405,15 @@ def reproduce(experiment: str, epochs: int, seed: int, debug: bool) -> None:
     click.echo(f"float32 {accuracy:.2%}, {size:,} bytes zipped (reference: about 97%, 0.36 MB)")
     for run in runs:
         click.echo(f"{run.scheme:19}{run.granularity:12}{size / run.zipped:6.1f}x smaller")
+
+
+def _show(result: Any, as_json: bool) -> None:
+    from rich.console import Console
+
+    if as_json:
+        click.echo(result.to_json())
+    else:
+        result.print(Console(markup=False))  # names in files may have brackets
 
 
 def _scheme(name: str, bits: int, penalty: float | None) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +19,19 @@ from lqconvert.codes import Codes, Int8File
 from lqconvert.datasets import Data, Preprocessing, Split, as_numpy, choose_preprocessing, load_data
 from lqconvert.deflating import gzipped
 from lqconvert.errors import BudgetMissed, LqError
-from lqconvert.exporting import Template, convert, export, learned_codes
+from lqconvert.exporting import Exported, Template, convert, export, learned_codes
 from lqconvert.finetuning import Finetuned, Progress, finetune
 from lqconvert.firmware import c_sources
 from lqconvert.folding import fold
-from lqconvert.html_report import Evidence, as_pictures, most_different, render
 from lqconvert.loading import load_model
-from lqconvert.noise import LayerNoise, layer_noise
+from lqconvert.noise import layer_noise
 from lqconvert.proving import PROOF_EXAMPLES, Limits, check_runs, examples_in, prove, run, smallest
 from lqconvert.quantizers import QuantizedLayer
 from lqconvert.report import Exports, Measured, Report, TargetFile, layer_rows, versions
 from lqconvert.rewriting import float_layers, rewrite
 from lqconvert.runtime import Runner, check_loads
 from lqconvert.schemes import Rate, Scheme
-from lqconvert.scoring import joined, logits_of, predict, score_outputs
+from lqconvert.scoring import agreement, joined, logits_of, predict, score_outputs
 from lqconvert.targets import LITERT, TFLM, Target
 
 #: Writes a file's content to a path.
@@ -118,15 +117,7 @@ def quantize(
     data = load_data(data_spec, shapes, outputs_of.output_shape[-1])
     images = len(shapes) == 1 and model.inputs[0].dtype == tf.float32
     if preprocess is None:
-        preprocess = Preprocessing()
-        if not images:
-            say("inputs are taken as they are")
-        elif data.labels != "none":
-            preprocess, scores = choose_preprocessing(lambda x: model.predict(x, verbose=0), data)
-            listed = ", ".join(f"{name} {value:.3g}" for name, value in scores.items())
-            say(f"preprocessing: {preprocess} (float model's scores on validation data: {listed})")
-        else:
-            say("no labels to find the preprocessing by: inputs are taken as they are (see --preprocess)")
+        preprocess = _find_preprocessing(model, data, images, say)
     augmentation = Augmentation()
     if images:
         augmentation = choose_augmentation(lambda x: model.predict(x, verbose=0), data, preprocess)
@@ -234,8 +225,8 @@ def quantize(
         ),
         int8=Measured.of(exported.tflite, score_outputs(outputs, test_labels, teacher), runner.latency()),
         files=files,
-        agreement_with_graph=_agreement(outputs, fine_tuned) if classifies else None,
-        agreement_with_float=_agreement(outputs, teacher) if classifies else None,
+        agreement_with_graph=agreement(outputs, fine_tuned) if classifies else None,
+        agreement_with_float=agreement(outputs, teacher) if classifies else None,
         max_lsb_from_graph=float(np.max(np.abs(outputs - fine_tuned) / runner.output_steps)),
         inputs=input_scales,
         input_shift=pixel_shift(preprocess) if pixels else None,
@@ -250,11 +241,8 @@ def quantize(
     )
     page: dict[Path, Writer] = {}
     if html is not None:
-        mixed = _mixed(data.test)[:PROOF_EXAMPLES]
-        ((_, inputs, _),) = data.test.pick(mixed).batches(len(mixed), preprocessing=preprocess)
-        noise = layer_noise(float_tflite, exported.tflite, as_numpy(inputs))
-        evidence = _evidence(data, made, teacher, exported.codes, noise, classifies)
-        page[Path(html)] = _writer(render(report, evidence).encode())
+        text = _page(report, data, preprocess, float_tflite, exported, made, teacher, classifies)
+        page[Path(html)] = _writer(text.encode())
     _write_all(
         {
             **made.writers,
@@ -268,27 +256,54 @@ def quantize(
     return report
 
 
-def _evidence(
-    data: Data, made: _Made, teacher: np.ndarray, codes: Codes, noise: list[LayerNoise], classifies: bool
-) -> Evidence:
-    """What the page shows of the first target's file."""
-    assert made.examples is not None
-    assert made.outputs is not None
-    different = most_different(teacher[made.examples], made.outputs)
-    labels = data.test.fetch(made.examples)[1]
-    inputs = data.test.fetch(made.examples[different])[0]
-    return Evidence(
-        codes,
-        noise,
-        classifies,
-        data.class_names,
-        labels,
-        teacher[made.examples],
-        made.outputs,
-        made.examples,
-        different,
-        None if data.test.parts else as_pictures(inputs),
+def _find_preprocessing(
+    model: tf_keras.Model, data: Data, images: bool, say: Callable[[str], None]
+) -> Preprocessing:
+    """What the model was trained on, as far as labelled images tell."""
+    if not images:
+        say("inputs are taken as they are")
+        return Preprocessing()
+    if data.labels == "none":
+        say("no labels to find the preprocessing by: inputs are taken as they are (see --preprocess)")
+        return Preprocessing()
+    preprocess, scores = choose_preprocessing(lambda x: model.predict(x, verbose=0), data)
+    listed = ", ".join(f"{name} {value:.3g}" for name, value in scores.items())
+    say(f"preprocessing: {preprocess} (float model's scores on validation data: {listed})")
+    return preprocess
+
+
+def _page(
+    report: Report,
+    data: Data,
+    preprocess: Preprocessing,
+    float_tflite: bytes,
+    exported: Exported,
+    made: _Made,
+    teacher: np.ndarray,
+    classifies: bool,
+) -> str:
+    """The report as HTML, with what the first target's file answers beside the float model."""
+    from lqconvert.html_report import Evidence, as_pictures, most_different, render
+
+    some = data.test.pick(_mixed(data.test)[:PROOF_EXAMPLES])
+    _, some_inputs, _ = next(iter(some.batches(PROOF_EXAMPLES, preprocessing=preprocess)))
+    assert made.first is not None  # a run has data
+    examples, outputs = made.first
+    different = most_different(teacher[examples], outputs)
+    raw, _ = data.test.fetch(examples[different])
+    evidence = Evidence(
+        codes=exported.codes,
+        noise=layer_noise(float_tflite, exported.tflite, as_numpy(some_inputs)),
+        classifies=classifies,
+        class_names=data.class_names,
+        labels=data.test.fetch(examples)[1],
+        float_outputs=teacher[examples],
+        outputs=outputs,
+        numbers=examples,
+        different=different,
+        pictures=None if data.test.parts else as_pictures(raw),
     )
+    return render(report, evidence)
 
 
 def _check_integer(kept: dict[str, str], targets: Sequence[Target], strict: bool) -> None:
@@ -341,17 +356,17 @@ def export_codes(
     return Exports(str(codes), len(int8_file.tflite), _score_name(data) if data else "", made.files)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Made:
     """A file for each target: what is to be written, and what was measured.
 
-    ``outputs`` (float32) are the first one's on ``examples``, places in the test split; None without data.
+    ``first`` is, where there are data, what the first one was scored on: places in the test split, and its
+    outputs there, float32 [n, ...].
     """
 
-    writers: dict[Path, Writer]
-    files: list[TargetFile]
-    examples: np.ndarray | None
-    outputs: np.ndarray | None
+    writers: dict[Path, Writer] = field(default_factory=dict)
+    files: list[TargetFile] = field(default_factory=list)
+    first: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def _files(
@@ -375,9 +390,7 @@ def _files(
         inputs = np.concatenate(
             [x for x, _ in _int8_batches(runner, int8_file, data.test.pick(order[:PROOF_EXAMPLES]))]
         )
-    writers: dict[Path, Writer] = {}
-    files: list[TargetFile] = []
-    first: tuple[np.ndarray, np.ndarray] | tuple[None, None] = None, None
+    made = _Made()
     for number, target in enumerate(targets):
         path = output.with_suffix(f".{target.name}.tflite") if number else output
         tflite, proven = prove(int8_file.tflite, target, inputs, int8_file.layers, limits)
@@ -390,16 +403,16 @@ def _files(
             outputs = runner.dequantize(codes)
             truth = labels if teacher is None else teacher[part]
             score = score_outputs(outputs, labels, truth)
-            first = first if number else (part, outputs)
+            made.first = made.first or (part, outputs)
             float_score = None if teacher is None else score_outputs(truth, labels, truth)
-        files.append(TargetFile(str(path), score, float_score, scored, proven))
-        writers[path] = _writer(tflite)
+        made.files.append(TargetFile(str(path), score, float_score, scored, proven))
+        made.writers[path] = _writer(tflite)
         if gzip:
-            writers[path.with_name(f"{path.name}.gz")] = _writer(gzipped(tflite))
+            made.writers[path.with_name(f"{path.name}.gz")] = _writer(gzipped(tflite))
         if c_array and target.name == TFLM.name:
             for source, text in c_sources(tflite, path, proven.arena_bytes).items():
-                writers[source] = _writer(text.encode())
-    return _Made(writers, files, *first)
+                made.writers[source] = _writer(text.encode())
+    return made
 
 
 def _mixed(split: Split) -> np.ndarray:
@@ -470,13 +483,6 @@ def pixel_shift(preprocessing: Preprocessing) -> float:
     return round(zero_point) - zero_point
 
 
-def _agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of examples with the same top class (or the same side of 1/2)."""
-    if a.shape[-1] == 1:
-        return float(np.mean((a > 0.5) == (b > 0.5)))
-    return float(np.mean(a.argmax(axis=-1) == b.argmax(axis=-1)))
-
-
 def _check_writable(output: Path) -> None:
     """Fails before any work is done where the result could not be written."""
     if output.is_dir():
@@ -488,7 +494,7 @@ def _check_writable(output: Path) -> None:
 
 def _check_page(page: Path, output: Path) -> None:
     """Fails before any work is done where the page could not be written, or would be another file."""
-    if page.suffix.lower() not in (".html", ".htm") or page == output:
+    if page.suffix.lower() not in (".html", ".htm") or page.resolve() == output.resolve():
         raise LqError(f"{page}: give the report a name of its own that ends in .html")
     if page.is_dir():
         raise LqError(f"{page}: is a folder; give the name of an .html file")

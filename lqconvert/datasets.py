@@ -474,7 +474,7 @@ def choose_preprocessing(
     if not best > chance:
         listed = ", ".join(f"{name} {score:.3g}" for name, score in scores.items())
         raise LqError(
-            f"the float model is no better than chance on {data.name} under any preprocessing ({listed}); "
+            f"the model is no better than chance on {data.name} under any preprocessing ({listed}); "
             "is it the right data? If so, give --preprocess."
         )
     close = [name for name, score in scores.items() if score >= best - noise]

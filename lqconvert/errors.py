@@ -17,6 +17,10 @@ class BudgetMissed(LqError):
     exit_code = 3
 
 
+class CannotRun(LqError):
+    """A runtime does not run a file; the message has its reason."""
+
+
 def first_line(error: Exception) -> str:
     """The first line of what a library's exception says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -53,13 +53,13 @@ def layer_noise(
     """The signal-to-noise ratio of every linear layer's output, in the order of the reference's graph.
 
     10 log10 of the sum of the reference's squares over that of the squared differences, both over all values
-    of all examples. Layers (with a ReLU right behind them) are matched in order by the sizes of their outputs
-    and kernels, as names differ between tools; what has no counterpart, as where channels were removed, gets
+    of all examples. Layers (with a ReLU right behind them) are matched in order by the sizes of outputs and
+    kernels, as names differ between tools; what has no counterpart, as where channels were removed, gets
     no ratio. Both files run in LiteRT's built-in kernels, which keep what lies between.
 
     Args:
         reference, other: .tflite files that LiteRT runs.
-        inputs: real values [n, ...] as the reference takes them, preprocessed; a list where there are several.
+        inputs: real values [n, ...] as the reference takes them, preprocessed; a list if several.
         other_inputs: the same examples for the other file, where its preprocessing is another.
     """
     ours, theirs = _layers(reference), _layers(other)

@@ -11,7 +11,7 @@ import numpy as np
 
 from lqconvert.coding import entropy_bits
 from lqconvert.deflating import deflated
-from lqconvert.errors import BudgetMissed, LqError
+from lqconvert.errors import BudgetMissed, CannotRun, LqError
 from lqconvert.firmware import operators
 from lqconvert.flatbuffer import read
 from lqconvert.packing import INT8, Kernel, Packed, assemble, name_kernels, pack
@@ -80,7 +80,7 @@ def execute(tflite: bytes, target: Target, inputs: np.ndarray) -> Executed:
     """Runs an int8 file [n, ...] -> [n, ...] on a target.
 
     Raises:
-        LqError: if the runtime cannot run it; the message has its reason.
+        CannotRun: if the runtime does not run it; the message has its reason.
     """
     if target.name == TFLM.name:
         micro = run_micro(tflite, inputs)
@@ -90,7 +90,7 @@ def execute(tflite: bytes, target: Target, inputs: np.ndarray) -> Executed:
         outputs = {kernels: runner.invoke(inputs) for kernels, runner in runners.items()}
     except (RuntimeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LqError(f"LiteRT cannot run the file: {reason}") from error
+        raise CannotRun(f"LiteRT cannot run the file: {reason}") from error
     return Executed(outputs, runners["XNNPACK"].latency(), None)
 
 

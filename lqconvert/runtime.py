@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lqconvert.errors import LqError
+from lqconvert.errors import CannotRun, LqError
 from lqconvert.flatbuffer import DTYPES, read
 
 #: LiteRT's sets of kernels: XNNPACK's, its default, and its own.
@@ -31,7 +31,7 @@ TIMEOUT = 900
 TRIAL_TIMEOUT, TRIAL_BYTES = 60, 8 << 30
 
 
-class _Unsupported(LqError):
+class _Unsupported(CannotRun):
     """An operator that TFLite Micro does not have: no arena helps. Every other failure may be want of one."""
 
 
@@ -93,12 +93,10 @@ class Interface:
         return np.repeat(scales, [int(np.prod(detail["shape"][1:])) for detail in self.outputs])
 
     def random_examples(self, count: int) -> np.ndarray:
-        """Inputs as :meth:`invoke` takes them: any codes, and 0 or 1 for indices."""
+        """Inputs as :meth:`Runner.invoke` takes them: any codes or values in 0..1, and 0 or 1 for indices."""
         rng = np.random.default_rng(0)
         parts = [
-            rng.integers(-128, 128, (count, *detail["shape"][1:])).astype(np.int8)
-            if detail["dtype"] == np.int8
-            else rng.integers(0, 2, (count, *detail["shape"][1:])).astype(np.int32)
+            _random(rng, (count, *(int(n) for n in detail["shape"][1:])), detail["dtype"])
             for detail in self.inputs
         ]
         return parts[0] if len(parts) == 1 else np.concatenate([x.reshape(count, -1) for x in parts], axis=1)
@@ -184,6 +182,13 @@ def split(examples: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndar
     return [part.reshape(len(examples), *shape[1:]) for part, shape in zip(parts, shapes, strict=True)]
 
 
+def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    if dtype in (np.int8, np.uint8):
+        limits = np.iinfo(dtype)
+        return rng.integers(limits.min, limits.max + 1, shape).astype(dtype)
+    return rng.random(shape, np.float32) if dtype == np.float32 else rng.integers(0, 2, shape).astype(dtype)
+
+
 def _detail(tensor: Any) -> dict[str, Any]:
     """A tensor of the schema as LiteRT's interpreter tells of one."""
     name = tensor.name.decode(errors="replace") if isinstance(tensor.name, bytes) else tensor.name or ""
@@ -214,7 +219,8 @@ def check_loads(tflite: bytes) -> None:
     """Runs a file from elsewhere once, in a process of its own: LiteRT may crash at a damaged one.
 
     Raises:
-        LqError: if the file is damaged, or LiteRT does not run it.
+        LqError: if the file is damaged.
+        CannotRun: if LiteRT does not run it.
     """
     read(tflite)
     with tempfile.TemporaryDirectory() as folder:
@@ -226,11 +232,11 @@ def check_loads(tflite: bytes) -> None:
                 command, capture_output=True, text=True, errors="replace", check=False, timeout=TRIAL_TIMEOUT
             )
         except subprocess.TimeoutExpired as error:
-            raise LqError(f"LiteRT did not run the file once in {TRIAL_TIMEOUT} seconds") from error
+            raise CannotRun(f"LiteRT did not run the file once in {TRIAL_TIMEOUT} seconds") from error
     if child.returncode:
         lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
         reason = f"it ended with signal {-child.returncode}" if child.returncode < 0 else (lines or ["?"])[-1]
-        raise LqError(f"LiteRT cannot run the file: {reason[:200]}")
+        raise CannotRun(f"LiteRT cannot run the file: {reason[:200]}")
 
 
 @dataclass(frozen=True)
@@ -252,7 +258,7 @@ def run_micro(tflite: bytes, inputs: np.ndarray) -> MicroRun:
         inputs: int8 [n, ...].
 
     Raises:
-        LqError: if it cannot run the file; the message has its reason.
+        CannotRun: if it does not run the file; the message has its reason.
     """
     arena, step = FIRST_ARENA, ARENA_STEP
     while True:
@@ -289,12 +295,12 @@ def _child(tflite: bytes, inputs: np.ndarray, arena: int) -> tuple[np.ndarray, f
                 command, capture_output=True, text=True, errors="replace", check=False, timeout=TIMEOUT
             )
         except subprocess.TimeoutExpired as error:
-            raise LqError(f"TFLite Micro did not finish in {TIMEOUT} seconds") from error
+            raise CannotRun(f"TFLite Micro did not finish in {TIMEOUT} seconds") from error
         total = re.search(r"Arena allocation total (\d+)", child.stderr)
         if child.returncode or total is None:
             lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
             ended = [f"it ended with signal {-child.returncode}"] if child.returncode < 0 else []
             reason = next((line for line in lines if "Traceback" not in line), "no reason given")
-            kind = _Unsupported if "Didn't find op" in child.stderr else LqError
+            kind = _Unsupported if "Didn't find op" in child.stderr else CannotRun
             raise kind(f"TFLite Micro cannot run the file: {'; '.join([reason, *ended])}")
         return np.load(outputs), float(child.stdout.split()[-1]), -(-int(total[1]) // 16) * 16

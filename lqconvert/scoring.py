@@ -77,6 +77,13 @@ def _scores(outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> np.
     return -np.mean(errors**2, axis=1)
 
 
+def agreement(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of examples whose outputs [n, classes] have the same top class (or the same side of 1/2)."""
+    if a.shape[-1] == 1:
+        return float(np.mean((a > 0.5) == (b > 0.5)))
+    return float(np.mean(a.argmax(axis=-1) == b.argmax(axis=-1)))
+
+
 def qualities(logits: np.ndarray, outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     """Of each example what budgets of accuracy judge, on average (:attr:`lqconvert.budget.Point.quality`).
 

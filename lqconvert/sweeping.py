@@ -82,7 +82,7 @@ def sweep(
     try:
         import optuna
     except ImportError as error:
-        raise LqError("a sweep needs Optuna and matplotlib: pip install 'lqconvert[sweep]'") from error
+        raise LqError("a sweep needs Optuna: pip install 'lqconvert[sweep]'") from error
     from optuna.trial import TrialState
 
     folder = Path(folder)

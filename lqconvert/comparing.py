@@ -1,0 +1,170 @@
+"""Files side by side on the same examples, each in its own runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from lqconvert.datasets import Data, Preprocessing, as_numpy
+from lqconvert.errors import LqError
+from lqconvert.evaluating import (
+    Evaluation,
+    Runnable,
+    data_for,
+    measure,
+    open_file,
+    preprocessing_of,
+    shared_examples,
+)
+from lqconvert.inspecting_tflite import dimensions
+from lqconvert.noise import LayerNoise, layer_noise
+from lqconvert.scoring import agreement
+from lqconvert.targets import TFLM
+
+#: Examples that the noise of layers is measured on.
+NOISE_EXAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A file beside the first one."""
+
+    evaluation: Evaluation
+    agreement: float | None  # share of examples of the same top class; None without classes, and of the first
+    snr_db: float | None  # of the outputs, the first file's being the signal; None for the first itself
+    layers: list[LayerNoise]  # of the first file's layers; empty where either runs in TFLite Micro only
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` found, in the order in which the files were given."""
+
+    data: str
+    files: list[Compared]
+
+    def to_json(self) -> str:
+        """As JSON, in which an infinite ratio is "inf"."""
+        return json.dumps(_finite(dataclasses.asdict(self)), indent=2)
+
+    def print(self, console: Console) -> None:
+        first = self.files[0].evaluation
+        score = "accuracy" if first.score_name == "accuracy" else "error"
+        table = Table("file", "bytes", "ratio", "download", score, "agrees", "latency", "arena")
+        table.columns[0].overflow = "fold"
+        for each in self.files:
+            file = each.evaluation
+            table.add_row(
+                file.file,
+                f"{file.size:,}",
+                f"{first.size / file.size:.1f}x",
+                f"{file.deflated_bytes:,}",
+                file.score_text,
+                "" if each.agreement is None else f"{each.agreement:.2%}",
+                f"{1e3 * file.latency_s:.3f} ms",
+                f"{file.arena_bytes:,}" if file.arena_bytes else "",
+            )
+        console.print(table)
+        for table in self._layers():
+            console.print(table)
+        console.print(f"on {first.examples:,} test examples of {self.data}; preprocessing and runtime:")
+        for each in self.files:
+            console.print(
+                f"  {each.evaluation.file}: {each.evaluation.preprocess}, {each.evaluation.runtime}"
+            )
+
+    def _layers(self) -> list[Table]:
+        """The noise of the layers, a column for each file that has it."""
+        numbered = [(number, each) for number, each in enumerate(self.files, 1) if each.layers]
+        if not numbered:
+            return []
+        table = Table(
+            "layer",
+            "output",
+            *(f"file {number}" for number, _ in numbered),
+            title="dB of signal to noise, against file 1",
+            title_justify="left",
+        )
+        for place, layer in enumerate(numbered[0][1].layers):
+            ratios = (_decibels(each.layers[place].snr_db) for _, each in numbered)
+            table.add_row(layer.name, dimensions(layer.shape), *ratios)
+        return [table]
+
+
+def compare(
+    paths: Sequence[str | Path],
+    data_spec: str,
+    *,
+    preprocess: Preprocessing | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    trust_model: bool = False,
+) -> Comparison:
+    """Measures files on the same test examples, and each beside the first.
+
+    Args:
+        paths: two or more .tflite files of any tools, and Keras models (which run as float32 .tflite).
+        data_spec: see :func:`lqconvert.load_data`; without labels there are no scores.
+        preprocess: what all of them were trained on; by default found out for each (see
+            :func:`lqconvert.evaluate`).
+        input_shape, trust_model: see :func:`lqconvert.load_model`.
+
+    Raises:
+        LqError: if a file or the data cannot be read or run, or they do not fit together.
+    """
+    files = [open_file(path, input_shape=input_shape, trust_model=trust_model) for path in paths]
+    data = data_for(files, data_spec)
+    examples = shared_examples(files, data)
+    wanted = [preprocess or preprocessing_of(file, data) for file in files]
+    measured = [measure(*each, examples) for each in zip(files, [data] * len(files), wanted, strict=True)]
+    reference = measured[0][1]
+    compared = []
+    for number, (evaluation, outputs) in enumerate(measured):
+        if outputs.shape != reference.shape:
+            raise LqError(f"{files[number].name}: its outputs are of another shape than {files[0].name}'s")
+        both = [(files[0], wanted[0]), (files[number], wanted[number])]
+        compared.append(
+            Compared(
+                evaluation,
+                agreement(outputs, reference) if number and data.labels == "classes" else None,
+                _ratio(reference, outputs) if number else None,
+                _noise(both, data, examples[:NOISE_EXAMPLES]) if number else [],
+            )
+        )
+    return Comparison(data.name, compared)
+
+
+def _noise(
+    pair: Sequence[tuple[Runnable, Preprocessing]], data: Data, examples: np.ndarray
+) -> list[LayerNoise]:
+    if any(file.target.name == TFLM.name for file, _ in pair):
+        return []
+    part = data.test.pick(examples)
+    inputs = [as_numpy(x) for _, how in pair for _, x, _ in part.batches(NOISE_EXAMPLES, preprocessing=how)]
+    return layer_noise(pair[0][0].tflite, pair[1][0].tflite, *inputs)
+
+
+def _ratio(signal: np.ndarray, other: np.ndarray) -> float:
+    noise = float(np.sum((signal - other) ** 2))
+    return 10 * math.log10(float(np.sum(signal**2)) / noise) if noise else math.inf
+
+
+def _decibels(snr: float | None) -> str:
+    if snr is None:
+        return ""
+    return "same" if snr == math.inf else f"{snr:.1f}"
+
+
+def _finite(value: object) -> object:
+    """The same with text for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,236 @@
+"""One file, a .tflite of any tool or a float model, measured in the runtime that executes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from lqconvert.datasets import PREPROCESSINGS, Data, Preprocessing, as_numpy, choose_preprocessing, load_data
+from lqconvert.deflating import deflated
+from lqconvert.errors import LqError
+from lqconvert.firmware import operators
+from lqconvert.flatbuffer import read
+from lqconvert.inspecting_tflite import dimensions
+from lqconvert.packing import DECODE
+from lqconvert.proving import MICRO_SECONDS, PROOF_EXAMPLES
+from lqconvert.runtime import Interface, Runner, check_loads, run_micro
+from lqconvert.scoring import score_outputs
+from lqconvert.targets import LITERT, TARGETS, TFLM, Target
+
+#: The seconds of an inference in TFLite Micro are the median over so many.
+MICRO_RUNS = 16
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a file measured. Latency and arena are those of this machine."""
+
+    file: str
+    target: str
+    runtime: str  # package and version
+    size: int  # bytes of the .tflite; of a Keras model, of its float32 .tflite
+    deflated_bytes: int
+    score: float | None  # of the test split: accuracy, or minus the mean squared error; None without labels
+    score_name: str
+    examples: int  # that it was scored on
+    preprocess: str
+    latency_s: float
+    arena_bytes: int | None  # None for LiteRT, which has no arena of a fixed size
+
+    @property
+    def score_text(self) -> str:
+        if self.score is None:
+            return ""
+        return f"{self.score:.2%}" if self.score_name == "accuracy" else f"{abs(self.score):.4g}"
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def print(self, console: Console) -> None:
+        table = Table("", self.file)
+        table.add_row("bytes", f"{self.size:,}")
+        table.add_row("download", f"{self.deflated_bytes:,}")
+        table.add_row(f"test {self.score_name}", self.score_text)
+        table.add_row("of test examples", f"{self.examples:,}")
+        table.add_row("preprocessing", self.preprocess)
+        table.add_row("latency here", f"{1e3 * self.latency_s:.3f} ms")
+        if self.arena_bytes:
+            table.add_row("tensor arena", f"{self.arena_bytes:,}")
+        table.add_row("runtime", self.runtime)
+        console.print(table)
+
+
+def evaluate(
+    path: str | Path,
+    data_spec: str,
+    *,
+    target: str | None = None,
+    preprocess: Preprocessing | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    trust_model: bool = False,
+) -> Evaluation:
+    """Measures a .tflite, or the float32 .tflite of a Keras model, on the test split.
+
+    Args:
+        path: a .tflite of any tool, or what :func:`lqconvert.quantize` takes.
+        data_spec: labelled data, see :func:`lqconvert.load_data`.
+        target: "litert" or "tflm"; by default litert, unless only TFLite Micro runs the file.
+        preprocess: what the model was trained on. By default that under which pixels fill the range of a
+            quantized input, or else the one of the best score on the validation split.
+        input_shape, trust_model: see :func:`lqconvert.load_model`.
+
+    Raises:
+        LqError: if the file or the data cannot be read, do not fit together, or the target does not run it.
+    """
+    file = open_file(path, target=target, input_shape=input_shape, trust_model=trust_model)
+    data = data_for([file], data_spec)
+    if data.labels == "none":
+        raise LqError(f"{data_spec}: has no labels to score by")
+    preprocess = preprocess or preprocessing_of(file, data)
+    return measure(file, data, preprocess, shared_examples([file], data))[0]
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A .tflite that its target was seen to run."""
+
+    name: str
+    tflite: bytes
+    target: Target
+    interface: Interface
+    latency_s: float
+    arena_bytes: int | None
+
+    def predict(self, batches: Iterable[Any]) -> np.ndarray:
+        """Outputs (float32 [n, ...]) for batches of real inputs, preprocessed."""
+        if self.target.name != TFLM.name:
+            return Runner(self.tflite).run(batches)
+        inputs = np.concatenate([self.interface.quantize(x) for x in batches])  # a process for all of them
+        return self.interface.dequantize(run_micro(self.tflite, inputs).outputs)
+
+
+def open_file(
+    path: str | Path,
+    *,
+    target: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    trust_model: bool = False,
+) -> Runnable:
+    """Reads a .tflite, or makes the float32 one of a Keras model, and runs it once; see :func:`evaluate`."""
+    path = Path(path)
+    if not path.exists():
+        raise LqError(f"{path}: no such file")
+    try:
+        if path.suffix == ".tflite":
+            tflite = path.read_bytes()
+            read(tflite)
+        else:
+            tflite = _float32(path, input_shape, trust_model)
+        runs_on = TARGETS[target or (TFLM if DECODE in operators(tflite) else LITERT).name]
+        runs_on.check_installed()
+        if runs_on.name == TFLM.name:
+            interface = Interface.of(tflite)
+            micro = run_micro(tflite, interface.random_examples(MICRO_RUNS))
+            return Runnable(str(path), tflite, runs_on, interface, micro.latency_s, micro.arena_bytes)
+        check_loads(tflite)
+    except LqError as error:
+        raise error if str(path) in str(error) else type(error)(f"{path}: {error}") from error
+    runner = Runner(tflite)
+    return Runnable(str(path), tflite, runs_on, runner, runner.latency(), None)
+
+
+def _float32(path: Path, input_shape: tuple[int, ...] | None, trust_model: bool) -> bytes:
+    from lqconvert.exporting import convert
+    from lqconvert.loading import load_model
+
+    return convert(load_model(path, input_shape=input_shape, trust_model=trust_model), integer=False)
+
+
+def data_for(files: Sequence[Runnable], data_spec: str) -> Data:
+    """The data set, loaded for files that all take and give the same."""
+    first, *others = files
+    for other in others:
+        if _ports(other) != _ports(first):
+            raise LqError(
+                f"{other.name} has {_ports(other)}, {first.name} has {_ports(first)}: no data fit both"
+            )
+    shapes = {_plain(name): shape for name, shape in first.interface.input_shapes.items()}
+    return load_data(data_spec, shapes, first.interface.output_units)
+
+
+def _ports(file: Runnable) -> str:
+    """What a file takes and gives, in words; names count where there are several inputs."""
+    shapes = file.interface.input_shapes
+    inputs = [
+        f"{_plain(name)} {dimensions(shape)}" if len(shapes) > 1 else dimensions(shape)
+        for name, shape in shapes.items()
+    ]
+    return f"inputs {', '.join(inputs)} and {file.interface.output_units} outputs"
+
+
+def _plain(name: str) -> str:
+    """An input's name without what converters put around it."""
+    return re.sub(r"^serving_default_|:0$", "", name)
+
+
+def preprocessing_of(file: Runnable, data: Data) -> Preprocessing:
+    """What a file wants its inputs preprocessed with, see :func:`evaluate`."""
+    details = file.interface.inputs
+    if len(details) > 1 or not data.integer_pixels:
+        return Preprocessing()
+    scale, zero_point = details[0]["quantization"]
+    if scale:
+        codes = np.iinfo(details[0]["dtype"])
+        low, high = ((code - zero_point) * scale for code in (codes.min, codes.max))
+        for known in PREPROCESSINGS.values():
+            ends = known.offset, 255 * known.scale + known.offset
+            if np.allclose(ends, (low, high), atol=2 * scale):
+                return known
+    if data.labels == "none":
+        return Preprocessing()
+    samples = 2000 if file.target.name != TFLM.name else _affordable(file) // 4
+    return choose_preprocessing(lambda x: file.predict([x]), data, samples=samples)[0]
+
+
+def _affordable(file: Runnable) -> int:
+    """How many examples a file runs in the time that is given to its scoring."""
+    return max(PROOF_EXAMPLES, int(MICRO_SECONDS / file.latency_s))
+
+
+def shared_examples(files: Sequence[Runnable], data: Data) -> np.ndarray:
+    """Positions of the test examples that all files can be scored on: a random part where one is slow."""
+    slow = [_affordable(file) for file in files if file.target.name == TFLM.name]
+    order = np.random.default_rng(0).permutation(data.test.size)
+    return np.sort(order[: min([data.test.size, *slow])])
+
+
+def measure(
+    file: Runnable, data: Data, preprocess: Preprocessing, examples: np.ndarray
+) -> tuple[Evaluation, np.ndarray]:
+    """What a file measures on test examples, and its outputs."""
+    part = data.test.pick(examples)
+    outputs = file.predict(as_numpy(x) for _, x, _ in part.batches(256, preprocessing=preprocess))
+    labels = part.arrays()[1]
+    evaluation = Evaluation(
+        file.name,
+        file.target.name,
+        file.target.runtime,
+        len(file.tflite),
+        deflated(file.tflite),
+        None if data.labels == "none" else score_outputs(outputs, labels, labels),
+        "accuracy" if data.labels == "classes" else "mean squared error",
+        len(examples),
+        str(preprocess),
+        file.latency_s,
+        file.arena_bytes,
+    )
+    return evaluation, outputs

@@ -1,0 +1,112 @@
+"""What the commands' options take, and the options that commands share."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+import click
+
+from lqconvert.datasets import Preprocessing
+
+SCHEMES = ("rate", "lsq", "gradient-threshold", "maxbin", "inverse", "difference")
+SWEPT = tuple(scheme for scheme in SCHEMES if scheme != "lsq")
+TARGETS = ("litert", "tflm")
+GRANULARITIES = ("mixed", "scalar", "row-wise", "column-wise", "channel-wise", "output-channel-wise")
+
+
+class PreprocessingType(click.ParamType):
+    name = "none|0-1|-1-1|SCALE,OFFSET"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Preprocessing:
+        if isinstance(value, Preprocessing):
+            return value
+        try:
+            return Preprocessing.parse(value)
+        except ValueError:
+            self.fail(f"'{value}' is none of none, 0-1, -1-1 and SCALE,OFFSET (two numbers)", param, ctx)
+
+
+class ShapeType(click.ParamType):
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", str(value)):
+            self.fail(f"'{value}' is no shape, such as 96,96,3", param, ctx)
+        return tuple(int(part) for part in value.split(","))
+
+
+class SizeType(click.ParamType):
+    name = "BYTES"
+    UNITS: ClassVar[dict[str, int]] = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "KIB": 1024, "MIB": 1024**2}
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([a-zA-Z]*)", str(value))
+        if match is None or match[2].upper() not in self.UNITS:
+            self.fail(f"'{value}' is no size, such as 64KB, 0.5MB or 20000", param, ctx)
+        return int(float(match[1]) * self.UNITS[match[2].upper()])
+
+
+MAX_DROP = "Make the smallest file at most so far under float on validation data.  [default: 0]"
+
+
+def model_options(command: Any) -> Any:
+    """How a model is read, shared by the commands that read one."""
+    shape = click.option(
+        "--input-shape", type=ShapeType(), help="The input's size, where the model leaves it open: 96,96,3."
+    )
+    trust = click.option(
+        "--trust-model",
+        is_flag=True,
+        help="Allow Lambda layers: Python code in the model is then run, with all your rights.",
+    )
+    return shape(trust(command))
+
+
+def target_options(command: Any) -> Any:
+    """The options of what the file is made for, shared by the commands that write one."""
+    options = (
+        click.option(
+            "--target",
+            "targets",
+            multiple=True,
+            type=click.Choice(TARGETS),
+            default=("litert",),
+            show_default=True,
+            help="litert: phones; tflm: microcontrollers (TFLite Micro). Each gets a file of its own.",
+        ),
+        click.option("--max-ram", type=SizeType(), help="Tensor arena on tflm, as measured on this machine."),
+        click.option(
+            "--max-latency",
+            type=click.FloatRange(min=1),
+            metavar="RATIO",
+            help="At most so many times as slow as plain int8.",
+        ),
+        click.option("--c-array", is_flag=True, help="Write a .cc and a .h beside tflm's .tflite."),
+        click.option("--gzip", is_flag=True, help="Write a .tflite.gz, too: the smallest download."),
+        click.option("--strip-all", is_flag=True, help="Drop the names of inputs and outputs, too."),
+        click.option(
+            "--int4-convolutions",
+            is_flag=True,
+            help="On litert, convolutions of 4 bits: 4 to 7 times as slow in XNNPACK, a step off.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def target_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`target_options` gave, as the API takes it; they are taken from the settings."""
+    from lqconvert.proving import Limits
+    from lqconvert.targets import target
+
+    shared = {name: settings.pop(name) for name in ("int4_convolutions", "strip_all")}
+    return {
+        "targets": [target(name, **shared) for name in dict.fromkeys(settings.pop("targets"))],
+        "limits": Limits(settings.pop("max_ram"), settings.pop("max_latency")),
+        "c_array": settings.pop("c_array"),
+        "gzip": settings.pop("gzip"),
+    }

@@ -1,0 +1,142 @@
+"""Budgets that hold, budgets that are missed by a byte, and files side by side."""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner
+
+import lqconvert
+from lqconvert import LqError, check, compare, evaluate, load_data, load_model
+from lqconvert.cli import main
+
+
+@pytest.fixture(scope="module")
+def int8(samples, tmp_path_factory):
+    """The digits sample as plain int8, not trained."""
+    model = lqconvert.rewrite(load_model(samples / "digits_cnn.h5"), lqconvert.LSQ())
+    x = load_data("digits", (8, 8, 1), 10).train.arrays(256)[0].astype("float32")
+    lqconvert.calibrate(model, [x])
+    path = tmp_path_factory.mktemp("check") / "digits.tflite"
+    path.write_bytes(lqconvert.export(model).tflite)
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_compare_finds_a_file_close_to_its_float_model(samples, int8):
+    first, second = compare([samples / "digits_cnn.h5", int8], "digits").files
+    assert first.evaluation.score == evaluate(samples / "digits_cnn.h5", "digits").score > 0.98
+    assert second.evaluation.size == int8.stat().st_size < first.evaluation.size / 3
+    assert second.agreement > 0.97
+    assert [layer.name for layer in second.layers] == ["conv2d", "conv2d_1", "conv2d_2", "dense"]
+    assert all(layer.snr_db > 15 for layer in second.layers)
+
+
+def test_compare_prints_and_gives_json(samples, int8):
+    result = run("compare", int8, samples / "digits_cnn.h5", int8, "--data", "digits", "--json")
+    files = json.loads(result.output)["files"]
+    assert [len(file["layers"]) for file in files] == [0, 4, 4]
+    assert {layer["snr_db"] for layer in files[2]["layers"]} == {"inf"}
+    assert files[2]["agreement"] == 1
+
+
+def test_a_byte_too_much_fails(int8):
+    size = int8.stat().st_size
+    assert run("check", int8, "--max-size", size).exit_code == 0
+    result = run("check", int8, "--max-size", size - 1)
+    assert result.exit_code == 1
+    assert result.output.strip() == f"FAIL size  {size:,} bytes, at most {size - 1:,}"
+
+
+def test_accuracy_and_drop(samples, int8):
+    accuracy = evaluate(int8, "digits").score
+    result = check(
+        int8,
+        data_spec="digits",
+        min_accuracy=accuracy + 1e-6,
+        max_drop=100 * (evaluate(samples / "digits_cnn.h5", "digits").score - accuracy) + 1e-6,
+        baseline=samples / "digits_cnn.h5",
+    )
+    assert [(each.budget, each.holds) for each in result.verdicts] == [("accuracy", False), ("drop", True)]
+    assert result.measured.accuracy == accuracy
+
+
+def test_growth_since_a_baseline(int8, tmp_path):
+    baseline = tmp_path / "baseline.json"
+    assert run("check", int8, "--save-baseline", baseline).exit_code == 0
+    grown = tmp_path / "grown.tflite"
+    grown.write_bytes(int8.read_bytes() + b"\0")
+    assert run("check", int8, "--against", baseline).exit_code == 0
+    junit = tmp_path / "junit.xml"
+    result = run("check", grown, "--against", baseline, "--save-baseline", baseline, "--junit", junit)
+    assert result.exit_code == 1
+    assert "FAIL growth" in result.output
+    assert json.loads(baseline.read_text())["size"] == int8.stat().st_size  # not what failed
+    suite = ElementTree.parse(junit).getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("1", "1")
+    assert "at most" in suite.find("testcase/failure").get("message")
+
+
+def test_ram_is_tflite_micros(int8):
+    pytest.importorskip("tflite_micro")
+    arena = check(int8, max_ram=1).measured.arena_bytes
+    verdicts = check(int8, target="tflm", max_ram=arena).verdicts
+    assert [(each.budget, each.holds) for each in verdicts] == [("runs", True), ("ram", True)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((), 2, "no budget to check"),
+        (("--max-drop", 1), 1, "need --data"),
+        (("--max-drop", 1, "--data", "digits"), 1, "--baseline"),
+        (("--max-ram", "1KB", "--target", "litert"), 1, "no arena"),
+        (("--against", "nowhere.json"), 1, "nowhere.json"),
+        (("--min-accuracy", 97, "--data", "digits"), 2, "not in the range"),
+    ],
+)
+def test_what_cannot_be_told(arguments, code, message, int8):
+    result = run("check", int8, *arguments)
+    assert result.exit_code == code
+    assert message in result.output
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"size": 1}', '{"target": 1, "size": 1, "deflated_bytes": 1}'])
+def test_a_baseline_of_another_kind(text, int8, tmp_path):
+    (tmp_path / "baseline.json").write_text(text)
+    result = run("check", int8, "--against", tmp_path / "baseline.json")
+    assert result.exit_code == 1
+    assert "--save-baseline" in result.output
+
+
+def test_only_a_tflite_is_checked(samples):
+    with pytest.raises(LqError, match="lqconvert quantize makes one"):
+        check(samples / "digits_cnn.h5", max_size=1)
+
+
+def test_defaults_of_the_project(int8, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[tool.lqconvert.check]\nmax-size = "1KB"\n')
+    assert run("check", int8).exit_code == 1
+    assert run("check", int8, "--max-size", "1MB").exit_code == 0  # the command line wins
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[tool.lqconvert.check]\nmax-sise = 1", "has 'max-sise', which is no option of it"),
+        ("[tool.lqconvert]\nmax-sise = 1", "no command and no option"),
+        ("[tool.lqconvert]\ncheck = 1", "check is no table"),
+        ("[tool", "cannot be read"),
+    ],
+)
+def test_a_project_that_is_wrong(text, message, int8, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").write_text(text)
+    result = run("check", int8)
+    assert result.exit_code == 1
+    assert message in result.output
