@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import zoo
+from page import Page
 
 from lqconvert import LqError, calibrate, export, export_codes, load_model, quantize, rewrite, target
 from lqconvert.flatbuffer import operator_name, read
@@ -84,8 +85,10 @@ def test_several_inputs_and_outputs_from_model_to_targets(tmp_path):
         str(tmp_path / "data.npz"),
         tmp_path / "m.tflite",
         targets=[target("litert"), target("tflm")],
+        html=tmp_path / "m.html",
         epochs=1,
     )
+    assert {"Bytes by layer, litert", "Bytes by layer, tflm"} <= set(Page(tmp_path / "m.html").headings)
     runner = Runner((tmp_path / "m.tflite").read_bytes())
     assert runner.input_shapes == {"a": (8,), "b": (4, 3)}
     assert [detail["name"] for detail in runner.outputs] == ["first", "second_tanh"]

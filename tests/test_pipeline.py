@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from click.testing import CliRunner
+from page import Page
 from tf_keras import layers
 
 from lqconvert import LqError, Rate, load_model, quantize, rewrite
@@ -34,7 +35,11 @@ SIDES = (FEATURES.sum(axis=1) > 0).astype(np.int64)
 def test_regression(tmp_path):
     trained(FEATURES, TARGETS, 2, "linear", "mse").save(tmp_path / "model.h5")
     np.savez(tmp_path / "data.npz", x=FEATURES, y=TARGETS)
-    report = quantize(tmp_path / "model.h5", str(tmp_path / "data.npz"), tmp_path / "m.tflite")
+    job = tmp_path / "model.h5", str(tmp_path / "data.npz"), tmp_path / "m.tflite"
+    report = quantize(*job, html=tmp_path / "m.html")
+    page = Page(tmp_path / "m.html")
+    assert f"{-report.files[0].score:.4g}" in page.text
+    assert "Classes" not in page.headings
     assert report.score_name == "mean squared error"
     assert report.float_.score < 0
     assert report.int8.score >= report.float_.score - 0.01 * TARGETS.var()
@@ -56,7 +61,9 @@ def test_without_labels_the_float_model_teaches(tmp_path):
     model = trained(FEATURES, TARGETS, 2, "linear", "mse")
     model.save(tmp_path / "model.h5")
     np.save(tmp_path / "x.npy", FEATURES)
-    report = quantize(tmp_path / "model.h5", str(tmp_path / "x.npy"), tmp_path / "m.tflite")
+    job = tmp_path / "model.h5", str(tmp_path / "x.npy"), tmp_path / "m.tflite"
+    report = quantize(*job, html=tmp_path / "m.html")
+    assert "mean squared error against the float model" in Page(tmp_path / "m.html").text
     assert report.float_.score == 0
     outputs, truth = Runner((tmp_path / "m.tflite").read_bytes()).run([FEATURES]), model(FEATURES).numpy()
     assert np.mean((outputs - truth) ** 2) < 0.005 * truth.var()  # a budget of no drop allows half of it
