@@ -80,6 +80,7 @@ class NoiseRow:
     """A layer's signal-to-noise ratio, and where its bar begins and how long it is, in percent."""
 
     layer: LayerNoise
+    ratio: str
     start: float
     length: float
 
@@ -206,6 +207,9 @@ def _learning(report: Report) -> list[Drawing]:
 
     score = f"{best.score:.2%}" if classes else f"{abs(best.score):.4g}"
     exported = f"Exported: {report.score_name} {score} at step {best.step:,}."
+    asked = f"Asked for: {budget}" if budget.steers else ""
+    if budget.max_drop is not None:
+        asked += ", which a look may miss by its sampling error"
     judged = "quality" if quality else report.score_name
     bought = drawing.budget_curve(points, best, report.bar, budget, judged)
     return [
@@ -215,7 +219,7 @@ def _learning(report: Report) -> list[Drawing]:
         Drawing.of(
             "What could be had for how many bytes",
             bought,
-            f"Asked for: {budget}, but for the sampling error." if budget.steers else "",
+            asked,
             "; ".join(f"{abs(point.quality):.4g} at {point.bytes:,} bytes" for point in points),
         ),
     ]
@@ -245,7 +249,8 @@ def _noise(layers: Sequence[LayerNoise]) -> list[NoiseRow]:
     for place, ratio in known.items():
         end = min(max(ratio, low), high)
         start, length = (100 * part / (high - low) for part in (min(end, 0.0) - low, abs(end)))
-        rows.append(NoiseRow(layers[place], start, length))
+        text = f"{ratio:.1f} dB" if math.isfinite(ratio) else "exact" if ratio > 0 else "no signal"
+        rows.append(NoiseRow(layers[place], text, start, length))
     return rows
 
 
