@@ -82,6 +82,7 @@ def main(context: click.Context) -> None:
 @click.option("--data", required=True, help="digits, mnist, cifar10, a .npz, a folder or zip of images, ...")
 @click.option("-o", "--output", type=click.Path(), help="The .tflite to write.  [default: MODEL.tflite]")
 @target_options
+@click.option("--report", "html", type=click.Path(), help="Write a page with figures, too: an .html file.")
 @click.option("--scheme", type=click.Choice(SCHEMES), default="rate", show_default=True)
 @click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS", help=MAX_DROP)
 @click.option("--max-size", type=SizeType(), help="Make the best file of at most these bytes.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from lqconvert.exporting import Template, convert, export, learned_codes
 from lqconvert.finetuning import Finetuned, Progress, finetune
 from lqconvert.firmware import c_sources
 from lqconvert.folding import fold
+from lqconvert.html_report import Evidence, as_pictures, most_different, render
 from lqconvert.loading import load_model
+from lqconvert.noise import LayerNoise, layer_noise
 from lqconvert.proving import PROOF_EXAMPLES, Limits, check_runs, examples_in, prove, run, smallest
 from lqconvert.quantizers import QuantizedLayer
 from lqconvert.report import Exports, Measured, Report, TargetFile, layer_rows, versions
@@ -31,6 +34,9 @@ from lqconvert.runtime import Runner, check_loads
 from lqconvert.schemes import Rate, Scheme
 from lqconvert.scoring import agreement, joined, logits_of, predict, score_outputs
 from lqconvert.targets import LITERT, TFLM, Target
+
+#: Writes a file's content to a path.
+Writer = Callable[[Path], object]
 
 
 def quantize(
@@ -42,6 +48,7 @@ def quantize(
     limits: Limits | None = None,
     c_array: bool = False,
     gzip: bool = False,
+    html: str | Path | None = None,
     scheme: Scheme | None = None,
     budget: Budget | None = None,
     granularity: str | None = None,
@@ -70,6 +77,7 @@ def quantize(
         limits: what files may take on their targets.
         c_array: write OUTPUT.cc and OUTPUT.h beside the .tflite for tflm.
         gzip: write OUTPUT.tflite.gz, too: a download that any inflater reads.
+        html: write the report as a page with figures, too: an .html file that loads nothing.
         scheme: how scales are learned; ``Rate()`` by default.
         budget: what the file may lose or weigh. By default it may lose nothing (``Budget(max_drop=0)``);
             where a scheme is given, there is no budget. Schemes without a penalty take none.
@@ -92,6 +100,8 @@ def quantize(
     """
     output, limits = Path(output), limits or Limits()
     _check_writable(output)
+    if html is not None:
+        _check_page(Path(html), output)
     _check_targets(targets, limits, c_array)
     budget = budget or Budget(max_drop=0.0 if scheme is None else None)
     scheme = scheme or Rate()
@@ -184,11 +194,12 @@ def quantize(
     outputs = runner.run(as_numpy(x) for _, x, _ in data.test.batches(256, preprocessing=preprocess))
     classifies = data.labels == "classes" or logits_of(model)[1] != ""
     int8_file = Int8File(exported.tflite, exported.order, (preprocess.scale, preprocess.offset))
-    codes: dict[Path, Callable[[Path], object]] = {
+    codes: dict[Path, Writer] = {
         output.with_suffix(".codes.npz"): lambda path: learned_codes(quantized).save(path, int8_file),
     }
     try:
-        written, files = _files(int8_file, output, targets, limits, data, teacher, c_array=c_array, gzip=gzip)
+        made = _files(int8_file, output, targets, limits, data, teacher, c_array=c_array, gzip=gzip)
+        files = made.files
         if budget.max_size is not None and files[0].proven.size > budget.max_size:
             raise BudgetMissed(
                 f"no file of {budget}: what could be proven has {files[0].proven.size:,} bytes"
@@ -237,16 +248,47 @@ def quantize(
         finished=finetuned.finished,
         versions=versions(),
     )
+    page: dict[Path, Writer] = {}
+    if html is not None:
+        mixed = _mixed(data.test)[:PROOF_EXAMPLES]
+        ((_, inputs, _),) = data.test.pick(mixed).batches(len(mixed), preprocessing=preprocess)
+        noise = layer_noise(float_tflite, exported.tflite, as_numpy(inputs))
+        evidence = _evidence(data, made, teacher, exported.codes, noise, classifies)
+        page[Path(html)] = _writer(render(report, evidence).encode())
     _write_all(
         {
-            **written,
+            **made.writers,
             **codes,
+            **page,
             output.with_suffix(".report.json"): lambda path: path.write_text(report.to_json()),
         }
     )
     if finetuned.finished:
         best_weights.unlink()
     return report
+
+
+def _evidence(
+    data: Data, made: _Made, teacher: np.ndarray, codes: Codes, noise: list[LayerNoise], classifies: bool
+) -> Evidence:
+    """What the page shows of the first target's file."""
+    assert made.examples is not None
+    assert made.outputs is not None
+    different = most_different(teacher[made.examples], made.outputs)
+    labels = data.test.fetch(made.examples)[1]
+    inputs = data.test.fetch(made.examples[different])[0]
+    return Evidence(
+        codes,
+        noise,
+        classifies,
+        data.class_names,
+        labels,
+        teacher[made.examples],
+        made.outputs,
+        made.examples,
+        different,
+        None if data.test.parts else as_pictures(inputs),
+    )
 
 
 def _check_integer(kept: dict[str, str], targets: Sequence[Target], strict: bool) -> None:
@@ -294,9 +336,22 @@ def export_codes(
         data = load_data(data_spec, runner.input_shapes, runner.output_units)
         if data.labels == "none":
             raise LqError(f"{data_spec}: has no labels to score by; leave out --data")
-    written, files = _files(int8_file, output, targets, limits, data, None, c_array=c_array, gzip=gzip)
-    _write_all(written)
-    return Exports(str(codes), len(int8_file.tflite), _score_name(data) if data else "", files)
+    made = _files(int8_file, output, targets, limits, data, None, c_array=c_array, gzip=gzip)
+    _write_all(made.writers)
+    return Exports(str(codes), len(int8_file.tflite), _score_name(data) if data else "", made.files)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A file for each target: what is to be written, and what was measured.
+
+    ``outputs`` (float32) are the first one's on ``examples``, places in the test split; None without data.
+    """
+
+    writers: dict[Path, Writer]
+    files: list[TargetFile]
+    examples: np.ndarray | None
+    outputs: np.ndarray | None
 
 
 def _files(
@@ -309,19 +364,20 @@ def _files(
     *,
     c_array: bool,
     gzip: bool,
-) -> tuple[dict[Path, Callable[[Path], object]], list[TargetFile]]:
-    """Proves and scores a file for each target; what is to be written, and what was measured."""
+) -> _Made:
+    """Proves and scores a file for each target."""
     runner = Runner(int8_file.tflite)
     if data is None:
         inputs = runner.random_examples(PROOF_EXAMPLES)
     else:
         # Mixed, because a part may have to do, and data are often sorted by class.
-        order = np.random.default_rng(0).permutation(data.test.size)
+        order = _mixed(data.test)
         inputs = np.concatenate(
             [x for x, _ in _int8_batches(runner, int8_file, data.test.pick(order[:PROOF_EXAMPLES]))]
         )
-    writers: dict[Path, Callable[[Path], object]] = {}
-    files = []
+    writers: dict[Path, Writer] = {}
+    files: list[TargetFile] = []
+    first: tuple[np.ndarray, np.ndarray] | tuple[None, None] = None, None
     for number, target in enumerate(targets):
         path = output.with_suffix(f".{target.name}.tflite") if number else output
         tflite, proven = prove(int8_file.tflite, target, inputs, int8_file.layers, limits)
@@ -330,9 +386,11 @@ def _files(
             scored = examples_in(proven, data.test.size)
             part = order[:scored]
             batches = _int8_batches(runner, int8_file, data.test.pick(part))
-            outputs, labels = run(tflite, target, batches)
+            codes, labels = run(tflite, target, batches)
+            outputs = runner.dequantize(codes)
             truth = labels if teacher is None else teacher[part]
-            score = score_outputs(runner.dequantize(outputs), labels, truth)
+            score = score_outputs(outputs, labels, truth)
+            first = first if number else (part, outputs)
             float_score = None if teacher is None else score_outputs(truth, labels, truth)
         files.append(TargetFile(str(path), score, float_score, scored, proven))
         writers[path] = _writer(tflite)
@@ -341,7 +399,12 @@ def _files(
         if c_array and target.name == TFLM.name:
             for source, text in c_sources(tflite, path, proven.arena_bytes).items():
                 writers[source] = _writer(text.encode())
-    return writers, files
+    return _Made(writers, files, *first)
+
+
+def _mixed(split: Split) -> np.ndarray:
+    """The places of a split's examples in an order that mixes them."""
+    return np.random.default_rng(0).permutation(split.size)
 
 
 def _int8_batches(
@@ -356,7 +419,7 @@ def _score_name(data: Data) -> str:
     return "accuracy" if data.labels == "classes" else "mean squared error"
 
 
-def _writer(data: bytes) -> Callable[[Path], object]:
+def _writer(data: bytes) -> Writer:
     return lambda path: path.write_bytes(data)
 
 
@@ -413,15 +476,28 @@ def _check_writable(output: Path) -> None:
         raise LqError(f"{output}: is a folder; give the name of a .tflite file")
     if output.suffix in (".cc", ".h", ".gz", ".npz", ".json"):
         raise LqError(f"{output}: a file of that name is written beside the .tflite; give another name")
+    _check_folder(output)
+
+
+def _check_page(page: Path, output: Path) -> None:
+    """Fails before any work is done where the page could not be written, or would be another file."""
+    if page.suffix.lower() not in (".html", ".htm") or page == output:
+        raise LqError(f"{page}: give the report a name of its own that ends in .html")
+    if page.is_dir():
+        raise LqError(f"{page}: is a folder; give the name of an .html file")
+    _check_folder(page)
+
+
+def _check_folder(path: Path) -> None:
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise LqError(f"{output}: cannot be written ({error.strerror})") from error
+        raise LqError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _write_all(writers: dict[Path, Callable[[Path], object]]) -> None:
+def _write_all(writers: dict[Path, Writer]) -> None:
     """Writes every file under another name first: either all of them appear, whole, or none."""
     written: list[tuple[Path, Path]] = []
     try:

@@ -183,7 +183,11 @@ class Report:
         console.print(layers)
         for file in self.files:
             console.print(kernel_table(file.proven))
-        console.print(self._table())
+        header, *lines = self.comparison()
+        table = Table(*header)
+        for cells in lines:
+            table.add_row(*cells)
+        console.print(table)
         for file in self.files:
             console.print(*notes(file), sep="\n")
         examples = f"on {self.splits['test']:,} test examples"
@@ -198,37 +202,37 @@ class Report:
             )
         for name, what in self.float_layers.items():
             console.print(f"computes in float: '{name}' ({what})")
-        for line in self._inputs():
+        for line in self.feeding():
             console.print(line)
 
-    def _table(self) -> Table:
-        """Float, plain int8 and every target's file side by side."""
-        table = Table("", "float32 .tflite", "int8", *(file.proven.target for file in self.files))
+    def comparison(self) -> list[list[str]]:
+        """Float, plain int8 and every target's file side by side: a table's rows, the header first."""
+        rows = [["", "float32 .tflite", "int8", *(file.proven.target for file in self.files)]]
         both, proven = [self.float_, self.int8], [file.proven for file in self.files]
         sizes = [*(each.size for each in both), *(each.size for each in proven)]
-        table.add_row("bytes", *(f"{size:,}" for size in sizes))
-        table.add_row("", "", *(f"{self.float_.size / size:.1f}x smaller" for size in sizes[1:]))
+        rows.append(["bytes", *(f"{size:,}" for size in sizes)])
+        rows.append(["", "", *(f"{self.float_.size / size:.1f}x smaller" for size in sizes[1:])])
         deflated_sizes = [*(each.deflated_bytes for each in both), *(each.deflated_bytes for each in proven)]
-        table.add_row("download", *(f"{size:,}" for size in deflated_sizes))
+        rows.append(["download", *(f"{size:,}" for size in deflated_sizes)])
         scores = [self.float_.score, self.int8.score, *(file.score or 0.0 for file in self.files)]
         floats = [self.float_.score, *(file.float_score or 0.0 for file in self.files)]
         if self.score_name == "accuracy":
-            table.add_row("test accuracy", *(f"{score:.2%}" for score in scores))
+            rows.append(["test accuracy", *(f"{score:.2%}" for score in scores)])
             drops = (100 * (score - before) for score, before in zip(scores[1:], floats, strict=True))
-            table.add_row("", "", *(f"{drop:+.2f} points" for drop in drops))
+            rows.append(["", "", *(f"{drop:+.2f} points" for drop in drops)])
         else:
-            table.add_row(self.score_name, *(f"{abs(score):.4g}" for score in scores))
+            rows.append([self.score_name, *(f"{abs(score):.4g}" for score in scores)])
         counts = [self.splits["test"]] * 2 + [file.examples for file in self.files]
         if len(set(counts)) > 1:
-            table.add_row("of test examples", *(f"{count:,}" for count in counts))
+            rows.append(["of test examples", *(f"{count:,}" for count in counts)])
         times = [*(each.latency_s for each in both), *(each.latency_s for each in proven)]
-        table.add_row("latency here", *(f"{1e3 * time:.3f} ms" for time in times))
+        rows.append(["latency here", *(f"{1e3 * time:.3f} ms" for time in times)])
         if any(each.arena_bytes for each in proven):
             arenas = (f"{each.arena_bytes:,}" if each.arena_bytes else "" for each in proven)
-            table.add_row("tensor arena", "", "", *arenas)
-        return table
+            rows.append(["tensor arena", "", "", *arenas])
+        return rows
 
-    def _inputs(self) -> list[str]:
+    def feeding(self) -> list[str]:
         """How to feed the file, a line for each input."""
         if self.input_shift is not None:
             ((scale, zero_point),) = self.inputs.values()

@@ -1,0 +1,164 @@
+"""The figures of the HTML report: inline SVG by matplotlib, its text and colours left to the page's style."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
+
+from lqconvert.budget import Budget, Point
+from lqconvert.codes import TensorCodes
+
+#: Colours that stand for variables of the page's style sheet, which knows light from dark.
+INK, FAINT, BEFORE, AFTER, MARK = "#010101", "#020202", "#030303", "#040404", "#050505"
+VARIABLES = {INK: "ink", FAINT: "line", BEFORE: "before", AFTER: "after", MARK: "mark"}
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": "medium",
+    "font.size": 8,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lqconvert",
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": INK,
+    "xtick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.color": INK,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+}
+SVG = "http://www.w3.org/2000/svg"
+XLINK = "http://www.w3.org/1999/xlink"
+#: A wide figure's width in inches: at this size its text is legible on a phone.
+WIDTH = 3.4
+#: No more points of a line are drawn: they would not be told apart.
+MOST_POINTS = 256
+
+
+@matplotlib.rc_context(STYLE)
+def curve(
+    points: Sequence[Point], field: str, label: str, best: Point, extra: tuple[str, str] | None = None
+) -> str:
+    """A field of the fine-tuning curve by step, the exported point marked; perhaps another field, dashed."""
+    figure, axis = _figure()
+    steps = [point.step for point in points]
+    for name, text, style in [(field, label, "o-"), *([(*extra, "s--")] if extra else [])]:
+        values = [abs(getattr(point, name)) for point in points]
+        color = AFTER if name == field else BEFORE
+        axis.plot(steps, values, style, color=color, label=text)
+    axis.plot(best.step, abs(getattr(best, field)), "o", label="exported", **_ring())
+    axis.set(xlabel="step", ylabel=label)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if field == "bytes":
+        axis.yaxis.set_major_formatter(EngFormatter(sep=" "))
+        axis.set_ylim(0, 1.1 * max(point.bytes for point in points))
+    axis.legend(fontsize="small")
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def budget_curve(points: Sequence[Point], best: Point, bar: float | None, budget: Budget, label: str) -> str:
+    """Quality on validation data against bytes: what was looked at, what was exported, what was asked for."""
+    figure, axis = _figure()
+    axis.plot(
+        [point.bytes for point in points], [abs(point.quality) for point in points], "o", color=AFTER,
+        label="looked at",
+    )  # fmt: skip
+    axis.plot(best.bytes, abs(best.quality), "o", label="exported", **_ring())
+    if bar is not None:
+        axis.axhline(abs(bar), color=MARK, linestyle="--", label="budget")
+    if budget.max_size is not None:
+        axis.axvline(budget.max_size, color=MARK, linestyle="--", label="budget")
+    axis.set(xlabel="bytes of the file", ylabel=label)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.legend(fontsize="small")
+    return _svg(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def codes_and_scales(kernel: TensorCodes) -> str:
+    """How often each code occurs; beside it the scales, by size, where there are several."""
+    scales = np.sort(kernel.scale.ravel().astype(np.float64))[::-1]
+    columns = 2 if len(scales) > 1 else 1
+    figure = Figure(figsize=(WIDTH, 1.5), layout="constrained")
+    left, *right = figure.subplots(1, columns, squeeze=False, width_ratios=[3, 2][:columns])[0]
+    _histogram(left, kernel.codes)
+    for axis in right:
+        channels = np.linspace(0, len(scales) - 1, min(len(scales), MOST_POINTS)).round().astype(int)
+        axis.plot(channels + 1, scales[channels], color=BEFORE)
+        axis.set(xlabel="channel, by scale", title="scales")
+        axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_locator(MaxNLocator(4))
+        axis.yaxis.set_major_formatter(lambda scale, _: f"{scale:.2g}")
+        axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    return _svg(figure)
+
+
+def _histogram(axis: Axes, codes: np.ndarray) -> None:
+    low, high = int(codes.min()), int(codes.max())
+    counts = np.bincount((codes - low).ravel())
+    edges = np.arange(low, high + 2) - 0.5
+    axis.stairs(np.maximum(counts, 0.5), edges, baseline=0.5, fill=True, color=AFTER)
+    axis.set(xlabel="code", title="weights", yscale="log")
+    axis.set_ylim(0.5, 2 * counts.max())
+    axis.yaxis.set_major_formatter(EngFormatter(sep=" "))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, 2.1), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _ring() -> dict[str, Any]:
+    return {"markersize": 8, "markerfacecolor": "none", "color": MARK, "linestyle": "none"}
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an <svg> element of the page: as wide as its place, nothing to load, names of its own."""
+    buffer = io.StringIO()
+    metadata = dict.fromkeys(("Date", "Creator", "Type", "Format"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)  # type: ignore[arg-type]
+    drawn = buffer.getvalue()
+    root = ElementTree.fromstring(drawn)
+    for attribute in ("width", "height", "version"):
+        del root.attrib[attribute]
+    root.set("aria-hidden", "true")  # the page says in words what it shows
+    for parent in list(root.iter()):
+        for style in parent.findall(f"{{{SVG}}}style"):  # would be the whole page's
+            parent.remove(style)
+    digest = hashlib.sha256(drawn.encode()).hexdigest()[:8]
+    referred = set(re.findall(r"#([mp][0-9a-f]{10})\b", drawn))
+    for element in root.iter():
+        name = element.attrib.pop("id", "")
+        if name in referred:
+            element.set("id", f"{digest}-{name}")
+        for key, value in element.attrib.items():
+            value = re.sub(r"#([mp][0-9a-f]{10})\b", rf"#{digest}-\1", value)
+            value = re.sub(r"\s+", " ", value)
+            value = re.sub(r"font-family: [^;]*;?", "", value)
+            value = re.sub(r"#0[1-5]0[1-5]0[1-5]", lambda match: f"var(--{VARIABLES[match[0]]})", value)
+            element.set(key, re.sub(r"(\.\d\d)\d+", r"\1", value))
+    ElementTree.register_namespace("", SVG)
+    ElementTree.register_namespace("xlink", XLINK)
+    return ElementTree.tostring(root, encoding="unicode")
