@@ -16,7 +16,10 @@ _ADDERS = {
     "DEPTHWISE_CONV_2D": "DepthwiseConv2D",
     "MAX_POOL_2D": "MaxPool2D",
     "AVERAGE_POOL_2D": "AveragePool2D",
-    "TRANSPOSE_CONV": "TransposeConv",
+    "BATCH_MATMUL": "BatchMatMul",
+    "CUMSUM": "CumSum",
+    "L2_POOL_2D": "L2Pool2D",
+    "PADV2": "PadV2",
 }
 
 

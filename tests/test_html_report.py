@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -91,8 +92,9 @@ def page(*args, **kwargs):
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory, samples):
     folder = tmp_path_factory.mktemp("digits")
-    model, output = str(samples / "digits_cnn.h5"), str(folder / "digits.tflite")
-    command = ["quantize", model, "--data", "digits", "--epochs", "1", "-o", output]
+    model, output = folder / "<img src=x onerror=alert(1)>.h5", str(folder / "digits.tflite")
+    shutil.copy(samples / "digits_cnn.h5", model)
+    command = ["quantize", str(model), "--data", "digits", "--epochs", "1", "-o", output]
     result = CliRunner().invoke(main, [*command, "--report", str(folder / "pages" / "digits.html")])
     assert result.exit_code == 0, result.output
     return Page(folder / "pages" / "digits.html"), json.loads((folder / "digits.report.json").read_text())
@@ -100,6 +102,7 @@ def digits(tmp_path_factory, samples):
 
 def test_the_page_says_what_the_json_says(digits):
     seen, report = digits
+    assert report["model"] in seen.text
     (file,) = report["files"]
     assert seen.headings == [
         "Side by side", "Bytes by layer", "Fine-tuning", "Codes and scales", "Error by layer", "Classes",
