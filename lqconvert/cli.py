@@ -272,8 +272,9 @@ def check(
     _import_quietly(debug)
     from rich.console import Console
 
-    from lqconvert.checking import Measurements, write
+    from lqconvert.checking import Measurements
     from lqconvert.checking import check as run
+    from lqconvert.writing import Writer, write_all
 
     before = None if against is None else Measurements.load(against)
     result = run(file, data_spec=data, against=before, **settings)
@@ -283,12 +284,14 @@ def check(
         result.print(Console())
     else:
         click.echo(result.to_json() if form == "json" else result.to_markdown())
+    writers: dict[Path, Writer] = {}
     if junit is not None:
-        write(junit, result.to_junit())
+        writers[Path(junit)] = lambda path: path.write_text(result.to_junit())
+    if save_baseline is not None and result.holds:
+        writers[Path(save_baseline)] = lambda path: path.write_text(result.measured.to_json())
+    write_all(writers)
     if not result.holds:
         click.get_current_context().exit(1)
-    if save_baseline is not None:
-        write(save_baseline, result.measured.to_json())
 
 
 @main.command()

@@ -25,7 +25,7 @@ from lqconvert.evaluating import (
     shared_examples,
 )
 from lqconvert.inspecting_tflite import dimensions
-from lqconvert.noise import LayerNoise, layer_noise
+from lqconvert.noise import LayerNoise, decibels, layer_noise
 from lqconvert.scoring import agreement
 from lqconvert.targets import TFLM
 
@@ -93,7 +93,7 @@ class Comparison:
             title_justify="left",
         )
         for place, layer in enumerate(numbered[0][1].layers):
-            ratios = (_decibels(each.layers[place].snr_db) for _, each in numbered)
+            ratios = (_text(each.layers[place].snr_db) for _, each in numbered)
             table.add_row(layer.name, dimensions(layer.shape), *ratios)
         return [table]
 
@@ -122,7 +122,7 @@ def compare(
     data = data_for(files, data_spec)
     examples = shared_examples(files, data)
     wanted = [preprocess or preprocessing_of(file, data) for file in files]
-    measured = [measure(*each, examples) for each in zip(files, [data] * len(files), wanted, strict=True)]
+    measured = [measure(file, data, how, examples) for file, how in zip(files, wanted, strict=True)]
     reference = measured[0][1]
     compared = []
     for number, (evaluation, outputs) in enumerate(measured):
@@ -133,7 +133,7 @@ def compare(
             Compared(
                 evaluation,
                 agreement(outputs, reference) if number and data.labels == "classes" else None,
-                _ratio(reference, outputs) if number else None,
+                decibels(np.sum(reference**2), np.sum((reference - outputs) ** 2)) if number else None,
                 _noise(both, data, examples[:NOISE_EXAMPLES]) if number else [],
             )
         )
@@ -150,12 +150,7 @@ def _noise(
     return layer_noise(pair[0][0].tflite, pair[1][0].tflite, *inputs)
 
 
-def _ratio(signal: np.ndarray, other: np.ndarray) -> float:
-    noise = float(np.sum((signal - other) ** 2))
-    return 10 * math.log10(float(np.sum(signal**2)) / noise) if noise else math.inf
-
-
-def _decibels(snr: float | None) -> str:
+def _text(snr: float | None) -> str:
     if snr is None:
         return ""
     return "same" if snr == math.inf else f"{snr:.1f}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,9 +32,7 @@ from lqconvert.runtime import Runner, check_loads
 from lqconvert.schemes import Rate, Scheme
 from lqconvert.scoring import agreement, joined, logits_of, predict, score_outputs
 from lqconvert.targets import LITERT, TFLM, Target
-
-#: Writes a file's content to a path.
-Writer = Callable[[Path], object]
+from lqconvert.writing import Writer, check_page, check_writable, write_all
 
 
 def quantize(
@@ -98,9 +95,9 @@ def quantize(
         BudgetMissed: if no codes hold the budget.
     """
     output, limits = Path(output), limits or Limits()
-    _check_writable(output)
+    check_writable(output)
     if html is not None:
-        _check_page(Path(html), output)
+        check_page(Path(html), output)
     _check_targets(targets, limits, c_array)
     budget = budget or Budget(max_drop=0.0 if scheme is None else None)
     scheme = scheme or Rate()
@@ -196,7 +193,7 @@ def quantize(
                 f"no file of {budget}: what could be proven has {files[0].proven.size:,} bytes"
             )
     except LqError as error:
-        _write_all(codes)
+        write_all(codes)
         best_weights.unlink()
         hint = f"the codes are in {next(iter(codes))}: lqconvert export makes files of them"
         raise type(error)(f"{error}; {hint}") from error
@@ -243,7 +240,7 @@ def quantize(
     if html is not None:
         text = _page(report, data, preprocess, float_tflite, exported, made, teacher, classifies)
         page[Path(html)] = _writer(text.encode())
-    _write_all(
+    write_all(
         {
             **made.writers,
             **codes,
@@ -336,7 +333,7 @@ def export_codes(
         BudgetMissed: if no file keeps within the limits.
     """
     output, limits = Path(output), limits or Limits()
-    _check_writable(output)
+    check_writable(output)
     _check_targets(targets, limits, c_array)
     int8_file = Int8File.load(Path(codes))
     try:
@@ -352,7 +349,7 @@ def export_codes(
         if data.labels == "none":
             raise LqError(f"{data_spec}: has no labels to score by; leave out --data")
     made = _files(int8_file, output, targets, limits, data, None, c_array=c_array, gzip=gzip)
-    _write_all(made.writers)
+    write_all(made.writers)
     return Exports(str(codes), len(int8_file.tflite), _score_name(data) if data else "", made.files)
 
 
@@ -396,7 +393,7 @@ def _files(
         tflite, proven = prove(int8_file.tflite, target, inputs, int8_file.layers, limits)
         score, float_score, scored = None, None, 0
         if data is not None:
-            scored = examples_in(proven, data.test.size)
+            scored = examples_in(target, proven.latency_s, data.test.size)
             part = order[:scored]
             batches = _int8_batches(runner, int8_file, data.test.pick(part))
             codes, labels = run(tflite, target, batches)
@@ -481,50 +478,3 @@ def pixel_shift(preprocessing: Preprocessing) -> float:
     """By how many pixel steps :func:`pixel_range` shifts the input; 0 where the folding is exact."""
     zero_point = -128 - preprocessing.offset / preprocessing.scale
     return round(zero_point) - zero_point
-
-
-def _check_writable(output: Path) -> None:
-    """Fails before any work is done where the result could not be written."""
-    if output.is_dir():
-        raise LqError(f"{output}: is a folder; give the name of a .tflite file")
-    if output.suffix in (".cc", ".h", ".gz", ".npz", ".json"):
-        raise LqError(f"{output}: a file of that name is written beside the .tflite; give another name")
-    _check_folder(output)
-
-
-def _check_page(page: Path, output: Path) -> None:
-    """Fails before any work is done where the page could not be written, or would be another file."""
-    if page.suffix.lower() not in (".html", ".htm") or page.resolve() == output.resolve():
-        raise LqError(f"{page}: give the report a name of its own that ends in .html")
-    if page.is_dir():
-        raise LqError(f"{page}: is a folder; give the name of an .html file")
-    _check_folder(page)
-
-
-def _check_folder(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise LqError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _write_all(writers: dict[Path, Writer]) -> None:
-    """Writes every file under another name first: either all of them appear, whole, or none."""
-    written: list[tuple[Path, Path]] = []
-    try:
-        for path in writers:
-            if path.is_dir():
-                raise LqError(f"{path}: is a folder; a file of that name is to be written")
-        for path, write in writers.items():
-            temporary = path.with_name(f".{path.name}.part")
-            written.append((temporary, path))
-            write(temporary)
-        for temporary, path in written:
-            temporary.replace(path)
-    except OSError as error:
-        raise LqError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        for temporary, _ in written:
-            temporary.unlink(missing_ok=True)

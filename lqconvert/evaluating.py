@@ -21,7 +21,7 @@ from lqconvert.firmware import operators
 from lqconvert.flatbuffer import read
 from lqconvert.inspecting_tflite import dimensions
 from lqconvert.packing import DECODE
-from lqconvert.proving import MICRO_SECONDS, PROOF_EXAMPLES
+from lqconvert.proving import examples_in
 from lqconvert.runtime import Interface, Runner, check_loads, run_micro
 from lqconvert.scoring import score_outputs
 from lqconvert.targets import LITERT, TARGETS, TFLM, Target
@@ -197,20 +197,14 @@ def preprocessing_of(file: Runnable, data: Data) -> Preprocessing:
                 return known
     if data.labels == "none":
         return Preprocessing()
-    samples = 2000 if file.target.name != TFLM.name else _affordable(file) // 4
+    samples = examples_in(file.target, len(PREPROCESSINGS) * file.latency_s, 2000)
     return choose_preprocessing(lambda x: file.predict([x]), data, samples=samples)[0]
-
-
-def _affordable(file: Runnable) -> int:
-    """How many examples a file runs in the time that is given to its scoring."""
-    return max(PROOF_EXAMPLES, int(MICRO_SECONDS / file.latency_s))
 
 
 def shared_examples(files: Sequence[Runnable], data: Data) -> np.ndarray:
     """Positions of the test examples that all files can be scored on: a random part where one is slow."""
-    slow = [_affordable(file) for file in files if file.target.name == TFLM.name]
-    order = np.random.default_rng(0).permutation(data.test.size)
-    return np.sort(order[: min([data.test.size, *slow])])
+    count = min(examples_in(file.target, file.latency_s, data.test.size) for file in files)
+    return np.sort(np.random.default_rng(0).permutation(data.test.size)[:count])
 
 
 def measure(
@@ -220,6 +214,12 @@ def measure(
     part = data.test.pick(examples)
     outputs = file.predict(as_numpy(x) for _, x, _ in part.batches(256, preprocessing=preprocess))
     labels = part.arrays()[1]
+    if data.labels == "classes":  # other tools' files may have axes of length 1 before it
+        outputs = outputs.reshape(len(outputs), -1)
+        if outputs.shape[1] != file.interface.output_units:
+            raise LqError(
+                f"{file.name}: gives more than one answer for an example; {data.name} has one label"
+            )
     evaluation = Evaluation(
         file.name,
         file.target.name,

@@ -22,6 +22,7 @@ from lqconvert.budget import Budget
 from lqconvert.codes import Codes
 from lqconvert.noise import LayerNoise
 from lqconvert.report import Report, TargetFile, notes
+from lqconvert.scoring import guesses
 
 #: More of these are not shown: a report is to be read, and sent by mail.
 MOST_TENSORS, MOST_CLASSES, MOST_EXAMPLES, MOST_VALUES = 24, 40, 12, 4
@@ -256,7 +257,7 @@ def _noise(layers: Sequence[LayerNoise]) -> list[NoiseRow]:
 
 def _classes(evidence: Evidence) -> list[ClassRow]:
     """The classes, those that lost most first."""
-    before, after = _guesses(evidence.float_outputs), _guesses(evidence.outputs)
+    before, after = guesses(evidence.float_outputs), guesses(evidence.outputs)
     rows = []
     for label in np.unique(evidence.labels):
         of = evidence.labels == label
@@ -311,7 +312,7 @@ def _answer(evidence: Evidence, output: np.ndarray) -> str:
     """What a model says of an example: the class and its value, or the values."""
     if not evidence.classifies or output.ndim != 1:
         return _listed(output)
-    (guess,) = _guesses(output[np.newaxis])
+    (guess,) = guesses(output[np.newaxis])
     value = output[guess] if len(output) > 1 else output[0]
     return f"{_class_name(evidence, guess)} ({value:.2f})"
 
@@ -320,7 +321,7 @@ def _verdict(evidence: Evidence, place: int) -> str:
     if evidence.labels.ndim != 1:
         return ""
     was, is_ = (
-        _guesses(outputs[[place]])[0] == evidence.labels[place]
+        guesses(outputs[[place]])[0] == evidence.labels[place]
         for outputs in (evidence.float_outputs, evidence.outputs)
     )
     return "" if was == is_ else "good" if is_ else "bad"
@@ -334,12 +335,6 @@ def _listed(values: np.ndarray) -> str:
 
 def _class_name(evidence: Evidence, label: int) -> str:
     return evidence.class_names[label] if label < len(evidence.class_names) else str(label)
-
-
-def _guesses(outputs: np.ndarray) -> np.ndarray:
-    if outputs.shape[-1] == 1:
-        return (outputs[:, 0] > 0.5).astype(np.int64)
-    return outputs.argmax(axis=-1)
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

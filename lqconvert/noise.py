@@ -81,14 +81,13 @@ def layer_noise(
             signal[number] += np.sum(a**2)
             noise[number] += np.sum((a - b) ** 2)
     return [
-        LayerNoise(
-            layer.name, layer.kind, layer.shape, _decibels(signal[n], noise[n]) if n in pairs else None
-        )
+        LayerNoise(layer.name, layer.kind, layer.shape, decibels(signal[n], noise[n]) if n in pairs else None)
         for n, layer in enumerate(ours)
     ]
 
 
-def _decibels(signal: float, noise: float) -> float:
+def decibels(signal: float, noise: float) -> float:
+    """The ratio of two sums of squares; infinite where one of them is 0."""
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf

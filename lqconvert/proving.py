@@ -114,11 +114,11 @@ def run(
     return outputs, labels
 
 
-def examples_in(proven: Proven, size: int) -> int:
+def examples_in(target: Target, latency_s: float, size: int) -> int:
     """How many of so many test examples a file is scored on: all, unless its runtime is slow."""
-    if proven.target != TFLM.name:
+    if target.name != TFLM.name:
         return size
-    return min(size, max(PROOF_EXAMPLES, int(MICRO_SECONDS / proven.latency_s)))
+    return min(size, max(PROOF_EXAMPLES, int(MICRO_SECONDS / latency_s)))
 
 
 def smallest(tflite: bytes, target: Target) -> Packed:

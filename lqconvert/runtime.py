@@ -31,6 +31,10 @@ TIMEOUT = 900
 TRIAL_TIMEOUT, TRIAL_BYTES = 60, 8 << 30
 
 
+#: Values of an input or output of a file for TFLite Micro, which is read before it is run.
+LARGEST_INPUT = 1 << 24
+
+
 class _Unsupported(CannotRun):
     """An operator that TFLite Micro does not have: no arena helps. Every other failure may be want of one."""
 
@@ -197,6 +201,8 @@ def _detail(tensor: Any) -> dict[str, Any]:
         points = quantization.zeroPoint
         scale = float(quantization.scale[0]), 0 if points is None else int(points[0])
     shape = np.asarray([] if tensor.shape is None else tensor.shape, np.int32)
+    if math.prod(map(int, shape)) > LARGEST_INPUT:
+        raise LqError(f"input or output '{name}' has more than {LARGEST_INPUT:,} values")
     if tensor.type not in DTYPES:
         raise LqError(f"input or output '{name}' is of a type that no model here has")
     return {"name": name, "shape": shape, "dtype": DTYPES[tensor.type], "quantization": scale}

@@ -70,8 +70,7 @@ def score_outputs(outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) 
 def _scores(outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     """Of each example, whether the answer is right, or minus the mean squared error."""
     if labels.ndim == 1:
-        guesses = outputs[:, 0] > 0.5 if outputs.shape[-1] == 1 else outputs.argmax(axis=-1)
-        return guesses == labels
+        return guesses(outputs) == labels
     targets = labels if labels.size else teacher
     errors = outputs.reshape(len(outputs), -1) - targets.reshape(len(targets), -1)
     return -np.mean(errors**2, axis=1)
@@ -79,9 +78,12 @@ def _scores(outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> np.
 
 def agreement(a: np.ndarray, b: np.ndarray) -> float:
     """Share of examples whose outputs [n, classes] have the same top class (or the same side of 1/2)."""
-    if a.shape[-1] == 1:
-        return float(np.mean((a > 0.5) == (b > 0.5)))
-    return float(np.mean(a.argmax(axis=-1) == b.argmax(axis=-1)))
+    return float(np.mean(guesses(a) == guesses(b)))
+
+
+def guesses(outputs: np.ndarray) -> np.ndarray:
+    """The classes [...] that outputs [..., classes] speak for: the largest, or the side of 1/2."""
+    return (outputs[..., 0] > 0.5).astype(np.int64) if outputs.shape[-1] == 1 else outputs.argmax(axis=-1)
 
 
 def qualities(logits: np.ndarray, outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> np.ndarray:
