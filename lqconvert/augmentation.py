@@ -27,13 +27,13 @@ class Augmentation:
     mirror: bool = False
     shift: float = 0.0
 
-    def __call__(self, images: tf.Tensor) -> tf.Tensor:
-        """Images float32 or uint8 [batch, height, width, channels], varied."""
+    def __call__(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Images float32 or uint8 [batch, height, width, channels], varied as the seed, int [2], says."""
         if self.mirror:
-            images = tf.image.random_flip_left_right(images)
+            images = tf.image.stateless_random_flip_left_right(images, seed)
         if self.shift:
-            moved = self._padded(images)
-            images = tf.image.random_crop(moved, tf.concat([tf.shape(images)[:1], images.shape[1:]], 0))
+            size = tf.concat([tf.shape(images)[:1], images.shape[1:]], 0)
+            images = tf.image.stateless_random_crop(self._padded(images), size, seed)
         return images
 
     def _padded(self, images: tf.Tensor) -> tf.Tensor:

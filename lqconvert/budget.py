@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -107,6 +108,15 @@ class Steering:
         self.best = max(self.best, point.quality)
         if self.perfect:
             self.floor = self.best - (self.budget.max_drop or 0.0) * self.point
+
+    def replay(self, points: Sequence[Point]) -> None:
+        """Comes to where a run stood that has seen these points."""
+        for place, point in enumerate(points):
+            self.see(point)
+            # The first of two looks before the first step is at codes that no pressure led to.
+            last_of_step = place + 1 == len(points) or points[place + 1].step > point.step
+            if last_of_step and not self.collapsed(point):
+                self.next_pressure(point)
 
     def holds(self, point: Point) -> bool:
         if self.budget.max_size is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import tf_keras
 from lqconvert.augmentation import Augmentation, choose_augmentation
 from lqconvert.budget import Budget
 from lqconvert.calibration import calibrate
+from lqconvert.checkpoint import Checkpoint
 from lqconvert.codes import Codes, Int8File
 from lqconvert.datasets import Data, Preprocessing, Split, as_numpy, choose_preprocessing, load_data
 from lqconvert.deflating import gzipped
@@ -81,7 +83,8 @@ def quantize(
             for a Dense kernel with ``Rate()``: each scale costs bytes.
         epochs, learning_rate: what suits the scheme, by default.
         preprocess: what the model was trained on; found out by scoring the float model when None.
-        resume: start from the best weights of a run into the same output that was interrupted or died.
+        resume: go on from where a run into the same output was interrupted or died; the result is that of an
+            undisturbed one. Where none did, start from the beginning.
         input_shape, trust_model: see :func:`lqconvert.loading.load_model`.
         strict: refuse a model that has layers without integer kernels; they compute in float else (on
             litert; tflm always refuses).
@@ -130,9 +133,29 @@ def quantize(
     few = data.train.batches(256, shuffle_seed=seed, preprocessing=preprocess).take(4)
     batches = [as_numpy(x) for _, x, _ in few]
     calibrate(quantized, batches)
-    best_weights = output.with_suffix(".resume.weights.h5")
-    if resume:
-        _resume(quantized, best_weights)
+    settings = {
+        "scheme": scheme.get_config(),
+        "budget": dataclasses.asdict(budget),
+        "granularity": granularity,
+        "rounding": rounding,
+        "start": start,
+        "preprocess": str(preprocess),
+        "limits": dataclasses.asdict(limits),
+        "augmentation": str(augmentation),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    splits = {"train": data.train.size, "validation": data.validation.size, "test": data.test.size}
+    checkpoint = output.with_suffix(".resume.npz")
+    run_of = {
+        **settings,
+        "target": targets[0].name,
+        "data": splits,
+        "model": zlib.crc32(b"".join(weights.tobytes() for weights in folded.get_weights())),
+    }
+    started = Checkpoint.load(checkpoint, run_of) if resume and checkpoint.exists() else None
     template = Template.of(quantized, learned_codes(quantized))
     for target in targets:
         check_runs(template.tflite, target)
@@ -153,10 +176,11 @@ def quantize(
         budget=budget,
         augmentation=augmentation,
         keep_last=scheme.coarsens,
-        resumed=resume,
         file_size=file_size,
-        best_weights=best_weights,
+        checkpoint=started,
+        save=lambda state: state.save(checkpoint, run_of),
         progress=progress,
+        say=say,
     )
     if budget.max_drop is not None:
         say(f"quality to hold on validation data: {finetuned.floor:.4f}, {budget} with its sampling error")
@@ -168,7 +192,7 @@ def quantize(
     if not finetuned.holds:
         if not finetuned.finished:
             raise BudgetMissed(f"interrupted, {_missed(budget, finetuned)}; to go on, add --resume")
-        best_weights.unlink()
+        checkpoint.unlink()
         raise BudgetMissed(_missed(budget, finetuned))
     if not finetuned.finished:
         say("interrupted: exporting the best so far; to go on, run the same command with --resume")
@@ -194,28 +218,15 @@ def quantize(
             )
     except LqError as error:
         write_all(codes)
-        best_weights.unlink()
+        checkpoint.unlink()
         hint = f"the codes are in {next(iter(codes))}: lqconvert export makes files of them"
         raise type(error)(f"{error}; {hint}") from error
     input_scales, output_scales = runner.quantizations
     report = Report(
         model=str(model_path),
         data=data.name,
-        splits={"train": data.train.size, "validation": data.validation.size, "test": data.test.size},
-        settings={
-            "scheme": scheme.get_config(),
-            "budget": dataclasses.asdict(budget),
-            "granularity": granularity,
-            "rounding": rounding,
-            "start": start,
-            "preprocess": str(preprocess),
-            "limits": dataclasses.asdict(limits),
-            "augmentation": str(augmentation),
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "seed": seed,
-        },
+        splits=splits,
+        settings=settings,
         score_name=_score_name(data),
         float_=Measured.of(
             float_tflite, score_outputs(teacher, test_labels, teacher), float_runner.latency()
@@ -249,7 +260,7 @@ def quantize(
         }
     )
     if finetuned.finished:
-        best_weights.unlink()
+        checkpoint.unlink()
     return report
 
 
@@ -451,15 +462,6 @@ def _missed(budget: Budget, finetuned: Finetuned) -> str:
     best = max(finetuned.curve, key=lambda point: point.quality)
     reached = f"{best.quality:.4f} at {best.bytes:,} bytes, {finetuned.floor:.4f} was asked for"
     return f"no codes {budget}: the best quality on validation data was {reached}"
-
-
-def _resume(model: tf_keras.Model, weights: Path) -> None:
-    if not weights.exists():
-        raise LqError(f"{weights}: not there, so there is nothing to resume; leave out --resume")
-    try:
-        model.load_weights(weights)
-    except (OSError, ValueError, KeyError) as error:
-        raise LqError(f"{weights}: not from the same model and settings; leave out --resume") from error
 
 
 def pixel_range(preprocessing: Preprocessing) -> tuple[float, float] | None:

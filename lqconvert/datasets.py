@@ -87,23 +87,53 @@ class Split:
         """
         import tensorflow as tf
 
-        (x_shape, x_dtype), (y_shape, y_dtype) = self.signature
-
-        def fetch(index: Any) -> Any:
-            x, y = tf.numpy_function(self.fetch, [index], [x_dtype, y_dtype], stateful=False)
-            x, y = tf.ensure_shape(x, (None, *x_shape)), tf.ensure_shape(y, (None, *y_shape))
-            if preprocessing is not None:
-                x = tf.cast(x, tf.float32) * preprocessing.scale + preprocessing.offset
-            if self.parts:
-                sizes = [math.prod(shape) for shape in self.parts]
-                flat = zip(tf.split(x, sizes, axis=1), self.parts, strict=True)
-                x = tuple(tf.reshape(part, (-1, *shape)) for part, shape in flat)
-            return index, x, y
-
         indices = tf.data.Dataset.range(self.size)
         if shuffle_seed is not None:
             indices = indices.shuffle(self.size, seed=shuffle_seed, reshuffle_each_iteration=True)
-        return indices.batch(batch_size).map(fetch, num_parallel_calls=2).prefetch(2)
+        return indices.batch(batch_size).map(
+            lambda index: (index, *self._fetched(index, preprocessing)), num_parallel_calls=2
+        ).prefetch(2)
+
+    def stream(
+        self, batch_size: int, *, seed: int, start: int = 0, preprocessing: Preprocessing | None = None
+    ) -> tf.data.Dataset:
+        """Endless batches (step int64 [], index int64 [b], x, y) in random order, each pass in another one.
+
+        A batch depends on ``seed`` and its step alone, so that a stream can begin at any ``start``; all have
+        the same size, the split's at most. Of memory, it takes what a few batches take.
+        """
+        import tensorflow as tf
+
+        size, batch_size = self.size, min(batch_size, self.size)
+
+        def fetch(step: Any) -> Any:
+            number = step * batch_size + tf.range(batch_size, dtype=tf.int64)
+            epoch = number // size
+            # The op itself, because tf.random.experimental.index_shuffle pads a matrix of seeds wrongly.
+            index = tf.raw_ops.RandomIndexShuffle(
+                index=number % size,
+                seed=tf.stack([tf.fill([batch_size], np.int64(seed)), epoch, tf.zeros_like(epoch)], axis=1),
+                max_index=np.int64(size - 1),
+                rounds=4,
+            )
+            return step, index, *self._fetched(index, preprocessing)
+
+        return tf.data.Dataset.counter(start).map(fetch, num_parallel_calls=2).prefetch(2)
+
+    def _fetched(self, index: Any, preprocessing: Preprocessing | None) -> tuple[Any, Any]:
+        """Tensors (x, y) of the examples at ``index``, an int64 tensor [b]."""
+        import tensorflow as tf
+
+        (x_shape, x_dtype), (y_shape, y_dtype) = self.signature
+        x, y = tf.numpy_function(self.fetch, [index], [x_dtype, y_dtype], stateful=False)
+        x, y = tf.ensure_shape(x, (None, *x_shape)), tf.ensure_shape(y, (None, *y_shape))
+        if preprocessing is not None:
+            x = tf.cast(x, tf.float32) * preprocessing.scale + preprocessing.offset
+        if self.parts:
+            sizes = [math.prod(shape) for shape in self.parts]
+            flat = zip(tf.split(x, sizes, axis=1), self.parts, strict=True)
+            x = tuple(tf.reshape(part, (-1, *shape)) for part, shape in flat)
+        return x, y
 
     def arrays(self, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The first ``limit`` examples as arrays, raw."""

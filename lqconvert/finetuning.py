@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,11 @@ import tf_keras
 from lqconvert.augmentation import Augmentation
 from lqconvert.budget import Budget, Point, Steering
 from lqconvert.calibration import at_full_width
+from lqconvert.checkpoint import Checkpoint
 from lqconvert.codes import Codes
 from lqconvert.datasets import Data, Preprocessing
 from lqconvert.deflating import deflated, entropy_bytes, stored
+from lqconvert.errors import LqError
 from lqconvert.exporting import learned_codes
 from lqconvert.granularity import kernel_name
 from lqconvert.quantizers import QuantizedLayer
@@ -32,6 +34,12 @@ from lqconvert.scoring import (
 
 #: Fine-tuning of a small data set still takes at least this many steps.
 MINIMUM_STEPS = 500
+#: A teacher's outputs on the training split are kept up to this many bytes, else made anew for each batch.
+CACHED_BYTES = 1 << 28
+#: Between two checkpoints.
+SAVE_SECONDS = 60
+#: A third of the learning rate so often comes to nothing.
+MOST_ROLLBACKS = 5
 #: How often an unsteered run looks at the validation split; a steered one does after every cycle.
 LOOKS = 10
 
@@ -72,12 +80,16 @@ def finetune(
     budget: Budget | None = None,
     augmentation: Augmentation | None = None,
     keep_last: bool = False,
-    resumed: bool = False,
     file_size: Callable[[Codes], int],
-    best_weights: Path,
+    checkpoint: Checkpoint | None = None,
+    save: Callable[[Checkpoint], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Finetuned:
     """Fine-tunes a calibrated model in place and leaves it at the weights that serve the budget best.
+
+    A loss that is no number, or codes that no file can hold, take the run back to its last look, with the best
+    weights so far and a third of the learning rate.
 
     Args:
         model: what :func:`lqconvert.rewrite` gives, calibrated.
@@ -89,61 +101,68 @@ def finetune(
         augmentation: how training images are varied; student and teacher see the same.
         budget: what the penalty of the scheme is steered to; without one the penalty stays as it is.
         keep_last: without a budget leave the model at its last weights instead of its best by score.
-        resumed: the model has been fine-tuned before.
         file_size: the bytes of the file that codes come to.
-        best_weights: the .weights.h5 to keep the best weights so far in.
+        checkpoint: where a run of the same arguments had come to: this one ends as that would have.
+        save: called with all that there is to go on from, about every minute and after every look.
         progress: called at every look at the validation split.
+        say: called with messages of one line.
+
+    Raises:
+        LqError: if it diverges, however slowly the model learns.
     """
     logits, activation = logits_of(model)
     teacher_logits, _ = logits_of(teacher)
-    augment = augmentation or Augmentation()
-    varied = augment != Augmentation()
-    # A model of its own: compiled, it would save its optimizer's state among the weights.
-    student = _Student(logits.inputs, logits.outputs, teacher_logits if varied else None)
     validation_teacher = predict(teacher_logits, data.validation, preprocessing)
     seen = _seen(teacher_logits, data, preprocessing, validation_teacher)
     steering = _steering(budget or Budget(), data, validation_teacher, activation, keep_last)
     steps = max(epochs * math.ceil(data.train.size / batch_size), MINIMUM_STEPS, 300 * steering.cycles)
     cycle = math.ceil(steps / steering.cycles)
     schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, cycle, t_mul=1.0)
-    student.compile(
-        RelativeAdam(student, schedule, damping),
-        loss=_distillation(activation, teacher_logits.output_shape[-1], data.labels),
-    )
-    batches = data.train.batches(batch_size, shuffle_seed=seed, preprocessing=preprocessing)
-    if varied:
-        batches = batches.map(lambda _, x, y: (augment(x), _flat(y)))
-    else:
-        cached = tf.constant(predict(teacher_logits, data.train, preprocessing))
-        batches = batches.map(
-            lambda index, x, y: (x, tf.concat([_flat(tf.gather(cached, index)), _flat(y)], axis=1))
+    augment = augmentation or Augmentation()
+    caches = augment == Augmentation() and data.train.size * validation_teacher[0].nbytes <= CACHED_BYTES
+    cached = tf.constant(predict(teacher_logits, data.train, preprocessing)) if caches else None
+
+    def batches(start: int) -> tf.data.Dataset:
+        """(inputs, targets) of every step from ``start`` on; the teacher's outputs in front, where cached."""
+        stream = data.train.stream(batch_size, seed=seed, start=start, preprocessing=preprocessing)
+        if cached is None:
+            return stream.map(lambda step, _, x, y: (augment(x, tf.stack([np.int64(seed), step])), _flat(y)))
+        return stream.map(
+            lambda _, index, x, y: (x, tf.concat([_flat(tf.gather(cached, index)), _flat(y)], axis=1))
         )
-    keeper = _KeepBest(
-        model,
-        data,
-        preprocessing,
-        validation_teacher,
-        steering,
-        file_size,
-        cycle,
-        best_weights,
-        progress,
+
+    trainer = _Trainer(
+        logits,
+        None if caches else teacher_logits,
+        RelativeAdam(logits, schedule, damping),
+        _distillation(activation, teacher_logits.output_shape[-1], data.labels),
+        batches,
     )
+    look = _Look(model, data, preprocessing, validation_teacher, file_size)
+    course = _Course(model, trainer, look, steering, cycle, save, progress, say)
     finished = True
     try:
-        if budget is not None and budget.steers and not resumed:
-            with at_full_width(model):  # plain int8: what remains where nothing smaller holds the budget
-                keeper.look(0, float("nan"))
-        student.pressure.assign(steering.next_pressure(keeper.look(0, float("nan"))))
-        steps = cycle * steering.cycles
-        student.fit(batches.repeat(), steps_per_epoch=steps, epochs=1, verbose=0, callbacks=[keeper])
+        if checkpoint is None:
+            course.begin()
+        else:
+            course.resume(checkpoint)
+        course.run()
     except KeyboardInterrupt:
         finished = False
-        if not keeper.curve:
+        if not course.points:
             raise
-    model.load_weights(best_weights)
-    best = keeper.saved
-    return Finetuned(finished, best, steering.holds(best), steering.floor, seen, keeper.curve)
+    assign(model.variables, course.best_variables)
+    best = course.points[course.best]
+    return Finetuned(finished, best, steering.holds(best), steering.floor, seen, course.points)
+
+
+def values(variables: Iterable[tf.Variable]) -> list[np.ndarray]:
+    return [variable.numpy() for variable in variables]
+
+
+def assign(variables: Iterable[tf.Variable], arrays: Iterable[np.ndarray]) -> None:
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)
 
 
 class RelativeAdam(tf_keras.optimizers.Adam):
@@ -190,27 +209,51 @@ def _flat(values: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.reshape(values, (tf.shape(values)[0], -1)), tf.float32)
 
 
-class _Student(tf_keras.Model):
-    """A model whose penalties weigh ``pressure`` times in its loss.
+class _Trainer:
+    """Training steps of a student on stacked targets: the teacher's outputs and the labels side by side.
 
-    Its targets are the teacher's outputs and the labels side by side; with a teacher given, only labels.
+    With a teacher given, it answers to each batch as the student does; else its outputs are in the targets.
+    The loss is the task's and the student's penalties, ``pressure`` times.
     """
 
-    def __init__(self, inputs: Any, outputs: Any, teacher: tf_keras.Model | None) -> None:
-        super().__init__(inputs, outputs)
-        self.pressure = tf.Variable(1.0, trainable=False)
-        # Behind a function: as an attribute Keras would train it, too.
-        self.teach = None if teacher is None else lambda x: teacher(x, training=False)
+    def __init__(
+        self,
+        student: tf_keras.Model,
+        teacher: tf_keras.Model | None,
+        optimizer: RelativeAdam,
+        loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+        batches: Callable[[int], tf.data.Dataset],
+    ) -> None:
+        self.student, self.teacher, self.optimizer = student, teacher, optimizer
+        self.loss, self.batches = loss, batches
+        optimizer.build(student.trainable_variables)
+        self.seek(0)
 
-    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        x, y = data
-        if self.teach is not None:
-            y = tf.concat([_flat(self.teach(x)), y], axis=1)
+    def seek(self, step: int) -> None:
+        """Goes on with the batch of this step."""
+        self.stream = iter(self.batches(step))
+
+    def run(self, steps: int, pressure: float) -> float:
+        """Takes steps; the task's mean loss over them."""
+        return float(self._run(self.stream, tf.constant(steps), tf.constant(pressure)))
+
+    @tf.function
+    def _run(self, stream: Any, steps: tf.Tensor, pressure: tf.Tensor) -> tf.Tensor:
+        total = tf.constant(0.0)
+        for _ in tf.range(steps):
+            x, y = next(stream)
+            total += self._step(x, y, pressure)
+        return total / tf.cast(steps, tf.float32)
+
+    def _step(self, x: Any, y: tf.Tensor, pressure: tf.Tensor) -> tf.Tensor:
+        if self.teacher is not None:
+            y = tf.concat([_flat(self.teacher(x, training=False)), y], axis=1)
         with tf.GradientTape() as tape:
-            task = self.compiled_loss(y, self(x, training=True))
-            loss = task + self.pressure * tf.add_n(self.losses) if self.losses else task
-        self.optimizer.minimize(loss, self.trainable_variables, tape)
-        return {"loss": task}
+            task = tf.reduce_mean(self.loss(y, self.student(x, training=True)))
+            penalties = self.student.losses
+            loss = task + pressure * tf.add_n(penalties) if penalties else task
+        self.optimizer.minimize(loss, self.student.trainable_variables, tape)
+        return task
 
 
 def _seen(
@@ -284,8 +327,8 @@ def packing_overhead(entropy: float, known: list[tuple[float, float]]) -> float:
     return overhead * (last / entropy) ** min(max(power, 0.0), 0.2)
 
 
-class _KeepBest(tf_keras.callbacks.Callback):
-    """Looks at the validation split and at the codes, steers, and keeps the best weights in a file."""
+class _Look:
+    """Looks at the validation split and at the codes."""
 
     def __init__(
         self,
@@ -293,48 +336,28 @@ class _KeepBest(tf_keras.callbacks.Callback):
         data: Data,
         preprocessing: Preprocessing,
         teacher_logits: np.ndarray,
-        steering: Steering,
         file_size: Callable[[Codes], int],
-        cycle: int,
-        path: Path,
-        progress: Callable[[Progress], None],
     ) -> None:
-        super().__init__()
         self.quantized, self.data, self.preprocessing = quantized, data, preprocessing
-        self.steering, self.file_size, self.cycle = steering, file_size, cycle
-        self.path, self.progress = path, progress
-        self.curve: list[Point] = []
-        self.saved: Point  # whose weights are in the file
+        self.file_size = file_size
         self.overheads: list[tuple[float, float]] = []  # (entropy, packed bytes over it) at every look
+        self.codes_in_use = 0  # different integers, summed over the tensors
         logits, self.activation = logits_of(quantized)
         self.teacher = activated(teacher_logits, self.activation)
         labels = data.validation.arrays()[1]
         self.float_qualities = qualities(teacher_logits, self.teacher, labels, self.teacher)
         self.call = tf.function(lambda x: logits(x, training=False), reduce_retracing=True)
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        every = self.cycle if self.steering.cycles > 1 else max(1, self.cycle // LOOKS)
-        if (batch + 1) % every == 0 or batch + 1 == self.cycle * self.steering.cycles:
-            point = self.look(batch + 1, float((logs or {})["loss"]))
-            if self.steering.cycles == 1:
-                return
-            if self.steering.collapsed(point):
-                self.model.optimizer.speed.assign(self.model.optimizer.speed / 3)
-            else:
-                self.model.pressure.assign(self.steering.next_pressure(point))
-            if not self.steering.holds(point) and self.saved.step:
-                self.quantized.load_weights(self.path)  # go on from the best so far
-
-    def look(self, step: int, loss: float) -> Point:
+    def __call__(self, step: int, pressure: float) -> Point:
         validation = self.data.validation
         batches = validation.batches(256, preprocessing=self.preprocessing)
         logits = np.concatenate([self.call(x).numpy() for _, x, _ in batches])
         labels = validation.arrays()[1]
         codes = learned_codes(self.quantized)
+        self.codes_in_use = sum(layer.kernel.code_count for layer in codes.layers.values())
         kernels, entropy = b"".join(stored(codes)), max(entropy_bytes(codes), 1.0)
         packed = deflated(kernels)
         estimated = entropy * packing_overhead(entropy, self.overheads or [(entropy, packed / entropy)])
-        self.overheads.append((entropy, packed / entropy))
         outputs = activated(logits, self.activation)
         score = score_outputs(outputs, labels, self.teacher)
         chances = right_probabilities(logits, labels)
@@ -350,15 +373,129 @@ class _KeepBest(tf_keras.callbacks.Callback):
             self.file_size(codes),
             round(estimated),
             packed,
-            self.steering.pressure,
+            pressure,
         )
-        self.steering.see(point)
-        if not self.curve or self.steering.rank(point) >= self.steering.rank(self.saved):
-            self.saved = point
-            partial = self.path.with_name(f".part.{self.path.name}")
-            self.quantized.save_weights(partial)
-            partial.replace(self.path)
-        self.curve.append(point)
-        count = sum(layer.kernel.code_count for layer in codes.layers.values())
-        self.progress(Progress(self.cycle * self.steering.cycles, loss, count, point))
+        self.overheads.append((entropy, packed / entropy))
         return point
+
+
+class _Course:
+    """A fine-tuning under way: steps, looks at intervals, steers by them, and keeps the best weights."""
+
+    def __init__(
+        self,
+        model: tf_keras.Model,
+        trainer: _Trainer,
+        look: _Look,
+        steering: Steering,
+        cycle: int,
+        save: Callable[[Checkpoint], None],
+        progress: Callable[[Progress], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.model, self.trainer, self.look, self.steering = model, trainer, look, steering
+        self.save, self.progress, self.say = save, progress, say
+        self.steps = cycle * steering.cycles
+        self.interval = cycle if steering.cycles > 1 else max(1, cycle // LOOKS)
+        self.step, self.rollbacks = 0, 0
+        self.points: list[Point] = []
+        self.best = 0  # place in the points
+        self.best_variables: list[np.ndarray] = []
+
+    def begin(self) -> None:
+        if self.steering.budget.steers:  # plain int8: what remains where nothing smaller holds the budget
+            with at_full_width(self.model):
+                self._see(math.nan)
+        self.steering.next_pressure(self._see(math.nan))
+        self._save()
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Goes on from where another run of the same settings stood."""
+        self.step, self.rollbacks = checkpoint.step, checkpoint.rollbacks
+        self.points, self.best = checkpoint.points, checkpoint.best
+        self.best_variables = checkpoint.best_variables
+        self.look.overheads = checkpoint.overheads
+        assign(self.model.variables, checkpoint.variables)
+        assign(self.trainer.optimizer.variables, checkpoint.optimizer)
+        self.trainer.optimizer.speed.assign(checkpoint.speed)
+        self.trainer.seek(self.step)
+        self.steering.replay(self.points)
+
+    def run(self) -> None:
+        """Learns until the last step."""
+        chunk, loss, saved = 1, math.nan, time.monotonic()
+        while self.step < self.steps:
+            until = min(self.step - self.step % self.interval + self.interval, self.steps)
+            taken, start = min(chunk, until - self.step), time.monotonic()
+            loss = self.trainer.run(taken, self.steering.pressure)
+            self.step += taken
+            try:
+                if not math.isfinite(loss):
+                    raise LqError("the loss is no number")
+                if self.step == until:
+                    self._steer(self._see(loss))
+            except LqError as error:  # also of codes that no file can hold
+                self._roll_back(error)
+                continue
+            now = time.monotonic()
+            if self.step == until or now - saved > SAVE_SECONDS:
+                self._save()
+                saved = now
+            # Long enough that Python costs nothing, short enough that Ctrl-C is heard.
+            if now - start < 0.25:
+                chunk *= 2
+            elif now - start > 1:
+                chunk = max(1, chunk // 2)
+
+    def _see(self, loss: float) -> Point:
+        """Puts a point on the curve."""
+        point = self.look(self.step, self.steering.pressure)
+        self.steering.see(point)
+        if not self.points or self.steering.rank(point) >= self.steering.rank(self.points[self.best]):
+            self.best, self.best_variables = len(self.points), values(self.model.variables)
+        self.points.append(point)
+        self.progress(Progress(self.steps, loss, self.look.codes_in_use, point))
+        return point
+
+    def _steer(self, point: Point) -> None:
+        if self.steering.cycles == 1:
+            return
+        if self.steering.collapsed(point):
+            self._slow_down()
+        else:
+            self.steering.next_pressure(point)
+        if not self.steering.holds(point) and self.points[self.best].step:
+            assign(self.model.variables, self.best_variables)  # go on from the best so far
+
+    def _slow_down(self) -> None:
+        self.trainer.optimizer.speed.assign(self.trainer.optimizer.speed / 3)
+
+    def _roll_back(self, error: LqError) -> None:
+        """To the last look, and the best weights so far."""
+        if self.rollbacks == MOST_ROLLBACKS:
+            raise LqError(f"fine-tuning diverges, however slowly it learns ({error})") from error
+        self.rollbacks += 1
+        diverged, self.step = self.step, self.points[-1].step
+        self.say(f"step {diverged}: {error}; back to step {self.step}, to learn a third as fast")
+        assign(self.model.variables, self.best_variables)
+        optimizer = self.trainer.optimizer
+        assign(optimizer.variables, [np.zeros(each.shape) for each in optimizer.variables])
+        optimizer.iterations.assign(self.step)
+        self._slow_down()
+        self.trainer.seek(self.step)
+
+    def _save(self) -> None:
+        optimizer = self.trainer.optimizer
+        self.save(
+            Checkpoint(
+                self.step,
+                values(self.model.variables),
+                values(optimizer.variables),
+                self.best_variables,
+                self.points,
+                self.best,
+                self.look.overheads,
+                self.rollbacks,
+                float(optimizer.speed),
+            )
+        )

@@ -160,10 +160,14 @@ def float_model(name: str, folder: Path) -> Path:
 def post_training(model: tf_keras.Model, network: Network) -> bytes:
     """tf.lite int8 with a representative data set."""
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+    # Of a model of quantization-aware training the ranges are its own.
     converter.representative_dataset = lambda: (
         [example[np.newaxis]] for example in _examples(network, model)
     )
-    return _int8(converter)
+    return converter.convert()
 
 
 def _examples(network: Network, model: tf_keras.Model) -> np.ndarray:
@@ -172,17 +176,10 @@ def _examples(network: Network, model: tf_keras.Model) -> np.ndarray:
     return raw.astype(np.float32) * np.float32(preprocessing.scale) + np.float32(preprocessing.offset)
 
 
-def _int8(converter: tf.lite.TFLiteConverter) -> bytes:
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter.inference_input_type = converter.inference_output_type = tf.int8
-    return converter.convert()
-
-
 def quantization_aware(model: tf_keras.Model, network: Network) -> bytes:
     quantized = tfmot.quantization.keras.quantize_model(model)
     fit(quantized, network, epochs=network.finetuning_epochs, rate=2e-4)
-    return _int8(tf.lite.TFLiteConverter.from_keras_model(quantized))
+    return post_training(quantized, network)
 
 
 def pruned(sparsity: float) -> Callable[[tf_keras.Model, Network], bytes]:
