@@ -24,6 +24,7 @@ from lqconvert.options import (
     PreprocessingType,
     SizeType,
     model_options,
+    quiet_option,
     target_options,
     target_settings,
 )
@@ -110,6 +111,9 @@ def main(context: click.Context) -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Start from the best weights of an interrupted run.")
 @click.option("--strict", is_flag=True, help="Refuse layers that would stay float.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done: train nothing, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@quiet_option
 @model_options
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
 def quantize(
@@ -121,6 +125,9 @@ def quantize(
     max_size: int | None,
     bits: int,
     penalty: float | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
     debug: bool,
     **settings: Any,
 ) -> None:
@@ -138,11 +145,18 @@ def quantize(
         raise LqError(f"{model}: no such file")
     _import_quietly(debug)
     from lqconvert.convert import quantize as run
+    from lqconvert.planning import plan
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True, quiet=quiet)
+    job = model, data, output or os.path.splitext(model.rstrip("/"))[0] + ".tflite"
+    settings |= target_settings(settings) | {"scheme": _scheme(scheme, bits, penalty), "budget": budget}
+    settings["say"] = console.print
+    if dry_run:
+        _show(plan(*job, **settings), as_json)
+        return
     columns = "[progress.description]{task.description}"
     parts = TextColumn(columns), BarColumn(), TimeRemainingColumn()
-    with Bar(*parts, console=console, transient=True) as bar:
+    with Bar(*parts, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading", total=None)
 
         def progress(at: Any) -> None:
@@ -151,19 +165,8 @@ def quantize(
             text += f"  {at.codes} codes  ~{point.bytes:,} bytes"
             bar.update(task, description=text, completed=point.step, total=at.steps)
 
-        report = run(
-            model,
-            data,
-            output or os.path.splitext(model.rstrip("/"))[0] + ".tflite",
-            scheme=_scheme(scheme, bits, penalty),
-            budget=budget,
-            preprocess=settings.pop("preprocess"),
-            **target_settings(settings),
-            progress=progress,
-            say=console.print,
-            **settings,
-        )
-    report.print(Console())
+        report = run(*job, progress=progress, **settings)
+    _show(report, as_json)
 
 
 @main.command()
@@ -171,11 +174,12 @@ def quantize(
 @click.option("-o", "--output", type=click.Path(), help="The .tflite.  [default: CODES.TARGET.tflite]")
 @click.option("--data", help="As for quantize: scores the file on the test split, too.")
 @target_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
-def export(codes: str, output: str | None, data: str | None, debug: bool, **settings: Any) -> None:
+def export(
+    codes: str, output: str | None, data: str | None, as_json: bool, debug: bool, **settings: Any
+) -> None:
     """Makes files for other targets of the CODES (.codes.npz) of an earlier run, without training."""
-    from rich.console import Console
-
     if not os.path.exists(codes):
         raise LqError(f"{codes}: no such file")
     _import_quietly(debug)
@@ -183,7 +187,7 @@ def export(codes: str, output: str | None, data: str | None, debug: bool, **sett
 
     name = Path(codes).name.removesuffix(".npz").removesuffix(".codes")
     path = Path(output) if output else Path(codes).with_name(f"{name}.{settings['targets'][0]}.tflite")
-    export_codes(codes, path, data_spec=data, **target_settings(settings)).print(Console())
+    _show(export_codes(codes, path, data_spec=data, **target_settings(settings)), as_json)
 
 
 @main.command()
@@ -323,6 +327,7 @@ def check(
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="As for quantize.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--storage", help="URL of an Optuna storage that several machines share.  [default: SQLite]")
+@quiet_option
 @model_options
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
 def sweep(
@@ -332,6 +337,7 @@ def sweep(
     preprocess: Preprocessing | None,
     input_shape: tuple[int, ...] | None,
     trust_model: bool,
+    quiet: bool,
     debug: bool,
     **settings: Any,
 ) -> None:
@@ -349,7 +355,7 @@ def sweep(
     from lqconvert.sweeping import write_csv
 
     folder = Path(output or os.path.splitext(model.rstrip("/"))[0] + ".sweep")
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True, quiet=quiet)
     runs = run_sweep(
         model,
         data,
@@ -414,7 +420,7 @@ def _show(result: Any, as_json: bool) -> None:
     from rich.console import Console
 
     if as_json:
-        click.echo(result.to_json())
+        click.echo(result.to_json().rstrip())
     else:
         result.print(Console(markup=False))  # names in files may have brackets
 

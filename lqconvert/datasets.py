@@ -130,6 +130,11 @@ class Data:
     integer_pixels: bool
     class_names: list[str] = field(default_factory=list)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Examples by split."""
+        return {"train": self.train.size, "validation": self.validation.size, "test": self.test.size}
+
 
 def as_numpy(x: Any) -> Any:
     """A batch's inputs as an array, or as a list of arrays where there are several."""

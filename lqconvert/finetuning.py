@@ -103,8 +103,7 @@ def finetune(
     validation_teacher = predict(teacher_logits, data.validation, preprocessing)
     seen = _seen(teacher_logits, data, preprocessing, validation_teacher)
     steering = _steering(budget or Budget(), data, validation_teacher, activation, keep_last)
-    steps = max(epochs * math.ceil(data.train.size / batch_size), MINIMUM_STEPS, 300 * steering.cycles)
-    cycle = math.ceil(steps / steering.cycles)
+    cycle = cycle_steps(data.train.size, epochs, batch_size, steering.cycles)
     schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, cycle, t_mul=1.0)
     student.compile(
         RelativeAdam(student, schedule, damping),
@@ -144,6 +143,11 @@ def finetune(
     model.load_weights(best_weights)
     best = keeper.saved
     return Finetuned(finished, best, steering.holds(best), steering.floor, seen, keeper.curve)
+
+
+def cycle_steps(examples: int, epochs: int, batch_size: int, cycles: int) -> int:
+    """The steps of each cycle of a run."""
+    return math.ceil(max(epochs * math.ceil(examples / batch_size), MINIMUM_STEPS, 300 * cycles) / cycles)
 
 
 class RelativeAdam(tf_keras.optimizers.Adam):
