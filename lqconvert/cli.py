@@ -247,8 +247,8 @@ def compare(files: tuple[str, ...], data: str, as_json: bool, debug: bool, **set
 
 
 @main.command()
-@click.argument("file", type=click.Path())
-@click.option("--max-size", type=SizeType(), help="Of the file.")
+@click.argument("files", type=click.Path(), nargs=-1, required=True)
+@click.option("--max-size", type=SizeType(), help="Of each file.")
 @click.option("--max-ram", type=SizeType(), help="Tensor arena in TFLite Micro, as measured on this machine.")
 @click.option("--min-accuracy", type=click.FloatRange(0, 1), metavar="SHARE", help="On the test split: 0.97.")
 @click.option("--max-drop", type=click.FloatRange(0), metavar="POINTS", help="Under --baseline or --against.")
@@ -263,7 +263,7 @@ def compare(files: tuple[str, ...], data: str, as_json: bool, debug: bool, **set
 @click.option("--junit", type=click.Path(), help="Write JUnit XML.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
 def check(
-    file: str,
+    files: tuple[str, ...],
     data: str | None,
     against: str | None,
     save_baseline: str | None,
@@ -272,7 +272,9 @@ def check(
     debug: bool,
     **settings: Any,
 ) -> None:
-    """Holds FILE, a .tflite of any tool, against budgets: exit code 1 where it is over one."""
+    """Holds FILES, .tflite of any tool, against budgets: exit code 1 where one is over one."""
+    if len(files) > 1 and (against or save_baseline or junit or form == "json"):
+        raise click.UsageError("--against, --save-baseline, --junit and --json take a single file")
     _import_quietly(debug)
     from rich.console import Console
 
@@ -281,20 +283,25 @@ def check(
     from lqconvert.writing import Writer, write_all
 
     before = None if against is None else Measurements.load(against)
-    result = run(file, data_spec=data, against=before, **settings)
-    if not result.verdicts and save_baseline is None:
-        raise click.UsageError("no budget to check: give --max-size, --min-accuracy, --against, ...")
-    if form is None:
-        result.print(Console())
-    else:
-        click.echo(result.to_json() if form == "json" else result.to_markdown())
+    results = []
+    for file in files:
+        result = run(file, data_spec=data, against=before, **settings)
+        if not result.verdicts and save_baseline is None:
+            raise click.UsageError("no budget to check: give --max-size, --min-accuracy, --against, ...")
+        if form is not None:
+            click.echo(result.to_json() if form == "json" else result.to_markdown() + "\n")
+        else:
+            if len(files) > 1:
+                click.echo(f"{file}:")
+            result.print(Console())
+        results.append(result)
     writers: dict[Path, Writer] = {}
     if junit is not None:
         writers[Path(junit)] = lambda path: path.write_text(result.to_junit())
     if save_baseline is not None and result.holds:
         writers[Path(save_baseline)] = lambda path: path.write_text(result.measured.to_json())
     write_all(writers)
-    if not result.holds:
+    if not all(result.holds for result in results):
         click.get_current_context().exit(1)
 
 
