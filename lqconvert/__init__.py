@@ -22,6 +22,7 @@ _HOMES = {
     "inspect": "inspecting",
     "load_data": "datasets",
     "load_model": "loading",
+    "plan": "planning",
     "quantize": "convert",
     "rewrite": "rewriting",
     "Budget": "budget",

@@ -47,6 +47,11 @@ class Budget:
     def steers(self) -> bool:
         return self.max_drop is not None or self.max_size is not None
 
+    @property
+    def cycles(self) -> int:
+        """How many fine-tuning is made of (see :class:`Steering`)."""
+        return Steering.CYCLES if self.steers else 1
+
     def __str__(self) -> str:
         if self.max_size is not None:
             return f"at most {self.max_size:,} bytes"
@@ -97,7 +102,7 @@ class Steering:
         self.target = (budget.max_size or 0) * self.SIZE_MARGIN
         self.keep_last = keep_last
         self.perfect, self.best = perfect, -math.inf
-        self.cycles = self.CYCLES if budget.steers else 1
+        self.cycles = budget.cycles
         self.pressure = self.START if budget.steers else 1.0
         self.low, self.high = 0.0, math.inf
         self.last: Point | None = None

@@ -66,8 +66,8 @@ class Checkpoint:
         Raises:
             LqError: if the file is of another run, or of none.
         """
-        arrays = load_npz(path)
         try:
+            arrays = load_npz(path)
             plain = json.loads(arrays.pop("state").tobytes())
             written = plain.pop("settings")
             for kind in cls.ARRAYS:
@@ -75,6 +75,8 @@ class Checkpoint:
                 plain[kind] = [arrays[f"{kind}/{n}"] for n in range(count)]
             plain["points"] = [Point(**point) for point in plain["points"]]
             checkpoint = cls(**plain)
+        except LqError as error:
+            raise LqError(f"{error}; leave out --resume") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise LqError(f"{path}: no checkpoint of lqconvert; leave out --resume") from error
         # As JSON has it, where a tuple is a list.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -24,6 +25,7 @@ from lqconvert.options import (
     PreprocessingType,
     SizeType,
     model_options,
+    quiet_option,
     target_options,
     target_settings,
 )
@@ -46,11 +48,26 @@ class _Group(click.Group):
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("interrupted: nothing was written", err=True)
+        except _Terminated:
+            click.echo("terminated: nothing was written; quantize --resume goes on from here", err=True)
+            ctx.exit(128 + signal.SIGTERM)
+        except MemoryError as error:
+            if debug:
+                raise
+            click.echo(f"error: out of memory ({error}); a smaller --batch-size may do", err=True)
         except Exception as error:
             if debug:
                 raise
             click.echo(f"error: {_first_line(error)} (--debug shows where)", err=True)
         ctx.exit(1)
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as a scheduler sends it: ends a run as Ctrl-C does, but exports nothing."""
+
+
+def _terminate(*_: Any) -> None:
+    raise _Terminated
 
 
 def _first_line(error: Exception) -> str:
@@ -68,6 +85,8 @@ def main(context: click.Context) -> None:
 
     Defaults of options are read from the table [tool.lqconvert.COMMAND] of the project's pyproject.toml.
     """
+    before = signal.signal(signal.SIGTERM, _terminate)
+    context.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
     project = find(Path.cwd())
     if project is not None:
         options = {
@@ -108,8 +127,13 @@ def main(context: click.Context) -> None:
     help="Of the scales.  [default: 3e-3 for rate, 1e-3 for the thesis's, else 2e-4]",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--resume", is_flag=True, help="Start from the best weights of an interrupted run.")
+@click.option("--resume", is_flag=True, help="Go on from where an interrupted run was.")
+@click.option("--log", type=click.Path(), help="Append a line of JSON for every look at the run, too.")
+@click.option("--tensorboard", type=click.Path(), help="Write summaries for TensorBoard into a folder, too.")
 @click.option("--strict", is_flag=True, help="Refuse layers that would stay float.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done: train nothing, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@quiet_option
 @model_options
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
 def quantize(
@@ -121,6 +145,11 @@ def quantize(
     max_size: int | None,
     bits: int,
     penalty: float | None,
+    dry_run: bool,
+    log: str | None,
+    tensorboard: str | None,
+    as_json: bool,
+    quiet: bool,
     debug: bool,
     **settings: Any,
 ) -> None:
@@ -138,11 +167,28 @@ def quantize(
         raise LqError(f"{model}: no such file")
     _import_quietly(debug)
     from lqconvert.convert import quantize as run
+    from lqconvert.logs import JsonLines, TensorBoard
+    from lqconvert.planning import plan
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True, quiet=quiet)
+    job = model, data, output or os.path.splitext(model.rstrip("/"))[0] + ".tflite"
+    settings |= target_settings(settings) | {"scheme": _scheme(scheme, bits, penalty), "budget": budget}
+    settings["say"] = console.print
+    if dry_run:
+        _show(plan(*job, **settings), as_json)
+        return
+    summaries = None if tensorboard is None else TensorBoard(tensorboard)
+    lines = None if log is None else JsonLines(log)
+
+    def say(text: str) -> None:
+        console.print(text)
+        if lines is not None:
+            lines.say(text)
+
+    settings["say"] = say
     columns = "[progress.description]{task.description}"
     parts = TextColumn(columns), BarColumn(), TimeRemainingColumn()
-    with Bar(*parts, console=console, transient=True) as bar:
+    with Bar(*parts, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading", total=None)
 
         def progress(at: Any) -> None:
@@ -150,20 +196,12 @@ def quantize(
             text = f"step {point.step}/{at.steps}  loss {at.loss:.4f}  validation {point.score:.4f}"
             text += f"  {at.codes} codes  ~{point.bytes:,} bytes"
             bar.update(task, description=text, completed=point.step, total=at.steps)
+            for each in (summaries, lines):
+                if each is not None:
+                    each.progress(at)
 
-        report = run(
-            model,
-            data,
-            output or os.path.splitext(model.rstrip("/"))[0] + ".tflite",
-            scheme=_scheme(scheme, bits, penalty),
-            budget=budget,
-            preprocess=settings.pop("preprocess"),
-            **target_settings(settings),
-            progress=progress,
-            say=console.print,
-            **settings,
-        )
-    report.print(Console())
+        report = run(*job, progress=progress, **settings)
+    _show(report, as_json)
 
 
 @main.command()
@@ -171,11 +209,12 @@ def quantize(
 @click.option("-o", "--output", type=click.Path(), help="The .tflite.  [default: CODES.TARGET.tflite]")
 @click.option("--data", help="As for quantize: scores the file on the test split, too.")
 @target_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
-def export(codes: str, output: str | None, data: str | None, debug: bool, **settings: Any) -> None:
+def export(
+    codes: str, output: str | None, data: str | None, as_json: bool, debug: bool, **settings: Any
+) -> None:
     """Makes files for other targets of the CODES (.codes.npz) of an earlier run, without training."""
-    from rich.console import Console
-
     if not os.path.exists(codes):
         raise LqError(f"{codes}: no such file")
     _import_quietly(debug)
@@ -183,7 +222,7 @@ def export(codes: str, output: str | None, data: str | None, debug: bool, **sett
 
     name = Path(codes).name.removesuffix(".npz").removesuffix(".codes")
     path = Path(output) if output else Path(codes).with_name(f"{name}.{settings['targets'][0]}.tflite")
-    export_codes(codes, path, data_spec=data, **target_settings(settings)).print(Console())
+    _show(export_codes(codes, path, data_spec=data, **target_settings(settings)), as_json)
 
 
 @main.command()
@@ -243,8 +282,8 @@ def compare(files: tuple[str, ...], data: str, as_json: bool, debug: bool, **set
 
 
 @main.command()
-@click.argument("file", type=click.Path())
-@click.option("--max-size", type=SizeType(), help="Of the file.")
+@click.argument("files", type=click.Path(), nargs=-1, required=True)
+@click.option("--max-size", type=SizeType(), help="Of each file.")
 @click.option("--max-ram", type=SizeType(), help="Tensor arena in TFLite Micro, as measured on this machine.")
 @click.option("--min-accuracy", type=click.FloatRange(0, 1), metavar="SHARE", help="On the test split: 0.97.")
 @click.option("--max-drop", type=click.FloatRange(0), metavar="POINTS", help="Under --baseline or --against.")
@@ -259,7 +298,7 @@ def compare(files: tuple[str, ...], data: str, as_json: bool, debug: bool, **set
 @click.option("--junit", type=click.Path(), help="Write JUnit XML.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
 def check(
-    file: str,
+    files: tuple[str, ...],
     data: str | None,
     against: str | None,
     save_baseline: str | None,
@@ -268,7 +307,9 @@ def check(
     debug: bool,
     **settings: Any,
 ) -> None:
-    """Holds FILE, a .tflite of any tool, against budgets: exit code 1 where it is over one."""
+    """Holds FILES, .tflite of any tool, against budgets: exit code 1 where one is over one."""
+    if len(files) > 1 and (against or save_baseline or junit or form == "json"):
+        raise click.UsageError("--against, --save-baseline, --junit and --json take a single file")
     _import_quietly(debug)
     from rich.console import Console
 
@@ -277,20 +318,25 @@ def check(
     from lqconvert.writing import Writer, write_all
 
     before = None if against is None else Measurements.load(against)
-    result = run(file, data_spec=data, against=before, **settings)
-    if not result.verdicts and save_baseline is None:
-        raise click.UsageError("no budget to check: give --max-size, --min-accuracy, --against, ...")
-    if form is None:
-        result.print(Console())
-    else:
-        click.echo(result.to_json() if form == "json" else result.to_markdown())
+    results = []
+    for file in files:
+        result = run(file, data_spec=data, against=before, **settings)
+        if not result.verdicts and save_baseline is None:
+            raise click.UsageError("no budget to check: give --max-size, --min-accuracy, --against, ...")
+        if form is not None:
+            click.echo(result.to_json() if form == "json" else result.to_markdown() + "\n")
+        else:
+            if len(files) > 1:
+                click.echo(f"{file}:")
+            result.print(Console())
+        results.append(result)
     writers: dict[Path, Writer] = {}
     if junit is not None:
         writers[Path(junit)] = lambda path: path.write_text(result.to_junit())
     if save_baseline is not None and result.holds:
         writers[Path(save_baseline)] = lambda path: path.write_text(result.measured.to_json())
     write_all(writers)
-    if not result.holds:
+    if not all(result.holds for result in results):
         click.get_current_context().exit(1)
 
 
@@ -323,6 +369,7 @@ def check(
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="As for quantize.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--storage", help="URL of an Optuna storage that several machines share.  [default: SQLite]")
+@quiet_option
 @model_options
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
 def sweep(
@@ -332,6 +379,7 @@ def sweep(
     preprocess: Preprocessing | None,
     input_shape: tuple[int, ...] | None,
     trust_model: bool,
+    quiet: bool,
     debug: bool,
     **settings: Any,
 ) -> None:
@@ -349,7 +397,7 @@ def sweep(
     from lqconvert.sweeping import write_csv
 
     folder = Path(output or os.path.splitext(model.rstrip("/"))[0] + ".sweep")
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True, quiet=quiet)
     runs = run_sweep(
         model,
         data,
@@ -414,7 +462,7 @@ def _show(result: Any, as_json: bool) -> None:
     from rich.console import Console
 
     if as_json:
-        click.echo(result.to_json())
+        click.echo(result.to_json().rstrip())
     else:
         result.print(Console(markup=False))  # names in files may have brackets
 

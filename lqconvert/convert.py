@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
-import tf_keras
 
-from lqconvert.augmentation import Augmentation, choose_augmentation
 from lqconvert.budget import Budget
-from lqconvert.calibration import calibrate
-from lqconvert.checkpoint import Checkpoint
-from lqconvert.codes import Codes, Int8File
-from lqconvert.datasets import Data, Preprocessing, Split, as_numpy, choose_preprocessing, load_data
+from lqconvert.checkpoint import locked
+from lqconvert.codes import Int8File
+from lqconvert.datasets import Data, Preprocessing, Split, as_numpy, load_data
 from lqconvert.deflating import gzipped
 from lqconvert.errors import BudgetMissed, LqError
-from lqconvert.exporting import Exported, Template, convert, export, learned_codes
+from lqconvert.exporting import Exported, convert, export, learned_codes
 from lqconvert.finetuning import Finetuned, Progress, finetune
 from lqconvert.firmware import c_sources
-from lqconvert.folding import fold
-from lqconvert.loading import load_model
 from lqconvert.noise import layer_noise
-from lqconvert.proving import PROOF_EXAMPLES, Limits, check_runs, examples_in, prove, run, smallest
+from lqconvert.preparing import Prepared, paths_of, pixel_shift, prepare
+from lqconvert.proving import PROOF_EXAMPLES, Limits, examples_in, prove, run, smallest
 from lqconvert.quantizers import QuantizedLayer
 from lqconvert.report import Exports, Measured, Report, TargetFile, layer_rows, versions
-from lqconvert.rewriting import float_layers, rewrite
 from lqconvert.runtime import Runner, check_loads
-from lqconvert.schemes import Rate, Scheme
+from lqconvert.schemes import Scheme
 from lqconvert.scoring import agreement, joined, logits_of, predict, score_outputs
-from lqconvert.targets import LITERT, TFLM, Target
-from lqconvert.writing import Writer, check_page, check_writable, write_all
+from lqconvert.targets import LITERT, Target
+from lqconvert.writing import Paths, Writer, make_folders, write_all
 
 
 def quantize(
@@ -84,7 +76,7 @@ def quantize(
         epochs, learning_rate: what suits the scheme, by default.
         preprocess: what the model was trained on; found out by scoring the float model when None.
         resume: go on from where a run into the same output was interrupted or died; the result is that of an
-            undisturbed one. Where none did, start from the beginning.
+            undisturbed one. Where none did, this begins.
         input_shape, trust_model: see :func:`lqconvert.loading.load_model`.
         strict: refuse a model that has layers without integer kernels; they compute in float else (on
             litert; tflm always refuses).
@@ -97,88 +89,63 @@ def quantize(
         LqError: for every mistake of the user's; nothing is written then.
         BudgetMissed: if no codes hold the budget.
     """
-    output, limits = Path(output), limits or Limits()
-    check_writable(output)
-    if html is not None:
-        check_page(Path(html), output)
-    _check_targets(targets, limits, c_array)
-    budget = budget or Budget(max_drop=0.0 if scheme is None else None)
-    scheme = scheme or Rate()
-    if budget.steers and type(scheme).penalty is Scheme.penalty:
-        raise LqError(f"scheme {scheme.name} has no penalty to steer to a budget with; take rate")
-    granularity = granularity or ("mixed" if isinstance(scheme, Rate) else "output-channel-wise")
-    epochs = epochs or scheme.epochs
-    model = load_model(model_path, input_shape=input_shape, trust_model=trust_model)
-    folded = fold(model)
-    kept = float_layers(folded)
-    _check_integer(kept, targets, strict)
-    outputs_of = joined(model)
-    shapes = {name: tuple(x.shape[1:]) for name, x in zip(model.input_names, model.inputs, strict=True)}
-    data = load_data(data_spec, shapes, outputs_of.output_shape[-1])
-    images = len(shapes) == 1 and model.inputs[0].dtype == tf.float32
-    if preprocess is None:
-        preprocess = _find_preprocessing(model, data, images, say)
-    augmentation = Augmentation()
-    if images:
-        augmentation = choose_augmentation(lambda x: model.predict(x, verbose=0), data, preprocess)
-    if augmentation != Augmentation():
-        say(f"training images are {augmentation}, which the float model does not mind")
-    tf_keras.utils.set_random_seed(seed)
-    pixels = pixel_range(preprocess) if data.integer_pixels and images else None
-    quantized = rewrite(
-        model, scheme, granularity=granularity, rounding=rounding, start=start, input_range=pixels
-    )
-    depth = sum(isinstance(layer, QuantizedLayer) for layer in quantized.layers)
-    learning_rate = learning_rate or scheme.learning_rate
-    few = data.train.batches(256, shuffle_seed=seed, preprocessing=preprocess).take(4)
-    batches = [as_numpy(x) for _, x, _ in few]
-    calibrate(quantized, batches)
-    settings = {
-        "scheme": scheme.get_config(),
-        "budget": dataclasses.asdict(budget),
-        "granularity": granularity,
-        "rounding": rounding,
-        "start": start,
-        "preprocess": str(preprocess),
-        "limits": dataclasses.asdict(limits),
-        "augmentation": str(augmentation),
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-    }
-    splits = {"train": data.train.size, "validation": data.validation.size, "test": data.test.size}
-    checkpoint = output.with_suffix(".resume.npz")
-    run_of = {
-        **settings,
-        "target": targets[0].name,
-        "data": splits,
-        "model": zlib.crc32(b"".join(weights.tobytes() for weights in folded.get_weights())),
-    }
-    started = Checkpoint.load(checkpoint, run_of) if resume and checkpoint.exists() else None
-    template = Template.of(quantized, learned_codes(quantized))
-    for target in targets:
-        check_runs(template.tflite, target)
-
-    def file_size(codes: Codes) -> int:
-        return len(smallest(template.fill(codes), targets[0]).tflite)
-
-    finetuned = finetune(
-        quantized,
-        folded,
-        data,
-        preprocess,
+    limits = limits or Limits()
+    ready = prepare(
+        model_path,
+        data_spec,
+        output,
+        targets=targets,
+        limits=limits,
+        c_array=c_array,
+        gzip=gzip,
+        html=html,
+        scheme=scheme,
+        budget=budget,
+        granularity=granularity,
+        rounding=rounding,
+        start=start,
+        preprocess=preprocess,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
-        damping=scheme.damping(depth),
         seed=seed,
+        resume=resume,
+        input_shape=input_shape,
+        strict=strict,
+        trust_model=trust_model,
+        say=say,
+    )
+    make_folders(ready.paths.all())
+    with locked(ready.paths.first):
+        finetuned = _learn(ready, targets[0], progress, say)
+        report = _export(ready, finetuned, targets, limits)
+        if finetuned.finished:
+            ready.paths.checkpoint.unlink()
+        return report
+
+
+def _learn(
+    ready: Prepared, target: Target, progress: Callable[[Progress], None], say: Callable[[str], None]
+) -> Finetuned:
+    """Fine-tunes; bytes are those of a file for the target."""
+    budget, path = ready.budget, ready.paths.checkpoint
+    depth = sum(isinstance(layer, QuantizedLayer) for layer in ready.quantized.layers)
+    finetuned = finetune(
+        ready.quantized,
+        ready.folded,
+        ready.data,
+        ready.preprocess,
+        epochs=ready.epochs,
+        batch_size=ready.batch_size,
+        learning_rate=ready.learning_rate,
+        damping=ready.scheme.damping(depth),
+        seed=ready.settings["seed"],
         budget=budget,
-        augmentation=augmentation,
-        keep_last=scheme.coarsens,
-        file_size=file_size,
-        checkpoint=started,
-        save=lambda state: state.save(checkpoint, run_of),
+        augmentation=ready.augmentation,
+        keep_last=ready.scheme.coarsens,
+        file_size=lambda codes: len(smallest(ready.template.fill(codes), target).tflite),
+        checkpoint=ready.checkpoint,
+        save=lambda state: state.save(path, ready.identity),
         progress=progress,
         say=say,
     )
@@ -192,25 +159,32 @@ def quantize(
     if not finetuned.holds:
         if not finetuned.finished:
             raise BudgetMissed(f"interrupted, {_missed(budget, finetuned)}; to go on, add --resume")
-        checkpoint.unlink()
+        path.unlink()
         raise BudgetMissed(_missed(budget, finetuned))
     if not finetuned.finished:
         say("interrupted: exporting the best so far; to go on, run the same command with --resume")
-    exported = export(quantized, batches)
-    float_tflite = convert(folded, integer=False)
+    return finetuned
+
+
+def _export(ready: Prepared, finetuned: Finetuned, targets: Sequence[Target], limits: Limits) -> Report:
+    """Writes the files, and the report of what was measured on them."""
+    paths, data, preprocess, budget = ready.paths, ready.data, ready.preprocess, ready.budget
+    quantized = ready.quantized
+    exported = export(quantized, ready.batches)
+    float_tflite = convert(ready.folded, integer=False)
 
     test_labels = data.test.arrays()[1]
-    teacher = predict(outputs_of, data.test, preprocess)
+    teacher = predict(joined(ready.model), data.test, preprocess)
     fine_tuned = predict(joined(quantized), data.test, preprocess)
     runner, float_runner = Runner(exported.tflite), Runner(float_tflite)
     outputs = runner.run(as_numpy(x) for _, x, _ in data.test.batches(256, preprocessing=preprocess))
-    classifies = data.labels == "classes" or logits_of(model)[1] != ""
+    classifies = data.labels == "classes" or logits_of(ready.model)[1] != ""
     int8_file = Int8File(exported.tflite, exported.order, (preprocess.scale, preprocess.offset))
     codes: dict[Path, Writer] = {
-        output.with_suffix(".codes.npz"): lambda path: learned_codes(quantized).save(path, int8_file),
+        paths.codes: lambda path: learned_codes(quantized).save(path, int8_file),
     }
     try:
-        made = _files(int8_file, output, targets, limits, data, teacher, c_array=c_array, gzip=gzip)
+        made = _files(int8_file, paths, targets, limits, data, teacher)
         files = made.files
         if budget.max_size is not None and files[0].proven.size > budget.max_size:
             raise BudgetMissed(
@@ -218,15 +192,15 @@ def quantize(
             )
     except LqError as error:
         write_all(codes)
-        checkpoint.unlink()
-        hint = f"the codes are in {next(iter(codes))}: lqconvert export makes files of them"
+        paths.checkpoint.unlink()
+        hint = f"the codes are in {paths.codes}: lqconvert export makes files of them"
         raise type(error)(f"{error}; {hint}") from error
     input_scales, output_scales = runner.quantizations
     report = Report(
-        model=str(model_path),
+        model=str(ready.path),
         data=data.name,
-        splits=splits,
-        settings=settings,
+        splits=data.sizes,
+        settings=ready.settings,
         score_name=_score_name(data),
         float_=Measured.of(
             float_tflite, score_outputs(teacher, test_labels, teacher), float_runner.latency()
@@ -237,9 +211,9 @@ def quantize(
         agreement_with_float=agreement(outputs, teacher) if classifies else None,
         max_lsb_from_graph=float(np.max(np.abs(outputs - fine_tuned) / runner.output_steps)),
         inputs=input_scales,
-        input_shift=pixel_shift(preprocess) if pixels else None,
+        input_shift=pixel_shift(preprocess) if ready.pixels else None,
         outputs=output_scales,
-        float_layers=kept,
+        float_layers=ready.float_layers,
         layers=layer_rows(exported.codes),
         bar=finetuned.floor if budget.max_drop is not None else None,
         best=finetuned.best,
@@ -248,36 +222,18 @@ def quantize(
         versions=versions(),
     )
     page: dict[Path, Writer] = {}
-    if html is not None:
+    if paths.page is not None:
         text = _page(report, data, preprocess, float_tflite, exported, made, teacher, classifies)
-        page[Path(html)] = _writer(text.encode())
+        page[paths.page] = _writer(text.encode())
     write_all(
         {
             **made.writers,
             **codes,
             **page,
-            output.with_suffix(".report.json"): lambda path: path.write_text(report.to_json()),
+            paths.report: lambda path: path.write_text(report.to_json()),
         }
     )
-    if finetuned.finished:
-        checkpoint.unlink()
     return report
-
-
-def _find_preprocessing(
-    model: tf_keras.Model, data: Data, images: bool, say: Callable[[str], None]
-) -> Preprocessing:
-    """What the model was trained on, as far as labelled images tell."""
-    if not images:
-        say("inputs are taken as they are")
-        return Preprocessing()
-    if data.labels == "none":
-        say("no labels to find the preprocessing by: inputs are taken as they are (see --preprocess)")
-        return Preprocessing()
-    preprocess, scores = choose_preprocessing(lambda x: model.predict(x, verbose=0), data)
-    listed = ", ".join(f"{name} {value:.3g}" for name, value in scores.items())
-    say(f"preprocessing: {preprocess} (float model's scores on validation data: {listed})")
-    return preprocess
 
 
 def _page(
@@ -314,14 +270,6 @@ def _page(
     return render(report, evidence)
 
 
-def _check_integer(kept: dict[str, str], targets: Sequence[Target], strict: bool) -> None:
-    """Refuses layers that would stay float where that is not wanted, or not possible."""
-    if kept and (strict or any(target.name == TFLM.name for target in targets)):
-        listed = ", ".join(f"'{name}' ({what})" for name, what in kept.items())
-        way = "without --strict" if strict else "for --target litert"
-        raise LqError(f"no integer kernel for {listed}; {way} they stay float")
-
-
 def export_codes(
     codes: str | Path,
     output: str | Path,
@@ -343,9 +291,8 @@ def export_codes(
         LqError: for every mistake of the user's; nothing is written then.
         BudgetMissed: if no file keeps within the limits.
     """
-    output, limits = Path(output), limits or Limits()
-    check_writable(output)
-    _check_targets(targets, limits, c_array)
+    limits = limits or Limits()
+    paths = paths_of(output, targets, limits, c_array=c_array, gzip=gzip)
     int8_file = Int8File.load(Path(codes))
     try:
         check_loads(int8_file.tflite)
@@ -359,7 +306,8 @@ def export_codes(
         data = load_data(data_spec, runner.input_shapes, runner.output_units)
         if data.labels == "none":
             raise LqError(f"{data_spec}: has no labels to score by; leave out --data")
-    made = _files(int8_file, output, targets, limits, data, None, c_array=c_array, gzip=gzip)
+    made = _files(int8_file, paths, targets, limits, data, None)
+    make_folders(paths.for_targets())
     write_all(made.writers)
     return Exports(str(codes), len(int8_file.tflite), _score_name(data) if data else "", made.files)
 
@@ -379,14 +327,11 @@ class _Made:
 
 def _files(
     int8_file: Int8File,
-    output: Path,
+    paths: Paths,
     targets: Sequence[Target],
     limits: Limits,
     data: Data | None,
     teacher: np.ndarray | None,
-    *,
-    c_array: bool,
-    gzip: bool,
 ) -> _Made:
     """Proves and scores a file for each target."""
     runner = Runner(int8_file.tflite)
@@ -399,8 +344,8 @@ def _files(
             [x for x, _ in _int8_batches(runner, int8_file, data.test.pick(order[:PROOF_EXAMPLES]))]
         )
     made = _Made()
-    for number, target in enumerate(targets):
-        path = output.with_suffix(f".{target.name}.tflite") if number else output
+    for target in targets:
+        path = paths.tflite(target.name)
         tflite, proven = prove(int8_file.tflite, target, inputs, int8_file.layers, limits)
         score, float_score, scored = None, None, 0
         if data is not None:
@@ -415,9 +360,9 @@ def _files(
             float_score = None if teacher is None else score_outputs(truth, labels, truth)
         made.files.append(TargetFile(str(path), score, float_score, scored, proven))
         made.writers[path] = _writer(tflite)
-        if gzip:
-            made.writers[path.with_name(f"{path.name}.gz")] = _writer(gzipped(tflite))
-        if c_array and target.name == TFLM.name:
+        if paths.gzip:
+            made.writers[paths.download(target.name)] = _writer(gzipped(tflite))
+        if target.name in paths.sources:
             for source, text in c_sources(tflite, path, proven.arena_bytes).items():
                 made.writers[source] = _writer(text.encode())
     return made
@@ -444,17 +389,6 @@ def _writer(data: bytes) -> Writer:
     return lambda path: path.write_bytes(data)
 
 
-def _check_targets(targets: Sequence[Target], limits: Limits, c_array: bool) -> None:
-    """Fails before any work is done where a target cannot be asked for, or what is asked of it."""
-    micro = TFLM.name in [target.name for target in targets]
-    if limits.max_ram is not None and not micro:
-        raise LqError("--max-ram: LiteRT has no arena of a fixed size; it goes with --target tflm")
-    if c_array and not micro:
-        raise LqError("--c-array: phones load the .tflite itself; it goes with --target tflm")
-    for target in targets:
-        target.check_installed()
-
-
 def _missed(budget: Budget, finetuned: Finetuned) -> str:
     if budget.max_size is not None:
         smallest = min(point.bytes for point in finetuned.curve)
@@ -462,21 +396,3 @@ def _missed(budget: Budget, finetuned: Finetuned) -> str:
     best = max(finetuned.curve, key=lambda point: point.quality)
     reached = f"{best.quality:.4f} at {best.bytes:,} bytes, {finetuned.floor:.4f} was asked for"
     return f"no codes {budget}: the best quality on validation data was {reached}"
-
-
-def pixel_range(preprocessing: Preprocessing) -> tuple[float, float] | None:
-    """The input range that makes the file take raw pixels as they are (minus 128), or None.
-
-    x = raw * scale + offset is the int8 code raw - 128 at zero point -128 - offset / scale. Where that is
-    no integer (-1-1 has -0.5) it is rounded, a shift of at most half a pixel step that is learned around.
-    """
-    zero_point = round(-128 - preprocessing.offset / preprocessing.scale)
-    if not -128 <= zero_point <= 127:
-        return None
-    return (-128 - zero_point) * preprocessing.scale, (127 - zero_point) * preprocessing.scale
-
-
-def pixel_shift(preprocessing: Preprocessing) -> float:
-    """By how many pixel steps :func:`pixel_range` shifts the input; 0 where the folding is exact."""
-    zero_point = -128 - preprocessing.offset / preprocessing.scale
-    return round(zero_point) - zero_point

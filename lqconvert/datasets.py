@@ -90,9 +90,11 @@ class Split:
         indices = tf.data.Dataset.range(self.size)
         if shuffle_seed is not None:
             indices = indices.shuffle(self.size, seed=shuffle_seed, reshuffle_each_iteration=True)
-        return indices.batch(batch_size).map(
-            lambda index: (index, *self._fetched(index, preprocessing)), num_parallel_calls=2
-        ).prefetch(2)
+        return (
+            indices.batch(batch_size)
+            .map(lambda index: (index, *self._fetched(index, preprocessing)), num_parallel_calls=2)
+            .prefetch(2)
+        )
 
     def stream(
         self, batch_size: int, *, seed: int, start: int = 0, preprocessing: Preprocessing | None = None
@@ -159,6 +161,11 @@ class Data:
     labels: str
     integer_pixels: bool
     class_names: list[str] = field(default_factory=list)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Examples by split."""
+        return {"train": self.train.size, "validation": self.validation.size, "test": self.test.size}
 
 
 def as_numpy(x: Any) -> Any:

@@ -88,8 +88,8 @@ def finetune(
 ) -> Finetuned:
     """Fine-tunes a calibrated model in place and leaves it at the weights that serve the budget best.
 
-    A loss that is no number, or codes that no file can hold, take the run back to its last look, with the best
-    weights so far and a third of the learning rate.
+    A loss that is no number, or codes that no file can hold, take the run back to its last look, with the
+    best weights so far and a third of the learning rate.
 
     Args:
         model: what :func:`lqconvert.rewrite` gives, calibrated.
@@ -115,8 +115,7 @@ def finetune(
     validation_teacher = predict(teacher_logits, data.validation, preprocessing)
     seen = _seen(teacher_logits, data, preprocessing, validation_teacher)
     steering = _steering(budget or Budget(), data, validation_teacher, activation, keep_last)
-    steps = max(epochs * math.ceil(data.train.size / batch_size), MINIMUM_STEPS, 300 * steering.cycles)
-    cycle = math.ceil(steps / steering.cycles)
+    cycle = cycle_steps(data.train.size, epochs, batch_size, steering.cycles)
     schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, cycle, t_mul=1.0)
     augment = augmentation or Augmentation()
     caches = augment == Augmentation() and data.train.size * validation_teacher[0].nbytes <= CACHED_BYTES
@@ -163,6 +162,11 @@ def values(variables: Iterable[tf.Variable]) -> list[np.ndarray]:
 def assign(variables: Iterable[tf.Variable], arrays: Iterable[np.ndarray]) -> None:
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
+
+
+def cycle_steps(examples: int, epochs: int, batch_size: int, cycles: int) -> int:
+    """The steps of each cycle of a run."""
+    return math.ceil(max(epochs * math.ceil(examples / batch_size), MINIMUM_STEPS, 300 * cycles) / cycles)
 
 
 class RelativeAdam(tf_keras.optimizers.Adam):

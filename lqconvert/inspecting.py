@@ -104,13 +104,23 @@ def _inspect_model(path: Path, input_shape: tuple[int, ...] | None, trust_model:
         model = load_model(path, input_shape=input_shape, trust_model=trust_model)
         rows, parameters = _float_rows(model), model.count_params()
         quantized = rewrite(model, Rate(), granularity="mixed")
-        rows = _with_vanished(_quantized_rows(quantized, model), model, config)
-        tflite = _int8_file(quantized)
+        rows = quantized_rows(quantized, model, config)
+        return describe(path, model, rows, _int8_file(quantized))
     except LqError as error:
         return ModelInspection(
             str(path), _marked(rows, str(error)), parameters, 4 * parameters, 0, 0, [], {}, str(error)
         )
-    biases = sum(row.parameters - row.codes for row in rows if row.codes)
+
+
+def describe(path: Path, model: Any, rows: list[LayerRow], tflite: bytes) -> ModelInspection:
+    """What became of a model.
+
+    Args:
+        path: the file that it was loaded from.
+        rows: its :func:`quantized_rows`.
+        tflite: its int8 file.
+    """
+    parameters, biases = model.count_params(), sum(row.parameters - row.codes for row in rows if row.codes)
     return ModelInspection(
         str(path),
         rows,
@@ -177,6 +187,11 @@ def _float_rows(model: Any) -> list[LayerRow]:
 def _output_shape(layer: Any) -> tuple[int | None, ...]:
     shape = layer.output_shape
     return tuple((shape[0] if isinstance(shape, list) else shape)[1:])
+
+
+def quantized_rows(quantized: Any, model: Any, config: dict[str, Any] | None) -> list[LayerRow]:
+    """The layers of a rewritten model, and those of its file that are no longer there."""
+    return _with_vanished(_quantized_rows(quantized, model), model, config)
 
 
 def _quantized_rows(quantized: Any, model: Any) -> list[LayerRow]:

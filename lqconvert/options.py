@@ -49,6 +49,9 @@ class SizeType(click.ParamType):
         return int(float(match[1]) * self.UNITS[match[2].upper()])
 
 
+quiet_option = click.option("--quiet", is_flag=True, help="Say nothing on stderr but errors.")
+
+
 MAX_DROP = "Make the smallest file at most so far under float on validation data.  [default: 0]"
 
 

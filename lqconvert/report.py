@@ -71,6 +71,9 @@ class Exports:
     score_name: str
     files: list[TargetFile]
 
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
     def print(self, console: Console) -> None:
         columns = ["target", "bytes", "of int8", "download", "latency here", "tensor arena"]
         table = Table(*columns, *([f"test {self.score_name}"] if self.score_name else []))

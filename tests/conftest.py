@@ -21,3 +21,16 @@ def shared() -> Path:
     if not folder.exists():
         pytest.skip("needs the folder shared/ beside the checkout (models and data that are not committed)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def int8(samples, tmp_path_factory) -> Path:
+    """The digits sample as a plain int8 .tflite, not trained."""
+    import lqconvert
+
+    model = lqconvert.rewrite(lqconvert.load_model(samples / "digits_cnn.h5"), lqconvert.LSQ())
+    x = lqconvert.load_data("digits", (8, 8, 1), 10).train.arrays(256)[0].astype("float32")
+    lqconvert.calibrate(model, [x])
+    path = tmp_path_factory.mktemp("int8") / "digits.tflite"
+    path.write_bytes(lqconvert.export(model).tflite)
+    return path

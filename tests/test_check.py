@@ -1,6 +1,9 @@
 """Budgets that hold, budgets that are missed by a byte, and files side by side."""
 
 import json
+import os
+import subprocess
+import sys
 from xml.etree import ElementTree
 
 import numpy as np
@@ -8,22 +11,10 @@ import pytest
 import tf_keras
 from click.testing import CliRunner
 
-import lqconvert
 from lqconvert import LqError, check, compare, evaluate, load_data, load_model
 from lqconvert.cli import main
 from lqconvert.exporting import convert
 from lqconvert.flatbuffer import read, write
-
-
-@pytest.fixture(scope="module")
-def int8(samples, tmp_path_factory):
-    """The digits sample as plain int8, not trained."""
-    model = lqconvert.rewrite(load_model(samples / "digits_cnn.h5"), lqconvert.LSQ())
-    x = load_data("digits", (8, 8, 1), 10).train.arrays(256)[0].astype("float32")
-    lqconvert.calibrate(model, [x])
-    path = tmp_path_factory.mktemp("check") / "digits.tflite"
-    path.write_bytes(lqconvert.export(model).tflite)
-    return path
 
 
 def run(*arguments):
@@ -57,6 +48,48 @@ def test_a_byte_too_much_fails(int8):
     result = run("check", int8, "--max-size", size - 1)
     assert result.exit_code == 1
     assert result.output.strip() == f"FAIL size  {size:,} bytes, at most {size - 1:,}"
+
+
+def test_several_files(int8, tmp_path):
+    size, large = int8.stat().st_size, tmp_path / "large.tflite"
+    large.write_bytes(int8.read_bytes() + b"\0")
+    result = run("check", large, int8, "--max-size", size)
+    assert result.exit_code == 1
+    assert result.output.splitlines() == [
+        f"{large}:",
+        f"FAIL size  {size + 1:,} bytes, at most {size:,}",
+        f"{int8}:",
+        f"ok   size  {size:,} bytes, at most {size:,}",
+    ]
+    tables = run("check", large, int8, "--max-size", size, "--markdown").output.split("\n\n")
+    assert [f"`{file}`" in table for file, table in zip((large, int8), tables, strict=False)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "options", [["--json"], ["--against", "x"], ["--save-baseline", "x"], ["--junit", "x"]]
+)
+def test_what_is_of_a_single_file(options, int8):
+    result = run("check", int8, int8, "--max-size", "1MB", *options)
+    assert result.exit_code == 2
+    assert "take a single file" in result.output
+
+
+def test_colour_is_for_terminals(int8):
+    """Of two runs of one command, the one into a pipe has no escape sequence."""
+    pty = pytest.importorskip("pty", reason="needs a terminal")
+    command = [sys.executable, "-c", "from lqconvert.cli import main; main()"]
+    command += ["check", str(int8), "--max-size", "1KB"]
+    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    environment = plain | {"TERM": "xterm-256color"}
+    terminal, inside = pty.openpty()
+    subprocess.run(command, stdout=inside, env=environment, check=False)
+    os.close(inside)
+    assert b"\x1b" in os.read(terminal, 1000)
+    os.close(terminal)
+    piped = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=False)
+    assert piped.returncode == 1
+    assert piped.stdout.startswith(b"FAIL size")
+    assert b"\x1b" not in piped.stdout
 
 
 def test_accuracy_and_drop(samples, int8):

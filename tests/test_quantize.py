@@ -14,10 +14,10 @@ from tf_keras import layers
 import lqconvert
 from lqconvert.cli import main
 from lqconvert.codes import Int8File
-from lqconvert.convert import pixel_range, pixel_shift
 from lqconvert.datasets import PREPROCESSINGS, Preprocessing
 from lqconvert.exporting import learned_codes, tflite_layout
 from lqconvert.granularity import GRANULARITIES
+from lqconvert.preparing import pixel_range, pixel_shift
 from lqconvert.runtime import Runner
 
 

@@ -2,8 +2,8 @@
 
     python tests/bench/kills.py 20
 
-Moments are spread over the whole run, from the first import to the last file written. Nothing that a killed run
-leaves may be a broken .tflite.
+Moments are spread over the whole run, from the first import to the last file written. Nothing that a killed
+run leaves may be a broken .tflite.
 """
 
 from __future__ import annotations

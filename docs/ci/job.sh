@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# The job of a CI server: makes the model's .tflite, holds it against the budgets in pyproject.toml and
+# against the baseline, and writes the table into the summary. Fails where a budget does not hold.
+#
+#     docs/ci/job.sh MODEL DATA
+set -euo pipefail
+model=${1:?MODEL is missing} data=${2:?DATA is missing}
+name=$(basename "${model%.*}")
+file=out/$name.tflite baseline=$name.baseline.json
+
+if [[ ! $file -nt $model ]]; then # a cache of out/ saves the training
+    lqconvert quantize "$model" --data "$data" --quiet -o "$file"
+fi
+options=(--data "$data" --markdown --junit out/junit.xml)
+if [[ -f $baseline ]]; then
+    options+=(--against "$baseline")
+fi
+# Where all budgets hold, the file is the new baseline: commit it to let no later one grow.
+lqconvert check "$file" "${options[@]}" --save-baseline "$baseline" |
+    tee -a "${GITHUB_STEP_SUMMARY:-out/summary.md}"

@@ -1,0 +1,69 @@
+"""What a run says of its progress, kept: a line of JSON or TensorBoard summaries for every look."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lqconvert.errors import LqError
+
+if TYPE_CHECKING:
+    from lqconvert.finetuning import Progress
+
+
+class JsonLines:
+    """Appends a line of JSON for each call as ``progress`` or ``say`` of :func:`lqconvert.quantize`.
+
+    Raises:
+        LqError: if the file cannot be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._write()
+
+    def progress(self, at: Progress) -> None:
+        self._write(steps=at.steps, training_loss=at.loss, codes=at.codes, **dataclasses.asdict(at.point))
+
+    def say(self, message: str) -> None:
+        self._write(message=message)
+
+    def _write(self, **entry: object) -> None:
+        try:
+            with self.path.open("a") as file:
+                if entry:
+                    file.write(json.dumps({"time": round(time.time(), 3), **entry}) + "\n")
+        except OSError as error:
+            raise LqError(f"{self.path}: cannot be written ({error.strerror})") from error
+
+
+class TensorBoard:
+    """Writes summaries for each call as ``progress`` of :func:`lqconvert.quantize`.
+
+    Raises:
+        LqError: if the folder cannot be written, or TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        import tensorflow as tf
+
+        if importlib.util.find_spec("tensorboard") is None:
+            raise LqError("TensorBoard is not installed; try: pip install 'lqconvert[tensorboard]'")
+        try:
+            self.writer = tf.summary.create_file_writer(str(folder))
+        except tf.errors.OpError as error:
+            raise LqError(f"{folder}: cannot be written ({error.message})") from error
+
+    def progress(self, at: Progress) -> None:
+        import tensorflow as tf
+
+        values = {"training_loss": at.loss, "codes": at.codes, **dataclasses.asdict(at.point)}
+        step = values.pop("step")
+        with self.writer.as_default(step=step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+        self.writer.flush()

@@ -1,0 +1,103 @@
+"""What a run would do: answered before it trains, and without writing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lqconvert.exporting import learned_codes
+from lqconvert.finetuning import cycle_steps
+from lqconvert.inspecting import ModelInspection, describe, quantized_rows
+from lqconvert.inspecting_tflite import Inspection, dimensions
+from lqconvert.preparing import prepare
+from lqconvert.scoring import joined
+from lqconvert.vetting import read_config
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file that would be written, and whether there is one of that name to be replaced."""
+
+    path: str
+    exists: bool
+
+
+@dataclass(frozen=True)
+class Plan(Inspection):
+    """What :func:`lqconvert.quantize` would do."""
+
+    model: ModelInspection
+    data: str
+    splits: dict[str, int]
+    labels: str  # "classes", "values" or "none"
+    classes: int | None
+    inputs: dict[str, tuple[int, ...]]  # their shapes, without the batch
+    budget: str
+    settings: dict[str, Any]  # as the report will have them
+    steps: int
+    targets: list[str]
+    resumes: str | None  # the checkpoint of an interrupted run that it goes on from
+    discards: str | None  # or that it starts over without
+    files: list[PlannedFile]
+
+    def print(self, console: Console) -> None:
+        self.model.print(console)
+        labels = {"classes": f"{self.classes} classes", "values": "target values", "none": "no labels"}
+        splits = ", ".join(f"{size:,} {name}" for name, size in self.splits.items())
+        console.print(f"data: {self.data}, {splits} examples; {labels[self.labels]}")
+        for name, shape in self.inputs.items():
+            console.print(f"input {name}: {dimensions(shape)}")
+        settings = self.settings
+        console.print(f"preprocessing: {settings['preprocess']}, augmentation: {settings['augmentation']}")
+        console.print(f"budget: {self.budget}, target: {', '.join(self.targets)}")
+        scheme = f"scheme: {settings['scheme']['name']}, scales: {settings['granularity']}"
+        console.print(f"{scheme}, epochs: {settings['epochs']}, steps: {self.steps:,}")
+        if self.resumes:
+            console.print(f"goes on from {self.resumes}")
+        if self.discards:
+            console.print(f"starts over, and loses {self.discards}; --resume goes on from it")
+        for file in self.files:
+            console.print(f"{'replaces' if file.exists else 'writes'} {file.path}", soft_wrap=True)
+
+
+def plan(
+    model_path: str | Path,
+    data_spec: str,
+    output: str | Path,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    **settings: Any,
+) -> Plan:
+    """Says what :func:`lqconvert.quantize` would do, without training and without writing.
+
+    Args:
+        settings: those of :func:`lqconvert.quantize`.
+
+    Raises:
+        LqError: where quantize would refuse before training.
+    """
+    ready = prepare(model_path, data_spec, output, say=say, **settings)
+    data, paths, model, cycles = ready.data, ready.paths, ready.model, ready.budget.cycles
+    rows = quantized_rows(ready.quantized, model, read_config(Path(model_path))[0])
+    tflite = ready.template.fill(learned_codes(ready.quantized))
+    checkpoint = str(paths.checkpoint) if paths.checkpoint.exists() else None
+    classes = len(data.class_names) or max(joined(model).output_shape[-1], 2)
+    return Plan(
+        model=describe(Path(model_path), model, rows, tflite),
+        data=data.name,
+        splits=data.sizes,
+        labels=data.labels,
+        classes=classes if data.labels == "classes" else None,
+        inputs={name: tuple(x.shape[1:]) for name, x in zip(model.input_names, model.inputs, strict=True)},
+        budget=str(ready.budget),
+        settings=ready.settings,
+        steps=cycles * cycle_steps(data.train.size, ready.epochs, ready.batch_size, cycles),
+        targets=list(dict.fromkeys(paths.targets)),
+        resumes=checkpoint if ready.checkpoint else None,
+        discards=None if ready.checkpoint else checkpoint,
+        files=[PlannedFile(str(path), path.exists()) for path in paths.all()],
+    )

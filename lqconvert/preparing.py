@@ -1,0 +1,246 @@
+"""A run up to where training begins: all is read, checked and set up, and nothing is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from lqconvert.augmentation import Augmentation, choose_augmentation
+from lqconvert.budget import Budget
+from lqconvert.calibration import calibrate
+from lqconvert.checkpoint import Checkpoint
+from lqconvert.datasets import Data, Preprocessing, as_numpy, choose_preprocessing, load_data
+from lqconvert.errors import LqError
+from lqconvert.exporting import Template, learned_codes
+from lqconvert.folding import fold
+from lqconvert.loading import load_model
+from lqconvert.proving import Limits, check_runs
+from lqconvert.rewriting import float_layers, rewrite
+from lqconvert.schemes import Rate, Scheme
+from lqconvert.scoring import joined
+from lqconvert.targets import LITERT, TFLM, Target
+from lqconvert.writing import Paths
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run is of, and how it goes on."""
+
+    path: Path  # of the model
+    paths: Paths
+    model: tf_keras.Model
+    folded: tf_keras.Model
+    float_layers: dict[str, str]  # of the folded model: they stay float
+    data: Data
+    preprocess: Preprocessing
+    pixels: bool  # the file takes raw pixels
+    augmentation: Augmentation
+    quantized: tf_keras.Model  # calibrated
+    batches: list[Any]  # what it was calibrated on
+    template: Template
+    scheme: Scheme
+    budget: Budget
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    settings: dict[str, Any]  # of the run, as the report has them
+    identity: dict[str, Any]  # all that decides what it learns
+    checkpoint: Checkpoint | None  # what it goes on from
+
+
+def prepare(
+    model_path: str | Path,
+    data_spec: str,
+    output: str | Path,
+    *,
+    targets: Sequence[Target] = (LITERT,),
+    limits: Limits | None = None,
+    c_array: bool = False,
+    gzip: bool = False,
+    html: str | Path | None = None,
+    scheme: Scheme | None = None,
+    budget: Budget | None = None,
+    granularity: str | None = None,
+    rounding: str = "nearest",
+    start: float | None = None,
+    preprocess: Preprocessing | None = None,
+    epochs: int | None = None,
+    batch_size: int = 128,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    input_shape: tuple[int, ...] | None = None,
+    strict: bool = False,
+    trust_model: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Prepared:
+    """Reads the model and the data and sets training up.
+
+    Args: those of :func:`lqconvert.quantize`.
+
+    Raises:
+        LqError: for every mistake of the user's that shows before training.
+    """
+    limits = limits or Limits()
+    paths = paths_of(output, targets, limits, c_array=c_array, gzip=gzip, html=html)
+    if Path(model_path).resolve() in [path.resolve() for path in paths.all()]:
+        raise LqError(f"{model_path}: is the model itself; give the .tflite another name")
+    budget = budget or Budget(max_drop=0.0 if scheme is None else None)
+    scheme = scheme or Rate()
+    if budget.steers and type(scheme).penalty is Scheme.penalty:
+        raise LqError(f"scheme {scheme.name} has no penalty to steer to a budget with; take rate")
+    granularity = granularity or ("mixed" if isinstance(scheme, Rate) else "output-channel-wise")
+    epochs = epochs or scheme.epochs
+    learning_rate = learning_rate or scheme.learning_rate
+    model = load_model(model_path, input_shape=input_shape, trust_model=trust_model)
+    folded = fold(model)
+    kept = float_layers(folded)
+    _check_integer(kept, targets, strict)
+    shapes = {name: tuple(x.shape[1:]) for name, x in zip(model.input_names, model.inputs, strict=True)}
+    data = load_data(data_spec, shapes, joined(model).output_shape[-1])
+    images = len(shapes) == 1 and model.inputs[0].dtype == tf.float32
+    if preprocess is None:
+        preprocess = _find_preprocessing(model, data, images, say)
+    augmentation = Augmentation()
+    if images:
+        augmentation = choose_augmentation(lambda x: model.predict(x, verbose=0), data, preprocess)
+    if augmentation != Augmentation():
+        say(f"training images are {augmentation}, which the float model does not mind")
+    tf_keras.utils.set_random_seed(seed)
+    pixels = pixel_range(preprocess) if data.integer_pixels and images else None
+    quantized = rewrite(
+        model, scheme, granularity=granularity, rounding=rounding, start=start, input_range=pixels
+    )
+    few = data.train.batches(256, shuffle_seed=seed, preprocessing=preprocess).take(4)
+    batches = [as_numpy(x) for _, x, _ in few]
+    calibrate(quantized, batches)
+    template = Template.of(quantized, learned_codes(quantized))
+    for target in targets:
+        check_runs(template.tflite, target)
+    settings = {
+        "scheme": scheme.get_config(),
+        "budget": dataclasses.asdict(budget),
+        "granularity": granularity,
+        "rounding": rounding,
+        "start": start,
+        "preprocess": str(preprocess),
+        "limits": dataclasses.asdict(limits),
+        "augmentation": str(augmentation),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    identity = {
+        **settings,
+        "target": targets[0].name,
+        "data": data.sizes,
+        "model": zlib.crc32(b"".join(weights.tobytes() for weights in folded.get_weights())),
+    }
+    checkpoint = None
+    if resume and paths.checkpoint.exists():
+        checkpoint = Checkpoint.load(paths.checkpoint, identity)
+        say(f"going on from step {checkpoint.step:,}")
+    elif resume:
+        say("nothing to go on from: this is the first step")
+    elif paths.checkpoint.exists():
+        say(f"starting over: --resume would have gone on from {paths.checkpoint}")
+    return Prepared(
+        Path(model_path),
+        paths,
+        model,
+        folded,
+        kept,
+        data,
+        preprocess,
+        pixels is not None,
+        augmentation,
+        quantized,
+        batches,
+        template,
+        scheme,
+        budget,
+        epochs,
+        batch_size,
+        learning_rate,
+        settings,
+        identity,
+        checkpoint,
+    )
+
+
+def paths_of(
+    output: str | Path,
+    targets: Sequence[Target],
+    limits: Limits,
+    *,
+    c_array: bool,
+    gzip: bool,
+    html: str | Path | None = None,
+) -> Paths:
+    """The files to write. An LqError where they could not be, or a target cannot be asked for what is."""
+    sources = tuple(target.name for target in targets if c_array and target.name == TFLM.name)
+    paths = Paths(
+        Path(output),
+        tuple(target.name for target in targets),
+        sources,
+        gzip,
+        None if html is None else Path(html),
+    )
+    paths.check()
+    if limits.max_ram is not None and TFLM.name not in paths.targets:
+        raise LqError("--max-ram: LiteRT has no arena of a fixed size; it goes with --target tflm")
+    if c_array and not sources:
+        raise LqError("--c-array: phones load the .tflite itself; it goes with --target tflm")
+    for target in targets:
+        target.check_installed()
+    return paths
+
+
+def _check_integer(kept: dict[str, str], targets: Sequence[Target], strict: bool) -> None:
+    """Refuses layers that would stay float where that is not wanted, or not possible."""
+    if kept and (strict or any(target.name == TFLM.name for target in targets)):
+        listed = ", ".join(f"'{name}' ({what})" for name, what in kept.items())
+        way = "without --strict" if strict else "for --target litert"
+        raise LqError(f"no integer kernel for {listed}; {way} they stay float")
+
+
+def _find_preprocessing(
+    model: tf_keras.Model, data: Data, images: bool, say: Callable[[str], None]
+) -> Preprocessing:
+    """What the model was trained on, as far as labelled images tell."""
+    if not images:
+        say("inputs are taken as they are")
+        return Preprocessing()
+    if data.labels == "none":
+        say("no labels to find the preprocessing by: inputs are taken as they are (see --preprocess)")
+        return Preprocessing()
+    preprocess, scores = choose_preprocessing(lambda x: model.predict(x, verbose=0), data)
+    listed = ", ".join(f"{name} {value:.3g}" for name, value in scores.items())
+    say(f"preprocessing: {preprocess} (float model's scores on validation data: {listed})")
+    return preprocess
+
+
+def pixel_range(preprocessing: Preprocessing) -> tuple[float, float] | None:
+    """The input range that makes the file take raw pixels as they are (minus 128), or None.
+
+    x = raw * scale + offset is the int8 code raw - 128 at zero point -128 - offset / scale. Where that is
+    no integer (-1-1 has -0.5) it is rounded, a shift of at most half a pixel step that is learned around.
+    """
+    zero_point = round(-128 - preprocessing.offset / preprocessing.scale)
+    if not -128 <= zero_point <= 127:
+        return None
+    return (-128 - zero_point) * preprocessing.scale, (127 - zero_point) * preprocessing.scale
+
+
+def pixel_shift(preprocessing: Preprocessing) -> float:
+    """By how many pixel steps :func:`pixel_range` shifts the input; 0 where the folding is exact."""
+    zero_point = -128 - preprocessing.offset / preprocessing.scale
+    return round(zero_point) - zero_point

@@ -1,0 +1,229 @@
+"""What happens to a run: killed, terminated, out of room or out of its mind, it loses nothing that it had."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lqconvert import LqError, load_data, quantize
+from lqconvert.checkpoint import locked
+from lqconvert.cli import main
+
+#: The command line, with a checkpoint after every few steps.
+EAGER = "import lqconvert.finetuning as f; f.SAVE_SECONDS = 0; from lqconvert.cli import main; main()"
+
+
+def learned(output):
+    """The bytes of all arrays of a run's codes, and of its file."""
+    with np.load(output.with_suffix(".codes.npz")) as arrays:
+        return {name: arrays[name].tobytes() for name in arrays.files}, output.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def job(samples):
+    return samples / "digits_cnn.h5", "digits"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job, tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed") / "m.tflite"
+    quantize(*job, output, epochs=1)
+    assert [
+        path.name for path in output.parent.iterdir() if "resume" in path.name or "lock" in path.name
+    ] == []
+    return learned(output)
+
+
+class Died(Exception):
+    pass
+
+
+def dies_at(look):
+    looks = []
+
+    def progress(at):
+        looks.append(at)
+        if len(looks) == look:
+            raise Died
+
+    return progress
+
+
+def test_a_run_that_died_ends_as_if_it_had_not(job, undisturbed, tmp_path):
+    output, said = tmp_path / "m.tflite", []
+    with pytest.raises(Died):
+        quantize(*job, output, epochs=1, progress=dies_at(5))
+    quantize(*job, output, epochs=1, resume=True, say=said.append)
+    assert "going on from step 600" in said
+    assert learned(output) == undisturbed
+
+
+def test_terminated_and_then_killed_between_two_looks(job, undisturbed, tmp_path):
+    output = tmp_path / "m.tflite"
+    arguments = ["quantize", str(job[0]), "--data", job[1], "-o", str(output), "--epochs", "1", "--resume"]
+    checkpoint, before = output.with_suffix(".resume.npz"), 0
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        process = subprocess.Popen(
+            [sys.executable, "-c", EAGER, *arguments], stderr=subprocess.PIPE, text=True
+        )
+        while not (checkpoint.exists() and (step := step_of(checkpoint)) % 300 and step > before):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        process.send_signal(how)
+        _, errors = process.communicate()
+        if how == signal.SIGTERM:
+            assert process.returncode == 128 + signal.SIGTERM
+            assert "quantize --resume goes on from here" in errors
+            assert [path.name for path in tmp_path.iterdir()] == [checkpoint.name]
+        before = step_of(checkpoint)
+        assert not output.exists()
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert f"going on from step {before:,}" in result.stderr
+    assert learned(output) == undisturbed
+    assert not checkpoint.exists()
+
+
+def step_of(checkpoint):
+    with np.load(checkpoint) as arrays:
+        return json.loads(arrays["state"].tobytes())["step"]
+
+
+@pytest.fixture(scope="module")
+def left(job, tmp_path_factory):
+    """The checkpoint that a run left which died at its first look after the first step."""
+    output = tmp_path_factory.mktemp("left") / "m.tflite"
+    with pytest.raises(Died):
+        quantize(*job, output, epochs=1, progress=dies_at(4))
+    return output.with_suffix(".resume.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"granularity": "row-wise"}, "granularity was mixed and is row-wise"),
+        ({"seed": 1}, "seed was 0 and is 1"),
+        ({"epochs": 2}, "epochs was 1 and is 2"),
+    ],
+)
+def test_another_run_is_not_gone_on_from(change, what, job, left, tmp_path):
+    shutil.copy(left, tmp_path)
+    with pytest.raises(LqError, match=re.escape(what)):
+        quantize(*job, tmp_path / "m.tflite", resume=True, **({"epochs": 1} | change))
+
+
+@pytest.mark.parametrize("damage", ["cut", "other arrays", "a pickle"])
+def test_a_damaged_checkpoint_is_refused(damage, job, left, tmp_path):
+    path = tmp_path / "m.resume.npz"
+    if damage == "cut":
+        path.write_bytes(left.read_bytes()[:-500])
+    elif damage == "other arrays":
+        np.savez(path, x=np.zeros(3))
+    else:
+        np.savez(path, state=np.array([{"step": 1}], object))
+    with pytest.raises(LqError, match=r"m\.resume\.npz"):
+        quantize(*job, tmp_path / "m.tflite", epochs=1, resume=True)
+
+
+def test_one_run_at_a_time(job, tmp_path):
+    output = tmp_path / "m.tflite"
+    with locked(output), pytest.raises(LqError, match="another run is making it"):
+        quantize(*job, output, epochs=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(job, left, tmp_path):
+    """A file that may not grow stands for the disk: the operating system refuses either in the same place."""
+    path = tmp_path / left.name
+    shutil.copy(left, path)
+    before, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    fill = lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))  # noqa: E731
+    try:
+        with pytest.raises(LqError, match=r"m\.resume\.npz: cannot be written \(File too large\)"):
+            quantize(*job, tmp_path / "m.tflite", epochs=1, resume=True, progress=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == before
+
+
+def test_data_that_disappear_are_named(job, tmp_path, monkeypatch):
+    monkeypatch.setattr("lqconvert.datasets.CACHED_BYTES", 0)
+    data = tmp_path / "images"
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        path = data / str(number % 10) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tf.io.encode_png(rng.integers(0, 256, (8, 8, 1), np.uint8)).numpy())
+    arguments = ["quantize", str(job[0]), "--data", str(data), "-o", str(tmp_path / "m.tflite")]
+    arguments += ["--preprocess", "none"]
+    gone = lambda _: shutil.rmtree(data, ignore_errors=True)  # noqa: E731
+    monkeypatch.setattr("lqconvert.logs.JsonLines.progress", lambda self, at: gone(at))
+    result = CliRunner().invoke(main, [*arguments, "--epochs", "1", "--log", str(tmp_path / "log")])
+    assert result.exit_code == 1
+    assert re.search(r"images: \d+/\d+\.png is not a readable image", " ".join(result.stderr.split()))
+    assert not (tmp_path / "m.tflite").exists()
+
+
+@pytest.mark.parametrize(("rate", "ends"), [(30.0, True), (1e6, False)])
+def test_what_diverges_is_rolled_back_and_slowed_down(rate, ends, job, tmp_path):
+    output, said = tmp_path / "m.tflite", []
+    run = {"epochs": 1, "learning_rate": rate, "say": said.append}
+    if ends:
+        report = quantize(*job, output, **run)
+        assert report.int8.score > report.float_.score - 0.02
+    else:
+        with pytest.raises(LqError, match="diverges, however slowly it learns"):
+            quantize(*job, output, **run)
+    rolled_back = [line for line in said if re.match(r"step \d+: .*; back to step 0, to learn a third", line)]
+    assert len(rolled_back) >= (1 if ends else 5)
+
+
+def test_logs(job, tmp_path):
+    output, log, folder = tmp_path / "m.tflite", tmp_path / "run.jsonl", tmp_path / "summaries"
+    options = ["--epochs", "1", "--scheme", "lsq", "--log", str(log), "--tensorboard", str(folder)]
+    arguments = ["quantize", str(job[0]), "--data", job[1], "-o", str(output), *options]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    looks = [entry for entry in entries if "step" in entry]
+    curve = json.loads(output.with_suffix(".report.json").read_text())["curve"]
+    assert [{name: entry[name] for name in curve[0]} for entry in looks] == curve
+    assert any("preprocessing" in entry.get("message", "") for entry in entries)
+    (events,) = folder.iterdir()
+    steps = [
+        event.step
+        for event in tf.compat.v1.train.summary_iterator(os.fspath(events))
+        if any(value.tag == "score" for value in event.summary.value)
+    ]
+    assert steps == [entry["step"] for entry in looks]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 300), st.integers(0, 2**31), st.integers(0, 20))
+def test_a_stream_can_begin_anywhere(batch_size, seed, start):
+    train = load_data("digits", (8, 8, 1), 10).train
+    whole = [index.numpy() for _, index, *_ in train.stream(batch_size, seed=seed).take(start + 3)]
+    rest = [index.numpy() for _, index, *_ in train.stream(batch_size, seed=seed, start=start).take(3)]
+    assert np.array_equal(whole[start:], rest)
+
+
+def test_every_pass_of_a_stream_sees_every_example_once_in_another_order():
+    train = load_data("digits", (8, 8, 1), 10).train
+    batches = train.stream(100, seed=7).take(-(-3 * train.size // 100))
+    index = np.concatenate([index.numpy() for _, index, *_ in batches])
+    passes = index[: 3 * train.size].reshape(3, train.size)
+    assert all(np.array_equal(np.sort(each), np.arange(train.size)) for each in passes)
+    assert np.abs(np.corrcoef([np.arange(train.size), *passes]) - np.eye(4)).max() < 0.15
