@@ -122,7 +122,7 @@ def test_interrupted_and_resumed(at, samples, tmp_path):
     assert "--resume" in said[-1]
     assert report.int8.score > 0.9
     checkpoint = tmp_path / "m.resume.npz"
-    assert checkpoint.exists()
+    assert checkpoint.exists() == (at > 2)  # there is nothing to go on from before the first step
     quantize(*job, resume=True)
     assert not checkpoint.exists()
 
