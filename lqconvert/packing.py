@@ -319,7 +319,8 @@ def kernels(flat: Any) -> list[Kernel]:
         consumers = sum(index in other.inputs for other in graph.operators)
         tensor = graph.tensors[index]
         label = tensor.name.decode() if isinstance(tensor.name, bytes) else tensor.name or ""
-        found[index] = Kernel(index, name, codes, len(tensor.quantization.scale), consumers, label)
+        scales = None if tensor.quantization is None else tensor.quantization.scale
+        found[index] = Kernel(index, name, codes, 0 if scales is None else len(scales), consumers, label)
     return list(found.values())
 
 
