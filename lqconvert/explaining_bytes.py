@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,6 @@ from lqconvert.inspecting_tflite import (
     ConstantRow,
     Constants,
     as_list,
-    data_of,
     name_of,
     present,
     stored_arrays,
@@ -24,14 +24,8 @@ from lqconvert.inspecting_tflite import (
 
 #: What bytes are for, in the order in which they are told; together they are the file.
 KINDS = ("weights", "biases", "scales", "unread", "graph", "names", "padding")
-#: Rows of bytes that are no layer's.
-ACTIVATIONS, UNREAD, GRAPH, NAMES, PADDING = (
-    "scales of activations",
-    "unread constants",
-    "graph",
-    "names",
-    "padding",
-)
+#: Rows of bytes that are no layer's: scales of what is computed, and the rest.
+ACTIVATIONS, UNREAD, GRAPH, NAMES, PADDING = "activations", "unread", "graph", "names", "padding"
 
 
 @dataclass
@@ -52,7 +46,7 @@ class Account:
         return {kind: self.bytes[row, kind] for kind in KINDS if self.bytes[row, kind]}
 
 
-def account(tflite: bytes, layers: Mapping[int, str] = {}) -> Account:  # noqa: B006
+def account(tflite: bytes, layers: Mapping[int, str] = {}) -> Account:
     """Says whose every byte of a file is; what several share is the first one's.
 
     Args:
@@ -144,14 +138,14 @@ def _tables(tflite: bytes, touched: Touched) -> Iterable[tuple[int, int]]:
 
 
 def _owned(spans: Mapping[tuple[int, int], tuple[str, str]], size: int) -> Counter[tuple[str, str]]:
-    """How many bytes of a file each owner of spans has; of several the one named first. The rest is padding."""
+    """How many bytes of a file each owner of spans has; of several the first. The rest is padding."""
     numbered = [(max(first, 0), min(end, size), n) for n, (first, end) in enumerate(spans)]
     starting = sorted(each for each in numbered if each[0] < each[1])
     owners, owned = list(spans.values()), Counter[tuple[str, str]]()
     edges = sorted({edge for first, end, _ in starting for edge in (first, end)} | {0, size})
     open_: list[tuple[int, int]] = []  # (number, end), the first owner on top
     place = 0
-    for here, there in zip(edges, edges[1:], strict=False):
+    for here, there in itertools.pairwise(edges):
         while place < len(starting) and starting[place][0] == here:
             heapq.heappush(open_, (starting[place][2], starting[place][1]))
             place += 1

@@ -1,4 +1,4 @@
-"""Other architectures that a Keras model could have, and the weights that each would save: read off its graph."""
+"""Other architectures that a Keras model could have, and what each would save: read off its graph."""
 
 from __future__ import annotations
 
@@ -20,21 +20,26 @@ LARGE = 0.1
 
 @dataclass(frozen=True)
 class Change:
-    """Another architecture in a layer's place: parameters before and after, of which biases."""
+    """Another architecture in a layer's place: parameters before and after."""
 
     what: str
     before: int
     after: int
-    biases: int = 0  # how many of them it saves
+    biases: int = 0  # how many fewer of these are biases
+    scales: int = 0  # how many scales of kernels it adds
+    operators: int = 0  # and how many operators
 
     @property
     def text(self) -> str:
         return f"{self.what}: {self.before:,} -> {self.after:,} parameters"
 
-    @property
-    def saved_bytes(self) -> int:
-        """In an int8 file, whose weights are int8 and whose biases are int32."""
-        return self.before - self.after + 3 * self.biases
+    def saved_bytes(self, operator: int) -> int:
+        """In an int8 file: weights are int8, biases int32; a bias has a scale for each of its kernel's.
+
+        Args:
+            operator: the bytes that one takes there, with its tensors.
+        """
+        return self.before - self.after + 3 * self.biases - 8 * self.scales - operator * self.operators
 
 
 def changes(model: Any) -> list[Change]:
@@ -66,7 +71,7 @@ def _source(layer: Any) -> Any:
 def _pooled(dense: Any) -> Iterator[Change]:
     """GlobalAveragePooling in place of the Flatten in front of a Dense."""
     flatten = _source(dense)
-    shape = flatten.input_shape[1:] if class_name(flatten) == "Flatten" else ()
+    shape: tuple[int, ...] = flatten.input_shape[1:] if class_name(flatten) == "Flatten" else ()
     if len(shape) not in (2, 3) or math.prod(shape[:-1]) == 1:
         return
     pooling = f"GlobalAveragePooling{len(shape) - 1}D"
@@ -84,11 +89,9 @@ def _separable(conv: Any) -> Iterator[Change]:
         return
     before = conv.count_params()
     after = before - taps * inputs * outputs + taps * inputs + inputs * outputs
-    size = "x".join(map(str, conv.kernel_size))
-    separable = f"Separable{class_name(conv)}"
-    yield Change(
-        f"{conv.name}: {separable} in place of {size} on {inputs} -> {outputs} channels", before, after
-    )
+    kind, size = class_name(conv), "x".join(map(str, conv.kernel_size))
+    what = f"{conv.name}: Separable{kind} in place of {kind} ({size}, {inputs} -> {outputs} channels)"
+    yield Change(what, before, after, scales=inputs, operators=1)
 
 
 def _narrower(dense: Any, model: Any) -> Iterator[Change]:
