@@ -91,13 +91,13 @@ class Measured:
 
     def vet(self) -> bool:
         """Whether a stranger's file has kernels to work on, and can be worked on."""
-        if not kernels(read(self.base)):
-            return False
         constants = [each for row in self.book.constants.values() for each in row]
         tensors = self.book.flat.subgraphs[0].tensors
         why = ""
         if any(each.packing not in PLAIN for each in constants):
             why = "the file is packed (explain its .codes.npz)"
+        elif not kernels(self.book.flat):
+            return False
         elif any(math.prod(map(int, as_list(tensor.shape))) > LARGEST_TENSOR for tensor in tensors):
             why = f"a tensor has more than {LARGEST_TENSOR:,} values"
         else:

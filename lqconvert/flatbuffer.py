@@ -149,7 +149,8 @@ def _refuse_dangling(flat: Any) -> None:
             if min([] if tensor.shape is None else tensor.shape, default=0) < 0:
                 raise LqError("the .tflite file is damaged (a tensor with a negative length)")
     for signature in flat.signatureDefs or []:
-        entries = [*(signature.inputs or []), *(signature.outputs or [])]
+        signature.inputs, signature.outputs = signature.inputs or [], signature.outputs or []
+        entries = [*signature.inputs, *signature.outputs]
         within(signature.subgraphIndex, len(flat.subgraphs))
         within([entry.tensorIndex for entry in entries], len(flat.subgraphs[signature.subgraphIndex].tensors))
 
@@ -185,16 +186,17 @@ def _drop_unused(flat: Any) -> None:
     buffers, known = [schema.BufferT()], {b"": 0}
     for number, graph in enumerate(flat.subgraphs):
         groups = (graph, *graph.operators)
+        signatures = [each for each in flat.signatureDefs or [] if each.subgraphIndex == number]
+        entries = [entry for each in signatures for entry in (*each.inputs, *each.outputs)]
         used = {int(i) for group in groups for i in (*group.inputs, *group.outputs) if i >= 0}
+        used |= {entry.tensorIndex for entry in entries}
         places = {old: new for new, old in enumerate(sorted(used))} | {-1: -1}
         graph.tensors = [graph.tensors[old] for old in sorted(used)]
         for group in groups:
             group.inputs = np.array([places[int(index)] for index in group.inputs], np.int32)
             group.outputs = np.array([places[int(index)] for index in group.outputs], np.int32)
-        for signature in flat.signatureDefs or []:
-            if signature.subgraphIndex == number:
-                for entry in (*signature.inputs, *signature.outputs):
-                    entry.tensorIndex = places[entry.tensorIndex]
+        for entry in entries:
+            entry.tensorIndex = places[entry.tensorIndex]
         for tensor in graph.tensors:
             data = flat.buffers[tensor.buffer].data
             data = b"" if data is None else np.asarray(data, np.uint8).tobytes()
