@@ -113,6 +113,7 @@ def _claim_constants(found: Account, flat: Any, number: int, layers: Mapping[int
 
 
 def _bias(flat: Any, operator: Any) -> int:
+    """The tensor of a linear operator's bias, or -1."""
     name = operator_name(flat, operator)
     place = OPERANDS[name][2] if name in OPERANDS else len(operator.inputs)
     return int(operator.inputs[place]) if place < len(operator.inputs) else -1

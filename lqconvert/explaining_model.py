@@ -74,6 +74,8 @@ def _pooled(dense: Any) -> Iterator[Change]:
     shape: tuple[int, ...] = flatten.input_shape[1:] if class_name(flatten) == "Flatten" else ()
     if len(shape) not in (2, 3) or math.prod(shape[:-1]) == 1:
         return
+    if class_name(_source(flatten)) == "InputLayer":  # the mean of an image says nothing
+        return
     pooling = f"GlobalAveragePooling{len(shape) - 1}D"
     before = dense.count_params()
     after = before - (math.prod(shape) - shape[-1]) * dense.units

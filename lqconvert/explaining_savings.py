@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 from ai_edge_litert import schema_py_generated as schema
 
@@ -13,7 +12,7 @@ from lqconvert.bounds import LARGEST_TENSOR
 from lqconvert.errors import CannotRun
 from lqconvert.explaining_bytes import Account
 from lqconvert.flatbuffer import OPERANDS, Needless, read, strip, write
-from lqconvert.inspecting_tflite import as_list, present
+from lqconvert.inspecting_tflite import as_list
 from lqconvert.packing import INT8, kernels, name_kernels
 from lqconvert.proving import smallest
 from lqconvert.removal import remove_dead_channels
@@ -67,15 +66,13 @@ class Measured:
 
     def share_scales(self) -> None:
         flat = read(self.base)
-        graph = flat.subgraphs[0]
-        several = {kernel.tensor for kernel in kernels(flat) if kernel.scales > 1}
-        for operator in graph.operators:
-            if several & set(present(operator.inputs)):  # the kernel and the bias: what else there is has one
-                for index in present(operator.inputs):
-                    _first_scale(graph.tensors[index])
+        for tensor in flat.subgraphs[0].tensors:
+            if tensor.quantization is not None:
+                for name in ("scale", "zeroPoint"):
+                    numbers = getattr(tensor.quantization, name)
+                    setattr(tensor.quantization, name, None if numbers is None else numbers[:1])
         what = "--granularity scalar: one scale for a layer, in place of one for each channel"
-        how = f"{what}, in {counted(len(several), 'layer', 'layers')}"
-        self.save(len(self.base) - len(write(flat)), QUANTIZE, how)
+        self.save(len(self.base) - len(write(flat)), QUANTIZE, what)
 
     def make_integer(self) -> None:
         """Where it was not lqconvert that left them float."""
@@ -161,11 +158,3 @@ def _stripped(tflite: bytes, needless: Needless = Needless()) -> bytes:  # noqa:
     flat = read(tflite)
     strip(flat, needless)
     return write(flat)
-
-
-def _first_scale(tensor: Any) -> None:
-    quantization = tensor.quantization
-    if quantization is not None:
-        for name in ("scale", "zeroPoint"):
-            numbers = getattr(quantization, name)
-            setattr(quantization, name, None if numbers is None else numbers[:1])

@@ -141,6 +141,8 @@ def test_changes_are_only_of_what_there_is():
     assert (embedding.before, embedding.after) == (500 * 16, 500 * 8)
     small = tf_keras.Sequential([tf_keras.Input((4, 4, 2)), layers.Conv2D(8, 1), layers.GlobalMaxPooling2D()])
     assert changes(small) == []
+    x = tf_keras.Input((4, 4, 2))
+    assert changes(tf_keras.Model(x, layers.Dense(3)(layers.Flatten()(x)))) == []
 
 
 def test_layers_that_stay_float_are_named_not_promised(tmp_path):
