@@ -239,12 +239,9 @@ def _graph(flat: Any) -> str:
 
 
 def _names(flat: Any) -> str:
+    tensors = [tensor for graph in flat.subgraphs for tensor in graph.tensors]
     counts = [
-        (
-            sum(bool(t.name) for graph in flat.subgraphs for t in graph.tensors),
-            "named tensor",
-            "named tensors",
-        ),
+        (sum(bool(tensor.name) for tensor in tensors), "named tensor", "named tensors"),
         (len(as_list(flat.signatureDefs)), "signature", "signatures"),
         (len(as_list(flat.metadata)), "entry of metadata", "entries of metadata"),
     ]

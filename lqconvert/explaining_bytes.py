@@ -25,7 +25,9 @@ from lqconvert.inspecting_tflite import (
 #: What bytes are for, in the order in which they are told; together they are the file.
 KINDS = ("weights", "biases", "scales", "unread", "graph", "names", "padding")
 #: Rows of bytes that are no layer's: scales of what is computed, and the rest.
-ACTIVATIONS, UNREAD, GRAPH, NAMES, PADDING = "activations", "unread", "graph", "names", "padding"
+ACTIVATIONS, UNREAD, GRAPH, NAMES, PADDING = (
+    f"({what})" for what in ("activations", "unread", "graph", "names", "padding")
+)
 
 
 @dataclass

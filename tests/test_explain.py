@@ -241,7 +241,7 @@ def test_what_no_layer_needs_is_told_apart(tmp_path):
     path.write_bytes(unstripped(flat) + bytes(500))
     after = explain(path)
     assert adds_up(after)
-    assert part(after, "unread").bytes == 300
+    assert part(after, "(unread)").bytes == 300
     assert 700 <= after.totals["names"] - before.totals.get("names", 0) < 730
     assert 500 <= after.totals["padding"] < 540
     (saving,) = (each for each in by(after, "lqconvert") if "metadata" in each.what)
