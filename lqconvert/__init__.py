@@ -17,6 +17,7 @@ _HOMES = {
     "check": "checking",
     "compare": "comparing",
     "evaluate": "evaluating",
+    "explain": "explaining",
     "export": "exporting",
     "export_codes": "convert",
     "inspect": "inspecting",

@@ -247,6 +247,22 @@ def inspect(file: str, as_json: bool, debug: bool, **settings: Any) -> None:
 
 @main.command()
 @click.argument("file", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@model_options
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def explain(file: str, as_json: bool, debug: bool, **settings: Any) -> None:
+    """Says why FILE takes the bytes it takes, layer by layer, and what would make it smaller.
+
+    FILE is what inspect takes. No data, no training; other architectures are worked out for a Keras model.
+    """
+    _import_quietly(debug)
+    from lqconvert.explaining import explain as run
+
+    _show(run(file, **settings), as_json)
+
+
+@main.command()
+@click.argument("file", type=click.Path())
 @click.option("--data", required=True, help="As for quantize.")
 @click.option("--target", type=click.Choice(TARGETS), help="Where to run it.  [default: what runs it]")
 @click.option("--preprocess", type=PreprocessingType(), help="As for quantize.")

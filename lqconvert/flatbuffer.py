@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import flatbuffers
@@ -41,22 +41,42 @@ def read(tflite: bytes) -> Any:
     Raises:
         LqError: if the bytes are no .tflite file, are damaged, or refer to what is not there.
     """
+    return _read(tflite)[0]
+
+
+@dataclass
+class Touched:
+    """Where in a file its tree lies: the start of every table, and (start, end) of all else that is read."""
+
+    tables: list[int] = field(default_factory=list)
+    texts: list[tuple[int, int]] = field(default_factory=list)
+    vectors: list[tuple[int, int]] = field(default_factory=list)  # of numbers, without their lengths
+    links: list[tuple[int, int]] = field(default_factory=list)  # lengths of vectors, and what these refer by
+
+
+def read_places(tflite: bytes) -> tuple[Any, Touched]:
+    """As :func:`read`, and where it all lies. The tree's arrays are views of the file's bytes."""
+    return _read(tflite)
+
+
+def _read(tflite: bytes) -> tuple[Any, Touched]:
     if len(tflite) < 8 or tflite[4:8] != b"TFL3":
         raise LqError("not a .tflite file (it does not begin as one)")
     try:
-        with _counted(len(tflite)):
+        with _counted(len(tflite)) as touched:
             flat = schema.ModelT.InitFromPackedBuf(tflite, 0)
         _refuse_dangling(flat)
     except LqError:
         raise
     except Exception as error:  # whatever wild offsets make the schema's reader raise
         raise LqError(f"the .tflite file is damaged ({type(error).__name__})") from error
-    return flat
+    return flat, touched
 
 
 @contextmanager
-def _counted(size: int) -> Iterator[None]:
+def _counted(size: int) -> Iterator[Touched]:
     """Bounds what a file is unpacked to: many vectors of it may refer to the same table or text."""
+    touched = Touched()
     original = flatbuffers.table.Table
     left = {"tables": min(MOST_TABLES, size // 4), "text": size}
 
@@ -66,17 +86,36 @@ def _counted(size: int) -> Iterator[None]:
             if left["tables"] < 0 or not 0 <= position < size:
                 raise LqError("the .tflite file is damaged (more tables than it has room for)")
             super().__init__(data, position)
+            if data:  # the schema's reader makes empty ones, too, to fill in later
+                touched.tables.append(position)
 
         def String(self, offset: int) -> bytes:
             text = super().String(offset)
             left["text"] -= len(text)
             if left["text"] < 0:
                 raise LqError("the .tflite file is damaged (more text than it has room for)")
+            start = super().Indirect(offset)
+            touched.texts.append((start, start + 4 + len(text) + 1))  # its length, itself, a zero
             return text
+
+        def VectorLen(self, offset: int) -> int:
+            start = self.Vector(offset)
+            touched.links.append((start - 4, start))
+            return int(super().VectorLen(offset))
+
+        def Indirect(self, offset: int) -> int:
+            touched.links.append((offset, offset + 4))
+            return int(super().Indirect(offset))
+
+        def GetVectorAsNumpy(self, flags: Any, offset: int) -> np.ndarray:
+            array = super().GetVectorAsNumpy(flags, offset)
+            start = self.Vector(offset)
+            touched.vectors.append((start, start + array.nbytes))
+            return array
 
     flatbuffers.table.Table = Counted
     try:
-        yield
+        yield touched
     finally:
         flatbuffers.table.Table = original
 
@@ -110,7 +149,8 @@ def _refuse_dangling(flat: Any) -> None:
             if min([] if tensor.shape is None else tensor.shape, default=0) < 0:
                 raise LqError("the .tflite file is damaged (a tensor with a negative length)")
     for signature in flat.signatureDefs or []:
-        entries = [*(signature.inputs or []), *(signature.outputs or [])]
+        signature.inputs, signature.outputs = signature.inputs or [], signature.outputs or []
+        entries = [*signature.inputs, *signature.outputs]
         within(signature.subgraphIndex, len(flat.subgraphs))
         within([entry.tensorIndex for entry in entries], len(flat.subgraphs[signature.subgraphIndex].tensors))
 
@@ -146,16 +186,17 @@ def _drop_unused(flat: Any) -> None:
     buffers, known = [schema.BufferT()], {b"": 0}
     for number, graph in enumerate(flat.subgraphs):
         groups = (graph, *graph.operators)
+        signatures = [each for each in flat.signatureDefs or [] if each.subgraphIndex == number]
+        entries = [entry for each in signatures for entry in (*each.inputs, *each.outputs)]
         used = {int(i) for group in groups for i in (*group.inputs, *group.outputs) if i >= 0}
+        used |= {entry.tensorIndex for entry in entries}
         places = {old: new for new, old in enumerate(sorted(used))} | {-1: -1}
         graph.tensors = [graph.tensors[old] for old in sorted(used)]
         for group in groups:
             group.inputs = np.array([places[int(index)] for index in group.inputs], np.int32)
             group.outputs = np.array([places[int(index)] for index in group.outputs], np.int32)
-        for signature in flat.signatureDefs or []:
-            if signature.subgraphIndex == number:
-                for entry in (*signature.inputs, *signature.outputs):
-                    entry.tensorIndex = places[entry.tensorIndex]
+        for entry in entries:
+            entry.tensorIndex = places[entry.tensorIndex]
         for tensor in graph.tensors:
             data = flat.buffers[tensor.buffer].data
             data = b"" if data is None else np.asarray(data, np.uint8).tobytes()

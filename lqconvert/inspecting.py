@@ -105,7 +105,7 @@ def _inspect_model(path: Path, input_shape: tuple[int, ...] | None, trust_model:
         rows, parameters = _float_rows(model), model.count_params()
         quantized = rewrite(model, Rate(), granularity="mixed")
         rows = quantized_rows(quantized, model, config)
-        return describe(path, model, rows, _int8_file(quantized))
+        return describe(path, model, rows, int8_file(quantized)[0])
     except LqError as error:
         return ModelInspection(
             str(path), _marked(rows, str(error)), parameters, 4 * parameters, 0, 0, [], {}, str(error)
@@ -297,8 +297,10 @@ def _absorber(batch_norm: Any, kept: set[str]) -> str:
     return layer.name
 
 
-def _int8_file(quantized: Any) -> bytes:
-    """The int8 file of a rewritten model with starting scales: of random inputs, for want of data.
+def int8_file(quantized: Any) -> tuple[bytes, list[str]]:
+    """The int8 file of a rewritten model with starting scales, and the layers of its kernels, in its order.
+
+    The scales are those of random inputs, for want of data.
 
     Its size and operators hang on the ranges only where these are equal by chance.
     """
@@ -312,7 +314,8 @@ def _int8_file(quantized: Any) -> bytes:
     batches: list[Any] = [x if len(x) > 1 else x[0] for x in (inputs, large)]
     calibrate(quantized, batches)
     codes = learned_codes(quantized)
-    return Template.of(quantized, codes).fill(codes)
+    template = Template.of(quantized, codes)
+    return template.fill(codes), template.order
 
 
 def _answer(tflite: bytes, target: Target, rows: list[LayerRow]) -> str:

@@ -137,7 +137,9 @@ def inspect_tflite(path: Path) -> TfliteInspection:
         for row in rows
         if any("FLOAT" in tensor.type for tensor in (*row.inputs, *row.outputs))
     ]
-    stored = [tensor for each in flat.subgraphs for tensor in each.tensors if _data(flat, tensor) is not None]
+    stored = [
+        tensor for each in flat.subgraphs for tensor in each.tensors if data_of(flat, tensor) is not None
+    ]
     constant_bytes = _stored_bytes(flat, stored)
     return TfliteInspection(
         str(path),
@@ -150,11 +152,11 @@ def inspect_tflite(path: Path) -> TfliteInspection:
         not floats,
         floats,
         rows,
-        [row for each in flat.subgraphs for row in _Constants(flat, each).rows()],
+        [row for each in flat.subgraphs for row in Constants(flat, each).rows()],
     )
 
 
-def _name(flat: Any, operator: Any) -> str:
+def name_of(flat: Any, operator: Any) -> str:
     """An operator's name in the schema; a custom one's own."""
     name = operator_name(flat, operator)
     custom = flat.operatorCodes[operator.opcodeIndex].customCode
@@ -169,28 +171,28 @@ def _operator_rows(flat: Any, graph: Any) -> list[OperatorRow]:
     return [
         OperatorRow(
             place,
-            _name(flat, operator),
-            [_tensor(graph, index) for index in _present(operator.inputs)],
-            [_tensor(graph, index) for index in _present(operator.outputs)],
+            name_of(flat, operator),
+            [_tensor(graph, index) for index in present(operator.inputs)],
+            [_tensor(graph, index) for index in present(operator.outputs)],
         )
-        for place, operator in enumerate(_list(graph.operators))
+        for place, operator in enumerate(as_list(graph.operators))
     ]
 
 
-def _list(vector: Any) -> list[Any]:
+def as_list(vector: Any) -> list[Any]:
     """A vector of the schema, which is None where the file has none."""
     return [] if vector is None else list(vector)
 
 
-def _present(indices: Any) -> list[int]:
+def present(indices: Any) -> list[int]:
     """The operands that are there: -1 stands for one that is left out."""
-    return [int(index) for index in _list(indices) if index >= 0]
+    return [int(index) for index in as_list(indices) if index >= 0]
 
 
 def _tensor(graph: Any, index: int) -> Tensor:
     tensor = graph.tensors[index]
-    scales = [] if tensor.quantization is None else _list(tensor.quantization.scale)
-    points = [] if tensor.quantization is None else _list(tensor.quantization.zeroPoint)
+    scales = [] if tensor.quantization is None else as_list(tensor.quantization.scale)
+    points = [] if tensor.quantization is None else as_list(tensor.quantization.zeroPoint)
     return Tensor(
         int(index),
         _text(tensor.name),
@@ -204,31 +206,33 @@ def _tensor(graph: Any, index: int) -> Tensor:
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
-    return tuple(int(n) for n in _list(tensor.shape))
+    return tuple(int(n) for n in as_list(tensor.shape))
 
 
-def _data(flat: Any, tensor: Any) -> np.ndarray | None:
+def data_of(flat: Any, tensor: Any) -> np.ndarray | None:
     """The bytes of a constant; None for what is computed."""
     data = flat.buffers[tensor.buffer].data
     return None if data is None or not len(data) else np.asarray(data, np.uint8)
 
 
-def _stored_bytes(flat: Any, tensors: list[Any]) -> int:
-    """What the file holds of constants: a buffer counts once, and the places in sparse ones with it."""
-    buffers = {tensor.buffer for tensor in tensors}
+def stored_arrays(flat: Any, tensors: list[Any]) -> list[np.ndarray]:
+    """What the file holds of constants: a buffer once, and the places in sparse ones with it."""
     places = [
         vector.values
         for tensor in tensors
-        for dimension in (_list(tensor.sparsity.dimMetadata) if tensor.sparsity is not None else [])
+        for dimension in (as_list(tensor.sparsity.dimMetadata) if tensor.sparsity is not None else [])
         for vector in (dimension.arraySegments, dimension.arrayIndices)
-        if vector is not None
+        if vector is not None and vector.values is not None
     ]
-    return sum(len(flat.buffers[buffer].data) for buffer in buffers) + sum(
-        np.asarray(values).nbytes for values in places
-    )
+    buffers = dict.fromkeys(tensor.buffer for tensor in tensors)
+    return [*(np.asarray(flat.buffers[buffer].data) for buffer in buffers), *map(np.asarray, places)]
 
 
-class _Constants:
+def _stored_bytes(flat: Any, tensors: list[Any]) -> int:
+    return sum(array.nbytes for array in stored_arrays(flat, tensors))
+
+
+class Constants:
     """The constants of a graph, and what its operators make of constants alone: packed ones, unpacked."""
 
     def __init__(self, flat: Any, graph: Any) -> None:
@@ -237,29 +241,29 @@ class _Constants:
         self.sources: dict[int, list[int]] = {}
         self.makers: dict[int, list[Any]] = {}
         for index, tensor in enumerate(graph.tensors):
-            if _data(flat, tensor) is not None:
+            if data_of(flat, tensor) is not None:
                 self.sources[index], self.makers[index] = [index], []
         self.readers = []
-        for place, operator in enumerate(_list(graph.operators)):
-            inputs = _present(operator.inputs)
+        for place, operator in enumerate(as_list(graph.operators)):
+            inputs = present(operator.inputs)
             if not inputs or not all(index in self.sources for index in inputs):
                 self.readers.append((place, operator))
                 continue
-            for number, output in enumerate(_present(operator.outputs)):
+            for number, output in enumerate(present(operator.outputs)):
                 # A DECODE may make several tensors, each of two inputs.
-                own = inputs[2 * number :][:2] if _name(flat, operator) == DECODE else inputs
+                own = inputs[2 * number :][:2] if name_of(flat, operator) == DECODE else inputs
                 self.sources[output] = [source for index in own for source in self.sources[index]]
                 self.makers[output] = [*(maker for index in own for maker in self.makers[index]), operator]
 
     def rows(self) -> list[ConstantRow]:
         rows: dict[int, ConstantRow] = {}
         for place, operator in self.readers:
-            for index in _present(operator.inputs):
+            for index in present(operator.inputs):
                 if index in self.sources and index not in rows:
-                    rows[index] = self._row(index, f"{place} {_name(self.flat, operator)}")
+                    rows[index] = self.row(index, f"{place} {name_of(self.flat, operator)}")
         return list(rows.values())
 
-    def _row(self, index: int, reader: str) -> ConstantRow:
+    def row(self, index: int, reader: str) -> ConstantRow:
         tensor = self.graph.tensors[index]
         elements = math.prod(_shape(tensor))
         codes = self._codes(index, elements)
@@ -275,7 +279,7 @@ class _Constants:
     def _packing(self, index: int) -> str:
         """How a constant is packed, by the name that quantize has for it."""
         tensor = self.graph.tensors[index]
-        names = [_name(self.flat, maker) for maker in self.makers[index]]
+        names = [name_of(self.flat, maker) for maker in self.makers[index]]
         if tensor.sparsity is not None or "DENSIFY" in names:
             return "sparse"
         if DECODE in names and "GATHER" in names:
@@ -309,8 +313,8 @@ class _Constants:
 
     def _blocks(self, index: int) -> np.ndarray | None:
         """What GATHER looks up: the rows of a codebook whose numbers DECODE makes."""
-        named = {_name(self.flat, maker): maker for maker in self.makers[index]}
-        (book,) = set(self.sources[index]) & set(_present(named["GATHER"].inputs))
+        named = {name_of(self.flat, maker): maker for maker in self.makers[index]}
+        (book,) = set(self.sources[index]) & set(present(named["GATHER"].inputs))
         count = math.prod(_shape(self.graph.tensors[named[DECODE].outputs[0]]))
         stream, ancillary = (self._stored(int(source)).tobytes() for source in named[DECODE].inputs[:2])
         numbers = coding.decode(coding.Encoded(stream, ancillary), count)

@@ -310,16 +310,16 @@ def kernels(flat: Any) -> list[Kernel]:
     graph, found = flat.subgraphs[0], {}
     for operator in graph.operators:
         name = operator_name(flat, operator)
-        if name not in OPERANDS:
-            continue
-        index = int(operator.inputs[OPERANDS[name][1]])
-        codes = values(flat, index)
+        place = OPERANDS[name][1] if name in OPERANDS else len(operator.inputs)
+        index = int(operator.inputs[place]) if place < len(operator.inputs) else -1
+        codes = values(flat, index) if index >= 0 else None
         if codes is None or codes.dtype != np.int8 or index in found:
             continue
         consumers = sum(index in other.inputs for other in graph.operators)
         tensor = graph.tensors[index]
-        label = tensor.name.decode() if isinstance(tensor.name, bytes) else tensor.name or ""
-        found[index] = Kernel(index, name, codes, len(tensor.quantization.scale), consumers, label)
+        label = tensor.name.decode(errors="replace") if isinstance(tensor.name, bytes) else tensor.name or ""
+        scales = None if tensor.quantization is None else tensor.quantization.scale
+        found[index] = Kernel(index, name, codes, 0 if scales is None else len(scales), consumers, label)
     return list(found.values())
 
 

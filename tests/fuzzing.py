@@ -214,8 +214,8 @@ def mutants(seeds: list[Path], folder: Path, count: int, first: int = 0) -> Iter
 
 
 def take(path: Path) -> None:
-    """What inspect, quantize or export do first with a file of its kind."""
-    from lqconvert import inspect
+    """What inspect, explain, quantize or export do first with a file of its kind."""
+    from lqconvert import explain, inspect
     from lqconvert.codes import Int8File, load_kernels
     from lqconvert.datasets import load_data
     from lqconvert.flatbuffer import operator_name, read, values
@@ -236,6 +236,8 @@ def take(path: Path) -> None:
     thorough = int(path.name.split("-")[0]) % 4 == 0
     if path.name.endswith((".tflite", ".codes.npz")) or (thorough and path.suffix in (".h5", ".keras")):
         inspect(path)
+    if path.name.endswith((".tflite", ".codes.npz")):
+        explain(path)
     if path.name.endswith(".codes.npz"):
         file = Int8File.load(path)
         load_kernels(path)
