@@ -87,7 +87,6 @@ def quantize(
         LqError: for every mistake of the user's; nothing is written then.
         BudgetMissed: if no codes hold the budget.
     """
-    limits = limits or Limits()
     ready = prepare(
         model_path,
         data_spec,
@@ -167,7 +166,7 @@ def quantize(
         paths.codes: lambda path: learned_codes(quantized).save(path, int8_file),
     }
     try:
-        made = _files(int8_file, paths, targets, limits, data, teacher)
+        made = _files(int8_file, paths, targets, ready.limits, data, teacher)
         files = made.files
         if budget.max_size is not None and files[0].proven.size > budget.max_size:
             raise BudgetMissed(

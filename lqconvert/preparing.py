@@ -42,6 +42,7 @@ class Prepared:
     quantized: tf_keras.Model  # calibrated, or as an interrupted run left it
     batches: list[Any]  # what it was calibrated on
     template: Template
+    limits: Limits
     scheme: Scheme
     budget: Budget
     epochs: int
@@ -148,6 +149,7 @@ def prepare(
         quantized,
         batches,
         template,
+        limits,
         scheme,
         budget,
         epochs,

@@ -186,3 +186,42 @@ def test_the_hook_takes_the_files_that_pre_commit_gives(int8, tmp_path):
         "large.tflite:",
         "FAIL",
     ]
+
+
+def test_the_recipes_are_of_this_version():
+    """Of every YAML block of the page: its commands parse, its hooks and inputs are there."""
+    page = (ROOT / "docs" / "ci.md").read_text()
+    github, gitlab, pre_commit = (
+        yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", page, re.S | re.M)
+    )
+    assert set(github[-1]["with"]) <= set(ACTION["inputs"])
+    commands = [shlex.split(line) for line in gitlab["model"]["script"] if line.startswith("lqconvert ")]
+    assert [command[1] for command in commands] == ["quantize", "check"]
+    for _, name, *arguments in commands:
+        main.commands[name].make_context(name, arguments)
+    assert pre_commit["repos"][0]["hooks"] == [{"id": HOOK["id"]}]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("lqconvert q", ["quantize"]),
+        ("lqconvert check --max-", ["--max-size", "--max-ram", "--max-drop"]),
+        ("lqconvert quantize --target ", ["litert", "tflm"]),
+    ],
+)
+def test_bash_completes(line, found):
+    *words, last = line.split(" ")
+    script = f"""
+        eval "$(_LQCONVERT_COMPLETE=bash_source lqconvert)"
+        COMP_WORDS=({" ".join(words)} "{last}") COMP_CWORD={len(words)}
+        _lqconvert_completion lqconvert
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    variables = environment(PYTHONPROFILEIMPORTTIME="1")  # lists what is imported, on stderr
+    result = subprocess.run(
+        ["bash", "--norc", "-c", script], env=variables, check=True, capture_output=True, text=True
+    )
+    assert sorted(result.stdout.split()) == sorted(found)
+    assert "lqconvert.cli" in result.stderr
+    assert "tensorflow" not in result.stderr
