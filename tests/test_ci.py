@@ -49,7 +49,7 @@ def job(folder):
 
 
 @pytest.fixture(scope="module")
-def project(samples, tmp_path_factory):
+def passed(samples, tmp_path_factory):
     """A project whose first job passed."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copy(samples / "digits_cnn.h5", folder / "digits.h5")
@@ -59,6 +59,11 @@ def project(samples, tmp_path_factory):
     assert summary.count("✅") == 2
     assert (folder / "out" / "junit.xml").exists()
     return folder
+
+
+@pytest.fixture
+def project(passed, tmp_path):
+    return Path(shutil.copytree(passed, tmp_path / "project"))
 
 
 def test_a_byte_too_much_fails_the_job(project):
