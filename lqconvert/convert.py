@@ -89,7 +89,6 @@ def quantize(
         LqError: for every mistake of the user's; nothing is written then.
         BudgetMissed: if no codes hold the budget.
     """
-    limits = limits or Limits()
     ready = prepare(
         model_path,
         data_spec,
@@ -115,10 +114,16 @@ def quantize(
         trust_model=trust_model,
         say=say,
     )
+    if ready.checkpoint is not None:
+        say(f"going on from step {ready.checkpoint.step:,}")
+    elif resume:
+        say("nothing to go on from: this is the first step")
+    elif ready.paths.checkpoint.exists():
+        say(f"starting over, where --resume would have gone on from {ready.paths.checkpoint}")
     make_folders(ready.paths.all())
     with locked(ready.paths.first):
         finetuned = _learn(ready, targets[0], progress, say)
-        report = _export(ready, finetuned, targets, limits)
+        report = _export(ready, finetuned, targets)
         if finetuned.finished:
             ready.paths.checkpoint.unlink()
         return report
@@ -166,7 +171,7 @@ def _learn(
     return finetuned
 
 
-def _export(ready: Prepared, finetuned: Finetuned, targets: Sequence[Target], limits: Limits) -> Report:
+def _export(ready: Prepared, finetuned: Finetuned, targets: Sequence[Target]) -> Report:
     """Writes the files, and the report of what was measured on them."""
     paths, data, preprocess, budget = ready.paths, ready.data, ready.preprocess, ready.budget
     quantized = ready.quantized
@@ -184,7 +189,7 @@ def _export(ready: Prepared, finetuned: Finetuned, targets: Sequence[Target], li
         paths.codes: lambda path: learned_codes(quantized).save(path, int8_file),
     }
     try:
-        made = _files(int8_file, paths, targets, limits, data, teacher)
+        made = _files(int8_file, paths, targets, ready.limits, data, teacher)
         files = made.files
         if budget.max_size is not None and files[0].proven.size > budget.max_size:
             raise BudgetMissed(

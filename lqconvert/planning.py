@@ -36,7 +36,8 @@ class Plan(Inspection):
     labels: str  # "classes", "values" or "none"
     classes: int | None
     inputs: dict[str, tuple[int, ...]]  # their shapes, without the batch
-    budget: str
+    budget: str  # of the file, in words, and what it may take on its targets
+    limits: str
     settings: dict[str, Any]  # as the report will have them
     steps: int
     targets: list[str]
@@ -53,7 +54,7 @@ class Plan(Inspection):
             console.print(f"input {name}: {dimensions(shape)}")
         settings = self.settings
         console.print(f"preprocessing: {settings['preprocess']}, augmentation: {settings['augmentation']}")
-        console.print(f"budget: {self.budget}, target: {', '.join(self.targets)}")
+        console.print(f"budget: {self.budget}; limits: {self.limits}; target: {', '.join(self.targets)}")
         scheme = f"scheme: {settings['scheme']['name']}, scales: {settings['granularity']}"
         console.print(f"{scheme}, epochs: {settings['epochs']}, steps: {self.steps:,}")
         if self.resumes:
@@ -94,6 +95,7 @@ def plan(
         classes=classes if data.labels == "classes" else None,
         inputs={name: tuple(x.shape[1:]) for name, x in zip(model.input_names, model.inputs, strict=True)},
         budget=str(ready.budget),
+        limits=str(ready.limits),
         settings=ready.settings,
         steps=cycles * cycle_steps(data.train.size, ready.epochs, ready.batch_size, cycles),
         targets=list(dict.fromkeys(paths.targets)),

@@ -45,6 +45,7 @@ class Prepared:
     quantized: tf_keras.Model  # calibrated
     batches: list[Any]  # what it was calibrated on
     template: Template
+    limits: Limits
     scheme: Scheme
     budget: Budget
     epochs: int
@@ -144,35 +145,29 @@ def prepare(
         "data": data.sizes,
         "model": zlib.crc32(b"".join(weights.tobytes() for weights in folded.get_weights())),
     }
-    checkpoint = None
-    if resume and paths.checkpoint.exists():
-        checkpoint = Checkpoint.load(paths.checkpoint, identity)
-        say(f"going on from step {checkpoint.step:,}")
-    elif resume:
-        say("nothing to go on from: this is the first step")
-    elif paths.checkpoint.exists():
-        say(f"starting over: --resume would have gone on from {paths.checkpoint}")
+    resumes = resume and paths.checkpoint.exists()
     return Prepared(
-        Path(model_path),
-        paths,
-        model,
-        folded,
-        kept,
-        data,
-        preprocess,
-        pixels is not None,
-        augmentation,
-        quantized,
-        batches,
-        template,
-        scheme,
-        budget,
-        epochs,
-        batch_size,
-        learning_rate,
-        settings,
-        identity,
-        checkpoint,
+        path=Path(model_path),
+        paths=paths,
+        model=model,
+        folded=folded,
+        float_layers=kept,
+        data=data,
+        preprocess=preprocess,
+        pixels=pixels is not None,
+        augmentation=augmentation,
+        quantized=quantized,
+        batches=batches,
+        template=template,
+        limits=limits,
+        scheme=scheme,
+        budget=budget,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        settings=settings,
+        identity=identity,
+        checkpoint=Checkpoint.load(paths.checkpoint, identity) if resumes else None,
     )
 
 

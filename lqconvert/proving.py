@@ -32,6 +32,12 @@ class Limits:
     max_ram: int | None = None
     max_latency: float | None = None
 
+    def __str__(self) -> str:
+        parts = [] if self.max_ram is None else [f"at most {self.max_ram:,} bytes of arena"]
+        if self.max_latency is not None:
+            parts.append(f"at most {self.max_latency:g} times as slow as int8")
+        return ", ".join(parts) or "none"
+
 
 @dataclass(frozen=True)
 class Executed:

@@ -34,3 +34,16 @@ def int8(samples, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("int8") / "digits.tflite"
     path.write_bytes(lqconvert.export(model).tflite)
     return path
+
+
+@pytest.fixture(scope="session")
+def digits_run(samples, tmp_path_factory):
+    """The folder of the digits sample's run with the command line's defaults, and what that printed."""
+    from click.testing import CliRunner
+
+    from lqconvert.cli import main
+
+    folder = tmp_path_factory.mktemp("digits")
+    command = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits"]
+    command += ["-o", str(folder / "digits.tflite"), "--quiet", "--json"]
+    return folder, CliRunner().invoke(main, command)

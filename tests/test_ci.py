@@ -29,9 +29,11 @@ def environment(**variables):
 
 
 def budgets(folder, **limits):
-    """Writes a project's pyproject.toml."""
+    """Writes a project's pyproject.toml. Accuracy takes data, and with them some seconds."""
     lines = ["[tool.lqconvert.quantize]", 'scheme = "lsq"', "epochs = 1", "[tool.lqconvert.check]"]
     lines += [f"{name.replace('_', '-')} = {limit}" for name, limit in limits.items()]
+    if "min_accuracy" in limits:
+        lines = ["[tool.lqconvert]", 'data = "digits"', *lines]
     (folder / "pyproject.toml").write_text("\n".join(lines))
 
 
@@ -39,7 +41,7 @@ def job(folder):
     """The exit code of the example job, and what it wrote into the summary."""
     summary = folder / "summary.md"
     summary.unlink(missing_ok=True)
-    command = ["bash", str(ROOT / "docs" / "ci" / "job.sh"), "digits.h5", "digits"]
+    command = ["bash", str(ROOT / "docs" / "ci" / "job.sh"), "digits.h5"]
     result = subprocess.run(
         command, cwd=folder, env=environment(GITHUB_STEP_SUMMARY=str(summary)), check=False
     )
@@ -47,7 +49,7 @@ def job(folder):
 
 
 @pytest.fixture(scope="module")
-def project(samples, tmp_path_factory):
+def passed(samples, tmp_path_factory):
     """A project whose first job passed."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copy(samples / "digits_cnn.h5", folder / "digits.h5")
@@ -57,6 +59,11 @@ def project(samples, tmp_path_factory):
     assert summary.count("✅") == 2
     assert (folder / "out" / "junit.xml").exists()
     return folder
+
+
+@pytest.fixture
+def project(passed, tmp_path):
+    return Path(shutil.copytree(passed, tmp_path / "project"))
 
 
 def test_a_byte_too_much_fails_the_job(project):
@@ -186,3 +193,42 @@ def test_the_hook_takes_the_files_that_pre_commit_gives(int8, tmp_path):
         "large.tflite:",
         "FAIL",
     ]
+
+
+def test_the_recipes_are_of_this_version():
+    """Of every YAML block of the page: its commands parse, its hooks and inputs are there."""
+    page = (ROOT / "docs" / "ci.md").read_text()
+    github, gitlab, pre_commit = (
+        yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", page, re.S | re.M)
+    )
+    assert set(github[-1]["with"]) <= set(ACTION["inputs"])
+    commands = [shlex.split(line) for line in gitlab["model"]["script"] if line.startswith("lqconvert ")]
+    assert [command[1] for command in commands] == ["quantize", "check"]
+    for _, name, *arguments in commands:
+        main.commands[name].make_context(name, arguments)
+    assert pre_commit["repos"][0]["hooks"] == [{"id": HOOK["id"]}]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("lqconvert q", ["quantize"]),
+        ("lqconvert check --max-", ["--max-size", "--max-ram", "--max-drop"]),
+        ("lqconvert quantize --target ", ["litert", "tflm"]),
+    ],
+)
+def test_bash_completes(line, found):
+    *words, last = line.split(" ")
+    script = f"""
+        eval "$(_LQCONVERT_COMPLETE=bash_source lqconvert)"
+        COMP_WORDS=({" ".join(words)} "{last}") COMP_CWORD={len(words)}
+        _lqconvert_completion lqconvert
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    variables = environment(PYTHONPROFILEIMPORTTIME="1")  # lists what is imported, on stderr
+    result = subprocess.run(
+        ["bash", "--norc", "-c", script], env=variables, check=True, capture_output=True, text=True
+    )
+    assert sorted(result.stdout.split()) == sorted(found)
+    assert "lqconvert.cli" in result.stderr
+    assert "tensorflow" not in result.stderr

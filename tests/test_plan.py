@@ -1,6 +1,7 @@
 """--dry-run says what a run then does, and does none of it; --quiet and --json."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,30 +14,22 @@ from lqconvert.checkpoint import Checkpoint
 from lqconvert.cli import main
 from lqconvert.preparing import prepare
 
-OPTIONS = ("--scheme", "lsq", "--epochs", "1", "--gzip", "--quiet", "--json")
-
 
 def quantize(model, output, *options):
-    arguments = ["quantize", model, "--data", "digits", "-o", output, *OPTIONS, "--report"]
-    return CliRunner().invoke(main, [*map(str, arguments), str(output.with_suffix(".html")), *options])
+    arguments = ["quantize", model, "--data", "digits", "-o", output, *options]
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-@pytest.fixture(scope="module")
-def runs(samples, tmp_path_factory):
-    """A folder, what was planned to be written there, and what the run then printed."""
-    output = tmp_path_factory.mktemp("planned") / "out" / "digits.tflite"
-    planned = quantize(samples / "digits_cnn.h5", output, "--dry-run")
+def test_a_run_does_as_planned(digits_run, samples, tmp_path):
+    folder, run = digits_run
+    output = tmp_path / "new" / "digits.tflite"
+    planned = quantize(samples / "digits_cnn.h5", output, "--dry-run", "--quiet", "--json")
     assert planned.exit_code == 0, planned.output
-    assert not output.parent.exists()
-    run = quantize(samples / "digits_cnn.h5", output)
-    assert run.exit_code == 0, run.output
-    return output.parent, planned, run
-
-
-def test_a_run_does_as_planned(runs):
-    folder, planned, run = runs
+    assert list(tmp_path.iterdir()) == []
+    assert run.stderr == planned.stderr == ""
     expected, report = json.loads(planned.stdout), json.loads(run.stdout)
-    assert {file["path"] for file in expected["files"]} == {str(path) for path in folder.iterdir()}
+    files = {Path(file["path"]) for file in expected["files"]}
+    assert files == {output.parent / path.name for path in folder.iterdir()}
     assert not any(file["exists"] for file in expected["files"])
     for same in ("settings", "splits", "data"):
         assert expected[same] == report[same]
@@ -48,26 +41,14 @@ def test_a_run_does_as_planned(runs):
     assert (expected["labels"], expected["classes"]) == ("classes", 10)
 
 
-def test_json_is_the_report_and_quiet_is_quiet(runs):
-    folder, planned, run = runs
+def test_json_is_the_report(digits_run):
+    folder, run = digits_run
     assert run.stdout == (folder / "digits.report.json").read_text()
-    assert run.stderr == planned.stderr == ""
 
 
-def test_a_second_run_replaces_the_first(runs, samples):
-    folder, _, _ = runs
-    checkpoint = folder / "digits.resume.npz"
-    checkpoint.touch()
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    again = plan(samples / "digits_cnn.h5", "digits", folder / "digits.tflite")
-    assert all(file.exists for file in again.files)
-    assert (again.resumes, again.discards) == (None, str(checkpoint))
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-
-
-def test_export_gives_json_too(runs):
-    folder, _, run = runs
-    output = folder.parent / "again" / "digits.tflite"
+def test_export_gives_json_too(digits_run, tmp_path):
+    folder, run = digits_run
+    output = tmp_path / "again" / "digits.tflite"
     command = ["export", folder / "digits.codes.npz", "-o", output, "--data", "digits", "--json"]
     result = CliRunner().invoke(main, list(map(str, command)))
     (file,), (first,) = json.loads(result.stdout)["files"], json.loads(run.stdout)["files"]
@@ -75,18 +56,32 @@ def test_export_gives_json_too(runs):
     assert file["proven"]["size"] == output.stat().st_size == first["proven"]["size"]
 
 
-def test_sources_are_planned_beside_the_microcontrollers_file(samples, tmp_path):
+def test_another_run_into_the_same_folder(digits_run, samples, tmp_path):
     pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only")
-    arguments = ["quantize", samples / "digits_cnn.h5", "--data", "digits", "-o", tmp_path / "m.tflite"]
-    arguments += ["--target", "litert", "--target", "tflm", "--c-array", "--dry-run"]
-    result = CliRunner().invoke(main, [str(each) for each in arguments])
-    written = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("writes ")]
-    names = ["m.tflite", "m.tflm.tflite", "m.tflm.h", "m.tflm.cc", "m.codes.npz", "m.report.json"]
-    assert written == [str(tmp_path / name) for name in names]
-    assert "budget: at most 0 points under float" in result.stdout
+    folder = Path(shutil.copytree(digits_run[0], tmp_path / "out"))
+    checkpoint = folder / "digits.resume.npz"
+    checkpoint.touch()
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    targets = ["--target", "litert", "--target", "tflm", "--c-array", "--max-ram", "100KB"]
+    page = folder / "digits.html"
+    result = quantize(
+        samples / "digits_cnn.h5", folder / "digits.tflite", *targets, "--report", page, "--dry-run"
+    )
+    planned = [line.split() for line in result.stdout.splitlines() if line.startswith(("writes", "replaces"))]
+    assert planned == [
+        ["replaces", str(folder / "digits.tflite")],
+        ["writes", str(folder / "digits.tflm.tflite")],
+        ["writes", str(folder / "digits.tflm.h")],
+        ["writes", str(folder / "digits.tflm.cc")],
+        ["replaces", str(folder / "digits.codes.npz")],
+        ["writes", str(page)],
+        ["replaces", str(folder / "digits.report.json")],
+    ]
+    assert f"loses {checkpoint}; --resume" in result.stdout.replace("\n", "")
+    assert "budget: at most 0 points under float; limits: at most 100,000 bytes of arena" in result.stdout
     assert "1,079 train, 359 validation, 359 test examples; 10 classes" in result.stdout
     assert "preprocessing: none" in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
 def test_an_interrupted_run(samples, tmp_path):
@@ -114,16 +109,13 @@ def refused(case: str, folder: Path, sample: Path) -> tuple[list[str], str]:
         layers = [tf_keras.layers.Input((8, 8, 1)), tf_keras.layers.Lambda(lambda x: x)]
         model, reason = str(folder / "model.h5"), "'lambda'"
         tf_keras.Sequential([*layers, tf_keras.layers.Dense(10)]).save(model)
-    elif case == "data":
+    else:
         data, reason = str(folder / "x.npz"), "inputs of shape (5, 5)"
         np.savez(data, x=np.zeros((40, 5, 5), np.uint8), y=np.arange(40) % 10)
-    else:
-        (folder / "m.resume.npz").write_bytes(b"damaged")
-        options, reason = ["--resume"], "leave out --resume"
     return ["quantize", model, "--data", data, "-o", str(folder / "m.tflite"), *options], reason
 
 
-@pytest.mark.parametrize("case", ["no folder", "a folder", "the model", "code", "data", "resume"])
+@pytest.mark.parametrize("case", ["no folder", "a folder", "the model", "code", "data"])
 def test_what_a_run_would_refuse(case, samples, tmp_path):
     arguments, reason = refused(case, tmp_path, samples / "digits_cnn.h5")
     before = sorted(tmp_path.iterdir())

@@ -21,20 +21,6 @@ from lqconvert.preparing import pixel_range, pixel_shift
 from lqconvert.runtime import Runner
 
 
-@pytest.fixture(scope="module")
-def digits_run(tmp_path_factory, samples):
-    folder = tmp_path_factory.mktemp("digits")
-    command = [
-        "quantize",
-        str(samples / "digits_cnn.h5"),
-        "--data",
-        "digits",
-        "-o",
-        str(folder / "digits.tflite"),
-    ]
-    return folder, CliRunner().invoke(main, command)
-
-
 def weight_tensors(tflite: bytes) -> list[tuple[np.ndarray, np.ndarray]]:
     """(codes, scales) of every constant int8 tensor of a file, read by LiteRT itself."""
     interpreter = Interpreter(model_content=tflite)
