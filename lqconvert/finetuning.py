@@ -30,8 +30,8 @@ from lqconvert.scoring import (
     score_outputs,
 )
 
-#: Fine-tuning of a small data set still takes at least this many steps.
-MINIMUM_STEPS = 500
+#: Fine-tuning of a small data set still takes at least this many steps, and so does each of its cycles.
+MINIMUM_STEPS, MINIMUM_CYCLE = 500, 300
 #: How often an unsteered run looks at the validation split; a steered one does after every cycle.
 LOOKS = 10
 
@@ -103,7 +103,7 @@ def finetune(
     validation_teacher = predict(teacher_logits, data.validation, preprocessing)
     seen = _seen(teacher_logits, data, preprocessing, validation_teacher)
     steering = _steering(budget or Budget(), data, validation_teacher, activation, keep_last)
-    steps = max(epochs * math.ceil(data.train.size / batch_size), MINIMUM_STEPS, 300 * steering.cycles)
+    steps = max(epochs * math.ceil(data.train.size / batch_size), MINIMUM_STEPS, MINIMUM_CYCLE * steering.cycles)
     cycle = math.ceil(steps / steering.cycles)
     schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, cycle, t_mul=1.0)
     student.compile(
