@@ -103,7 +103,9 @@ def finetune(
     validation_teacher = predict(teacher_logits, data.validation, preprocessing)
     seen = _seen(teacher_logits, data, preprocessing, validation_teacher)
     steering = _steering(budget or Budget(), data, validation_teacher, activation, keep_last)
-    steps = max(epochs * math.ceil(data.train.size / batch_size), MINIMUM_STEPS, MINIMUM_CYCLE * steering.cycles)
+    steps = max(
+        epochs * math.ceil(data.train.size / batch_size), MINIMUM_STEPS, MINIMUM_CYCLE * steering.cycles
+    )
     cycle = math.ceil(steps / steering.cycles)
     schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, cycle, t_mul=1.0)
     student.compile(
