@@ -1,4 +1,4 @@
-"""Griffe extension: docstrings name code as Sphinx does (:func:`lqconvert.rewrite`), Markdown as `rewrite`."""
+"""Griffe extension: docstrings name code as Sphinx does (:func:`rewrite`), Markdown as `rewrite`."""
 
 import re
 
