@@ -1,11 +1,11 @@
 """README and the pages of docs/ are true: their commands and Python blocks run, in order, page by page.
 
 A page's folder holds what its reader has: the project's sample_models/, a model of the reader's own
-(model.h5), another tool's file (other.tflite), and a pyproject.toml that makes runs short. Blocks of ``sh`` and
-``python`` are executed as they stand, and so is what stands behind a $ in ``console``; a Python block with a
-title is that file. ``# exit code N`` behind a command says how it ends, if not with 0. A block without a language
-is what the commands before it print: its lines have to be among theirs, in order and but for numbers ("..." stands
-for any). What is neither is ``text``.
+(model.h5), another tool's file (other.tflite), and a pyproject.toml that makes runs short. Blocks of ``sh``
+and ``python`` are executed as they stand, and so is what stands behind a $ in ``console``; a Python block
+with a title is that file. ``# exit code N`` behind a command says how it ends, if not with 0. A block
+without a language is what the commands before it print: its lines have to be among theirs, in order and but
+for numbers ("..." stands for any). What is neither is ``text``.
 """
 
 import contextlib
