@@ -38,6 +38,9 @@ class Budget:
         max_drop: how far the validation score may be under the float model's: in points of accuracy, or in
             percent of the targets' variance.
         max_size: bytes of the .tflite as the target stores it.
+
+    >>> str(Budget(max_drop=0.5)), str(Budget(max_size=64_000))
+    ('at most 0.5 points under float', 'at most 64,000 bytes')
     """
 
     max_drop: float | None = None

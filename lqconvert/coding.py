@@ -36,13 +36,21 @@ def _ancillary(kind: int, parameters: bytes, tables: bytes) -> bytes:
 
 
 def entropy_bits(codes: np.ndarray) -> float:
-    """The empirical entropy of all codes together: what no code of single weights goes below."""
+    """The empirical entropy of all codes together: what no code of single weights goes below.
+
+    >>> entropy_bits(np.array([0, 0, 1, -1]))
+    6.0
+    """
     counts = np.unique(codes, return_counts=True)[1]
     return float(-np.sum(counts * np.log2(counts / counts.sum())))
 
 
 def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Two or four codes a byte (uint8), the first in the low bits: INT4 and INT2 tensors of TFLite."""
+    """Two or four codes a byte (uint8), the first in the low bits: INT4 and INT2 tensors of TFLite.
+
+    >>> [hex(byte) for byte in pack_bits(np.array([1, 2, -1]), bits=4)]
+    ['0x21', '0xf']
+    """
     each = 8 // bits
     flat = codes.ravel().astype(np.int8).view(np.uint8) & ((1 << bits) - 1)
     flat = np.pad(flat, (0, -flat.size % each)).reshape(-1, each)

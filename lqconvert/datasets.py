@@ -42,7 +42,13 @@ class Preprocessing:
 
     @classmethod
     def parse(cls, text: str) -> Preprocessing:
-        """Reads "none", "0-1", "-1-1" or "SCALE,OFFSET"; ValueError for anything else."""
+        """Reads "none", "0-1", "-1-1" or "SCALE,OFFSET"; ValueError for anything else.
+
+        >>> Preprocessing.parse("-1-1") == Preprocessing(scale=1 / 127.5, offset=-1.0)
+        True
+        >>> Preprocessing.parse("2,0.5")
+        Preprocessing(scale=2.0, offset=0.5)
+        """
         if text in PREPROCESSINGS:
             return PREPROCESSINGS[text]
         scale, offset = (float(number) for number in text.split(","))

@@ -32,8 +32,8 @@ from lqconvert.scoring import (
     score_outputs,
 )
 
-#: Fine-tuning of a small data set still takes at least this many steps.
-MINIMUM_STEPS = 500
+#: Fine-tuning of a small data set still takes at least this many steps, and so does each of its cycles.
+MINIMUM_STEPS, MINIMUM_CYCLE = 500, 300
 #: A teacher's outputs on the training split are kept up to this many bytes, else made anew for each batch.
 CACHED_BYTES = 1 << 28
 #: Between two checkpoints.
@@ -166,7 +166,9 @@ def assign(variables: Iterable[tf.Variable], arrays: Iterable[np.ndarray]) -> No
 
 def cycle_steps(examples: int, epochs: int, batch_size: int, cycles: int) -> int:
     """The steps of each cycle of a run."""
-    return math.ceil(max(epochs * math.ceil(examples / batch_size), MINIMUM_STEPS, 300 * cycles) / cycles)
+    return math.ceil(
+        max(epochs * math.ceil(examples / batch_size), MINIMUM_STEPS, MINIMUM_CYCLE * cycles) / cycles
+    )
 
 
 class RelativeAdam(tf_keras.optimizers.Adam):

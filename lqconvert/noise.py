@@ -87,7 +87,11 @@ def layer_noise(
 
 
 def decibels(signal: float, noise: float) -> float:
-    """The ratio of two sums of squares; infinite where one of them is 0."""
+    """The ratio of two sums of squares; infinite where one of them is 0.
+
+    >>> decibels(signal=1000.0, noise=1.0)
+    30.0
+    """
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf

@@ -39,6 +39,12 @@ class ShapeType(click.ParamType):
 
 
 class SizeType(click.ParamType):
+    """Bytes, with a unit or without.
+
+    >>> [SizeType().convert(size, None, None) for size in ("20000", "64KB", "64KiB")]
+    [20000, 64000, 65536]
+    """
+
     name = "BYTES"
     UNITS: ClassVar[dict[str, int]] = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "KIB": 1024, "MIB": 1024**2}
 
