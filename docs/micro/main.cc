@@ -1,8 +1,7 @@
-// Classifies images with a model that `lqconvert quantize ... -o model.tflite --c-array` wrote as model.h and model.cc.
+// Classifies images with the model that `lqconvert quantize ... --c-array` wrote as model.h and model.cc.
 //
-// On a computer the pixels, one byte each, come from stdin, image after image. On a board, put what
-// fills the pixels (a camera, a sensor) in place of ReadImage(), and MicroPrintf goes where the port's
-// DebugLog() sends it.
+// On a computer the pixels come from stdin, a byte each, image after image. On a board, put the camera or
+// sensor in place of ReadImage(); what MicroPrintf() says goes where the port's DebugLog() sends it.
 
 #include <cstdint>
 #include <cstdio>
@@ -19,9 +18,6 @@ namespace {
 // All memory that the model takes while it runs, beside its own bytes in flash.
 alignas(16) uint8_t arena[g_model_arena_bytes];
 
-// Pixel p is the code p - 128, whatever the model was trained on: lqconvert folds p / 255 and the like into it.
-static_assert(g_model_input_zero_point == -128, "the input is no image: see the page for other inputs");
-
 // The lines at the end of model.h.
 using Resolver = tflite::MicroMutableOpResolver<6>;
 TfLiteStatus AddOperators(Resolver& resolver) {
@@ -34,7 +30,8 @@ TfLiteStatus AddOperators(Resolver& resolver) {
   return kTfLiteOk;
 }
 
-// Fills the input with the next image; false at the end.
+// Fills the input with the next image; false at the end. The code of pixel p is p - 128: what the model was
+// trained on instead, such as p / 255, is folded into it.
 bool ReadImage(int8_t* input, size_t pixels) {
   for (size_t i = 0; i < pixels; ++i) {
     const int pixel = std::getchar();
@@ -51,12 +48,13 @@ int main() {
   static Resolver resolver;
   if (AddOperators(resolver) != kTfLiteOk) return 1;
   static tflite::MicroInterpreter interpreter(tflite::GetModel(g_model), resolver, arena, sizeof(arena));
-  if (interpreter.AllocateTensors() != kTfLiteOk) return 1;  // an operator is missing, or arena is too small
+  if (interpreter.AllocateTensors() != kTfLiteOk) return 1;
+  TfLiteTensor* input = interpreter.input(0);  // these take memory of the arena, too
+  const TfLiteTensor* output = interpreter.output(0);
+  if (input == nullptr || output == nullptr) return 1;
   MicroPrintf("arena: %d of %d bytes", static_cast<int>(interpreter.arena_used_bytes()),
               static_cast<int>(sizeof(arena)));
 
-  TfLiteTensor* input = interpreter.input(0);
-  const TfLiteTensor* output = interpreter.output(0);
   while (ReadImage(input->data.int8, input->bytes)) {
     if (interpreter.Invoke() != kTfLiteOk) return 1;
     int best = 0;
