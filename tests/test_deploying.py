@@ -86,3 +86,27 @@ def test_the_program_runs_in_a_checkout(firmware, tmp_path):
     program = subprocess.run([tmp_path / "classify"], input=images.tobytes(), capture_output=True, check=True)
     classes = re.findall(rb"class (\d+), score", program.stderr)
     assert [int(each) for each in classes] == expected.argmax(axis=-1).tolist()
+
+
+def texts():
+    """The string literals of the package; what is filled into them is a NUL."""
+    for path in (ROOT / "lqconvert").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+@pytest.fixture(scope="module")
+def messages():
+    return set(texts())
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    re.findall(r"^### `(.*)`$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE) if DOCS.exists() else [],
+)
+def test_messages_are_those_of_the_source(quoted, messages):
+    pattern = re.compile(".*".join(map(re.escape, quoted.split("..."))).removeprefix(".*"), re.DOTALL)
+    assert any(pattern.search(message) for message in messages)
