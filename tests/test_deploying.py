@@ -66,7 +66,7 @@ def test_the_page_shows_the_header_as_it_is(firmware):
 
 
 def test_the_program_runs_in_a_checkout(firmware, tmp_path):
-    """With TFLM_ROOT: its headers, and where its library was built (make ... microlite), the program itself."""
+    """With TFLM_ROOT: against its headers and, where the library was built (make microlite), on images."""
     if "TFLM_ROOT" not in os.environ:
         pytest.skip("needs TFLM_ROOT, a checkout of tflite-micro with its downloads")
     checkout = Path(os.environ["TFLM_ROOT"])
@@ -77,7 +77,7 @@ def test_the_program_runs_in_a_checkout(firmware, tmp_path):
         compiled("-Os", *(f"-I{folder}" for folder in folders), "-c", source, "-o", target)
     libraries = sorted(checkout.glob("gen/linux_x86_64_*/lib/libtensorflow-microlite.a"))
     if not libraries:
-        pytest.skip("compiled; linking needs the library: make ... microlite")
+        pytest.skip("compiled; running needs the library: make microlite")
     compiled(*objects, libraries[0], "-o", tmp_path / "classify")
 
     images, _ = lqconvert.load_data("digits", (8, 8, 1), 10).test.arrays()
@@ -98,15 +98,21 @@ def texts():
                 yield node.value
 
 
-@pytest.fixture(scope="module")
-def messages():
-    return set(texts())
+def test_quoted_messages_are_those_of_the_source():
+    messages = set(texts())
+    quoted = re.findall(r"^### `(.*)`$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert quoted
+    for heading in quoted:
+        pattern = re.compile(".*".join(map(re.escape, heading.split("..."))), re.DOTALL)
+        assert any(pattern.search(message) for message in messages), heading
 
 
-@pytest.mark.parametrize(
-    "quoted",
-    re.findall(r"^### `(.*)`$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE) if DOCS.exists() else [],
-)
-def test_messages_are_those_of_the_source(quoted, messages):
-    pattern = re.compile(".*".join(map(re.escape, quoted.split("..."))).removeprefix(".*"), re.DOTALL)
-    assert any(pattern.search(message) for message in messages)
+def test_the_notebook_runs(samples, tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    notebook = nbformat.read(DOCS / "digits.ipynb", as_version=4)
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (tmp_path / "sample_models").symlink_to(samples)
+    nbclient.NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(folder)}}).execute()
+    assert (folder / "out" / "digits_micro.h").exists()
