@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lqconvert.flatbuffer import operator_name, read
 from lqconvert.packing import DECODE
+from lqconvert.runtime import Interface
 
 #: Names that MicroMutableOpResolver spells otherwise than the schema's words, capitalized.
 _ADDERS = {
@@ -57,6 +59,24 @@ def with_margin(arena_bytes: int) -> int:
     return -(-arena_bytes * 11 // 160) * 16
 
 
+def _ports(symbol: str, side: str, details: list[dict[str, Any]]) -> list[str]:
+    """The lines on the inputs or outputs: numbered as by the interpreter, where there are several."""
+    lines = []
+    for number, detail in enumerate(details):
+        name = side if len(details) == 1 else f"{side}_{number}"
+        scale, zero = detail["quantization"]
+        what = f"{np.dtype(detail['dtype']).name} {'x'.join(str(n) for n in detail['shape'])}"
+        if len(details) > 1:
+            what += " " + re.sub(r"[^\w./:;-]", "_", detail["name"])  # no name ends the comment
+        if not scale:
+            lines.append(f"// {name}: {what}, as it is")
+            continue
+        lines.append(f"// {name}: {what}, real value = ({name} - zero_point) * scale")
+        lines.append(f"constexpr float g_{symbol}_{name}_scale = {float(scale)!r}f;")
+        lines.append(f"constexpr int g_{symbol}_{name}_zero_point = {int(zero)};")
+    return lines
+
+
 def c_sources(tflite: bytes, path: Path, arena_bytes: int | None) -> dict[Path, str]:
     """The .cc and the .h of a file, to be written beside it.
 
@@ -64,8 +84,6 @@ def c_sources(tflite: bytes, path: Path, arena_bytes: int | None) -> dict[Path, 
         path: of the .tflite; the sources are named after it, and so are their symbols.
         arena_bytes: measured on a 64-bit host, whose pointers are twice as long as a microcontroller's.
     """
-    flat = read(tflite)
-    graph = flat.subgraphs[0]
     symbol = re.sub(r"\W", "_", path.stem)
     symbol = f"_{symbol}" if symbol[0].isdigit() else symbol
     header = path.with_suffix(".h")
@@ -84,13 +102,8 @@ def c_sources(tflite: bytes, path: Path, arena_bytes: int | None) -> dict[Path, 
             f"// Of the tensor arena: {arena_bytes} measured on a 64-bit computer, and a tenth more."
         )
         lines.append(f"constexpr size_t g_{symbol}_arena_bytes = {with_margin(arena_bytes)};")
-    for name, (index,) in (("input", graph.inputs), ("output", graph.outputs)):
-        tensor = graph.tensors[index]
-        scale, zero = tensor.quantization.scale[0], tensor.quantization.zeroPoint[0]
-        shape = "x".join(str(n) for n in tensor.shape)
-        lines.append(f"// {name}: int8 {shape}, real value = ({name} - zero_point) * scale")
-        lines.append(f"constexpr float g_{symbol}_{name}_scale = {float(scale)!r}f;")
-        lines.append(f"constexpr int g_{symbol}_{name}_zero_point = {int(zero)};")
+    interface = Interface.of(tflite)
+    lines += _ports(symbol, "input", interface.inputs) + _ports(symbol, "output", interface.outputs)
     lines += ["", "// The operators that the model uses:"]
     lines += [f"//   {line}" for line in resolver_lines(operators(tflite))]
     rows = np.frombuffer(tflite, np.uint8)

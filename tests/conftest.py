@@ -15,6 +15,21 @@ def samples() -> Path:
 
 
 @pytest.fixture(scope="session")
+def run(samples, tmp_path_factory):
+    """The report of a run for both targets on the digits sample, and its folder."""
+    import lqconvert
+
+    pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only")
+    folder = tmp_path_factory.mktemp("run")
+    targets = [lqconvert.target("tflm"), lqconvert.target("litert")]
+    output = folder / "digits.tflite"
+    report = lqconvert.quantize(
+        samples / "digits_cnn.h5", "digits", output, targets=targets, scheme=lqconvert.Rate(), epochs=2
+    )
+    return report, folder
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """Models and data that are not part of the project; tests that need them skip without."""
     folder = ROOT.parent / "shared"

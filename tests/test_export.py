@@ -7,28 +7,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from lqconvert import Rate, export_codes, quantize, target
+from lqconvert import export_codes
 from lqconvert.cli import main
 from lqconvert.codes import Int8File
 from lqconvert.runtime import Runner
 
 pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only")
-
-
-@pytest.fixture(scope="module")
-def run(samples, tmp_path_factory):
-    """A run for both targets, and its folder."""
-    folder = tmp_path_factory.mktemp("run")
-    targets = [target("tflm"), target("litert")]
-    report = quantize(
-        samples / "digits_cnn.h5",
-        "digits",
-        folder / "digits.tflite",
-        targets=targets,
-        scheme=Rate(),
-        epochs=2,
-    )
-    return report, folder
 
 
 def test_a_run_writes_a_file_for_every_target(run):

@@ -1,6 +1,7 @@
 """Files are proven on their target before they are handed over, and keep within their limits."""
 
 import dataclasses
+import re
 import subprocess
 
 import numpy as np
@@ -230,6 +231,16 @@ def test_sources_compile_and_hold_the_file(dense, tmp_path):
     sources = [str(main), str(path.with_suffix(".cc"))]
     subprocess.run(["g++", "-std=c++17", "-Wall", "-Werror", *sources, "-o", str(program)], check=True)
     assert subprocess.run([str(program)], check=True, capture_output=True).stdout == tflite
+
+
+def test_sources_number_several_outputs(dense, tmp_path):
+    flat = read(dense)
+    graph = flat.subgraphs[0]
+    graph.outputs = [graph.operators[0].outputs[0], *graph.outputs]
+    graph.tensors[graph.outputs[0]].name = b"a\n#error"
+    header = c_sources(write(flat), tmp_path / "m.tflite", None)[tmp_path / "m.h"]
+    assert re.findall(r"g_m_(\w+)_scale", header) == ["input", "output_0", "output_1"]
+    assert "a__error" in header
 
 
 def test_resolver_names_every_operator(dense):
