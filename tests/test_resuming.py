@@ -17,18 +17,27 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lqconvert import LqError, load_data, quantize
+from lqconvert import LqError, finetuning, load_data, quantize
 from lqconvert.checkpoint import locked
 from lqconvert.cli import main
 
-#: The command line, with a checkpoint after every few steps.
-EAGER = "import lqconvert.finetuning as f; f.SAVE_SECONDS = 0; from lqconvert.cli import main; main()"
+CYCLE = 100  # steps
+#: The command line, with a checkpoint after every few of them.
+EAGER = f"import lqconvert.finetuning as f; f.SAVE_SECONDS = 0; f.MINIMUM_CYCLE = {CYCLE};"
+EAGER += "from lqconvert.cli import main; main()"
 
 
 def learned(output):
     """The bytes of all arrays of a run's codes, and of its file."""
     with np.load(output.with_suffix(".codes.npz")) as arrays:
         return {name: arrays[name].tobytes() for name in arrays.files}, output.read_bytes()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_cycles():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning, "MINIMUM_CYCLE", CYCLE)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +75,7 @@ def test_a_run_that_died_ends_as_if_it_had_not(job, undisturbed, tmp_path):
     with pytest.raises(Died):
         quantize(*job, output, epochs=1, progress=dies_at(5))
     quantize(*job, output, epochs=1, resume=True, say=said.append)
-    assert "going on from step 600" in said
+    assert "going on from step 200" in said
     assert learned(output) == undisturbed
 
 
@@ -78,7 +87,7 @@ def test_terminated_and_then_killed_between_two_looks(job, undisturbed, tmp_path
         process = subprocess.Popen(
             [sys.executable, "-c", EAGER, *arguments], stderr=subprocess.PIPE, text=True
         )
-        while not (checkpoint.exists() and (step := step_of(checkpoint)) % 300 and step > before):
+        while not (checkpoint.exists() and (step := step_of(checkpoint)) % CYCLE and step > before):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.02)
         process.send_signal(how)
