@@ -98,7 +98,7 @@ class Split:
             indices = indices.shuffle(self.size, seed=shuffle_seed, reshuffle_each_iteration=True)
         return (
             indices.batch(batch_size)
-            .map(lambda index: (index, *self._fetched(index, preprocessing)), num_parallel_calls=2)
+            .map(lambda at: (at, *self._fetched(at, preprocessing)), num_parallel_calls=2)
             .prefetch(2)
         )
 
@@ -107,26 +107,18 @@ class Split:
     ) -> tf.data.Dataset:
         """Endless batches (step int64 [], index int64 [b], x, y) in random order, each pass in another one.
 
-        A batch depends on ``seed`` and its step alone, so that a stream can begin at any ``start``; all have
-        the same size, the split's at most. Of memory, it takes what a few batches take.
+        A batch depends on ``seed``, TensorFlow's global one, and its step alone: a stream can begin at any
+        ``start``, for the little that drawing the places before it takes.
         """
         import tensorflow as tf
 
-        size, batch_size = self.size, min(batch_size, self.size)
-
-        def fetch(step: Any) -> Any:
-            number = step * batch_size + tf.range(batch_size, dtype=tf.int64)
-            epoch = number // size
-            # The op itself, because tf.random.experimental.index_shuffle pads a matrix of seeds wrongly.
-            index = tf.raw_ops.RandomIndexShuffle(
-                index=number % size,
-                seed=tf.stack([tf.fill([batch_size], np.int64(seed)), epoch, tf.zeros_like(epoch)], axis=1),
-                max_index=np.int64(size - 1),
-                rounds=4,
-            )
-            return step, index, *self._fetched(index, preprocessing)
-
-        return tf.data.Dataset.counter(start).map(fetch, num_parallel_calls=2).prefetch(2)
+        places = tf.data.Dataset.range(self.size).shuffle(self.size, seed, reshuffle_each_iteration=True)
+        indices = places.batch(batch_size).repeat().skip(start)
+        return (
+            tf.data.Dataset.zip(tf.data.Dataset.counter(start), indices)
+            .map(lambda step, at: (step, at, *self._fetched(at, preprocessing)), num_parallel_calls=2)
+            .prefetch(2)
+        )
 
     def _fetched(self, index: Any, preprocessing: Preprocessing | None) -> tuple[Any, Any]:
         """Tensors (x, y) of the examples at ``index``, an int64 tensor [b]."""

@@ -110,32 +110,21 @@ def finetune(
     Raises:
         LqError: if it diverges, however slowly the model learns.
     """
-    logits, activation = logits_of(model)
-    teacher_logits, _ = logits_of(teacher)
-    validation_teacher = predict(teacher_logits, data.validation, preprocessing)
-    seen = _seen(teacher_logits, data, preprocessing, validation_teacher)
-    steering = _steering(budget or Budget(), data, validation_teacher, activation, keep_last)
+    validation_teacher = predict(logits_of(teacher)[0], data.validation, preprocessing)
+    seen = _seen(logits_of(teacher)[0], data, preprocessing, validation_teacher)
+    steering = _steering(budget or Budget(), data, validation_teacher, logits_of(model)[1], keep_last)
     cycle = cycle_steps(data.train.size, epochs, batch_size, steering.cycles)
     schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, cycle, t_mul=1.0)
-    augment = augmentation or Augmentation()
-    caches = augment == Augmentation() and data.train.size * validation_teacher[0].nbytes <= CACHED_BYTES
-    cached = tf.constant(predict(teacher_logits, data.train, preprocessing)) if caches else None
-
-    def batches(start: int) -> tf.data.Dataset:
-        """(inputs, targets) of every step from ``start`` on; the teacher's outputs in front, where cached."""
-        stream = data.train.stream(batch_size, seed=seed, start=start, preprocessing=preprocessing)
-        if cached is None:
-            return stream.map(lambda step, _, x, y: (augment(x, tf.stack([np.int64(seed), step])), _flat(y)))
-        return stream.map(
-            lambda _, index, x, y: (x, tf.concat([_flat(tf.gather(cached, index)), _flat(y)], axis=1))
-        )
-
-    trainer = _Trainer(
-        logits,
-        None if caches else teacher_logits,
-        RelativeAdam(logits, schedule, damping),
-        _distillation(activation, teacher_logits.output_shape[-1], data.labels),
-        batches,
+    trainer = Trainer.of(
+        model,
+        teacher,
+        data,
+        preprocessing,
+        batch_size=batch_size,
+        learning_rate=schedule,
+        damping=damping,
+        seed=seed,
+        augmentation=augmentation,
     )
     look = _Look(model, data, preprocessing, validation_teacher, file_size)
     course = _Course(model, trainer, look, steering, cycle, save, progress, say)
@@ -215,7 +204,7 @@ def _flat(values: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.reshape(values, (tf.shape(values)[0], -1)), tf.float32)
 
 
-class _Trainer:
+class Trainer:
     """Training steps of a student on stacked targets: the teacher's outputs and the labels side by side.
 
     With a teacher given, it answers to each batch as the student does; else its outputs are in the targets.
@@ -234,6 +223,52 @@ class _Trainer:
         self.loss, self.batches = loss, batches
         optimizer.build(student.trainable_variables)
         self.seek(0)
+
+    @classmethod
+    def of(
+        cls,
+        model: tf_keras.Model,
+        teacher: tf_keras.Model,
+        data: Data,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int,
+        learning_rate: Any,
+        damping: float = 1.0,
+        seed: int = 0,
+        augmentation: Augmentation | None = None,
+        cached_bytes: int = CACHED_BYTES,
+    ) -> Trainer:
+        """Arguments as those of :func:`finetune`.
+
+        Args:
+            cached_bytes: what the teacher's outputs may take; it answers each batch anew where they take
+                more, and where images vary.
+        """
+        logits, activation = logits_of(model)
+        teacher_logits, _ = logits_of(teacher)
+        augment = augmentation or Augmentation()
+        outputs = 4 * data.train.size * math.prod(n or 1 for n in teacher_logits.output_shape[1:])
+        caches = augment == Augmentation() and outputs <= cached_bytes
+        cached = tf.constant(predict(teacher_logits, data.train, preprocessing)) if caches else None
+
+        def batches(start: int) -> tf.data.Dataset:
+            stream = data.train.stream(batch_size, seed=seed, start=start, preprocessing=preprocessing)
+            if cached is None:
+                return stream.map(
+                    lambda step, _, x, y: (augment(x, tf.stack([np.int64(seed), step])), _flat(y))
+                )
+            return stream.map(
+                lambda _, index, x, y: (x, tf.concat([_flat(tf.gather(cached, index)), _flat(y)], axis=1))
+            )
+
+        return cls(
+            logits,
+            None if caches else teacher_logits,
+            RelativeAdam(logits, learning_rate, damping),
+            _distillation(activation, teacher_logits.output_shape[-1], data.labels),
+            batches,
+        )
 
     def seek(self, step: int) -> None:
         """Goes on with the batch of this step."""
@@ -391,7 +426,7 @@ class _Course:
     def __init__(
         self,
         model: tf_keras.Model,
-        trainer: _Trainer,
+        trainer: Trainer,
         look: _Look,
         steering: Steering,
         cycle: int,

@@ -1,0 +1,256 @@
+"""Times a step of fine-tuning beside plain training and tfmot's, whole jobs, start-up, and exported files.
+
+    LQCONVERT_DATA=... python tests/bench/speed.py steps latency jobs start --json speed.json
+
+Steps are of batches of 128: plain `model.fit` of the float model on arrays, fine-tuning with the teacher's
+outputs kept and with the teacher asked for each batch, and `model.fit` of tfmot's quantization-aware model.
+They take turns, and a ratio is the median of those within a turn: what else the machine does hits all alike.
+Whole jobs run in processes of their own, whose largest resident memory is theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+SAMPLE = Path(__file__).parents[2] / "sample_models" / "digits_cnn.h5"
+COMMAND = "from lqconvert.cli import main; main()"
+NETWORKS = ("mlp", "lenet-5", "resnet-8")
+#: Units of hidden layers behind 784 inputs, by millions of parameters.
+HIDDEN = {0.1: [115], 1: [670, 670], 5: [1900, 1900], 25: [2800] * 4}
+FLOAT = """
+import sys, numpy as np, tf_keras
+model = tf_keras.models.load_model(sys.argv[1])
+with np.load(sys.argv[2]) as data:
+    x, y = data["x"], data["y"]
+model.compile("adam", "sparse_categorical_crossentropy")
+model.fit(x, y, batch_size=128, epochs=max(1, 500 * 128 // len(x)), verbose=0)
+"""
+
+
+def steps(turns: int, seconds: float) -> Iterable[dict[str, Any]]:
+    """Milliseconds a step of each way to train, for each network."""
+    import tensorflow_model_optimization as tfmot
+    import tf_keras
+    from networks import NETWORKS as BUILT
+
+    import lqconvert
+    from lqconvert.finetuning import Trainer
+    from lqconvert.folding import fold
+    from lqconvert.loading import rebuild
+
+    for name in NETWORKS:
+        network = BUILT[name]
+        model = network.build()
+        data = network.load(model)
+        x, y = data.train.arrays(20_000)
+        x = x.astype(np.float32) * np.float32(network.preprocessing.scale)
+
+        def fitted(trained: tf_keras.Model) -> Callable[[int], None]:
+            trained.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+            return lambda n: trained.fit(x[: 128 * n], y[: 128 * n], batch_size=128, verbose=0)  # noqa: B023
+
+        def tuned(cached_bytes: int) -> Callable[[int], None]:
+            float_model = rebuild(network.build())  # noqa: B023
+            quantized = lqconvert.rewrite(float_model, lqconvert.Rate(), granularity="mixed")
+            lqconvert.calibrate(quantized, [x[:256]])  # noqa: B023
+            trainer = Trainer.of(
+                quantized,
+                fold(float_model),
+                data,  # noqa: B023
+                network.preprocessing,  # noqa: B023
+                batch_size=128,
+                learning_rate=1e-4,
+                cached_bytes=cached_bytes,
+            )
+            return lambda n: trainer.run(n, 1.0) and None
+
+        ways = {
+            "float fit": fitted(model),
+            "teacher kept": tuned(1 << 40),
+            "teacher asked": tuned(0),
+            "tfmot QAT": fitted(tfmot.quantization.keras.quantize_model(network.build())),
+        }
+        counts = {}
+        for way, run in ways.items():
+            run(4)
+            start = time.perf_counter()
+            run(8)
+            counts[way] = max(8, min(150, int(8 * seconds / (time.perf_counter() - start))))
+            run(counts[way])
+        took: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(turns):
+            for way, run in ways.items():
+                start = time.perf_counter()
+                run(counts[way])
+                took[way].append(1e3 * (time.perf_counter() - start) / counts[way])
+        row: dict[str, Any] = {"network": name}
+        for way, each in took.items():
+            ratio = statistics.median(a / b for a, b in zip(each, took["float fit"], strict=True))
+            row[way] = f"{statistics.median(each):.2f} ms" + ("" if way == "float fit" else f", {ratio:.2f}x")
+        yield row
+
+
+def jobs(parameters: list[float], samples: list[int], folder: Path) -> Iterable[dict[str, Any]]:
+    """Seconds and peak memory of whole jobs, beside plain training of the float model for as many steps."""
+    import tf_keras
+
+    rng = np.random.default_rng(0)
+    cases = [(size, samples[0]) for size in parameters] + [(parameters[0], count) for count in samples[1:]]
+    for size, count in cases:
+        layers = [tf_keras.layers.Dense(units, activation="relu") for units in HIDDEN[size]]
+        out = tf_keras.layers.Dense(10, activation="softmax")
+        model = tf_keras.Sequential([tf_keras.layers.Input((784,)), *layers, out])
+        model.save(folder / "model.h5", include_optimizer=False)
+        y = rng.integers(0, 10, count)
+        x = rng.integers(0, 200, (count, 784), dtype=np.uint8)
+        x[np.arange(count), y] = 255  # something to learn
+        np.savez(folder / "data.npz", x=x, y=y)
+        options = [
+            "--data",
+            str(folder / "data.npz"),
+            "--preprocess",
+            "0-1",
+            "--scheme",
+            "lsq",
+            "--epochs",
+            "1",
+        ]
+        command = ["quantize", str(folder / "model.h5"), *options, "-o", str(folder / "model.tflite")]
+        ours = measured(COMMAND, *command)
+        plain = measured(FLOAT, str(folder / "model.h5"), str(folder / "data.npz"))
+        yield {
+            "parameters": f"{model.count_params():,}",
+            "samples": f"{count:,}",
+            "job": f"{ours[0]:.1f} s",
+            "float training": f"{plain[0]:.1f} s",
+            "peak of the job": f"{ours[1]:,.0f} MB",
+            "of float training": f"{plain[1]:,.0f} MB, {ours[1] / plain[1]:.2f}x",
+        }
+
+
+def mnist_job(folder: Path) -> Iterable[dict[str, Any]]:
+    """The MNIST MLP's whole job, as a user starts it."""
+    from networks import float_model
+
+    model = float_model("mlp", folder)
+    command = ["quantize", str(model), "--data", "mnist", "--preprocess", "0-1"]
+    seconds, memory = measured(COMMAND, *command, "-o", str(folder / "mlp.tflite"))
+    yield {"job": "quantize mlp.h5 --data mnist", "seconds": f"{seconds:.1f}", "peak": f"{memory:,.0f} MB"}
+
+
+def start(repeats: int, folder: Path) -> Iterable[dict[str, Any]]:
+    """Seconds until small commands have answered: the median of repeats."""
+    tflite = folder / "sample.tflite"
+    measured(COMMAND, "quantize", str(SAMPLE), "--data", "digits", "--epochs", "1", "-o", str(tflite))
+    for words in (
+        ["--help"],
+        ["inspect", str(tflite)],
+        ["inspect", str(SAMPLE)],
+        ["check", str(tflite), "--max-size", "64KB"],
+    ):
+        seconds = [measured(COMMAND, *words)[0] for _ in range(repeats)]
+        name = " ".join(Path(word).name if os.sep in word else word for word in words)
+        yield {"command": name, "seconds": f"{statistics.median(seconds):.2f}"}
+
+
+def latency(turns: int, folder: Path) -> Iterable[dict[str, Any]]:
+    """Latency in LiteRT of our files beside tf.lite's int8 of the same float model."""
+    from networks import NETWORKS as BUILT
+    from networks import post_training
+
+    import lqconvert
+    from lqconvert.codes import Int8File
+    from lqconvert.runtime import Runner
+
+    for name in NETWORKS:
+        network = BUILT[name]
+        path = folder / f"{name}.h5"
+        network.build().save(path, include_optimizer=False)
+        model = lqconvert.load_model(path)
+        output = folder / f"{name}.tflite"
+        settings = {"preprocess": network.preprocessing, "epochs": 1, "scheme": lqconvert.Rate(gamma=1.0)}
+        lqconvert.quantize(path, network.data, output, **settings)
+        int8 = Int8File.load(output.with_suffix(".codes.npz")).tflite
+        files = {"ours": output.read_bytes(), "ours, int8": int8, "tf.lite": post_training(model, network)}
+        runners = {label: Runner(file) for label, file in files.items()}
+        took: dict[str, list[float]] = {label: [] for label in files}
+        for _ in range(turns):
+            for label, runner in runners.items():
+                took[label].append(1e3 * runner.latency())
+        row = {"network": name, "tf.lite": f"{statistics.median(took['tf.lite']):.4f} ms"}
+        for label in ("ours", "ours, int8"):
+            pairs = zip(took[label], took["tf.lite"], strict=True)
+            ratio = statistics.median(a / b for a, b in pairs)
+            row[label] = f"{statistics.median(took[label]):.4f} ms, {ratio:.2f}x"
+        yield row
+
+
+def measured(code: str, *arguments: str) -> tuple[float, float]:
+    """Seconds and megabytes (largest resident memory) of a Python process."""
+    wrapped = (
+        "import atexit, resource\n"
+        + ("atexit.register(lambda: print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))\n")
+        + code
+    )
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", wrapped, *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)}: {done.stderr[-500:]}")
+    seconds = time.perf_counter() - start
+    peak = next(line for line in reversed(done.stdout.splitlines()) if line.startswith("PEAK"))
+    return seconds, int(peak.split()[1]) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="+", choices=("steps", "latency", "jobs", "mnist", "start"))
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each way's turn")
+    parser.add_argument("--parameters", type=float, nargs="+", choices=HIDDEN, default=list(HIDDEN))
+    parser.add_argument("--samples", type=int, nargs="+", default=[10_000, 1_000, 100_000])
+    parser.add_argument("--folder", type=Path, help="keeps the trained float model")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        made: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
+            "steps": lambda: steps(arguments.turns, arguments.seconds),
+            "latency": lambda: latency(arguments.turns, folder),
+            "jobs": lambda: jobs(arguments.parameters, arguments.samples, folder),
+            "mnist": lambda: mnist_job(folder),
+            "start": lambda: start(arguments.turns, folder),
+        }
+        for part in arguments.parts:
+            rows = results[part] = []
+            for row in made[part]():
+                if not rows:
+                    print(f"\n| {' | '.join(row)} |\n{'| --- ' * len(row)}|")
+                rows.append(row)
+                print(f"| {' | '.join(map(str, row.values()))} |", flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
