@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -27,7 +28,7 @@ class Augmentation:
     mirror: bool = False
     shift: float = 0.0
 
-    def __call__(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def __call__(self, images: tf.Tensor, seed: Any) -> tf.Tensor:
         """Images float32 or uint8 [batch, height, width, channels], varied as the seed, int [2], says."""
         if self.mirror:
             images = tf.image.stateless_random_flip_left_right(images, seed)

@@ -7,6 +7,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 import pytest
 
 ROOT = Path(__file__).parent.parent
+CYCLE = 100  # steps: see short_cycles
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +63,11 @@ def digits_run(samples, tmp_path_factory):
     command = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits"]
     command += ["-o", str(folder / "digits.tflite"), "--quiet", "--json"]
     return folder, CliRunner().invoke(main, command)
+
+
+@pytest.fixture(scope="module")
+def short_cycles():
+    """Short fine-tuning, for tests that do not ask how much it learns."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lqconvert.finetuning.MINIMUM_CYCLE", CYCLE)
+        yield

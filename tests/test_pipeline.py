@@ -18,6 +18,9 @@ from lqconvert.runtime import Runner
 RNG = np.random.default_rng(0)
 
 
+pytestmark = pytest.mark.usefixtures("short_cycles")
+
+
 def trained(x, y, units, activation, loss):
     tf_keras.utils.set_random_seed(0)
     dense = [layers.Dense(16, activation="relu"), layers.Dense(units, activation=activation)]

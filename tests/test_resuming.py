@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
+from conftest import CYCLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lqconvert import LqError, finetuning, load_data, quantize
+from lqconvert import LqError, load_data, quantize
 from lqconvert.checkpoint import locked
 from lqconvert.cli import main
 
-CYCLE = 100  # steps
+pytestmark = pytest.mark.usefixtures("short_cycles")
 #: The command line, with a checkpoint after every few of them.
 EAGER = f"import lqconvert.finetuning as f; f.SAVE_SECONDS = 0; f.MINIMUM_CYCLE = {CYCLE};"
 EAGER += "from lqconvert.cli import main; main()"
@@ -31,13 +32,6 @@ def learned(output):
     """The bytes of all arrays of a run's codes, and of its file."""
     with np.load(output.with_suffix(".codes.npz")) as arrays:
         return {name: arrays[name].tobytes() for name in arrays.files}, output.read_bytes()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_cycles():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning, "MINIMUM_CYCLE", CYCLE)
-        yield
 
 
 @pytest.fixture(scope="module")

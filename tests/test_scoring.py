@@ -61,9 +61,8 @@ def test_only_variations_that_the_model_does_not_mind(side, expected):
 
 
 def test_images_are_moved_whole():
-    tf.random.set_seed(1)
     images = tf.reshape(tf.range(2.0 * 16 * 16 * 3), (2, 16, 16, 3))
-    moved = Augmentation(shift=1 / 8)(images).numpy()
+    moved = Augmentation(shift=1 / 8)(images, seed=(0, 1)).numpy()
     assert moved.shape == images.shape
     inner = moved[:, 4:12, 4:12]
     found = [
@@ -72,7 +71,7 @@ def test_images_are_moved_whole():
         for c in range(-2, 3)
     ]
     assert sum(found) == 1
-    mirrored = Augmentation(mirror=True)(images).numpy()
+    mirrored = Augmentation(mirror=True)(images, seed=(0, 1)).numpy()
     assert all(
         np.array_equal(m, i) or np.array_equal(m, i[:, ::-1])
         for m, i in zip(mirrored, images.numpy(), strict=True)

@@ -133,12 +133,13 @@ def fit(
     callbacks: Any = (),
 ) -> tf_keras.Model:
     data = network.load(model)
-    schedule = tf_keras.optimizers.schedules.CosineDecay(rate, epochs * -(-data.train.size // 128))
+    steps = -(-data.train.size // 128)
+    schedule = tf_keras.optimizers.schedules.CosineDecay(rate, epochs * steps)
     model.compile(tf_keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy", ["accuracy"])
-    augment = Augmentation(mirror=True, shift=1 / 8)
-    batches = data.train.batches(128, shuffle_seed=0, preprocessing=network.preprocessing)
-    train = batches.map(lambda _, x, y: (augment(x) if network.augment else x, y))
-    model.fit(train, epochs=epochs, verbose=0, callbacks=list(callbacks))
+    augment = Augmentation(mirror=True, shift=1 / 8) if network.augment else Augmentation()
+    batches = data.train.stream(128, seed=0, preprocessing=network.preprocessing)
+    train = batches.map(lambda step, _, x, y: (augment(x, tf.stack([np.int64(0), step])), y))
+    model.fit(train, steps_per_epoch=steps, epochs=epochs, verbose=0, callbacks=list(callbacks))
     return model
 
 
