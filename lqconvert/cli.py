@@ -49,7 +49,9 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted: nothing was written", err=True)
         except _Terminated:
-            click.echo("terminated: nothing was written; quantize --resume goes on from here", err=True)
+            click.echo(
+                "terminated: no file was made; quantize --resume goes on from the checkpoint", err=True
+            )
             ctx.exit(128 + signal.SIGTERM)
         except MemoryError as error:
             if debug:
@@ -170,7 +172,7 @@ def quantize(
     from lqconvert.logs import JsonLines, TensorBoard
     from lqconvert.planning import plan
 
-    console = Console(stderr=True, soft_wrap=True, quiet=quiet)
+    console = Console(stderr=True, soft_wrap=True, quiet=quiet, highlight=False)
     job = model, data, output or os.path.splitext(model.rstrip("/"))[0] + ".tflite"
     settings |= target_settings(settings) | {"scheme": _scheme(scheme, bits, penalty), "budget": budget}
     settings["say"] = console.print
@@ -193,8 +195,7 @@ def quantize(
 
         def progress(at: Any) -> None:
             point = at.point
-            text = f"step {point.step}/{at.steps}  loss {at.loss:.4f}  validation {point.score:.4f}"
-            text += f"  {at.codes} codes  ~{point.bytes:,} bytes"
+            text = f"step {point.step}/{at.steps}  validation {point.score:.4f}  ~{point.bytes:,} bytes"
             bar.update(task, description=text, completed=point.step, total=at.steps)
             for each in (summaries, lines):
                 if each is not None:
@@ -202,6 +203,8 @@ def quantize(
 
         report = run(*job, progress=progress, **settings)
     _show(report, as_json)
+    if not report.finished:  # a file, but not the one that was asked for
+        click.get_current_context().exit(128 + signal.SIGINT)
 
 
 @main.command()
@@ -480,7 +483,7 @@ def _show(result: Any, as_json: bool) -> None:
     if as_json:
         click.echo(result.to_json().rstrip())
     else:
-        result.print(Console(markup=False))  # names in files may have brackets
+        result.print(Console(markup=False, highlight=False))  # names in files may have brackets
 
 
 def _scheme(name: str, bits: int, penalty: float | None) -> Any:

@@ -123,7 +123,7 @@ def quantize(
     make_folders(ready.paths.all())
     with locked(ready.paths.first):
         finetuned = _learn(ready, targets[0], progress, say)
-        report = _export(ready, finetuned, targets)
+        report = _export(ready, finetuned, targets, say)
         if finetuned.finished:
             ready.paths.checkpoint.unlink()
         return report
@@ -155,7 +155,11 @@ def _learn(
         say=say,
     )
     if budget.max_drop is not None:
-        say(f"quality to hold on validation data: {finetuned.floor:.4f}, {budget} with its sampling error")
+        best, asked = finetuned.best, f"{finetuned.floor:.4f} asked for ({budget})"
+        say(
+            f"quality on validation data at step {best.step:,}: {best.quality:.4f}, of {asked}"
+            f" less a sampling error of {finetuned.sampling_error:.4f}"
+        )
         if finetuned.seen:
             say("the float model is as good on validation as on training data: if it was trained on both,")
             say("it knows the answers, and the budget asks for more than it seems to")
@@ -171,7 +175,9 @@ def _learn(
     return finetuned
 
 
-def _export(ready: Prepared, finetuned: Finetuned, targets: Sequence[Target]) -> Report:
+def _export(
+    ready: Prepared, finetuned: Finetuned, targets: Sequence[Target], say: Callable[[str], None]
+) -> Report:
     """Writes the files, and the report of what was measured on them."""
     paths, data, preprocess, budget = ready.paths, ready.data, ready.preprocess, ready.budget
     quantized = ready.quantized
@@ -230,14 +236,14 @@ def _export(ready: Prepared, finetuned: Finetuned, targets: Sequence[Target]) ->
     if paths.page is not None:
         text = _page(report, data, preprocess, float_tflite, exported, made, teacher, classifies)
         page[paths.page] = _writer(text.encode())
-    write_all(
-        {
-            **made.writers,
-            **codes,
-            **page,
-            paths.report: lambda path: path.write_text(report.to_json()),
-        }
-    )
+    writers = {
+        **made.writers,
+        **codes,
+        **page,
+        paths.report: lambda path: path.write_text(report.to_json()),
+    }
+    write_all(writers)
+    say(f"wrote {', '.join(map(str, writers))}")
     return report
 
 

@@ -5,6 +5,7 @@ Train is fine-tuned on, validation (carved from train) steers every choice, test
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.resources
 import math
@@ -308,7 +309,8 @@ def _keras_dataset(name: str) -> tuple[Arrays, Arrays]:
     import tf_keras
 
     try:
-        train, test = getattr(tf_keras.datasets, name).load_data()
+        with contextlib.redirect_stdout(sys.stderr):  # says that it downloads
+            train, test = getattr(tf_keras.datasets, name).load_data()
     except Exception as error:  # whatever urllib and Keras raise without a network
         raise LqError(
             f"{name}: not found and not to be downloaded. Put {name}.npz (x_train, y_train, x_test, y_test) "

@@ -62,6 +62,7 @@ class Finetuned:
     best: Point
     holds: bool  # the best point holds the budget
     floor: float  # the quality on the validation split that a budget of accuracy asked for
+    sampling_error: float  # by which the best may be below
     seen: bool  # the float model may have been trained on the validation split
     curve: list[Point]
 
@@ -141,7 +142,15 @@ def finetune(
             raise
     assign(model.variables, course.best_variables)
     best = course.points[course.best]
-    return Finetuned(finished, best, steering.holds(best), steering.floor, seen, course.points)
+    return Finetuned(
+        finished,
+        best,
+        steering.holds(best),
+        steering.floor,
+        steering.sampling_error(best),
+        seen,
+        course.points,
+    )
 
 
 def values(variables: Iterable[tf.Variable]) -> list[np.ndarray]:

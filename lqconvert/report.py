@@ -19,6 +19,7 @@ from lqconvert.codes import Codes
 from lqconvert.deflating import deflated
 from lqconvert.packing import DECODE
 from lqconvert.proving import Proven
+from lqconvert.targets import TFLM
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class Report:
         return json.dumps(fields | {"size_ratio": self.ratio}, indent=2) + "\n"
 
     def print(self, console: Console) -> None:
-        layers = Table("layer", "shape", "scales", "codes", "range", "bits/w", "bytes")
+        layers = Table("layer", "shape", "scales", "codes", "range", "entropy", "share")
         for row in self.layers:
             scales = row.granularity.removesuffix("-wise")
             scales += f", recoded ({row.deviation:.2%} off)" if row.deviation else ""
@@ -230,6 +231,11 @@ class Report:
             rows.append(["of test examples", *(f"{count:,}" for count in counts)])
         times = [*(each.latency_s for each in both), *(each.latency_s for each in proven)]
         rows.append(["latency here", *(f"{1e3 * time:.3f} ms" for time in times)])
+        if any(
+            each.target == TFLM.name for each in proven
+        ):  # another runtime than the one of the int8 column
+            beside = (f"int8: {1e3 * each.int8_latency_s:.3f} ms" for each in proven)
+            rows.append(["", "", "", *beside])
         if any(each.arena_bytes for each in proven):
             arenas = (f"{each.arena_bytes:,}" if each.arena_bytes else "" for each in proven)
             rows.append(["tensor arena", "", "", *arenas])

@@ -307,6 +307,8 @@ def _child(tflite: bytes, inputs: np.ndarray, arena: int) -> tuple[np.ndarray, f
             lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
             ended = [f"it ended with signal {-child.returncode}"] if child.returncode < 0 else []
             reason = next((line for line in lines if "Traceback" not in line), "no reason given")
+            if "DENSIFY" in reason:
+                reason += "; it is packed for LiteRT, quantize and export make others with --target tflm"
             kind = _Unsupported if "Didn't find op" in child.stderr else CannotRun
             raise kind(f"TFLite Micro cannot run the file: {'; '.join([reason, *ended])}")
         return np.load(outputs), float(child.stdout.split()[-1]), -(-int(total[1]) // 16) * 16

@@ -70,8 +70,8 @@ class Paths:
         first, page = self.first, self.page
         if first.is_dir():
             raise LqError(f"{first}: is a folder; give the name of a .tflite file")
-        if first.suffix in (".cc", ".h", ".gz", ".npz", ".json"):
-            raise LqError(f"{first}: a file of that name is written beside the .tflite; give another name")
+        if first.suffix in (".cc", ".h", ".gz", ".npz", ".json", ".h5", ".hdf5", ".keras"):
+            raise LqError(f"{first}: a {first.suffix} is another kind of file; give the name of a .tflite")
         if page is not None and (
             page.suffix.lower() not in (".html", ".htm") or page.resolve() == first.resolve()
         ):

@@ -122,12 +122,22 @@ def test_interrupted_and_resumed(at, samples, tmp_path):
     said = []
     job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
     report = quantize(*job, progress=Interrupt(at), say=said.append)
-    assert "--resume" in said[-1]
+    assert any("--resume" in line for line in said)
     assert report.int8.score > 0.9
     checkpoint = tmp_path / "m.resume.npz"
     assert checkpoint.exists() == (at > 2)  # there is nothing to go on from before the first step
     quantize(*job, resume=True)
     assert not checkpoint.exists()
+
+
+def test_ctrl_c_in_the_command_line_says_what_came_of_it(samples, tmp_path, monkeypatch):
+    monkeypatch.setattr("lqconvert.logs.JsonLines.progress", Interrupt(3))
+    arguments = [str(samples / "digits_cnn.h5"), "--data", "digits", "-o", str(tmp_path / "m.tflite")]
+    result = CliRunner().invoke(main, ["quantize", *arguments, "--log", str(tmp_path / "run.jsonl")])
+    assert result.exit_code == 130
+    assert "interrupted: exporting the best so far" in result.stderr
+    assert f"wrote {tmp_path / 'm.tflite'}, " in result.stderr
+    assert (tmp_path / "m.tflite").exists()
 
 
 def test_a_broken_image_ends_the_run_in_one_line(samples, tmp_path):

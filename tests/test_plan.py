@@ -102,7 +102,7 @@ def refused(case: str, folder: Path, sample: Path) -> tuple[list[str], str]:
         (folder / "m.codes.npz").mkdir()
         options, reason = ["-o", str(folder / "m.tflite")], "m.codes.npz: is a folder"
     elif case == "the model":
-        model = str(folder / "model.h5")
+        model = str(folder / "model.bin")
         Path(model).write_bytes(sample.read_bytes())
         options, reason = ["-o", model], "is the model itself"
     elif case == "code":
