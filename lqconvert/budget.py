@@ -123,7 +123,7 @@ class Steering:
             self.see(point)
             # The first of two looks before the first step is at codes that no pressure led to.
             last_of_step = place + 1 == len(points) or points[place + 1].step > point.step
-            if last_of_step and not self.collapsed(point):
+            if last_of_step and not (point.step and self.collapsed(point)):
                 self.next_pressure(point)
 
     def holds(self, point: Point) -> bool:

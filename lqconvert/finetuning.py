@@ -455,8 +455,10 @@ class _Course:
     def begin(self) -> None:
         if self.steering.budget.steers:  # plain int8: what remains where nothing smaller holds the budget
             with at_full_width(self.model):
-                self._see(math.nan)
-        self.steering.next_pressure(self._see(math.nan))
+                self._see(self.look(0, self.steering.pressure))
+        point = self.look(0, self.steering.pressure)
+        self._see(point)
+        self.steering.next_pressure(point)
         self._save()
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -482,11 +484,13 @@ class _Course:
             try:
                 if not math.isfinite(loss):
                     raise LqError("the loss is no number")
-                if self.step == until:
-                    self._steer(self._see(loss))
+                point = self.look(self.step, self.steering.pressure) if self.step == until else None
             except LqError as error:  # also of codes that no file can hold
                 self._roll_back(error)
                 continue
+            if point is not None:
+                self._see(point, loss)
+                self._steer(point)
             now = time.monotonic()
             if self.step == until or now - saved > SAVE_SECONDS:
                 self._save()
@@ -497,15 +501,16 @@ class _Course:
             elif now - start > 1:
                 chunk = max(1, chunk // 2)
 
-    def _see(self, loss: float) -> Point:
-        """Puts a point on the curve."""
-        point = self.look(self.step, self.steering.pressure)
+    def _see(self, point: Point, loss: float = math.nan) -> None:
+        """Puts a point on the curve. Ctrl-C may come at any line of it."""
         self.steering.see(point)
-        if not self.points or self.steering.rank(point) >= self.steering.rank(self.points[self.best]):
-            self.best, self.best_variables = len(self.points), values(self.model.variables)
+        place, best = len(self.points), self.points[self.best] if self.points else point
+        better = self.steering.rank(point) >= self.steering.rank(best)
+        variables = values(self.model.variables) if better else []
         self.points.append(point)
+        if better:
+            self.best, self.best_variables = place, variables
         self.progress(Progress(self.steps, loss, self.look.codes_in_use, point))
-        return point
 
     def _steer(self, point: Point) -> None:
         if self.steering.cycles == 1:
@@ -529,7 +534,7 @@ class _Course:
         self.say(f"step {diverged}: {error}; back to step {self.step}, to learn a third as fast")
         assign(self.model.variables, self.best_variables)
         optimizer = self.trainer.optimizer
-        assign(optimizer.variables, [np.zeros(each.shape) for each in optimizer.variables])
+        assign(optimizer.variables, map(np.zeros_like, values(optimizer.variables)))
         optimizer.iterations.assign(self.step)
         self._slow_down()
         self.trainer.seek(self.step)

@@ -48,6 +48,26 @@ def test_steering_nears_the_largest_file_that_fits(size):
     assert 0.9 * size <= best.bytes <= size
 
 
+@settings(deadline=None)
+@given(
+    st.sampled_from([Budget(max_drop=0.0), Budget(max_drop=2.0), Budget(max_size=9000), Budget()]),
+    st.lists(st.floats(0.01, 100), min_size=1, max_size=7),
+)
+def test_what_was_steered_is_replayed(budget, bearable):
+    """Also from codes as coarse as a collapse, which a run may start from."""
+    steering, again = (Steering(budget, 0.9, point=0.01) for _ in range(2))
+    points = [dataclasses.replace(point(1.0, 1.0, 0), bytes=50_000)] if budget.steers else []
+    for seen in points:
+        steering.see(seen)
+    for step, each in enumerate(bearable):
+        points.append(point(steering.pressure, each if step else 1e-3, step))
+        steering.see(points[-1])
+        if not step or not steering.collapsed(points[-1]):
+            steering.next_pressure(points[-1])
+    again.replay(points)
+    assert vars(again) == vars(steering)
+
+
 def test_what_counts_as_a_drop():
     steering = Steering(Budget(max_drop=1.0), 0.85, point=0.01)
     assert steering.floor == pytest.approx(0.84)
