@@ -190,7 +190,7 @@ def test_what_was_calibrated_remains_where_nothing_learned_holds(samples, tmp_pa
     report = quantize(*job, scheme=Rate(gamma=1e5), budget=Budget(max_drop=0.0), epochs=1, say=said.append)
     assert report.best in report.curve[:2]
     assert report.int8.score >= report.float_.score - 0.01
-    assert "nothing learned holds the budget" in said[-1]
+    assert any("nothing learned holds the budget" in line for line in said)
 
 
 def test_a_penalty_alone_stays_fixed(samples, tmp_path):

@@ -88,7 +88,7 @@ def test_terminated_and_then_killed_between_two_looks(job, undisturbed, tmp_path
         _, errors = process.communicate()
         if how == signal.SIGTERM:
             assert process.returncode == 128 + signal.SIGTERM
-            assert "quantize --resume goes on from here" in errors
+            assert "quantize --resume goes on from the checkpoint" in errors
             assert [path.name for path in tmp_path.iterdir()] == [checkpoint.name]
         before = step_of(checkpoint)
         assert not output.exists()
