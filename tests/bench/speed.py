@@ -182,7 +182,7 @@ def latency(turns: int, folder: Path) -> Iterable[dict[str, Any]]:
 
     for name in NETWORKS:
         network = BUILT[name]
-        path = folder / f"{name}.h5"
+        path = folder / f"untrained.{name}.h5"
         network.build().save(path, include_optimizer=False)
         model = lqconvert.load_model(path)
         output = folder / f"{name}.tflite"
