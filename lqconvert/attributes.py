@@ -13,6 +13,10 @@ from typing import Any
 import h5py
 
 
+def _read(item: Any) -> None:
+    list(item.attrs.items())
+
+
 def main(name: str, limit: str) -> None:
     source: Any = name
     if zipfile.is_zipfile(name):
@@ -25,8 +29,8 @@ def main(name: str, limit: str) -> None:
     except ImportError:  # not on Windows
         pass
     with h5py.File(source, "r") as file:
-        list(file.attrs.items())
-        file.visititems(lambda _, item: list(item.attrs.items()) and None)
+        _read(file)
+        file.visititems(lambda _, item: _read(item))  # that gives None: all else would end the visit
 
 
 if __name__ == "__main__":

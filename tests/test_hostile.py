@@ -325,6 +325,19 @@ def test_an_attribute_that_claims_gigabytes(seeds, tmp_path):
     refused(path, "an attribute of it cannot be read")
 
 
+def test_an_attribute_that_claims_gigabytes_behind_a_group_without_any(tmp_path):
+    path = tmp_path / "model.h5"
+    tf_keras.Sequential([tf_keras.layers.Input((4,)), tf_keras.layers.Dense(2, name="dense")]).save(path)
+    with h5py.File(path, "a") as file:
+        assert not file["model_weights/dense/dense"].attrs
+        file["model_weights/top_level_model_weights"].attrs["notes"] = ["text of any length"]
+    damaged = bytearray(path.read_bytes())
+    size = damaged.rindex(b"text of any length") - 8  # in front of an object in a global heap
+    damaged[size : size + 8] = (2**31).to_bytes(8, "little")
+    path.write_bytes(damaged)
+    refused(path, "an attribute of it cannot be read")
+
+
 def test_a_graph_that_reads_files(tmp_path):
     from tensorflow.core.protobuf import saved_model_pb2
 
