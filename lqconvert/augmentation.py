@@ -30,11 +30,12 @@ class Augmentation:
 
     def __call__(self, images: tf.Tensor, seed: Any) -> tf.Tensor:
         """Images float32 or uint8 [batch, height, width, channels], varied as the seed, int [2], says."""
+        mirroring, shifting = tf.unstack(tf.random.split(seed))
         if self.mirror:
-            images = tf.image.stateless_random_flip_left_right(images, seed)
+            images = tf.image.stateless_random_flip_left_right(images, mirroring)
         if self.shift:
             size = tf.concat([tf.shape(images)[:1], images.shape[1:]], 0)
-            images = tf.image.stateless_random_crop(self._padded(images), size, seed)
+            images = tf.image.stateless_random_crop(self._padded(images), size, shifting)
         return images
 
     def _padded(self, images: tf.Tensor) -> tf.Tensor:

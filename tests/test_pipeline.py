@@ -12,8 +12,8 @@ from tf_keras import layers
 
 from lqconvert import Rate, load_model, quantize, rewrite
 from lqconvert.cli import main
-from lqconvert.finetuning import RelativeAdam
 from lqconvert.runtime import Runner
+from lqconvert.training import RelativeAdam
 
 RNG = np.random.default_rng(0)
 

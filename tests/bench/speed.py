@@ -52,9 +52,9 @@ def steps(turns: int, seconds: float) -> Iterable[dict[str, Any]]:
     from networks import NETWORKS as BUILT
 
     import lqconvert
-    from lqconvert.finetuning import Trainer
     from lqconvert.folding import fold
     from lqconvert.loading import rebuild
+    from lqconvert.training import Trainer
 
     for name in NETWORKS:
         network = BUILT[name]

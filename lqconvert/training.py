@@ -1,0 +1,186 @@
+"""Steps of fine-tuning: labels and the float model's own outputs as the targets, in one traced function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from lqconvert.augmentation import Augmentation
+from lqconvert.datasets import Data, Preprocessing
+from lqconvert.granularity import kernel_name
+from lqconvert.quantizers import QuantizedLayer
+from lqconvert.scoring import logits_of, predict
+
+#: A teacher's outputs on the training split are kept up to this many bytes, else made anew for each batch.
+CACHED_BYTES = 1 << 28
+
+
+class Trainer:
+    """Training steps of a student on stacked targets: the teacher's outputs and the labels side by side.
+
+    With a teacher given, it answers to each batch as the student does; else its outputs are in the targets.
+    The loss is the task's and the student's penalties, ``pressure`` times.
+    """
+
+    def __init__(
+        self,
+        student: tf_keras.Model,
+        teacher: tf_keras.Model | None,
+        optimizer: RelativeAdam,
+        loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+        batches: Callable[[int], tf.data.Dataset],
+    ) -> None:
+        self.student, self.teacher, self.optimizer = student, teacher, optimizer
+        self.loss, self.batches = loss, batches
+        optimizer.build(student.trainable_variables)
+        self.seek(0)
+
+    @classmethod
+    def of(
+        cls,
+        model: tf_keras.Model,
+        teacher: tf_keras.Model,
+        data: Data,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int,
+        learning_rate: Any,
+        damping: float = 1.0,
+        seed: int = 0,
+        augmentation: Augmentation | None = None,
+        cached_bytes: int = CACHED_BYTES,
+    ) -> Trainer:
+        """Arguments as those of :func:`lqconvert.finetuning.finetune`.
+
+        Args:
+            cached_bytes: what the teacher's outputs may take; it answers each batch anew where they take
+                more, and where images vary.
+        """
+        logits, activation = logits_of(model)
+        teacher_logits, _ = logits_of(teacher)
+        augment = augmentation or Augmentation()
+        outputs = 4 * data.train.size * math.prod(n or 1 for n in teacher_logits.output_shape[1:])
+        caches = augment == Augmentation() and outputs <= cached_bytes
+        cached = tf.constant(predict(teacher_logits, data.train, preprocessing)) if caches else None
+
+        def batches(start: int) -> tf.data.Dataset:
+            stream = data.train.stream(batch_size, seed=seed, start=start, preprocessing=preprocessing)
+            if cached is None:
+                return stream.map(
+                    lambda step, _, x, y: (augment(x, tf.stack([np.int64(seed), step])), _flat(y))
+                )
+            return stream.map(
+                lambda _, index, x, y: (x, tf.concat([_flat(tf.gather(cached, index)), _flat(y)], axis=1))
+            )
+
+        return cls(
+            logits,
+            None if caches else teacher_logits,
+            RelativeAdam(logits, learning_rate, damping),
+            _distillation(activation, teacher_logits.output_shape[-1], data.labels),
+            batches,
+        )
+
+    def seek(self, step: int) -> None:
+        """Goes on with the batch of this step."""
+        self.stream = iter(self.batches(step))
+
+    def run(self, steps: int, pressure: float) -> float:
+        """Takes steps; the task's mean loss over them."""
+        return float(self._run(self.stream, tf.constant(steps), tf.constant(pressure)))
+
+    @tf.function
+    def _run(self, stream: Any, steps: tf.Tensor, pressure: tf.Tensor) -> tf.Tensor:
+        total = tf.constant(0.0)
+        for _ in tf.range(steps):
+            x, y = next(stream)
+            total += self._step(x, y, pressure)
+        return total / tf.cast(steps, tf.float32)
+
+    def _step(self, x: Any, y: tf.Tensor, pressure: tf.Tensor) -> tf.Tensor:
+        if self.teacher is not None:
+            y = tf.concat([_flat(self.teacher(x, training=False)), y], axis=1)
+        with tf.GradientTape() as tape:
+            task = tf.reduce_mean(self.loss(y, self.student(x, training=True)))
+            penalties = self.student.losses
+            loss = task + pressure * tf.add_n(penalties) if penalties else task
+        self.optimizer.minimize(loss, self.student.trainable_variables, tape)
+        return task
+
+
+class RelativeAdam(tf_keras.optimizers.Adam):
+    """Adam whose steps are in proportion to what they move, and ``damping`` times as long but for scales.
+
+    A kernel for raw pixels is a hundred times smaller than one for activations, and one learning rate has to
+    suit both: it is what a kernel of rms 0.1 would be given. Log-scales are ratios as they are.
+    """
+
+    def __init__(self, model: tf_keras.Model, learning_rate: Any, damping: float) -> None:
+        super().__init__(learning_rate)
+        self.speed = tf.Variable(1.0, trainable=False)
+        self.damping = damping
+        self.units = {}
+        for layer in model.layers:
+            if isinstance(layer, QuantizedLayer):
+                kernel = getattr(layer.layer, kernel_name(layer.layer))
+                rms = float(tf.sqrt(tf.reduce_mean(kernel**2)))
+                self.units[kernel.ref()] = damping * max(rms, 1e-6) / 0.1
+                for quantizer in layer.quantizers.values():
+                    self.units[quantizer.scale_weight.ref()] = 1.0
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        """Adam's in one operation: Keras's own walks over the variable a dozen times."""
+        unit = self.speed * self.units.get(variable.ref(), self.damping)
+        step = tf.cast(self.iterations + 1, tf.float32)
+        index = self._index_dict[self._var_key(variable)]
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].handle,
+            v=self._velocities[index].handle,
+            beta1_power=self.beta_1**step,
+            beta2_power=self.beta_2**step,
+            lr=unit * tf.cast(self.learning_rate, tf.float32),
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=tf.convert_to_tensor(gradient),
+        )
+
+
+def _distillation(activation: str, outputs: int, labels: str) -> Callable[[Any, Any], Any]:
+    """Loss of (teacher outputs and label side by side [b, outputs (+ label)], student outputs)."""
+    share = 0.5 if labels != "none" else 1.0
+
+    def loss(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        y_pred = tf.reshape(y_pred, (tf.shape(y_pred)[0], -1))
+        width = y_pred.shape[-1] or outputs
+        from_teacher, label = y_true[:, :width], y_true[:, width:]
+        if activation == "softmax" or (labels == "classes" and width > 1):
+            value = tf.nn.softmax_cross_entropy_with_logits(tf.nn.softmax(from_teacher), y_pred)
+            if labels == "classes":
+                truth = tf.cast(label[:, 0], tf.int32)
+                hard = tf.nn.sparse_softmax_cross_entropy_with_logits(truth, y_pred)
+                value = share * value + (1 - share) * hard
+            return value
+        if activation == "sigmoid":
+            cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits
+            value = tf.reduce_mean(cross_entropy(tf.sigmoid(from_teacher), y_pred), axis=-1)
+            if labels == "classes":
+                value = share * value + (1 - share) * tf.reduce_mean(cross_entropy(label, y_pred), axis=-1)
+            return value
+        value = tf.reduce_mean((y_pred - from_teacher) ** 2, axis=-1)
+        if labels == "values":
+            value = share * value + (1 - share) * tf.reduce_mean((y_pred - label) ** 2, axis=-1)
+        return value
+
+    return loss
+
+
+def _flat(values: tf.Tensor) -> tf.Tensor:
+    """[batch, ...] as float32 [batch, n]."""
+    return tf.cast(tf.reshape(values, (tf.shape(values)[0], -1)), tf.float32)
