@@ -220,7 +220,7 @@ def load_data(
         test, train = train.pick(order[:held_out]), train.pick(order[held_out:])
     order = np.random.default_rng(0).permutation(train.size)
     # Enough to tell a drop from noise: a quarter of a small set, a tenth of a large one.
-    held_out = max(5, min(train.size // 4, max(500, train.size // 10), 5000))
+    held_out = max(5, min(train.size // 4, max(2000, train.size // 10), 5000))
     return Data(
         spec, train.pick(np.sort(order[held_out:])), train.pick(order[:held_out]), test, kind, pixels, names
     )
