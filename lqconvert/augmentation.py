@@ -28,14 +28,25 @@ class Augmentation:
     mirror: bool = False
     shift: float = 0.0
 
-    def __call__(self, images: tf.Tensor, seed: Any) -> tf.Tensor:
-        """Images float32 or uint8 [batch, height, width, channels], varied as the seed, int [2], says."""
+    def __call__(
+        self, images: tf.Tensor, seed: Any, part: Any = 0, parts: int = 1, size: Any = None
+    ) -> tf.Tensor:
+        """Images varied as the seed says.
+
+        Args:
+            images: float32 or uint8 [batch, height, width, channels].
+            seed: int [2].
+            part, parts, size: where the images are every ``parts``-th of a batch of this size, from
+                ``part`` on. They are varied as they would be in the whole.
+        """
         mirroring, shifting = tf.unstack(tf.random.split(seed))
         if self.mirror:
-            images = tf.image.stateless_random_flip_left_right(images, mirroring)
+            chances = tf.random.stateless_uniform([tf.shape(images)[0] if size is None else size], mirroring)
+            mirrored = tf.reshape(chances[part::parts] > 0.5, (-1, 1, 1, 1))
+            images = tf.where(mirrored, images[:, :, ::-1], images)
         if self.shift:
-            size = tf.concat([tf.shape(images)[:1], images.shape[1:]], 0)
-            images = tf.image.stateless_random_crop(self._padded(images), size, shifting)
+            extent = tf.concat([tf.shape(images)[:1], images.shape[1:]], 0)
+            images = tf.image.stateless_random_crop(self._padded(images), extent, shifting)
         return images
 
     def _padded(self, images: tf.Tensor) -> tf.Tensor:

@@ -133,6 +133,11 @@ def main(context: click.Context) -> None:
 @click.option("--log", type=click.Path(), help="Append a line of JSON for every look at the run, too.")
 @click.option("--tensorboard", type=click.Path(), help="Write summaries for TensorBoard into a folder, too.")
 @click.option("--strict", is_flag=True, help="Refuse layers that would stay float.")
+@click.option(
+    "--distribute",
+    type=click.Choice(("mirrored", "multi-worker")),
+    help="Share each batch: among all GPUs here, or among the processes that TF_CONFIG lists.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done: train nothing, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @quiet_option
@@ -147,6 +152,7 @@ def quantize(
     max_size: int | None,
     bits: int,
     penalty: float | None,
+    distribute: str | None,
     dry_run: bool,
     log: str | None,
     tensorboard: str | None,
@@ -169,18 +175,23 @@ def quantize(
         raise LqError(f"{model}: no such file")
     _import_quietly(debug)
     from lqconvert.convert import quantize as run
+    from lqconvert.distributing import Distribution
     from lqconvert.logs import JsonLines, TensorBoard
     from lqconvert.planning import plan
 
-    console = Console(stderr=True, soft_wrap=True, quiet=quiet, highlight=False)
+    if distribute == "multi-worker" and not quiet:
+        click.echo("waiting for all workers of TF_CONFIG", err=True)
+    distribution = Distribution.of(distribute) if distribute and not dry_run else Distribution()
+    # The chief speaks for all workers.
+    console = Console(stderr=True, soft_wrap=True, quiet=quiet or not distribution.chief, highlight=False)
     job = model, data, output or os.path.splitext(model.rstrip("/"))[0] + ".tflite"
     settings |= target_settings(settings) | {"scheme": _scheme(scheme, bits, penalty), "budget": budget}
     settings["say"] = console.print
     if dry_run:
         _show(plan(*job, **settings), as_json)
         return
-    summaries = None if tensorboard is None else TensorBoard(tensorboard)
-    lines = None if log is None else JsonLines(log)
+    summaries = TensorBoard(tensorboard) if tensorboard and distribution.chief else None
+    lines = JsonLines(log) if log and distribution.chief else None
 
     def say(text: str) -> None:
         console.print(text)
@@ -201,8 +212,9 @@ def quantize(
                 if each is not None:
                     each.progress(at)
 
-        report = run(*job, progress=progress, **settings)
-    _show(report, as_json)
+        report = run(*job, distribution=distribution, progress=progress, **settings)
+    if distribution.chief:
+        _show(report, as_json)
     if not report.finished:  # a file, but not the one that was asked for
         click.get_current_context().exit(128 + signal.SIGINT)
 

@@ -13,6 +13,7 @@ from lqconvert.checkpoint import locked
 from lqconvert.codes import Int8File
 from lqconvert.datasets import Data, Preprocessing, Split, as_numpy, load_data
 from lqconvert.deflating import gzipped
+from lqconvert.distributing import Distribution
 from lqconvert.errors import BudgetMissed, LqError
 from lqconvert.exporting import Exported, convert, export, learned_codes
 from lqconvert.finetuning import Finetuned, Progress, finetune
@@ -53,6 +54,7 @@ def quantize(
     input_shape: tuple[int, ...] | None = None,
     strict: bool = False,
     trust_model: bool = False,
+    distribution: Distribution | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
@@ -80,6 +82,9 @@ def quantize(
         input_shape, trust_model: see :func:`lqconvert.loading.load_model`.
         strict: refuse a model that has layers without integer kernels; they compute in float else (on
             litert; tflm always refuses).
+        distribution: the devices that share each batch; one by default. Where they are of several
+            processes, all of these are to be started with the same arguments, and return the same report,
+            but only the chief writes files.
         progress, say: called with where fine-tuning stands, and with one-line messages.
 
     Returns:
@@ -89,48 +94,57 @@ def quantize(
         LqError: for every mistake of the user's; nothing is written then.
         BudgetMissed: if no codes hold the budget.
     """
-    ready = prepare(
-        model_path,
-        data_spec,
-        output,
-        targets=targets,
-        limits=limits,
-        c_array=c_array,
-        gzip=gzip,
-        html=html,
-        scheme=scheme,
-        budget=budget,
-        granularity=granularity,
-        rounding=rounding,
-        start=start,
-        preprocess=preprocess,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        resume=resume,
-        input_shape=input_shape,
-        strict=strict,
-        trust_model=trust_model,
-        say=say,
-    )
-    if ready.checkpoint is not None:
-        say(f"going on from step {ready.checkpoint.step:,}")
-    elif resume:
-        say("nothing to go on from: this is the first step")
-    elif ready.paths.checkpoint.exists():
-        say(f"starting over, where --resume would have gone on from {ready.paths.checkpoint}")
-    make_folders(ready.paths.all())
-    with locked(ready.paths.first):
-        finetuned = _learn(ready, targets[0], progress, say)
-        report = _export(ready, finetuned, targets, say)
-        if finetuned.finished:
-            ready.paths.checkpoint.unlink()
-        return report
+    distribution = distribution or Distribution()
+    with distribution.placed(output, html) as (output, html):
+        ready = prepare(
+            model_path,
+            data_spec,
+            output,
+            targets=targets,
+            limits=limits,
+            c_array=c_array,
+            gzip=gzip,
+            html=html,
+            scheme=scheme,
+            budget=budget,
+            granularity=granularity,
+            rounding=rounding,
+            start=start,
+            preprocess=preprocess,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            resume=resume,
+            input_shape=input_shape,
+            strict=strict,
+            trust_model=trust_model,
+            say=say,
+        )
+        distribution.check_alike(ready.identity)
+        if distribution.replicas > 1:
+            say(f"each batch is shared by {distribution}")
+        if ready.checkpoint is not None:
+            say(f"going on from step {ready.checkpoint.step:,}")
+        elif resume:
+            say("nothing to go on from: this is the first step")
+        elif ready.paths.checkpoint.exists():
+            say(f"starting over, where --resume would have gone on from {ready.paths.checkpoint}")
+        make_folders(ready.paths.all())
+        with locked(ready.paths.first):
+            finetuned = _learn(ready, targets[0], distribution, progress, say)
+            report = _export(ready, finetuned, targets, say)
+            if finetuned.finished:
+                ready.paths.checkpoint.unlink()
+            return report
 
 
 def _learn(
-    ready: Prepared, target: Target, progress: Callable[[Progress], None], say: Callable[[str], None]
+    ready: Prepared,
+    target: Target,
+    distribution: Distribution,
+    progress: Callable[[Progress], None],
+    say: Callable[[str], None],
 ) -> Finetuned:
     """Fine-tunes; bytes are those of a file for the target."""
     budget, path = ready.budget, ready.paths.checkpoint
@@ -150,6 +164,7 @@ def _learn(
         keep_last=ready.scheme.coarsens,
         file_size=lambda codes: len(smallest(ready.template.fill(codes), target).tflite),
         checkpoint=ready.checkpoint,
+        distribution=distribution,
         save=lambda state: state.save(path, ready.identity),
         progress=progress,
         say=say,

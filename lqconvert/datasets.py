@@ -104,20 +104,45 @@ class Split:
         )
 
     def stream(
-        self, batch_size: int, *, seed: int, start: int = 0, preprocessing: Preprocessing | None = None
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int = 0,
+        parts: int = 1,
+        given: range = range(1),
+        preprocessing: Preprocessing | None = None,
     ) -> tf.data.Dataset:
-        """Endless batches (step int64 [], index int64 [b], x, y) in random order, each pass in another one.
+        """Endless batches (step, part, size, index, x, y) in random order, each pass in another one.
 
         A batch depends on ``seed``, TensorFlow's global one, and its step alone: a stream can begin at any
         ``start``, for the little that drawing the places before it takes.
+
+        Args:
+            parts: into how many each batch is dealt: example n of it goes to part n modulo ``parts``.
+            given: the parts to give, one after the other.
+
+        Returns:
+            step, part and size (of the whole batch) int64 []; index int64 [b], x and y of the part.
         """
         import tensorflow as tf
 
         places = tf.data.Dataset.range(self.size).shuffle(self.size, seed, reshuffle_each_iteration=True)
         indices = places.batch(batch_size).repeat().skip(start)
+        batches = tf.data.Dataset.zip(tf.data.Dataset.counter(start), indices)
+
+        def dealt(step: Any, index: Any) -> tf.data.Dataset:
+            size = tf.size(index, tf.int64)
+            return tf.data.Dataset.range(given.start, given.stop).map(
+                lambda part: (step, part, size, index[part::parts])
+            )
+
         return (
-            tf.data.Dataset.zip(tf.data.Dataset.counter(start), indices)
-            .map(lambda step, at: (step, at, *self._fetched(at, preprocessing)), num_parallel_calls=2)
+            batches.flat_map(dealt)
+            .map(
+                lambda step, part, size, at: (step, part, size, at, *self._fetched(at, preprocessing)),
+                num_parallel_calls=2,
+            )
             .prefetch(2)
         )
 

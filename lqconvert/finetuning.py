@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from lqconvert.checkpoint import Checkpoint
 from lqconvert.codes import Codes
 from lqconvert.datasets import Data, Preprocessing
 from lqconvert.deflating import deflated, entropy_bytes, stored
+from lqconvert.distributing import Distribution
 from lqconvert.errors import LqError
 from lqconvert.exporting import learned_codes
 from lqconvert.scoring import (
@@ -28,7 +30,7 @@ from lqconvert.scoring import (
     right_probabilities,
     score_outputs,
 )
-from lqconvert.training import Trainer
+from lqconvert.training import Trainer, assign, values
 
 #: Fine-tuning of a small data set still takes at least this many steps, and so does each of its cycles.
 MINIMUM_STEPS, MINIMUM_CYCLE = 500, 300
@@ -79,6 +81,7 @@ def finetune(
     keep_last: bool = False,
     file_size: Callable[[Codes], int],
     checkpoint: Checkpoint | None = None,
+    distribution: Distribution | None = None,
     save: Callable[[Checkpoint], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
@@ -100,6 +103,7 @@ def finetune(
         keep_last: without a budget leave the model at its last weights instead of its best by score.
         file_size: the bytes of the file that codes come to.
         checkpoint: where a run of the same arguments had come to: this one ends as that would have.
+        distribution: the devices that share each batch.
         save: called with all that there is to go on from, about every minute and after every look.
         progress: called at every look at the validation split.
         say: called with messages of one line.
@@ -109,7 +113,9 @@ def finetune(
     """
     validation_teacher = predict(logits_of(teacher)[0], data.validation, preprocessing)
     seen = _seen(logits_of(teacher)[0], data, preprocessing, validation_teacher)
-    steering = _steering(budget or Budget(), data, validation_teacher, logits_of(model)[1], keep_last)
+    distribution = distribution or Distribution()
+    activation = logits_of(model)[1]
+    steering = _steering(budget or Budget(), data, validation_teacher, activation, keep_last, distribution)
     cycle = cycle_steps(data.train.size, epochs, batch_size, steering.cycles)
     schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, cycle, t_mul=1.0)
     trainer = Trainer.of(
@@ -122,9 +128,10 @@ def finetune(
         damping=damping,
         seed=seed,
         augmentation=augmentation,
+        distribution=distribution,
     )
     look = _Look(model, data, preprocessing, validation_teacher, file_size)
-    course = _Course(model, trainer, look, steering, cycle, save, progress, say)
+    course = _Course(trainer, look, steering, cycle, save, progress, say)
     finished = True
     try:
         if checkpoint is None:
@@ -147,15 +154,6 @@ def finetune(
         seen,
         course.points,
     )
-
-
-def values(variables: Iterable[tf.Variable]) -> list[np.ndarray]:
-    return [variable.numpy() for variable in variables]
-
-
-def assign(variables: Iterable[tf.Variable], arrays: Iterable[np.ndarray]) -> None:
-    for variable, array in zip(variables, arrays, strict=True):
-        variable.assign(array)
 
 
 def cycle_steps(examples: int, epochs: int, batch_size: int, cycles: int) -> int:
@@ -181,11 +179,18 @@ def _seen(
     return bool(chances.mean() - others.mean() < 2 * error)
 
 
-def _steering(budget: Budget, data: Data, logits: np.ndarray, activation: str, keep_last: bool) -> Steering:
+def _steering(
+    budget: Budget,
+    data: Data,
+    logits: np.ndarray,
+    activation: str,
+    keep_last: bool,
+    distribution: Distribution,
+) -> Steering:
     """The budget in terms of this data set's score."""
     labels = data.validation.arrays()[1]
     teacher = activated(logits, activation)
-    quality = float(qualities(logits, teacher, labels, teacher).mean())
+    quality = float(distribution.agreed(qualities(logits, teacher, labels, teacher).mean()))
     point = 0.01
     if data.labels != "classes":
         targets = labels if labels.size else teacher
@@ -264,7 +269,6 @@ class _Course:
 
     def __init__(
         self,
-        model: tf_keras.Model,
         trainer: Trainer,
         look: _Look,
         steering: Steering,
@@ -273,7 +277,7 @@ class _Course:
         progress: Callable[[Progress], None],
         say: Callable[[str], None],
     ) -> None:
-        self.model, self.trainer, self.look, self.steering = model, trainer, look, steering
+        self.trainer, self.look, self.steering = trainer, look, steering
         self.save, self.progress, self.say = save, progress, say
         self.steps = cycle * steering.cycles
         self.interval = cycle if steering.cycles > 1 else max(1, cycle // LOOKS)
@@ -283,10 +287,11 @@ class _Course:
         self.best_variables: list[np.ndarray] = []
 
     def begin(self) -> None:
+        self.trainer.copy_to(self.look.quantized)
         if self.steering.budget.steers:  # plain int8: what remains where nothing smaller holds the budget
-            with at_full_width(self.model):
-                self._see(self.look(0, self.steering.pressure))
-        point = self.look(0, self.steering.pressure)
+            with at_full_width(self.look.quantized):
+                self._see(self._look())
+        point = self._look()
         self._see(point)
         self.steering.next_pressure(point)
         self._save()
@@ -297,7 +302,7 @@ class _Course:
         self.points, self.best = checkpoint.points, checkpoint.best
         self.best_variables = checkpoint.best_variables
         self.look.overheads = checkpoint.overheads
-        assign(self.model.variables, checkpoint.variables)
+        assign(self.trainer.model.variables, checkpoint.variables)
         assign(self.trainer.optimizer.variables, checkpoint.optimizer)
         self.trainer.optimizer.speed.assign(checkpoint.speed)
         self.trainer.seek(self.step)
@@ -314,7 +319,10 @@ class _Course:
             try:
                 if not math.isfinite(loss):
                     raise LqError("the loss is no number")
-                point = self.look(self.step, self.steering.pressure) if self.step == until else None
+                point = None
+                if self.step == until:
+                    self.trainer.copy_to(self.look.quantized)
+                    point = self._look()
             except LqError as error:  # also of codes that no file can hold
                 self._roll_back(error)
                 continue
@@ -322,21 +330,28 @@ class _Course:
                 self._see(point, loss)
                 self._steer(point)
             now = time.monotonic()
+            took = self.trainer.distribution.agreed(np.array(now - start))
             if self.step == until or now - saved > SAVE_SECONDS:
                 self._save()
                 saved = now
             # Long enough that Python costs nothing, short enough that Ctrl-C is heard.
-            if now - start < 0.25:
+            if took < 0.25:
                 chunk *= 2
-            elif now - start > 1:
+            elif took > 1:
                 chunk = max(1, chunk // 2)
+
+    def _look(self) -> Point:
+        """What the chief sees, on every worker: they are to decide alike."""
+        point = dataclasses.astuple(self.look(self.step, self.steering.pressure))
+        chiefs = self.trainer.distribution.agreed(np.array(point, np.float64))
+        return Point(*(type(own)(number) for own, number in zip(point, chiefs, strict=True)))
 
     def _see(self, point: Point, loss: float = math.nan) -> None:
         """Puts a point on the curve. Ctrl-C may come at any line of it."""
         self.steering.see(point)
         place, best = len(self.points), self.points[self.best] if self.points else point
         better = self.steering.rank(point) >= self.steering.rank(best)
-        variables = values(self.model.variables) if better else []
+        variables = values(self.look.quantized.variables) if better else []
         self.points.append(point)
         if better:
             self.best, self.best_variables = place, variables
@@ -350,7 +365,7 @@ class _Course:
         else:
             self.steering.next_pressure(point)
         if not self.steering.holds(point) and self.points[self.best].step:
-            assign(self.model.variables, self.best_variables)  # go on from the best so far
+            assign(self.trainer.model.variables, self.best_variables)  # go on from the best so far
 
     def _slow_down(self) -> None:
         self.trainer.optimizer.speed.assign(self.trainer.optimizer.speed / 3)
@@ -362,7 +377,7 @@ class _Course:
         self.rollbacks += 1
         diverged, self.step = self.step, self.points[-1].step
         self.say(f"step {diverged}: {error}; back to step {self.step}, to learn a third as fast")
-        assign(self.model.variables, self.best_variables)
+        assign(self.trainer.model.variables, self.best_variables)
         optimizer = self.trainer.optimizer
         assign(optimizer.variables, map(np.zeros_like, values(optimizer.variables)))
         optimizer.iterations.assign(self.step)
@@ -374,13 +389,13 @@ class _Course:
         self.save(
             Checkpoint(
                 self.step,
-                values(self.model.variables),
+                values(self.trainer.model.variables),
                 values(optimizer.variables),
                 self.best_variables,
                 self.points,
                 self.best,
                 self.look.overheads,
                 self.rollbacks,
-                float(optimizer.speed),
+                float(optimizer.speed.numpy()),
             )
         )

@@ -211,6 +211,7 @@ class ActivationQuantizer(tf_keras.layers.Layer):
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
         self.inference_only = inference_only
         self.enabled = True  # False while calibration observes the float values
+        self.follows = True  # the data seen in training, until it is calibrated
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"fixed": self.fixed, "inference_only": self.inference_only}
@@ -262,7 +263,7 @@ class ActivationQuantizer(tf_keras.layers.Layer):
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         if not self.enabled or (training and self.inference_only):
             return inputs
-        if training and self.fixed is None:
+        if training and self.fixed is None and self.follows:
             tf.cond(self.calibrated, lambda: tf.identity(self.limits), lambda: self._follow(inputs))
         low, high = self.range
         return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high)

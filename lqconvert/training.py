@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import tf_keras
 
 from lqconvert.augmentation import Augmentation
 from lqconvert.datasets import Data, Preprocessing
+from lqconvert.distributing import Distribution
 from lqconvert.granularity import kernel_name
 from lqconvert.quantizers import QuantizedLayer
 from lqconvert.scoring import logits_of, predict
@@ -24,20 +25,22 @@ class Trainer:
     """Training steps of a student on stacked targets: the teacher's outputs and the labels side by side.
 
     With a teacher given, it answers to each batch as the student does; else its outputs are in the targets.
-    The loss is the task's and the student's penalties, ``pressure`` times.
+    The loss is the task's and the student's penalties, ``pressure`` times. On several devices ``model`` is a
+    copy on all of them, and each learns from its part of a batch.
     """
 
     def __init__(
         self,
-        student: tf_keras.Model,
+        model: tf_keras.Model,
         teacher: tf_keras.Model | None,
         optimizer: RelativeAdam,
         loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-        batches: Callable[[int], tf.data.Dataset],
+        batches: Callable[[int, tf.distribute.InputContext], tf.data.Dataset],
+        distribution: Distribution,
     ) -> None:
-        self.student, self.teacher, self.optimizer = student, teacher, optimizer
-        self.loss, self.batches = loss, batches
-        optimizer.build(student.trainable_variables)
+        self.model, self.teacher, self.optimizer = model, teacher, optimizer
+        self.student, _ = logits_of(model)
+        self.loss, self.batches, self.distribution = loss, batches, distribution
         self.seek(0)
 
     @classmethod
@@ -54,6 +57,7 @@ class Trainer:
         seed: int = 0,
         augmentation: Augmentation | None = None,
         cached_bytes: int = CACHED_BYTES,
+        distribution: Distribution | None = None,
     ) -> Trainer:
         """Arguments as those of :func:`lqconvert.finetuning.finetune`.
 
@@ -61,34 +65,62 @@ class Trainer:
             cached_bytes: what the teacher's outputs may take; it answers each batch anew where they take
                 more, and where images vary.
         """
-        logits, activation = logits_of(model)
+        distribution = distribution or Distribution()
+        _, activation = logits_of(model)
         teacher_logits, _ = logits_of(teacher)
         augment = augmentation or Augmentation()
         outputs = 4 * data.train.size * math.prod(n or 1 for n in teacher_logits.output_shape[1:])
         caches = augment == Augmentation() and outputs <= cached_bytes
         cached = tf.constant(predict(teacher_logits, data.train, preprocessing)) if caches else None
 
-        def batches(start: int) -> tf.data.Dataset:
-            stream = data.train.stream(batch_size, seed=seed, start=start, preprocessing=preprocessing)
-            if cached is None:
-                return stream.map(
-                    lambda step, _, x, y: (augment(x, tf.stack([np.int64(seed), step])), _flat(y))
-                )
-            return stream.map(
-                lambda _, index, x, y: (x, tf.concat([_flat(tf.gather(cached, index)), _flat(y)], axis=1))
+        def batches(start: int, context: tf.distribute.InputContext) -> tf.data.Dataset:
+            """Batches (x, y, size of the batch of which this is a part)."""
+            parts = context.num_replicas_in_sync
+            mine = parts // context.num_input_pipelines
+            first = mine * context.input_pipeline_id
+            stream = data.train.stream(
+                batch_size,
+                seed=seed,
+                start=start,
+                parts=parts,
+                given=range(first, first + mine),
+                preprocessing=preprocessing,
             )
 
+            def with_targets(step: Any, part: Any, size: Any, index: Any, x: Any, y: Any) -> Any:
+                y = _flat(y)
+                if cached is not None:
+                    y = tf.concat([_flat(tf.gather(cached, index)), y], axis=1)
+                else:
+                    x = augment(x, tf.stack([np.int64(seed), step]), part, parts, size)
+                return x, y, tf.cast(size, tf.float32)
+
+            return stream.map(with_targets)
+
+        with distribution.strategy.scope():
+            learning = distribution.copied(model)
+            optimizer = RelativeAdam(learning, learning_rate, damping)
+            optimizer.build(logits_of(learning)[0].trainable_variables)
         return cls(
-            logits,
-            None if caches else teacher_logits,
-            RelativeAdam(logits, learning_rate, damping),
+            learning,
+            None if caches else distribution.copied(teacher_logits),
+            optimizer,
             _distillation(activation, teacher_logits.output_shape[-1], data.labels),
             batches,
+            distribution,
         )
+
+    def copy_to(self, model: tf_keras.Model) -> None:
+        """Gives a model on one device, of which this one's is a copy, what was learned."""
+        if model is not self.model:
+            assign(model.variables, values(self.model.variables))
 
     def seek(self, step: int) -> None:
         """Goes on with the batch of this step."""
-        self.stream = iter(self.batches(step))
+        dataset = self.distribution.strategy.distribute_datasets_from_function(
+            lambda context: self.batches(step, context)
+        )
+        self.stream = iter(dataset)
 
     def run(self, steps: int, pressure: float) -> float:
         """Takes steps; the task's mean loss over them."""
@@ -96,18 +128,20 @@ class Trainer:
 
     @tf.function
     def _run(self, stream: Any, steps: tf.Tensor, pressure: tf.Tensor) -> tf.Tensor:
-        total = tf.constant(0.0)
+        strategy, total = self.distribution.strategy, tf.constant(0.0)
         for _ in tf.range(steps):
-            x, y = next(stream)
-            total += self._step(x, y, pressure)
+            each = strategy.run(self._step, (*next(stream), pressure))
+            total += strategy.reduce(tf.distribute.ReduceOp.SUM, each, axis=None)
         return total / tf.cast(steps, tf.float32)
 
-    def _step(self, x: Any, y: tf.Tensor, pressure: tf.Tensor) -> tf.Tensor:
+    def _step(self, x: Any, y: tf.Tensor, size: tf.Tensor, pressure: tf.Tensor) -> tf.Tensor:
+        """Learns from a batch, or from this device's part of it; that part of the task's loss."""
         if self.teacher is not None:
             y = tf.concat([_flat(self.teacher(x, training=False)), y], axis=1)
         with tf.GradientTape() as tape:
-            task = tf.reduce_mean(self.loss(y, self.student(x, training=True)))
+            task = tf.reduce_sum(self.loss(y, self.student(x, training=True))) / size
             penalties = self.student.losses
+            pressure = pressure / self.distribution.replicas
             loss = task + pressure * tf.add_n(penalties) if penalties else task
         self.optimizer.minimize(loss, self.student.trainable_variables, tape)
         return task
@@ -129,13 +163,13 @@ class RelativeAdam(tf_keras.optimizers.Adam):
             if isinstance(layer, QuantizedLayer):
                 kernel = getattr(layer.layer, kernel_name(layer.layer))
                 rms = float(tf.sqrt(tf.reduce_mean(kernel**2)))
-                self.units[kernel.ref()] = damping * max(rms, 1e-6) / 0.1
+                self.units[self._var_key(kernel)] = damping * max(rms, 1e-6) / 0.1
                 for quantizer in layer.quantizers.values():
-                    self.units[quantizer.scale_weight.ref()] = 1.0
+                    self.units[self._var_key(quantizer.scale_weight)] = 1.0
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         """Adam's in one operation: Keras's own walks over the variable a dozen times."""
-        unit = self.speed * self.units.get(variable.ref(), self.damping)
+        unit = self.speed * self.units.get(self._var_key(variable), self.damping)
         step = tf.cast(self.iterations + 1, tf.float32)
         index = self._index_dict[self._var_key(variable)]
         tf.raw_ops.ResourceApplyAdam(
@@ -150,6 +184,15 @@ class RelativeAdam(tf_keras.optimizers.Adam):
             epsilon=self.epsilon,
             grad=tf.convert_to_tensor(gradient),
         )
+
+
+def values(variables: Iterable[tf.Variable]) -> list[np.ndarray]:
+    return [variable.numpy() for variable in variables]
+
+
+def assign(variables: Iterable[tf.Variable], arrays: Iterable[np.ndarray]) -> None:
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)
 
 
 def _distillation(activation: str, outputs: int, labels: str) -> Callable[[Any, Any], Any]:

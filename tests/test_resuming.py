@@ -218,15 +218,15 @@ def test_logs(job, tmp_path):
 @given(st.integers(1, 300), st.integers(0, 2**31), st.integers(0, 20))
 def test_a_stream_can_begin_anywhere(batch_size, seed, start):
     train = load_data("digits", (8, 8, 1), 10).train
-    whole = [index.numpy() for _, index, *_ in train.stream(batch_size, seed=seed).take(start + 3)]
-    rest = [index.numpy() for _, index, *_ in train.stream(batch_size, seed=seed, start=start).take(3)]
+    whole = [index.numpy() for *_, index, _, _ in train.stream(batch_size, seed=seed).take(start + 3)]
+    rest = [index.numpy() for *_, index, _, _ in train.stream(batch_size, seed=seed, start=start).take(3)]
     assert all(np.array_equal(a, b) for a, b in zip(whole[start:], rest, strict=True))
 
 
 def test_every_pass_of_a_stream_sees_every_example_once_in_another_order():
     train = load_data("digits", (8, 8, 1), 10).train
     batches = train.stream(100, seed=7).take(3 * -(-train.size // 100))
-    index = np.concatenate([index.numpy() for _, index, *_ in batches])
+    index = np.concatenate([index.numpy() for *_, index, _, _ in batches])
     passes = index.reshape(3, train.size)
     assert all(np.array_equal(np.sort(each), np.arange(train.size)) for each in passes)
     assert np.abs(np.corrcoef([np.arange(train.size), *passes]) - np.eye(4)).max() < 0.15

@@ -138,7 +138,7 @@ def fit(
     model.compile(tf_keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy", ["accuracy"])
     augment = Augmentation(mirror=True, shift=1 / 8) if network.augment else Augmentation()
     batches = data.train.stream(128, seed=0, preprocessing=network.preprocessing)
-    train = batches.map(lambda step, _, x, y: (augment(x, tf.stack([np.int64(0), step])), y))
+    train = batches.map(lambda step, part, size, index, x, y: (augment(x, tf.stack([np.int64(0), step])), y))
     model.fit(train, steps_per_epoch=steps, epochs=epochs, verbose=0, callbacks=list(callbacks))
     return model
 

@@ -1,0 +1,201 @@
+"""Batches shared by several devices and processes: they learn what one learns."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lqconvert import LqError, load_data
+from lqconvert.cli import main
+from lqconvert.distributing import Distribution
+
+#: Not of this module, so that it can be run in processes whose devices differ.
+DEVICES = """
+import json, sys
+import numpy as np, tensorflow as tf, tf_keras
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from lqconvert import Rate, calibrate, load_data, load_model, rewrite
+from lqconvert.augmentation import Augmentation
+from lqconvert.datasets import PREPROCESSINGS
+from lqconvert.distributing import Distribution
+from lqconvert.folding import fold
+from lqconvert.training import Trainer, values
+
+def learned(distribution, **settings):
+    tf_keras.utils.set_random_seed(0)
+    model, data = load_model(sys.argv[1]), load_data("digits", (8, 8, 1), 10)
+    quantized = rewrite(model, Rate(), granularity="mixed")
+    calibrate(quantized, [data.train.arrays(256)[0].astype(np.float32)])
+    settings |= {"batch_size": 99, "learning_rate": 1e-3, "distribution": distribution}
+    trainer = Trainer.of(quantized, fold(model), data, PREPROCESSINGS["none"], **settings)
+    loss = trainer.run(20, 1.0)
+    trainer.copy_to(quantized)
+    return [loss, *values(quantized.variables)]
+
+two = Distribution(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+for settings in ({}, {"cached_bytes": 0}, {"augmentation": Augmentation(mirror=True, shift=1 / 8)}):
+    pairs = zip(learned(None, **settings), learned(two, **settings), strict=True)
+    print(max(float(np.abs(np.float32(a) - np.float32(b)).max()) for a, b in pairs))
+"""
+
+
+def test_two_devices_learn_what_one_does(samples):
+    """In 20 steps over two passes of batches whose halves differ in size, but for float32's rounding."""
+    command = [sys.executable, "-c", DEVICES, str(samples / "digits_cnn.h5")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    apart = [float(line) for line in done.stdout.split()]
+    assert len(apart) == 3
+    assert max(apart) < 2e-6
+    assert max(apart) > 0  # they did sum in another order
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 300), st.integers(1, 7), st.integers(0, 9))
+def test_the_parts_of_a_batch_are_the_batch(batch_size, parts, start):
+    train = load_data("digits", (8, 8, 1), 10).train
+    whole = train.stream(batch_size, seed=3, start=start).take(4)
+    dealt = iter(train.stream(batch_size, seed=3, start=start, parts=parts, given=range(parts)))
+    for step, _, size, index, x, _ in whole:
+        together = [next(dealt) for _ in range(parts)]
+        assert {int(each[0]) for each in together} == {int(step)}
+        assert [int(each[1]) for each in together] == list(range(parts))
+        assert {int(each[2]) for each in together} == {int(size)} == {len(index)}
+        for part, (*_, part_index, part_x, _) in enumerate(together):
+            assert np.array_equal(part_index, index[part::parts])
+            assert np.array_equal(part_x, x[part::parts])
+
+
+class Workers:
+    """Two processes on loopback, started with the same command line."""
+
+    def __init__(self, *arguments, setup="pass", others=()):
+        sockets = [socket.socket() for _ in range(2)]
+        for each in sockets:
+            each.bind(("localhost", 0))
+        workers = [f"localhost:{each.getsockname()[1]}" for each in sockets]
+        for each in sockets:
+            each.close()
+        code = f"import lqconvert.finetuning as f; {setup}; from lqconvert.cli import main; main()"
+        self.processes = []
+        for index, added in enumerate(((), others)):
+            config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+            command = [sys.executable, "-c", code, "quantize", *map(str, arguments), *added]
+            process = subprocess.Popen(
+                [*command, "--distribute", "multi-worker"],
+                env=os.environ | {"TF_CONFIG": json.dumps(config)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            self.processes.append(process)
+
+    def ended(self):
+        """What each wrote on stdout and on stderr, and its exit code."""
+        try:
+            said = [process.communicate(timeout=300) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+        return [(*each, process.returncode) for each, process in zip(said, self.processes, strict=True)]
+
+
+def codes(output):
+    with np.load(output.with_suffix(".codes.npz")) as arrays:
+        return np.concatenate([arrays[name].ravel() for name in arrays.files if name.endswith("/codes")])
+
+
+@pytest.fixture
+def job(samples):
+    return samples / "digits_cnn.h5", "--data", "digits", "--epochs", "1", "--penalty", "0.5"
+
+
+def test_two_workers_learn_the_codes_of_one(job, tmp_path, monkeypatch):
+    """In 30 steps: rounding has put at most two codes of a hundred a step off by then."""
+    monkeypatch.setattr("lqconvert.finetuning.MINIMUM_STEPS", 30)
+    one, two = tmp_path / "one" / "m.tflite", tmp_path / "two" / "m.tflite"
+    result = CliRunner().invoke(main, ["quantize", *map(str, job), "-o", str(one)])
+    assert result.exit_code == 0, result.output
+    chief, other = Workers(*job, "-o", two, setup="f.MINIMUM_STEPS = 30").ended()
+    assert (chief[2], other[2]) == (0, 0), (chief[1], other[1])
+    assert "each batch is shared by 2 x CPU in 2 processes" in chief[1]
+    assert "test accuracy" in chief[0]
+    assert other[0] == ""  # the chief speaks for both
+    assert "each batch" not in other[1]
+    names = {path.name for path in one.parent.iterdir()}
+    assert {path.name for path in two.parent.iterdir()} == names
+    apart = np.abs(codes(one).astype(int) - codes(two))
+    assert apart.max() <= 1
+    assert np.mean(apart > 0) <= 0.02
+
+
+def test_a_worker_that_dies_and_returns_goes_on_from_the_checkpoint(job, tmp_path):
+    undisturbed, output = tmp_path / "a" / "m.tflite", tmp_path / "b" / "m.tflite"
+    short = "f.MINIMUM_STEPS = 200"
+    assert [code for *_, code in Workers(*job, "-o", undisturbed, setup=short).ended()] == [0, 0]
+    workers = Workers(*job, "-o", output, setup=f"{short}; f.SAVE_SECONDS = 0")
+    checkpoint = output.with_suffix(".resume.npz")
+    while not (checkpoint.exists() and step_of(checkpoint)):
+        assert [process.poll() for process in workers.processes] == [None, None]
+        time.sleep(0.02)
+    workers.processes[1].send_signal(signal.SIGKILL)
+    chief, _ = workers.ended()
+    assert chief[2] == 1
+    assert "error: another worker was lost; start all of them again, with --resume" in chief[1]
+    assert not output.exists()
+    chief, other = Workers(*job, "-o", output, "--resume", setup=short).ended()
+    assert (chief[2], other[2]) == (0, 0), (chief[1], other[1])
+    assert "going on from step" in chief[1]
+    assert output.read_bytes() == undisturbed.read_bytes()
+    assert np.array_equal(codes(output), codes(undisturbed))
+    assert not checkpoint.exists()
+
+
+def step_of(checkpoint):
+    with np.load(checkpoint) as arrays:
+        return json.loads(arrays["state"].tobytes())["step"]
+
+
+def test_workers_that_are_to_make_different_files_are_told(job, tmp_path):
+    output = tmp_path / "m.tflite"
+    chief, other = Workers(*job, "-o", output, others=("--seed", "1")).ended()
+    assert (chief[2], other[2]) == (1, 1)
+    assert "error: worker 1 was given other settings than the chief: seed is 1, not 0" in other[1]
+    assert "another worker was lost" in chief[1]
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        (None, "the environment variable TF_CONFIG, which lists the workers, is not set"),
+        ("{", "TF_CONFIG is no"),
+        ("[]", "TF_CONFIG is no"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "TF_CONFIG is no"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "TF_CONFIG is no"),
+    ],
+)
+def test_workers_that_nobody_listed(config, what, job, tmp_path, monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if config is not None:
+        monkeypatch.setenv("TF_CONFIG", config)
+    arguments = ["quantize", *map(str, job), "-o", str(tmp_path / "m.tflite"), "--distribute", "multi-worker"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert f"error: multi-worker: {what}" in result.stderr
+    with pytest.raises(LqError, match="multi-worker"):
+        Distribution.of("multi-worker")
+
+
+def test_one_device_is_no_distribution():
+    assert Distribution.of("mirrored") == Distribution()
