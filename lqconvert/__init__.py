@@ -27,6 +27,7 @@ _HOMES = {
     "quantize": "convert",
     "rewrite": "rewriting",
     "Budget": "budget",
+    "Distribution": "distributing",
     "Limits": "proving",
     "target": "targets",
     "BudgetMissed": "errors",

@@ -53,14 +53,14 @@ class _Group(click.Group):
                 "terminated: no file was made; quantize --resume goes on from the checkpoint", err=True
             )
             ctx.exit(128 + signal.SIGTERM)
-        except MemoryError as error:
-            if debug:
-                raise
-            click.echo(f"error: out of memory ({error}); a smaller --batch-size may do", err=True)
         except Exception as error:
             if debug:
                 raise
-            click.echo(f"error: {_first_line(error)} (--debug shows where)", err=True)
+            if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+                way = "a smaller --batch-size takes less; with more of it, quantize --resume goes on"
+                click.echo(f"error: out of memory ({_first_line(error)}); {way}", err=True)
+            else:
+                click.echo(f"error: {_first_line(error)} (--debug shows where)", err=True)
         ctx.exit(1)
 
 

@@ -147,6 +147,25 @@ def test_one_run_at_a_time(job, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError("of 9 GB"), tf.errors.ResourceExhaustedError(None, None, "OOM: of 9 GB\nmore")]
+)
+def test_out_of_memory_is_told_in_a_line(error, job, left, tmp_path, monkeypatch):
+    def refused(*_):
+        raise error
+
+    output = tmp_path / "m.tflite"
+    shutil.copy(left, output.with_suffix(".resume.npz"))
+    monkeypatch.setattr("lqconvert.training.Trainer.run", refused)
+    arguments = ["quantize", str(job[0]), "--data", job[1], "-o", str(output), "--epochs", "1", "--resume"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: out of memory (")
+    assert "of 9 GB); a smaller --batch-size" in last
+    assert [path.name for path in tmp_path.iterdir()] == ["m.resume.npz"]
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(job, left, tmp_path):
     """A file that may not grow stands for the disk: the operating system refuses either in the same place."""
     path = tmp_path / left.name
