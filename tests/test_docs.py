@@ -90,7 +90,11 @@ NOT_RUN: list[tuple[str, str, Callable[[str], None]]] = [
     (r"python tests/bench/", "takes minutes to hours", known_script),
     (r"lqconvert reproduce ", "takes ten minutes and MNIST", parses),
     (r"git clone |make |export TFLM=|g\+\+ |\./classify", "takes TFLite Micro: test_deploying.py", nothing),
-    (r"lqconvert quantize .*--distribute multi-worker", "takes several processes: test_distributing.py", parses),
+    (
+        r"lqconvert quantize .*--distribute multi-worker",
+        "takes several processes: test_distributing.py",
+        parses,
+    ),
     (r"_LQCONVERT_COMPLETE=|echo '\. ~/", "changes the reader's shell: test_ci.py", nothing),
 ]
 
