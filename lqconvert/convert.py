@@ -184,7 +184,7 @@ def _export(
     exported = export(quantized, ready.batches)
     float_tflite = convert(ready.folded, integer=False)
 
-    test_labels = data.test.arrays()[1]
+    test_labels = data.test.y
     teacher = predict(joined(ready.model), data.test, preprocess)
     fine_tuned = predict(joined(quantized), data.test, preprocess)
     runner, float_runner = Runner(exported.tflite), Runner(float_tflite)
@@ -265,13 +265,13 @@ def _page(
     assert made.first is not None  # a run has data
     examples, outputs = made.first
     different = most_different(teacher[examples], outputs)
-    raw, _ = data.test.fetch(examples[different])
+    raw = data.test.fetch(examples[different])
     evidence = Evidence(
         codes=exported.codes,
         noise=layer_noise(float_tflite, exported.tflite, as_numpy(some_inputs)),
         classifies=classifies,
         class_names=data.class_names,
-        labels=data.test.fetch(examples)[1],
+        labels=data.test.y[examples],
         float_outputs=teacher[examples],
         outputs=outputs,
         numbers=examples,

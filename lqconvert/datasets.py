@@ -74,16 +74,21 @@ class Split:
     """Examples with random access.
 
     Attributes:
-        size: number of examples.
-        fetch: (indices int64 [b]) -> (x raw [b, ...], y [b]); y is float32 [b, 0] where there are no labels.
+        y: the labels [n, ...]; float32 [n, 0] where there are none.
+        fetch: (indices int64 [b]) -> x raw [b, ...]: what may not fit in memory at once.
         signature: the tf.TensorSpecs of one batch (x, y) without the batch axis: (shape, dtype) each.
         parts: the shapes of several inputs, which lie flat in x, one behind the other.
     """
 
-    size: int
-    fetch: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    y: np.ndarray
+    fetch: Callable[[np.ndarray], np.ndarray]
     signature: tuple[tuple[tuple[int, ...], str], tuple[tuple[int, ...], str]]
     parts: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        return len(self.y)
 
     def batches(
         self, batch_size: int, *, shuffle_seed: int | None = None, preprocessing: Preprocessing | None = None
@@ -126,7 +131,9 @@ class Split:
         import tensorflow as tf
 
         (x_shape, x_dtype), (y_shape, y_dtype) = self.signature
-        x, y = tf.numpy_function(self.fetch, [index], [x_dtype, y_dtype], stateful=False)
+        x, y = tf.numpy_function(
+            lambda at: (self.fetch(at), self.y[at]), [index], [x_dtype, y_dtype], stateful=False
+        )
         x, y = tf.ensure_shape(x, (None, *x_shape)), tf.ensure_shape(y, (None, *y_shape))
         if preprocessing is not None:
             x = tf.cast(x, tf.float32) * preprocessing.scale + preprocessing.offset
@@ -138,11 +145,12 @@ class Split:
 
     def arrays(self, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The first ``limit`` examples as arrays, raw."""
-        return self.fetch(np.arange(min(self.size, limit or self.size)))
+        first = np.arange(min(self.size, limit or self.size))
+        return self.fetch(first), self.y[first]
 
     def pick(self, indices: np.ndarray) -> Split:
         """The examples at the given positions."""
-        return replace(self, size=len(indices), fetch=lambda index: self.fetch(indices[index]))
+        return replace(self, y=self.y[indices], fetch=lambda index: self.fetch(indices[index]))
 
 
 @dataclass(frozen=True)
@@ -410,7 +418,7 @@ def _array_split(
         if len(wrong):
             raise LqError(f"{spec}: label {wrong[0]} is out of range: the model has {outputs} outputs")
     specs = ((tuple(shape), x.dtype.name), (y.shape[1:], y.dtype.name))
-    return Split(len(x), lambda index: (x[index], y[index]), specs)
+    return Split(y, lambda index: x[index], specs)
 
 
 def _image_folders(path: Path, input_shape: tuple[int | None, ...]) -> tuple[Split, Split, list[str]]:
@@ -467,15 +475,15 @@ def _image_split(
             image = tf.cast(tf.round(tf.image.resize(image, shape[:2])), tf.uint8)
         return image.numpy()
 
-    def fetch(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def fetch(index: np.ndarray) -> np.ndarray:
         if cache is None:
-            return np.stack([decode(files[i]) for i in index]), labels[index]
+            return np.stack([decode(files[i]) for i in index])
         for i in index[~cached[index]]:
             cache[i] = decode(files[i])
             cached[i] = True
-        return cache[index], labels[index]
+        return cache[index]
 
-    return Split(len(files), fetch, ((shape, "uint8"), ((), "int64")))
+    return Split(labels, fetch, ((shape, "uint8"), ((), "int64")))
 
 
 def choose_preprocessing(

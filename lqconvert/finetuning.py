@@ -175,15 +175,15 @@ def _seen(
     if data.labels != "classes":
         return False
     train = data.train.pick(np.random.default_rng(0).permutation(data.train.size)[: data.validation.size])
-    chances = right_probabilities(predict(teacher, train, preprocessing), train.arrays()[1])
-    others = right_probabilities(validation_logits, data.validation.arrays()[1])
+    chances = right_probabilities(predict(teacher, train, preprocessing), train.y)
+    others = right_probabilities(validation_logits, data.validation.y)
     error = math.sqrt(chances.var() / len(chances) + others.var() / len(others))
     return bool(chances.mean() - others.mean() < 2 * error)
 
 
 def _steering(budget: Budget, data: Data, logits: np.ndarray, activation: str, keep_last: bool) -> Steering:
     """The budget in terms of this data set's score."""
-    labels = data.validation.arrays()[1]
+    labels = data.validation.y
     teacher = activated(logits, activation)
     quality = float(qualities(logits, teacher, labels, teacher).mean())
     point = 0.01
@@ -224,7 +224,7 @@ class _Look:
         self.codes_in_use = 0  # different integers, summed over the tensors
         logits, self.activation = logits_of(quantized)
         self.teacher = activated(teacher_logits, self.activation)
-        labels = data.validation.arrays()[1]
+        labels = data.validation.y
         self.float_qualities = qualities(teacher_logits, self.teacher, labels, self.teacher)
         self.call = tf.function(lambda x: logits(x, training=False), reduce_retracing=True)
 
@@ -232,7 +232,7 @@ class _Look:
         validation = self.data.validation
         batches = validation.batches(256, preprocessing=self.preprocessing)
         logits = np.concatenate([self.call(x).numpy() for _, x, _ in batches])
-        labels = validation.arrays()[1]
+        labels = validation.y
         codes = learned_codes(self.quantized)
         self.codes_in_use = sum(layer.kernel.code_count for layer in codes.layers.values())
         kernels, entropy = b"".join(stored(codes)), max(entropy_bytes(codes), 1.0)
