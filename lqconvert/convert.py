@@ -187,7 +187,7 @@ def _export(
     test_labels = data.test.y
     teacher = predict(joined(ready.model), data.test, preprocess)
     fine_tuned = predict(joined(quantized), data.test, preprocess)
-    runner, float_runner = Runner(exported.tflite), Runner(float_tflite)
+    runner, float_latency = Runner(exported.tflite), Runner(float_tflite).latency()
     outputs = runner.run(as_numpy(x) for _, x, _ in data.test.batches(256, preprocessing=preprocess))
     classifies = data.labels == "classes" or logits_of(ready.model)[1] != ""
     int8_file = Int8File(exported.tflite, exported.order, (preprocess.scale, preprocess.offset))
@@ -213,9 +213,7 @@ def _export(
         splits=data.sizes,
         settings=ready.settings,
         score_name=_score_name(data),
-        float_=Measured.of(
-            float_tflite, score_outputs(teacher, test_labels, teacher), float_runner.latency()
-        ),
+        float_=Measured.of(float_tflite, score_outputs(teacher, test_labels, teacher), float_latency),
         int8=Measured.of(exported.tflite, score_outputs(outputs, test_labels, teacher), runner.latency()),
         files=files,
         agreement_with_graph=agreement(outputs, fine_tuned) if classifies else None,
