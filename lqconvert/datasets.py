@@ -399,7 +399,7 @@ def _array_split(
             raise LqError(f"{spec}: inputs of shape {x.shape[1:]}, but the model takes {input_shape}")
         x, shape = x.reshape(len(x), *[n or 1 for n in input_shape]), tuple(n or 1 for n in input_shape)
     if x.dtype.kind == "f":
-        x = x.astype(np.float32)
+        x = x.astype(np.float32, copy=False)
         if not np.all(np.isfinite(x)):
             raise LqError(f"{spec}: the inputs contain NaN or infinite values")
     elif x.dtype != np.uint8:
