@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from lqconvert.datasets import Data, Preprocessing
 SHIFTS = (1 / 8, 1 / 16, 1 / 32)
 #: A variation may cost the float model this much accuracy, and its sampling error.
 TOLERANCE = 0.01
+#: Images that are tried at a time: a multiple of the nine places that they are shifted to.
+BATCH = 126
 
 
 @dataclass(frozen=True)
@@ -75,27 +78,34 @@ def choose_augmentation(
     x, y = data.validation.arrays(samples)
     if data.labels != "classes" or x.ndim != 4 or min(x.shape[1:3]) < 16:
         return Augmentation()
-    x = x.astype(np.float32) * np.float32(preprocessing.scale) + np.float32(preprocessing.offset)
 
-    def accuracy(images: np.ndarray) -> float:
-        outputs = predict(images).reshape(len(y), -1)
-        guesses = outputs.argmax(axis=1) if outputs.shape[1] > 1 else outputs[:, 0] > 0.5
-        return float(np.mean(guesses == y))
+    def accuracy(vary: Callable[[np.ndarray], np.ndarray]) -> float:
+        right = 0
+        for start in range(0, len(y), BATCH):  # all at once take gigabytes where images are large
+            images = x[start : start + BATCH].astype(np.float32)
+            images = images * np.float32(preprocessing.scale) + np.float32(preprocessing.offset)
+            outputs = predict(vary(images)).reshape(len(images), -1)
+            guesses = outputs.argmax(axis=1) if outputs.shape[1] > 1 else outputs[:, 0] > 0.5
+            right += int(np.sum(guesses == y[start : start + BATCH]))
+        return right / len(y)
 
-    before = accuracy(x)
+    before = accuracy(lambda images: images)
     floor = before - TOLERANCE - np.sqrt(max(before * (1 - before), 1 / len(y)) / len(y))
 
-    def shifted(shift: float) -> np.ndarray:
+    def shifted(images: np.ndarray, shift: float) -> np.ndarray:
         """Moved as far as it goes or not at all in each direction, every ninth of the images elsewhere."""
-        padded = Augmentation(shift=shift)._padded(tf.constant(x)).numpy()
-        height, width = x.shape[1:3]
+        padded = Augmentation(shift=shift)._padded(tf.constant(images)).numpy()
+        height, width = images.shape[1:3]
         rows, columns = padded.shape[1] - height, padded.shape[2] - width
-        moved = np.empty_like(x)
+        moved = np.empty_like(images)
         for place in range(9):
             row, column = rows * (place // 3) // 2, columns * (place % 3) // 2
             moved[place::9] = padded[place::9, row : row + height, column : column + width]
         return moved
 
-    mirror = bool(accuracy(x[:, :, ::-1]) >= floor)
-    shifts = [shift for shift in SHIFTS if round(shift * min(x.shape[1:3])) >= 1]
-    return Augmentation(mirror, next((shift for shift in shifts if accuracy(shifted(shift)) >= floor), 0.0))
+    mirror = bool(accuracy(lambda images: images[:, :, ::-1]) >= floor)
+    for shift in SHIFTS:
+        pixels = round(shift * min(x.shape[1:3]))
+        if pixels >= 1 and accuracy(functools.partial(shifted, shift=shift)) >= floor:
+            return Augmentation(mirror, shift)
+    return Augmentation(mirror)

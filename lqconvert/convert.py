@@ -199,10 +199,10 @@ def _export(
     exported = export(quantized, ready.batches)
     float_tflite = convert(ready.folded, integer=False)
 
-    test_labels = data.test.arrays()[1]
+    test_labels = data.test.y
     teacher = predict(joined(ready.model), data.test, preprocess)
     fine_tuned = predict(joined(quantized), data.test, preprocess)
-    runner, float_runner = Runner(exported.tflite), Runner(float_tflite)
+    runner, float_latency = Runner(exported.tflite), Runner(float_tflite).latency()
     outputs = runner.run(as_numpy(x) for _, x, _ in data.test.batches(256, preprocessing=preprocess))
     classifies = data.labels == "classes" or logits_of(ready.model)[1] != ""
     int8_file = Int8File(exported.tflite, exported.order, (preprocess.scale, preprocess.offset))
@@ -228,9 +228,7 @@ def _export(
         splits=data.sizes,
         settings=ready.settings,
         score_name=_score_name(data),
-        float_=Measured.of(
-            float_tflite, score_outputs(teacher, test_labels, teacher), float_runner.latency()
-        ),
+        float_=Measured.of(float_tflite, score_outputs(teacher, test_labels, teacher), float_latency),
         int8=Measured.of(exported.tflite, score_outputs(outputs, test_labels, teacher), runner.latency()),
         files=files,
         agreement_with_graph=agreement(outputs, fine_tuned) if classifies else None,
@@ -280,13 +278,13 @@ def _page(
     assert made.first is not None  # a run has data
     examples, outputs = made.first
     different = most_different(teacher[examples], outputs)
-    raw, _ = data.test.fetch(examples[different])
+    raw = data.test.fetch(examples[different])
     evidence = Evidence(
         codes=exported.codes,
         noise=layer_noise(float_tflite, exported.tflite, as_numpy(some_inputs)),
         classifies=classifies,
         class_names=data.class_names,
-        labels=data.test.fetch(examples)[1],
+        labels=data.test.y[examples],
         float_outputs=teacher[examples],
         outputs=outputs,
         numbers=examples,

@@ -11,27 +11,24 @@ import importlib.resources
 import math
 import os
 import sys
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lqconvert.arrays import load_npy, load_npz
 from lqconvert.errors import LqError
+from lqconvert.image_files import UNREADABLE, ImageFolder, ZippedImages
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 KERAS_DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
 TEST_FOLDERS = ("test", "val", "valid", "validation")
-LARGEST_IMAGE_FILE = 64 << 20
-CACHED_BYTES = 1 << 30
-BAD_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, ValueError)
+#: Decoded images are kept up to this many bytes; what is beyond is decoded whenever it is asked for.
+CACHED_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -74,16 +71,21 @@ class Split:
     """Examples with random access.
 
     Attributes:
-        size: number of examples.
-        fetch: (indices int64 [b]) -> (x raw [b, ...], y [b]); y is float32 [b, 0] where there are no labels.
+        y: the labels [n, ...]; float32 [n, 0] where there are none.
+        fetch: (indices int64 [b]) -> x raw [b, ...]: what may not fit in memory at once.
         signature: the tf.TensorSpecs of one batch (x, y) without the batch axis: (shape, dtype) each.
         parts: the shapes of several inputs, which lie flat in x, one behind the other.
     """
 
-    size: int
-    fetch: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    y: np.ndarray
+    fetch: Callable[[np.ndarray], np.ndarray]
     signature: tuple[tuple[tuple[int, ...], str], tuple[tuple[int, ...], str]]
     parts: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        return len(self.y)
 
     def batches(
         self, batch_size: int, *, shuffle_seed: int | None = None, preprocessing: Preprocessing | None = None
@@ -151,7 +153,9 @@ class Split:
         import tensorflow as tf
 
         (x_shape, x_dtype), (y_shape, y_dtype) = self.signature
-        x, y = tf.numpy_function(self.fetch, [index], [x_dtype, y_dtype], stateful=False)
+        x, y = tf.numpy_function(
+            lambda at: (self.fetch(at), self.y[at]), [index], [x_dtype, y_dtype], stateful=False
+        )
         x, y = tf.ensure_shape(x, (None, *x_shape)), tf.ensure_shape(y, (None, *y_shape))
         if preprocessing is not None:
             x = tf.cast(x, tf.float32) * preprocessing.scale + preprocessing.offset
@@ -163,11 +167,12 @@ class Split:
 
     def arrays(self, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The first ``limit`` examples as arrays, raw."""
-        return self.fetch(np.arange(min(self.size, limit or self.size)))
+        first = np.arange(min(self.size, limit or self.size))
+        return self.fetch(first), self.y[first]
 
     def pick(self, indices: np.ndarray) -> Split:
         """The examples at the given positions."""
-        return replace(self, size=len(indices), fetch=lambda index: self.fetch(indices[index]))
+        return replace(self, y=self.y[indices], fetch=lambda index: self.fetch(indices[index]))
 
 
 @dataclass(frozen=True)
@@ -419,7 +424,7 @@ def _array_split(
             raise LqError(f"{spec}: inputs of shape {x.shape[1:]}, but the model takes {input_shape}")
         x, shape = x.reshape(len(x), *[n or 1 for n in input_shape]), tuple(n or 1 for n in input_shape)
     if x.dtype.kind == "f":
-        x = x.astype(np.float32)
+        x = x.astype(np.float32, copy=False)
         if not np.all(np.isfinite(x)):
             raise LqError(f"{spec}: the inputs contain NaN or infinite values")
     elif x.dtype != np.uint8:
@@ -435,7 +440,7 @@ def _array_split(
         if len(wrong):
             raise LqError(f"{spec}: label {wrong[0]} is out of range: the model has {outputs} outputs")
     specs = ((tuple(shape), x.dtype.name), (y.shape[1:], y.dtype.name))
-    return Split(len(x), lambda index: (x[index], y[index]), specs)
+    return Split(y, lambda index: x[index], specs)
 
 
 def _image_folders(path: Path, input_shape: tuple[int | None, ...]) -> tuple[Split, Split, list[str]]:
@@ -444,63 +449,60 @@ def _image_folders(path: Path, input_shape: tuple[int | None, ...]) -> tuple[Spl
         raise LqError(f"{path}: a folder of images, but the model takes {input_shape}, not images")
     if None in input_shape:
         raise LqError(f"{path}: the model's input size is unknown ({input_shape}); images need one")
-    if path.is_dir():
-        files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
-        read: Callable[[str], bytes] = lambda name: (path / name).read_bytes()  # noqa: E731
-    else:
-        try:
-            archive = zipfile.ZipFile(path)
-        except (OSError, *BAD_ZIP) as error:
-            raise LqError(f"{path}: not a readable zip file ({error})") from error
-        sizes = {info.filename: info.file_size for info in archive.infolist()}
-        files = sorted(name for name, size in sizes.items() if size <= LARGEST_IMAGE_FILE)
-        read = archive.read
-    images = [
-        name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES and len(Path(name).parts) > 1
-    ]
-    if not images:
+    files: ImageFolder | ZippedImages = ImageFolder(path) if path.is_dir() else ZippedImages(path)
+    if not len(files):
         raise LqError(f"{path}: no images in class folders, such as cats/1.jpg or train/cats/1.jpg")
-    names = sorted({Path(name).parts[-2] for name in images})
+    folders, parts = [], np.full(len(files), -1)  # of each image its class, and the place in TEST_FOLDERS
+    for number in range(len(files)):
+        *above, folder, _ = PurePath(files.name(number)).parts
+        folders.append(folder)
+        if above and above[-1].lower() in TEST_FOLDERS:  # .../test/cats/1.jpg
+            parts[number] = TEST_FOLDERS.index(above[-1].lower())
+    names = sorted(set(folders))
+    places = {name: place for place, name in enumerate(names)}
+    labels = np.array([places[folder] for folder in folders], np.int64)
+    fetch = _decoding(path, files, input_shape)  # type: ignore[arg-type]
 
-    def split(part: list[str]) -> Split:
-        return _image_split(path, part, read, input_shape, names)  # type: ignore[arg-type]
+    def split(chosen: np.ndarray) -> Split:
+        (numbers,) = np.nonzero(chosen)
+        specs = ((input_shape, "uint8"), ((), "int64"))
+        return Split(labels[numbers], lambda index: fetch(numbers[index]), specs)  # type: ignore[arg-type]
 
-    # .../train/cats/1.jpg: the part is the folder above the class.
-    parts = {name: Path(name).parts[-3].lower() if len(Path(name).parts) > 2 else "" for name in images}
-    test_folder = next((folder for folder in TEST_FOLDERS if folder in parts.values()), None)
-    test = [name for name in images if test_folder and parts[name] == test_folder]
-    train = [name for name in images if parts[name] not in TEST_FOLDERS]
-    return split(train), split(test), names
+    test = parts == min(parts[parts >= 0], default=len(TEST_FOLDERS))
+    return split(parts < 0), split(test), names
 
 
-def _image_split(
-    path: Path, files: list[str], read: Callable[[str], bytes], shape: tuple[int, int, int], names: list[str]
-) -> Split:
+def _decoding(
+    path: Path, files: ImageFolder | ZippedImages, shape: tuple[int, int, int]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """(numbers [b]) -> images uint8 [b, ...], of which the first are kept."""
     import tensorflow as tf
 
-    labels = np.array([names.index(Path(name).parts[-2]) for name in files], np.int64)
-    in_memory = len(files) * int(np.prod(shape)) <= CACHED_BYTES
-    cache = np.zeros((len(files), *shape), np.uint8) if in_memory else None
+    cache = np.zeros((min(len(files), CACHED_BYTES // math.prod(shape)), *shape), np.uint8)
     cached = np.zeros(len(files), bool)
 
-    def decode(name: str) -> np.ndarray:
+    def decode(number: int) -> np.ndarray:
         try:
-            image = tf.io.decode_image(read(name), channels=shape[2], expand_animations=False)
-        except (tf.errors.InvalidArgumentError, OSError, RuntimeError, *BAD_ZIP) as error:
-            raise LqError(f"{path}: {name} is not a readable image") from error
+            image = tf.io.decode_image(files.read(number), channels=shape[2], expand_animations=False)
+        except (tf.errors.InvalidArgumentError, *UNREADABLE) as error:
+            raise LqError(f"{path}: {files.name(number)} is not a readable image") from error
         if tuple(image.shape) != shape:
             image = tf.cast(tf.round(tf.image.resize(image, shape[:2])), tf.uint8)
         return image.numpy()
 
-    def fetch(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if cache is None:
-            return np.stack([decode(files[i]) for i in index]), labels[index]
-        for i in index[~cached[index]]:
-            cache[i] = decode(files[i])
-            cached[i] = True
-        return cache[index], labels[index]
+    def fetch(numbers: np.ndarray) -> np.ndarray:
+        images = np.empty((len(numbers), *shape), np.uint8)
+        for place, number in enumerate(numbers):
+            if cached[number]:
+                images[place] = cache[number]
+                continue
+            images[place] = decode(number)
+            if number < len(cache):
+                cache[number] = images[place]
+                cached[number] = True
+        return images
 
-    return Split(len(files), fetch, ((shape, "uint8"), ((), "int64")))
+    return fetch
 
 
 def choose_preprocessing(
@@ -514,11 +516,11 @@ def choose_preprocessing(
     Raises:
         LqError: if none is clearly better than chance.
     """
-    x, y = data.validation.arrays(samples)
-    scores, likelihoods = {}, {}
+    part = data.validation.pick(np.arange(min(samples, data.validation.size)))
+    scores, likelihoods, y = {}, {}, part.y
     for name, preprocessing in PREPROCESSINGS.items():
-        outputs = predict(x.astype(np.float32) * preprocessing.scale + preprocessing.offset)
-        outputs = outputs.reshape(len(x), -1)
+        batches = part.batches(256, preprocessing=preprocessing)
+        outputs = np.concatenate([predict(as_numpy(x)) for _, x, _ in batches]).reshape(len(y), -1)
         if data.labels == "values":
             scores[name] = likelihoods[name] = -float(np.mean((outputs - y) ** 2))
             continue

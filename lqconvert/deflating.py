@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -17,20 +18,19 @@ ZLIB, GZIP = 15, 31
 
 def deflated(data: bytes) -> int:
     """Bytes of the best deflate stream (which any inflater reads)."""
-    return len(_deflate(data, ZLIB))
+    return min(sum(map(len, _stream(data, strategy, ZLIB))) for strategy in STRATEGIES)
 
 
 def gzipped(data: bytes) -> bytes:
     """The data as a .gz file of the best deflate stream."""
-    return _deflate(data, GZIP)
+    return min((b"".join(_stream(data, strategy, GZIP)) for strategy in STRATEGIES), key=len)
 
 
-def _deflate(data: bytes, window: int) -> bytes:
-    def stream(strategy: int) -> bytes:
-        compressor = zlib.compressobj(9, zlib.DEFLATED, window, 9, strategy)
-        return compressor.compress(data) + compressor.flush()
-
-    return min(map(stream, STRATEGIES), key=len)
+def _stream(data: bytes, strategy: int, window: int) -> Iterator[bytes]:
+    compressor = zlib.compressobj(9, zlib.DEFLATED, window, 9, strategy)
+    for start in range(0, len(data), 1 << 20):
+        yield compressor.compress(data[start : start + (1 << 20)])
+    yield compressor.flush()
 
 
 def stored(codes: Codes) -> list[bytes]:

@@ -213,7 +213,7 @@ def measure(
     """What a file measures on test examples, and its outputs."""
     part = data.test.pick(examples)
     outputs = file.predict(as_numpy(x) for _, x, _ in part.batches(256, preprocessing=preprocess))
-    labels = part.arrays()[1]
+    labels = part.y
     if data.labels == "classes":  # other tools' files may have axes of length 1 before it
         outputs = outputs.reshape(len(outputs), -1)
         if outputs.shape[1] != file.interface.output_units:

@@ -173,8 +173,8 @@ def _seen(
     if data.labels != "classes":
         return False
     train = data.train.pick(np.random.default_rng(0).permutation(data.train.size)[: data.validation.size])
-    chances = right_probabilities(predict(teacher, train, preprocessing), train.arrays()[1])
-    others = right_probabilities(validation_logits, data.validation.arrays()[1])
+    chances = right_probabilities(predict(teacher, train, preprocessing), train.y)
+    others = right_probabilities(validation_logits, data.validation.y)
     error = math.sqrt(chances.var() / len(chances) + others.var() / len(others))
     return bool(chances.mean() - others.mean() < 2 * error)
 
@@ -188,7 +188,7 @@ def _steering(
     distribution: Distribution,
 ) -> Steering:
     """The budget in terms of this data set's score."""
-    labels = data.validation.arrays()[1]
+    labels = data.validation.y
     teacher = activated(logits, activation)
     quality = float(distribution.agreed(qualities(logits, teacher, labels, teacher).mean()))
     point = 0.01
@@ -229,7 +229,7 @@ class _Look:
         self.codes_in_use = 0  # different integers, summed over the tensors
         logits, self.activation = logits_of(quantized)
         self.teacher = activated(teacher_logits, self.activation)
-        labels = data.validation.arrays()[1]
+        labels = data.validation.y
         self.float_qualities = qualities(teacher_logits, self.teacher, labels, self.teacher)
         self.call = tf.function(lambda x: logits(x, training=False), reduce_retracing=True)
 
@@ -237,7 +237,7 @@ class _Look:
         validation = self.data.validation
         batches = validation.batches(256, preprocessing=self.preprocessing)
         logits = np.concatenate([self.call(x).numpy() for _, x, _ in batches])
-        labels = validation.arrays()[1]
+        labels = validation.y
         codes = learned_codes(self.quantized)
         self.codes_in_use = sum(layer.kernel.code_count for layer in codes.layers.values())
         kernels, entropy = b"".join(stored(codes)), max(entropy_bytes(codes), 1.0)

@@ -132,7 +132,8 @@ class Sparse(_Unpacked):
 
     def encode(self, kernel: Kernel) -> tuple[int, np.ndarray, np.ndarray, np.ndarray] | None:
         """(axis, segments, indices, codes) of the compressed axis that costs the least."""
-        if not kernel.codes.any():  # DENSIFY wants some
+        kept = np.count_nonzero(kernel.codes)
+        if not kept or 2 * kept >= kernel.codes.size:  # DENSIFY wants some; each takes two bytes at least
             return None
         candidates = []
         for axis in range(kernel.codes.ndim):

@@ -62,7 +62,7 @@ def sensitivities(
     ]
     calibrate(quantized, batches)
     validation = data.validation.batches(256, preprocessing=preprocess)
-    labels = data.validation.arrays()[1]
+    labels = data.validation.y
     teacher = fold(model)
     call = tf.function(lambda x: quantized(x, training=False), reduce_retracing=True)
     targets = np.concatenate([teacher(x, training=False).numpy() for _, x, _ in validation])

@@ -75,6 +75,20 @@ def test_image_folders(images, layout, test_size):
         assert keys(data.test) == {x.tobytes() for x in X[:20]}
 
 
+@pytest.mark.parametrize("kept", [0, 10])
+def test_images_that_are_not_kept_are_decoded_again(images, kept, monkeypatch):
+    monkeypatch.setattr("lqconvert.datasets.CACHED_BYTES", kept * X[0].nbytes)
+    data = load_data(images(image_files("plain")), (6, 5, 3), 2)
+    for _ in range(2):
+        assert_disjoint_and_complete(data, X)
+
+
+def test_names_of_images_may_have_any_letters(images):
+    data = load_data(images({f"кот/{n}é.png": png(x) for n, x in enumerate(X)}), (6, 5, 3), 2)
+    assert data.class_names == ["кот"]
+    assert_disjoint_and_complete(data, X)
+
+
 def test_images_are_resized_and_turned_gray(images):
     data = load_data(images(image_files("plain")), (4, 4, 1), 2)
     assert data.train.arrays()[0].shape[1:] == (4, 4, 1)

@@ -36,7 +36,7 @@ def brightest(side):
     columns[columns == 8] = 9
     x[np.arange(400), RNG.integers(3, 13, 400), columns] = 255
     y = side(columns).astype(np.int64)
-    split = Split(400, lambda index: (x[index], y[index]), (((16, 16, 1), "uint8"), ((), "int64")))
+    split = Split(y, lambda index: x[index], (((16, 16, 1), "uint8"), ((), "int64")))
     return Data("spots", split, split, split, "classes", True)
 
 

@@ -267,7 +267,7 @@ def measured(make: Callable[[], bytes], data: Data, preprocessing: Preprocessing
     seconds = round(time.time() - start, 1)
     runner = Runner(tflite)
     outputs = runner.run(x.numpy() for _, x, _ in data.test.batches(256, preprocessing=preprocessing))
-    score = float(np.mean(outputs.argmax(axis=1) == data.test.arrays()[1]))
+    score = float(np.mean(outputs.argmax(axis=1) == data.test.y))
     return {"": Result(len(tflite), deflated(tflite), score, seconds, runner.latency())}
 
 

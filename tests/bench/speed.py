@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ FLOAT = """
 import sys, numpy as np, tf_keras
 model = tf_keras.models.load_model(sys.argv[1])
 with np.load(sys.argv[2]) as data:
-    x, y = data["x"], data["y"]
+    x, y = data["x"].reshape(-1, 784), data["y"]
 model.compile("adam", "sparse_categorical_crossentropy")
 model.fit(x, y, batch_size=128, epochs=max(1, 500 * 128 // len(x)), verbose=0)
 """
@@ -113,41 +114,59 @@ def steps(turns: int, seconds: float) -> Iterable[dict[str, Any]]:
 
 
 def jobs(parameters: list[float], samples: list[int], folder: Path) -> Iterable[dict[str, Any]]:
-    """Seconds and peak memory of whole jobs, beside plain training of the float model for as many steps."""
+    """Seconds and peak memory of whole jobs, for sizes of the model and for numbers of images in a .zip.
+
+    The sizes are on arrays, and beside plain training of the float model for as many steps.
+    """
+    arrays, images, model = folder / "data.npz", folder / "images.zip", folder / "model.h5"
+    cases = [(size, 10_000, arrays) for size in parameters] + [(min(HIDDEN), n, images) for n in samples]
+    for size, count, data in cases:
+        parameter_count = dense(size, (784,) if data == arrays else (28, 28, 1), model)
+        random_images(data, count)
+        options = ["--data", str(data), "--preprocess", "0-1", "--scheme", "lsq", "--epochs", "1"]
+        ours = measured(COMMAND, "quantize", str(model), *options, "-o", str(folder / "model.tflite"))
+        row = {
+            "parameters": f"{parameter_count:,}",
+            "samples": f"{count:,}",
+            "data": data.suffix,
+            "job": f"{ours[0]:.1f} s",
+            "peak of the job": f"{ours[1]:,.0f} MB",
+            "float training": "",
+            "its peak": "",
+        }
+        if data == arrays:
+            plain = measured(FLOAT, str(model), str(data))
+            row["float training"] = f"{plain[0]:.1f} s"
+            row["its peak"] = f"{plain[1]:,.0f} MB, {ours[1] / plain[1]:.2f}x"
+        yield row
+
+
+def dense(size: float, shape: tuple[int, ...], path: Path) -> int:
+    """Saves a network of about so many million parameters, and tells how many they are."""
     import tf_keras
 
+    layers = [tf_keras.layers.Dense(units, activation="relu") for units in HIDDEN[size]]
+    out = tf_keras.layers.Dense(10, activation="softmax")
+    front = [tf_keras.layers.Input(shape), tf_keras.layers.Flatten()]
+    model = tf_keras.Sequential([*front, *layers, out])
+    model.save(path, include_optimizer=False)
+    return int(model.count_params())
+
+
+def random_images(path: Path, count: int) -> None:
+    """Writes images of 28x28 with something to learn: as arrays in an .npz, or as class folders in a .zip."""
+    import tensorflow as tf
+
     rng = np.random.default_rng(0)
-    cases = [(size, samples[0]) for size in parameters] + [(parameters[0], count) for count in samples[1:]]
-    for size, count in cases:
-        layers = [tf_keras.layers.Dense(units, activation="relu") for units in HIDDEN[size]]
-        out = tf_keras.layers.Dense(10, activation="softmax")
-        model = tf_keras.Sequential([tf_keras.layers.Input((784,)), *layers, out])
-        model.save(folder / "model.h5", include_optimizer=False)
-        y = rng.integers(0, 10, count)
-        x = rng.integers(0, 200, (count, 784), dtype=np.uint8)
-        x[np.arange(count), y] = 255  # something to learn
-        np.savez(folder / "data.npz", x=x, y=y)
-        options = [
-            "--data",
-            str(folder / "data.npz"),
-            "--preprocess",
-            "0-1",
-            "--scheme",
-            "lsq",
-            "--epochs",
-            "1",
-        ]
-        command = ["quantize", str(folder / "model.h5"), *options, "-o", str(folder / "model.tflite")]
-        ours = measured(COMMAND, *command)
-        plain = measured(FLOAT, str(folder / "model.h5"), str(folder / "data.npz"))
-        yield {
-            "parameters": f"{model.count_params():,}",
-            "samples": f"{count:,}",
-            "job": f"{ours[0]:.1f} s",
-            "float training": f"{plain[0]:.1f} s",
-            "peak of the job": f"{ours[1]:,.0f} MB",
-            "of float training": f"{plain[1]:,.0f} MB, {ours[1] / plain[1]:.2f}x",
-        }
+    y = rng.integers(0, 10, count)
+    x = rng.integers(0, 200, (count, 28, 28, 1), dtype=np.uint8)
+    x[np.arange(count), 0, y] = 255
+    if path.suffix == ".npz":
+        np.savez(path, x=x, y=y)
+        return
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, (image, label) in enumerate(zip(x, y, strict=True)):
+            archive.writestr(f"{label}/{number}.png", tf.io.encode_png(image).numpy())
 
 
 def mnist_job(folder: Path) -> Iterable[dict[str, Any]]:
@@ -230,8 +249,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=("steps", "latency", "jobs", "mnist", "start"))
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each way's turn")
-    parser.add_argument("--parameters", type=float, nargs="+", choices=HIDDEN, default=list(HIDDEN))
-    parser.add_argument("--samples", type=int, nargs="+", default=[10_000, 1_000, 100_000])
+    parser.add_argument("--parameters", type=float, nargs="*", choices=HIDDEN, default=list(HIDDEN))
+    parser.add_argument("--samples", type=int, nargs="*", default=[1_000, 10_000, 100_000])
     parser.add_argument("--folder", type=Path, help="keeps the trained float model")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

@@ -1,0 +1,90 @@
+"""Image files in a folder or a .zip, by number: of a million of them little more is kept than their names."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from lqconvert.errors import LqError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
+LARGEST_FILE = 64 << 20
+#: What reading a file raises where it is damaged or gone.
+UNREADABLE = (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, ValueError)
+
+
+class ImageFolder:
+    """The images in folders within a folder, sorted by name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        found = (str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+        self.names = _packed(sorted(filter(_is_image, found)))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, number: int) -> str:
+        """Relative to the folder."""
+        return _unpacked(self.names[number])
+
+    def read(self, number: int) -> bytes:
+        return (self.path / self.name(number)).read_bytes()
+
+
+class ZippedImages:
+    """The images in folders within a .zip, sorted by name; none beyond 64 MB.
+
+    Raises:
+        LqError: if it is none.
+    """
+
+    #: What zipfile has to know of a file to read it: its own catalogue takes half a kilobyte for each.
+    ENTRY = ("header_offset", "compress_size", "file_size", "CRC", "compress_type", "flag_bits")
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.archive = zipfile.ZipFile(path)
+        except UNREADABLE as error:
+            raise LqError(f"{path}: not a readable zip file ({error})") from error
+        catalogue = self.archive.NameToInfo
+        names = sorted(n for n in catalogue if _is_image(n) and catalogue[n].file_size <= LARGEST_FILE)
+        self.names = _packed(names)
+        entries = ([getattr(catalogue[name], field) for field in self.ENTRY] for name in names)
+        self.entries = np.fromiter(entries, np.dtype((np.int64, len(self.ENTRY))), len(names))
+        # Names in Windows' spelling, or in one that some zippers add.
+        spelled = ((number, catalogue[name].orig_filename) for number, name in enumerate(names))
+        self.spelled = {number: name for number, name in spelled if name != names[number]}
+        catalogue.clear()
+        self.archive.filelist.clear()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, number: int) -> str:
+        """Within the archive."""
+        return _unpacked(self.names[number])
+
+    def read(self, number: int) -> bytes:
+        info = zipfile.ZipInfo(self.name(number))
+        info.orig_filename = self.spelled.get(number, info.filename)
+        for field, value in zip(self.ENTRY, self.entries[number].tolist(), strict=True):
+            setattr(info, field, value)
+        return self.archive.read(info)
+
+
+def _is_image(name: str) -> bool:
+    path = PurePath(name)
+    return path.suffix.lower() in SUFFIXES and len(path.parts) > 1
+
+
+def _packed(names: Iterable[str]) -> np.ndarray:
+    return np.array([name.encode("utf-8", "surrogateescape") for name in names], np.bytes_)
+
+
+def _unpacked(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
