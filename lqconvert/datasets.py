@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 KERAS_DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 #: Decoded images are kept up to this many bytes; what is beyond is decoded whenever it is asked for.
-CACHED_BYTES = 1 << 26
+CACHED_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
