@@ -23,14 +23,14 @@ class ImageFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         found = (str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
-        self.names = _packed(sorted(filter(_is_image, found)))
+        self.names = _Names(sorted(filter(_is_image, found)))
 
     def __len__(self) -> int:
         return len(self.names)
 
     def name(self, number: int) -> str:
         """Relative to the folder."""
-        return _unpacked(self.names[number])
+        return self.names[number]
 
     def read(self, number: int) -> bytes:
         return (self.path / self.name(number)).read_bytes()
@@ -53,7 +53,7 @@ class ZippedImages:
             raise LqError(f"{path}: not a readable zip file ({error})") from error
         catalogue = self.archive.NameToInfo
         names = sorted(n for n in catalogue if _is_image(n) and catalogue[n].file_size <= LARGEST_FILE)
-        self.names = _packed(names)
+        self.names = _Names(names)
         entries = ([getattr(catalogue[name], field) for field in self.ENTRY] for name in names)
         self.entries = np.fromiter(entries, np.dtype((np.int64, len(self.ENTRY))), len(names))
         # Names in Windows' spelling, or in one that some zippers add.
@@ -67,7 +67,7 @@ class ZippedImages:
 
     def name(self, number: int) -> str:
         """Within the archive."""
-        return _unpacked(self.names[number])
+        return self.names[number]
 
     def read(self, number: int) -> bytes:
         info = zipfile.ZipInfo(self.name(number))
@@ -82,9 +82,16 @@ def _is_image(name: str) -> bool:
     return path.suffix.lower() in SUFFIXES and len(path.parts) > 1
 
 
-def _packed(names: Iterable[str]) -> np.ndarray:
-    return np.array([name.encode("utf-8", "surrogateescape") for name in names], np.bytes_)
+class _Names:
+    """Names by number, in little more memory than their bytes take."""
 
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self.text = b"".join(encoded)
+        self.ends = np.cumsum([0, *map(len, encoded)])
 
-def _unpacked(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, number: int) -> str:
+        return self.text[self.ends[number] : self.ends[number + 1]].decode("utf-8", "surrogateescape")

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -10,6 +11,7 @@ import tensorflow as tf
 
 from lqconvert import LqError, load_data
 from lqconvert.datasets import PREPROCESSINGS, Preprocessing, choose_preprocessing
+from lqconvert.image_files import ZippedImages
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (60, 6, 5, 3), dtype=np.uint8)
@@ -119,6 +121,21 @@ def test_no_zip(tmp_path):
     (tmp_path / "x.zip").write_text("no")
     with pytest.raises(LqError, match="not a readable zip"):
         load_data(str(tmp_path / "x.zip"), (6, 5, 3), 2)
+
+
+def test_one_long_name_among_many_takes_no_memory(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in (f"cat/{'x' * 60_000}.png", *(f"cat/{n}.png" for n in range(2_000))):
+            archive.writestr(name, b"")
+    tracemalloc.start()
+    try:
+        images = ZippedImages(tmp_path / "x.zip")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(images) == 2_001
+    assert images.name(2_000) == f"cat/{'x' * 60_000}.png"
+    assert peak < 10e6
 
 
 @pytest.mark.parametrize("given_test", [True, False])
