@@ -184,6 +184,8 @@ def quantize(
     distribution = Distribution.of(distribute) if distribute and not dry_run else Distribution()
     # The chief speaks for all workers.
     console = Console(stderr=True, soft_wrap=True, quiet=quiet or not distribution.chief, highlight=False)
+    if distribute and not dry_run and distribution.replicas == 1:
+        console.print(f"--distribute {distribute}: there is but one device, which has nothing to share with")
     job = model, data, output or os.path.splitext(model.rstrip("/"))[0] + ".tflite"
     settings |= target_settings(settings) | {"scheme": _scheme(scheme, bits, penalty), "budget": budget}
     settings["say"] = console.print

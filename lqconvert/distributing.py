@@ -29,6 +29,9 @@ from lqconvert.writing import Paths
 #: What TensorFlow raises where another worker has gone.
 LOST = tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError
 
+#: What workers tell one another at a time, in numbers of four bytes.
+PIECE = 1 << 16
+
 
 @dataclass(frozen=True)
 class Distribution:
@@ -134,9 +137,11 @@ class Distribution:
         """The chief's data, on every worker."""
         if self.workers == 1:
             return data
-        (length,) = self._sum(np.array([len(data)], np.int32))
-        padded = data[:length].ljust(-(-length // 4) * 4, b"\0")
-        return self._sum(np.frombuffer(padded, np.int32)).numpy().tobytes()[:length] if length else b""
+        size = self._sum(np.array([len(data)], np.int64).view(np.int32)).numpy()
+        (length,) = size.view(np.int64)
+        padded = np.frombuffer(data[:length].ljust(-(-length // 4) * 4, b"\0"), np.int32)
+        pieces = [self._sum(padded[at : at + PIECE]).numpy() for at in range(0, len(padded), PIECE)]
+        return b"".join(piece.tobytes() for piece in pieces)[:length]
 
     @cached_property
     def _sum(self) -> Callable[[np.ndarray], tf.Tensor]:

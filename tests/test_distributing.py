@@ -155,7 +155,7 @@ def test_a_worker_that_dies_and_returns_goes_on_from_the_checkpoint(job, tmp_pat
     assert not output.exists()
     chief, other = Workers(*job, "-o", output, "--resume", setup=short).ended()
     assert (chief[2], other[2]) == (0, 0), (chief[1], other[1])
-    assert "going on from step" in chief[1]
+    assert "going on from step" in chief[1]  # of a checkpoint that is told in more than one piece
     assert output.read_bytes() == undisturbed.read_bytes()
     assert np.array_equal(codes(output), codes(undisturbed))
     assert not checkpoint.exists()
@@ -197,5 +197,10 @@ def test_workers_that_nobody_listed(config, what, job, tmp_path, monkeypatch):
         Distribution.of("multi-worker")
 
 
-def test_one_device_is_no_distribution():
+def test_one_device_is_no_distribution(job, tmp_path, monkeypatch):
     assert Distribution.of("mirrored") == Distribution()
+    monkeypatch.setattr("lqconvert.finetuning.MINIMUM_STEPS", 10)
+    arguments = ["quantize", *map(str, job), "-o", str(tmp_path / "m.tflite"), "--distribute", "mirrored"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "--distribute mirrored: there is but one device" in result.stderr
