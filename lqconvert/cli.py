@@ -57,8 +57,11 @@ class _Group(click.Group):
             if debug:
                 raise
             if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
-                way = "a smaller --batch-size takes less; with more of it, quantize --resume goes on"
-                click.echo(f"error: out of memory ({_first_line(error)}); {way}", err=True)
+                what = _first_line(error)
+                click.echo(
+                    f"error: out of memory ({what}); give it more and --resume, or a smaller --batch-size",
+                    err=True,
+                )
             else:
                 click.echo(f"error: {_first_line(error)} (--debug shows where)", err=True)
         ctx.exit(1)

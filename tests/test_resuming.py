@@ -162,7 +162,7 @@ def test_out_of_memory_is_told_in_a_line(error, job, left, tmp_path, monkeypatch
     assert result.exit_code == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith("error: out of memory (")
-    assert "of 9 GB); a smaller --batch-size" in last
+    assert "of 9 GB); give it more and --resume, or a smaller --batch-size" in last
     assert [path.name for path in tmp_path.iterdir()] == ["m.resume.npz"]
 
 
