@@ -183,5 +183,5 @@ def _place(config: str) -> tuple[int, int]:
         workers = [(kind, index) for kind, count in counts.items() for index in range(count)]
         return workers.index((parsed["task"]["type"], int(parsed["task"]["index"]))), len(workers)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = 'is no {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
-        raise LqError(f"multi-worker: TF_CONFIG {what}") from error
+        example = '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
+        raise LqError(f"multi-worker: TF_CONFIG is no {example}") from error
