@@ -161,7 +161,10 @@ class Distribution:
 
 @contextmanager
 def _default_signals() -> Iterator[None]:
-    """Lets SIGINT and SIGTERM end the process at once: handlers in Python wait until native code returns."""
+    """Lets Ctrl-C end the process at once: Python's own handler waits until native code returns.
+
+    TensorFlow takes SIGTERM for itself meanwhile, and ignores it; it is taken back.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
