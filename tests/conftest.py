@@ -1,9 +1,11 @@
+import json
 import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -71,3 +73,9 @@ def short_cycles():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lqconvert.finetuning.MINIMUM_CYCLE", CYCLE)
         yield
+
+
+def step_of(checkpoint: Path) -> int:
+    """Where the run stood that left a checkpoint."""
+    with np.load(checkpoint) as arrays:
+        return json.loads(arrays["state"].tobytes())["step"]

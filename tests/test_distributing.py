@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import step_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -159,11 +160,6 @@ def test_a_worker_that_dies_and_returns_goes_on_from_the_checkpoint(job, tmp_pat
     assert output.read_bytes() == undisturbed.read_bytes()
     assert np.array_equal(codes(output), codes(undisturbed))
     assert not checkpoint.exists()
-
-
-def step_of(checkpoint):
-    with np.load(checkpoint) as arrays:
-        return json.loads(arrays["state"].tobytes())["step"]
 
 
 def test_workers_that_are_to_make_different_files_are_told(job, tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
-from conftest import CYCLE
+from conftest import CYCLE, step_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -97,11 +97,6 @@ def test_terminated_and_then_killed_between_two_looks(job, undisturbed, tmp_path
     assert f"going on from step {before:,}" in result.stderr
     assert learned(output) == undisturbed
     assert not checkpoint.exists()
-
-
-def step_of(checkpoint):
-    with np.load(checkpoint) as arrays:
-        return json.loads(arrays["state"].tobytes())["step"]
 
 
 @pytest.fixture(scope="module")
