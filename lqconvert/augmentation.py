@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from lqconvert.datasets import Data, Preprocessing
+from lqconvert.preprocessing import Preprocessing
+from lqconvert.splits import Data
 
 SHIFTS = (1 / 8, 1 / 16, 1 / 32)
 #: A variation may cost the float model this much accuracy, and its sampling error.

@@ -17,8 +17,8 @@ from lqconvert.flatbuffer import read
 from lqconvert.targets import LITERT, TFLM
 
 if TYPE_CHECKING:
-    from lqconvert.datasets import Preprocessing
     from lqconvert.evaluating import Runnable
+    from lqconvert.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

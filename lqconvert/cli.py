@@ -14,7 +14,6 @@ import click
 
 from lqconvert import __version__
 from lqconvert.budget import Budget
-from lqconvert.datasets import Preprocessing
 from lqconvert.errors import LqError
 from lqconvert.options import (
     GRANULARITIES,
@@ -29,6 +28,7 @@ from lqconvert.options import (
     target_options,
     target_settings,
 )
+from lqconvert.preprocessing import Preprocessing
 from lqconvert.project import defaults, find
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lqconvert.datasets import Data, Preprocessing, as_numpy
 from lqconvert.errors import LqError
 from lqconvert.evaluating import (
     Evaluation,
@@ -26,7 +25,9 @@ from lqconvert.evaluating import (
 )
 from lqconvert.inspecting_tflite import dimensions
 from lqconvert.noise import LayerNoise, decibels, layer_noise
+from lqconvert.preprocessing import Preprocessing
 from lqconvert.scoring import agreement
+from lqconvert.splits import Data, as_numpy
 from lqconvert.targets import TFLM
 
 #: Examples that the noise of layers is measured on.

@@ -11,7 +11,7 @@ import numpy as np
 from lqconvert.budget import Budget
 from lqconvert.checkpoint import locked
 from lqconvert.codes import Int8File
-from lqconvert.datasets import Data, Preprocessing, Split, as_numpy, load_data
+from lqconvert.datasets import load_data
 from lqconvert.deflating import gzipped
 from lqconvert.distributing import Distribution
 from lqconvert.errors import BudgetMissed, LqError
@@ -19,13 +19,15 @@ from lqconvert.exporting import Exported, convert, export, learned_codes
 from lqconvert.finetuning import Finetuned, Progress, finetune
 from lqconvert.firmware import c_sources
 from lqconvert.noise import layer_noise
-from lqconvert.preparing import Prepared, paths_of, pixel_shift, prepare
+from lqconvert.preparing import Prepared, paths_of, prepare
+from lqconvert.preprocessing import Preprocessing
 from lqconvert.proving import PROOF_EXAMPLES, Limits, examples_in, prove, run, smallest
 from lqconvert.quantizers import QuantizedLayer
 from lqconvert.report import Exports, Measured, Report, TargetFile, layer_rows, versions
 from lqconvert.runtime import Runner, check_loads
 from lqconvert.schemes import Scheme
 from lqconvert.scoring import agreement, joined, logits_of, predict, score_outputs
+from lqconvert.splits import Data, Split, as_numpy
 from lqconvert.targets import LITERT, Target
 from lqconvert.writing import Paths, Writer, make_folders, write_all
 
@@ -235,7 +237,7 @@ def _export(
         agreement_with_float=agreement(outputs, teacher) if classifies else None,
         max_lsb_from_graph=float(np.max(np.abs(outputs - fine_tuned) / runner.output_steps)),
         inputs=input_scales,
-        input_shift=pixel_shift(preprocess) if ready.pixels else None,
+        input_shift=preprocess.pixel_shift if ready.pixels else None,
         outputs=output_scales,
         float_layers=ready.float_layers,
         layers=layer_rows(exported.codes),

@@ -1,4 +1,4 @@
-"""Data sets: three splits that never mix, in raw values, and the preprocessing that the model wants.
+"""Data sets: from what the user names to three splits that never mix, in raw values.
 
 Train is fine-tuned on, validation (carved from train) steers every choice, test is reported once.
 """
@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -21,185 +21,15 @@ import numpy as np
 from lqconvert.arrays import load_npy, load_npz
 from lqconvert.errors import LqError
 from lqconvert.image_files import UNREADABLE, ImageFolder, ZippedImages
+from lqconvert.splits import Data, Split
 
 if TYPE_CHECKING:
-    import tensorflow as tf
+    pass
 
 KERAS_DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 #: Decoded images are kept up to this many bytes; what is beyond is decoded whenever it is asked for.
 CACHED_BYTES = 1 << 28
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What the model was trained on: ``x = raw * scale + offset``."""
-
-    scale: float = 1.0
-    offset: float = 0.0
-
-    @classmethod
-    def parse(cls, text: str) -> Preprocessing:
-        """Reads "none", "0-1", "-1-1" or "SCALE,OFFSET"; ValueError for anything else.
-
-        >>> Preprocessing.parse("-1-1") == Preprocessing(scale=1 / 127.5, offset=-1.0)
-        True
-        >>> Preprocessing.parse("2,0.5")
-        Preprocessing(scale=2.0, offset=0.5)
-        """
-        if text in PREPROCESSINGS:
-            return PREPROCESSINGS[text]
-        scale, offset = (float(number) for number in text.split(","))
-        if not scale > 0:
-            raise ValueError("the scale has to be positive")
-        return cls(scale, offset)
-
-    def __str__(self) -> str:
-        names = [name for name, known in PREPROCESSINGS.items() if known == self]
-        return names[0] if names else f"{self.scale:g},{self.offset:g}"
-
-
-PREPROCESSINGS = {
-    "none": Preprocessing(),
-    "0-1": Preprocessing(1 / 255),
-    "-1-1": Preprocessing(1 / 127.5, -1.0),
-}
-
-
-@dataclass(frozen=True)
-class Split:
-    """Examples with random access.
-
-    Attributes:
-        y: the labels [n, ...]; float32 [n, 0] where there are none.
-        fetch: (indices int64 [b]) -> x raw [b, ...]: what may not fit in memory at once.
-        signature: the tf.TensorSpecs of one batch (x, y) without the batch axis: (shape, dtype) each.
-        parts: the shapes of several inputs, which lie flat in x, one behind the other.
-    """
-
-    y: np.ndarray
-    fetch: Callable[[np.ndarray], np.ndarray]
-    signature: tuple[tuple[tuple[int, ...], str], tuple[tuple[int, ...], str]]
-    parts: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Number of examples."""
-        return len(self.y)
-
-    def batches(
-        self, batch_size: int, *, shuffle_seed: int | None = None, preprocessing: Preprocessing | None = None
-    ) -> tf.data.Dataset:
-        """Batches (index int64 [b], x, y); x is raw, or float32 and preprocessed where that is given.
-
-        Where there are several inputs, x is a tuple of them.
-        """
-        import tensorflow as tf
-
-        indices = tf.data.Dataset.range(self.size)
-        if shuffle_seed is not None:
-            indices = indices.shuffle(self.size, seed=shuffle_seed, reshuffle_each_iteration=True)
-        return (
-            indices.batch(batch_size)
-            .map(lambda at: (at, *self._fetched(at, preprocessing)), num_parallel_calls=2)
-            .prefetch(2)
-        )
-
-    def stream(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        start: int = 0,
-        parts: int = 1,
-        given: range = range(1),
-        preprocessing: Preprocessing | None = None,
-    ) -> tf.data.Dataset:
-        """Endless batches (step, part, size, index, x, y) in random order, each pass in another one.
-
-        A batch depends on ``seed``, TensorFlow's global one, and its step alone: a stream can begin at any
-        ``start``, for the little that drawing the places before it takes.
-
-        Args:
-            parts: into how many each batch is dealt: example n of it goes to part n modulo ``parts``.
-            given: the parts to give, one after the other.
-
-        Returns:
-            step, part and size (of the whole batch) int64 []; index int64 [b], x and y of the part.
-        """
-        import tensorflow as tf
-
-        places = tf.data.Dataset.range(self.size).shuffle(self.size, seed, reshuffle_each_iteration=True)
-        indices = places.batch(batch_size).repeat().skip(start)
-        batches = tf.data.Dataset.zip(tf.data.Dataset.counter(start), indices)
-
-        def dealt(step: Any, index: Any) -> tf.data.Dataset:
-            size = tf.size(index, tf.int64)
-            return tf.data.Dataset.range(given.start, given.stop).map(
-                lambda part: (step, part, size, index[part::parts])
-            )
-
-        return (
-            batches.flat_map(dealt)
-            .map(
-                lambda step, part, size, at: (step, part, size, at, *self._fetched(at, preprocessing)),
-                num_parallel_calls=2,
-            )
-            .prefetch(2)
-        )
-
-    def _fetched(self, index: Any, preprocessing: Preprocessing | None) -> tuple[Any, Any]:
-        """Tensors (x, y) of the examples at ``index``, an int64 tensor [b]."""
-        import tensorflow as tf
-
-        (x_shape, x_dtype), (y_shape, y_dtype) = self.signature
-        x, y = tf.numpy_function(
-            lambda at: (self.fetch(at), self.y[at]), [index], [x_dtype, y_dtype], stateful=False
-        )
-        x, y = tf.ensure_shape(x, (None, *x_shape)), tf.ensure_shape(y, (None, *y_shape))
-        if preprocessing is not None:
-            x = tf.cast(x, tf.float32) * preprocessing.scale + preprocessing.offset
-        if self.parts:
-            sizes = [math.prod(shape) for shape in self.parts]
-            flat = zip(tf.split(x, sizes, axis=1), self.parts, strict=True)
-            x = tuple(tf.reshape(part, (-1, *shape)) for part, shape in flat)
-        return x, y
-
-    def arrays(self, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The first ``limit`` examples as arrays, raw."""
-        first = np.arange(min(self.size, limit or self.size))
-        return self.fetch(first), self.y[first]
-
-    def pick(self, indices: np.ndarray) -> Split:
-        """The examples at the given positions."""
-        return replace(self, y=self.y[indices], fetch=lambda index: self.fetch(indices[index]))
-
-
-@dataclass(frozen=True)
-class Data:
-    """The three splits of one data set.
-
-    ``labels`` is "classes" (int64), "values" (float32 targets) or "none". ``integer_pixels`` says that the
-    raw inputs are integers in 0..255.
-    """
-
-    name: str
-    train: Split
-    validation: Split
-    test: Split
-    labels: str
-    integer_pixels: bool
-    class_names: list[str] = field(default_factory=list)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Examples by split."""
-        return {"train": self.train.size, "validation": self.validation.size, "test": self.test.size}
-
-
-def as_numpy(x: Any) -> Any:
-    """A batch's inputs as an array, or as a list of arrays where there are several."""
-    return [part.numpy() for part in x] if isinstance(x, tuple) else x.numpy()
 
 
 def load_data(
@@ -503,43 +333,3 @@ def _decoding(
         return images
 
     return fetch
-
-
-def choose_preprocessing(
-    predict: Callable[[np.ndarray], np.ndarray], data: Data, *, samples: int = 2000
-) -> tuple[Preprocessing, dict[str, float]]:
-    """Scores the float model under each known preprocessing on the validation split; the best and all scores.
-
-    Among accuracies that differ by less than their sampling error the likelihood of the labels decides:
-    a ReLU network without large biases classifies scaled inputs alike, but with wrong confidence.
-
-    Raises:
-        LqError: if none is clearly better than chance.
-    """
-    part = data.validation.pick(np.arange(min(samples, data.validation.size)))
-    scores, likelihoods, y = {}, {}, part.y
-    for name, preprocessing in PREPROCESSINGS.items():
-        batches = part.batches(256, preprocessing=preprocessing)
-        outputs = np.concatenate([predict(as_numpy(x)) for _, x, _ in batches]).reshape(len(y), -1)
-        if data.labels == "values":
-            scores[name] = likelihoods[name] = -float(np.mean((outputs - y) ** 2))
-            continue
-        if outputs.shape[-1] == 1:
-            outputs = np.concatenate([1 - outputs, outputs], axis=-1)
-        scores[name] = float(np.mean(outputs.argmax(axis=1) == y))
-        likelihoods[name] = float(np.mean(np.log(np.clip(outputs[np.arange(len(y)), y], 1e-30, 1.0))))
-    best, noise = max(scores.values()), 0.0
-    if data.labels == "values":
-        chance = -float(np.mean((y - y.mean(axis=0)) ** 2))
-    else:
-        noise = 3 * np.sqrt(max(best * (1 - best), 1 / len(y)) / len(y))
-        guess = float(np.bincount(y).max() / len(y))
-        chance = guess + 3 * float(np.sqrt(guess * (1 - guess) / len(y)))
-    if not best > chance:
-        listed = ", ".join(f"{name} {score:.3g}" for name, score in scores.items())
-        raise LqError(
-            f"the model is no better than chance on {data.name} under any preprocessing ({listed}); "
-            "is it the right data? If so, give --preprocess."
-        )
-    close = [name for name, score in scores.items() if score >= best - noise]
-    return PREPROCESSINGS[max(close, key=lambda name: likelihoods[name])], scores

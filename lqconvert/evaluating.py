@@ -14,16 +14,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lqconvert.datasets import PREPROCESSINGS, Data, Preprocessing, as_numpy, choose_preprocessing, load_data
+from lqconvert.datasets import load_data
 from lqconvert.deflating import deflated
 from lqconvert.errors import LqError
 from lqconvert.firmware import operators
 from lqconvert.flatbuffer import read
 from lqconvert.inspecting_tflite import dimensions
 from lqconvert.packing import DECODE
+from lqconvert.preprocessing import PREPROCESSINGS, Preprocessing, choose_preprocessing
 from lqconvert.proving import examples_in
 from lqconvert.runtime import Interface, Runner, check_loads, run_micro
 from lqconvert.scoring import score_outputs
+from lqconvert.splits import Data, as_numpy
 from lqconvert.targets import LITERT, TARGETS, TFLM, Target
 
 #: The seconds of an inference in TFLite Micro are the median over so many.

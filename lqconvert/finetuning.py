@@ -17,11 +17,11 @@ from lqconvert.budget import Budget, Point, Steering
 from lqconvert.calibration import at_full_width
 from lqconvert.checkpoint import Checkpoint
 from lqconvert.codes import Codes
-from lqconvert.datasets import Data, Preprocessing
 from lqconvert.deflating import deflated, entropy_bytes, stored
 from lqconvert.distributing import Distribution
 from lqconvert.errors import LqError
 from lqconvert.exporting import learned_codes
+from lqconvert.preprocessing import Preprocessing
 from lqconvert.scoring import (
     activated,
     logits_of,
@@ -30,6 +30,7 @@ from lqconvert.scoring import (
     right_probabilities,
     score_outputs,
 )
+from lqconvert.splits import Data
 from lqconvert.training import Trainer, assign, values
 
 #: Fine-tuning of a small data set still takes at least this many steps, and so does each of its cycles.

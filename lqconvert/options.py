@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import click
 
-from lqconvert.datasets import Preprocessing
+from lqconvert.preprocessing import Preprocessing
 
 SCHEMES = ("rate", "lsq", "gradient-threshold", "maxbin", "inverse", "difference")
 SWEPT = tuple(scheme for scheme in SCHEMES if scheme != "lsq")

@@ -16,15 +16,17 @@ from lqconvert.augmentation import Augmentation, choose_augmentation
 from lqconvert.budget import Budget
 from lqconvert.calibration import calibrate
 from lqconvert.checkpoint import Checkpoint
-from lqconvert.datasets import Data, Preprocessing, as_numpy, choose_preprocessing, load_data
+from lqconvert.datasets import load_data
 from lqconvert.errors import LqError
 from lqconvert.exporting import Template, learned_codes
 from lqconvert.folding import fold
 from lqconvert.loading import load_model
+from lqconvert.preprocessing import Preprocessing, choose_preprocessing
 from lqconvert.proving import Limits, check_runs
 from lqconvert.rewriting import float_layers, rewrite
 from lqconvert.schemes import Rate, Scheme
 from lqconvert.scoring import joined
+from lqconvert.splits import Data, as_numpy
 from lqconvert.targets import LITERT, TFLM, Target
 from lqconvert.writing import Paths
 
@@ -115,7 +117,7 @@ def prepare(
     if augmentation != Augmentation():
         say(f"training images are {augmentation}, which the float model does not mind")
     tf_keras.utils.set_random_seed(seed)
-    pixels = pixel_range(preprocess) if data.integer_pixels and images else None
+    pixels = preprocess.pixel_range if data.integer_pixels and images else None
     quantized = rewrite(
         model, scheme, granularity=granularity, rounding=rounding, start=start, input_range=pixels
     )
@@ -221,21 +223,3 @@ def _find_preprocessing(
     listed = ", ".join(f"{name} {value:.3g}" for name, value in scores.items())
     say(f"preprocessing: {preprocess} (float model's scores on validation data: {listed})")
     return preprocess
-
-
-def pixel_range(preprocessing: Preprocessing) -> tuple[float, float] | None:
-    """The input range that makes the file take raw pixels as they are (minus 128), or None.
-
-    x = raw * scale + offset is the int8 code raw - 128 at zero point -128 - offset / scale. Where that is
-    no integer (-1-1 has -0.5) it is rounded, a shift of at most half a pixel step that is learned around.
-    """
-    zero_point = round(-128 - preprocessing.offset / preprocessing.scale)
-    if not -128 <= zero_point <= 127:
-        return None
-    return (-128 - zero_point) * preprocessing.scale, (127 - zero_point) * preprocessing.scale
-
-
-def pixel_shift(preprocessing: Preprocessing) -> float:
-    """By how many pixel steps :func:`pixel_range` shifts the input; 0 where the folding is exact."""
-    zero_point = -128 - preprocessing.offset / preprocessing.scale
-    return round(zero_point) - zero_point

@@ -17,11 +17,12 @@ import numpy as np
 import tf_keras
 from tf_keras import layers
 
-from lqconvert.datasets import Split, load_data
+from lqconvert.datasets import load_data
 from lqconvert.exporting import learned_codes
 from lqconvert.quantizers import MINIMUM_SCALE
 from lqconvert.rewriting import rewrite
 from lqconvert.schemes import Difference, GradientThreshold, Inverse, MaxBin, Scheme
+from lqconvert.splits import Split
 
 #: Scheme and the reference's (zipped MB, row-wise); it gives no separate figure column-wise.
 RUNS: tuple[tuple[Scheme, str], ...] = (

@@ -6,9 +6,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from lqconvert.datasets import Preprocessing, Split
 from lqconvert.granularity import class_name
+from lqconvert.preprocessing import Preprocessing
 from lqconvert.quantizers import ActivationQuantizer
+from lqconvert.splits import Split
 
 #: Tried by :func:`right_probabilities`: 1/8 to 8.
 TEMPERATURES = 2.0 ** np.arange(-3, 3.01, 0.25)

@@ -9,11 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from lqconvert.calibration import best_scale, calibrate
-from lqconvert.datasets import Preprocessing, choose_preprocessing, load_data
+from lqconvert.datasets import load_data
 from lqconvert.errors import LqError
 from lqconvert.folding import fold
 from lqconvert.granularity import kernel_name
 from lqconvert.loading import load_model
+from lqconvert.preprocessing import Preprocessing, choose_preprocessing
 from lqconvert.quantizers import QuantizedLayer, WeightQuantizer
 from lqconvert.rewriting import rewrite
 from lqconvert.schemes import LSQ

@@ -11,11 +11,12 @@ import tensorflow as tf
 import tf_keras
 
 from lqconvert.augmentation import Augmentation
-from lqconvert.datasets import Data, Preprocessing
 from lqconvert.distributing import Distribution
 from lqconvert.granularity import kernel_name
+from lqconvert.preprocessing import Preprocessing
 from lqconvert.quantizers import QuantizedLayer
 from lqconvert.scoring import logits_of, predict
+from lqconvert.splits import Data
 
 #: A teacher's outputs on the training split are kept up to this many bytes, else made anew for each batch.
 CACHED_BYTES = 1 << 28

@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 from lqconvert import LqError, load_data
-from lqconvert.datasets import PREPROCESSINGS, Preprocessing, choose_preprocessing
 from lqconvert.image_files import ZippedImages
+from lqconvert.preprocessing import PREPROCESSINGS, Preprocessing, choose_preprocessing
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (60, 6, 5, 3), dtype=np.uint8)

@@ -14,10 +14,9 @@ from tf_keras import layers
 import lqconvert
 from lqconvert.cli import main
 from lqconvert.codes import Int8File
-from lqconvert.datasets import PREPROCESSINGS, Preprocessing
 from lqconvert.exporting import learned_codes, tflite_layout
 from lqconvert.granularity import GRANULARITIES
-from lqconvert.preparing import pixel_range, pixel_shift
+from lqconvert.preprocessing import PREPROCESSINGS, Preprocessing
 from lqconvert.runtime import Runner
 
 
@@ -238,8 +237,8 @@ def test_rewritten_model_trains_from_scratch_with_fit(scheme):
     ],
 )
 def test_raw_pixels_are_taken_as_they_are(preprocessing, expected, shift):
-    assert pixel_range(preprocessing) == (None if expected is None else pytest.approx(expected))
-    assert abs(pixel_shift(preprocessing)) == pytest.approx(shift)
+    assert preprocessing.pixel_range == (None if expected is None else pytest.approx(expected))
+    assert abs(preprocessing.pixel_shift) == pytest.approx(shift)
 
 
 def test_mnist(shared, samples, tmp_path, monkeypatch):

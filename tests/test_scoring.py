@@ -5,8 +5,9 @@ import pytest
 import tensorflow as tf
 
 from lqconvert.augmentation import Augmentation, choose_augmentation
-from lqconvert.datasets import Data, Preprocessing, Split
+from lqconvert.preprocessing import Preprocessing
 from lqconvert.scoring import activated, right_probabilities, score_outputs
+from lqconvert.splits import Data, Split
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(500, 4))

@@ -33,11 +33,12 @@ from tf_keras import layers
 
 import lqconvert
 from lqconvert.augmentation import Augmentation
-from lqconvert.datasets import PREPROCESSINGS, Data, Preprocessing
 from lqconvert.deflating import deflated
 from lqconvert.exporting import convert
 from lqconvert.loading import load_model
+from lqconvert.preprocessing import PREPROCESSINGS, Preprocessing
 from lqconvert.runtime import Runner
+from lqconvert.splits import Data
 from lqconvert.targets import LITERT, TFLM
 
 DATA = Path(os.environ.get("LQCONVERT_DATA", "."))

@@ -55,7 +55,6 @@ def steps(turns: int, seconds: float) -> Iterable[dict[str, Any]]:
     import lqconvert
     from lqconvert.folding import fold
     from lqconvert.loading import rebuild
-    from lqconvert.preparing import pixel_range
     from lqconvert.training import Trainer
 
     for name in NETWORKS:
@@ -71,7 +70,7 @@ def steps(turns: int, seconds: float) -> Iterable[dict[str, Any]]:
 
         def tuned(cached_bytes: int) -> Callable[[int], None]:
             float_model = rebuild(network.build())  # noqa: B023
-            pixels = pixel_range(network.preprocessing)  # noqa: B023
+            pixels = network.preprocessing.pixel_range  # noqa: B023
             quantized = lqconvert.rewrite(
                 float_model, lqconvert.Rate(), granularity="mixed", input_range=pixels
             )

@@ -1,0 +1,104 @@
+"""How a model's inputs were made of raw values, and finding it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from lqconvert.errors import LqError
+from lqconvert.splits import Data, as_numpy
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the model was trained on: ``x = raw * scale + offset``."""
+
+    scale: float = 1.0
+    offset: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Preprocessing:
+        """Reads "none", "0-1", "-1-1" or "SCALE,OFFSET"; ValueError for anything else.
+
+        >>> Preprocessing.parse("-1-1") == Preprocessing(scale=1 / 127.5, offset=-1.0)
+        True
+        >>> Preprocessing.parse("2,0.5")
+        Preprocessing(scale=2.0, offset=0.5)
+        """
+        if text in PREPROCESSINGS:
+            return PREPROCESSINGS[text]
+        scale, offset = (float(number) for number in text.split(","))
+        if not scale > 0:
+            raise ValueError("the scale has to be positive")
+        return cls(scale, offset)
+
+    def __str__(self) -> str:
+        names = [name for name, known in PREPROCESSINGS.items() if known == self]
+        return names[0] if names else f"{self.scale:g},{self.offset:g}"
+
+    @property
+    def pixel_range(self) -> tuple[float, float] | None:
+        """The input range that makes the file take raw pixels as they are (minus 128), or None.
+
+        x = raw * scale + offset is the int8 code raw - 128 at zero point -128 - offset / scale. Where that is
+        no integer (-1-1 has -0.5) it is rounded, a shift of at most half a pixel step that is learned around.
+        """
+        zero_point = round(-128 - self.offset / self.scale)
+        if not -128 <= zero_point <= 127:
+            return None
+        return (-128 - zero_point) * self.scale, (127 - zero_point) * self.scale
+
+    @property
+    def pixel_shift(self) -> float:
+        """By how many pixel steps :attr:`pixel_range` shifts the input; 0 where the folding is exact."""
+        zero_point = -128 - self.offset / self.scale
+        return round(zero_point) - zero_point
+
+
+PREPROCESSINGS = {
+    "none": Preprocessing(),
+    "0-1": Preprocessing(1 / 255),
+    "-1-1": Preprocessing(1 / 127.5, -1.0),
+}
+
+
+def choose_preprocessing(
+    predict: Callable[[np.ndarray], np.ndarray], data: Data, *, samples: int = 2000
+) -> tuple[Preprocessing, dict[str, float]]:
+    """Scores the float model under each known preprocessing on the validation split; the best and all scores.
+
+    Among accuracies that differ by less than their sampling error the likelihood of the labels decides:
+    a ReLU network without large biases classifies scaled inputs alike, but with wrong confidence.
+
+    Raises:
+        LqError: if none is clearly better than chance.
+    """
+    part = data.validation.pick(np.arange(min(samples, data.validation.size)))
+    scores, likelihoods, y = {}, {}, part.y
+    for name, preprocessing in PREPROCESSINGS.items():
+        batches = part.batches(256, preprocessing=preprocessing)
+        outputs = np.concatenate([predict(as_numpy(x)) for _, x, _ in batches]).reshape(len(y), -1)
+        if data.labels == "values":
+            scores[name] = likelihoods[name] = -float(np.mean((outputs - y) ** 2))
+            continue
+        if outputs.shape[-1] == 1:
+            outputs = np.concatenate([1 - outputs, outputs], axis=-1)
+        scores[name] = float(np.mean(outputs.argmax(axis=1) == y))
+        likelihoods[name] = float(np.mean(np.log(np.clip(outputs[np.arange(len(y)), y], 1e-30, 1.0))))
+    best, noise = max(scores.values()), 0.0
+    if data.labels == "values":
+        chance = -float(np.mean((y - y.mean(axis=0)) ** 2))
+    else:
+        noise = 3 * np.sqrt(max(best * (1 - best), 1 / len(y)) / len(y))
+        guess = float(np.bincount(y).max() / len(y))
+        chance = guess + 3 * float(np.sqrt(guess * (1 - guess) / len(y)))
+    if not best > chance:
+        listed = ", ".join(f"{name} {score:.3g}" for name, score in scores.items())
+        raise LqError(
+            f"the model is no better than chance on {data.name} under any preprocessing ({listed}); "
+            "is it the right data? If so, give --preprocess."
+        )
+    close = [name for name, score in scores.items() if score >= best - noise]
+    return PREPROCESSINGS[max(close, key=lambda name: likelihoods[name])], scores
