@@ -13,7 +13,7 @@ class Point:
 
     step: int
     score: float  # of the validation split: accuracy, or minus the mean squared error
-    confidence: float  # mean probability of the right class, calibrated; 0 where there are no classes
+    confidence: float  # 1 - Brier score at the temperature that suits best; 0 where there are no classes
     error: float  # standard error of the difference of quality from the float model's, example by example
     loss: float  # of the validation split: cross-entropy in nats, or the mean squared error
     bytes: int  # of the target's file, packed
@@ -28,6 +28,11 @@ class Point:
         Accuracy is what counts, and a noisy count of rare errors; confidence shows damage much earlier.
         """
         return (self.score + self.confidence) / 2 if self.confidence else self.score
+
+    @property
+    def sampling_error(self) -> float:
+        """By how much the validation split may flatter or belittle the quality: one side of a test at 5%."""
+        return 1.645 * self.error
 
 
 @dataclass(frozen=True)
@@ -131,14 +136,16 @@ class Steering:
             return point.bytes <= self.target
         if self.budget.max_drop is None:
             return True
-        return point.quality + self.sampling_error(point) >= self.floor
+        return point.quality + self.tolerance(point) >= self.floor
 
-    def sampling_error(self, point: Point) -> float:
-        """What a quality may be under the floor without being worse: a one-sided test at 5%.
+    def tolerance(self, point: Point) -> float:
+        """What a quality may be under the floor without counting as worse: its sampling error.
 
-        A quarter of a point at most: a small validation split is no license.
+        But a noisy split could flatter by as much again, and is no license: both come to half a point, as
+        long as a tenth is left, which 8 bits alone may cost.
         """
-        return min(1.645 * point.error, self.point / 4)
+        error = point.sampling_error
+        return min(error, max(self.point / 2 - error, self.point / 10))
 
     def collapsed(self, point: Point) -> bool:
         """Whether learning was too fast for the model: it is far below what any code should cost."""

@@ -175,7 +175,7 @@ def _learn(
         best, asked = finetuned.best, f"{finetuned.floor:.4f} asked for ({budget})"
         say(
             f"quality on validation data at step {best.step:,}: {best.quality:.4f}, of {asked}"
-            f" less a sampling error of {finetuned.sampling_error:.4f}"
+            f" less {finetuned.tolerance:.4f} (sampling error {best.sampling_error:.4f})"
         )
         if finetuned.seen:
             say("the float model is as good on validation as on training data: if it was trained on both,")

@@ -24,10 +24,11 @@ from lqconvert.exporting import learned_codes
 from lqconvert.preprocessing import Preprocessing
 from lqconvert.scoring import (
     activated,
+    confidences,
+    log_likelihoods,
     logits_of,
     predict,
     qualities,
-    right_probabilities,
     score_outputs,
 )
 from lqconvert.splits import Data
@@ -61,7 +62,7 @@ class Finetuned:
     best: Point
     holds: bool  # the best point holds the budget
     floor: float  # the quality on the validation split that a budget of accuracy asked for
-    sampling_error: float  # by which the best may be below
+    tolerance: float  # by which the best may be below
     seen: bool  # the float model may have been trained on the validation split
     curve: list[Point]
 
@@ -151,7 +152,7 @@ def finetune(
         best,
         steering.holds(best),
         steering.floor,
-        steering.sampling_error(best),
+        steering.tolerance(best),
         seen,
         course.points,
     )
@@ -174,10 +175,10 @@ def _seen(
     if data.labels != "classes":
         return False
     train = data.train.pick(np.random.default_rng(0).permutation(data.train.size)[: data.validation.size])
-    chances = right_probabilities(predict(teacher, train, preprocessing), train.y)
-    others = right_probabilities(validation_logits, data.validation.y)
-    error = math.sqrt(chances.var() / len(chances) + others.var() / len(others))
-    return bool(chances.mean() - others.mean() < 2 * error)
+    known = confidences(predict(teacher, train, preprocessing), train.y)
+    others = confidences(validation_logits, data.validation.y)
+    error = math.sqrt(known.var() / len(known) + others.var() / len(others))
+    return bool(known.mean() - others.mean() < 2 * error)
 
 
 def _steering(
@@ -246,16 +247,16 @@ class _Look:
         estimated = entropy * packing_overhead(entropy, self.overheads or [(entropy, packed / entropy)])
         outputs = activated(logits, self.activation)
         score = score_outputs(outputs, labels, self.teacher)
-        chances = right_probabilities(logits, labels)
+        likelihoods = log_likelihoods(logits, labels)
         classes = self.data.labels == "classes"
         differences = qualities(logits, outputs, labels, self.teacher) - self.float_qualities
         error = float(differences.std()) / math.sqrt(len(differences))
         point = Point(
             step,
             score,
-            float(chances.mean()),
+            float(confidences(logits, labels).mean()),
             error,
-            float(-np.log(np.maximum(chances, 1e-7)).mean()) if classes else -score,
+            float(-np.maximum(likelihoods, math.log(1e-7)).mean()) if classes else -score,
             self.file_size(codes),
             round(estimated),
             packed,

@@ -210,7 +210,7 @@ def _learning(report: Report) -> list[Drawing]:
     exported = f"Exported: {report.score_name} {score} at step {best.step:,}."
     asked = f"Asked for: {budget}" if budget.steers else ""
     if budget.max_drop is not None:
-        asked += ", which a look may miss by its sampling error"
+        asked += ", which a look may miss by what its sampling error allows"
     judged = "quality" if quality else report.score_name
     bought = drawing.budget_curve(points, best, report.bar, budget, judged)
     return [

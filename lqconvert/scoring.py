@@ -1,6 +1,8 @@
-"""How well a model does: its outputs on a split, their accuracy or error, the chance it gives the truth."""
+"""How well a model does: its outputs on a split, their accuracy or error, and how sure it is of the truth."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -11,8 +13,8 @@ from lqconvert.preprocessing import Preprocessing
 from lqconvert.quantizers import ActivationQuantizer
 from lqconvert.splits import Split
 
-#: Tried by :func:`right_probabilities`: 1/8 to 8.
-TEMPERATURES = 2.0 ** np.arange(-3, 3.01, 0.25)
+#: That logits are tried to be divided by: 1/8 to 8.
+TEMPERATURES = 2.0 ** np.arange(-3, 3.01, 0.125)
 
 
 def joined(model: tf_keras.Model) -> tf_keras.Model:
@@ -90,23 +92,43 @@ def guesses(outputs: np.ndarray) -> np.ndarray:
 def qualities(logits: np.ndarray, outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     """Of each example what budgets of accuracy judge, on average (:attr:`lqconvert.budget.Point.quality`).
 
-    The mean of 1 or 0 for a right or wrong answer and of the right answer's probability; without classes,
-    minus the squared error.
+    The mean of 1 or 0 for a right or wrong answer and of the confidence; without classes, minus the squared
+    error.
     """
     scores = _scores(outputs, labels, teacher)
-    return (scores + right_probabilities(logits, labels)) / 2 if labels.ndim == 1 else scores
+    return (scores + confidences(logits, labels)) / 2 if labels.ndim == 1 else scores
 
 
-def right_probabilities(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The probability that each example's right class is given; 0 where the labels are no classes.
+def confidences(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Of each example 1 minus the Brier score of its probabilities; 0 where the labels are no classes.
 
-    Taken at the temperature that makes the labels likeliest (Guo et al., "On Calibration of Modern Neural
-    Networks", ICML 2017), so that it says how much a model knows and not how sure of itself it is.
+    Where probabilities are right about themselves this is, on average, that of the right class. But that one
+    follows every change of temperature; this hardly does near the best one, so that models can be compared.
+    """
+
+    def score(log_probabilities: np.ndarray) -> np.ndarray:
+        probabilities = np.exp(log_probabilities)
+        return 2 * probabilities[np.arange(len(labels)), labels] - np.sum(probabilities**2, axis=-1)
+
+    return _calibrated(logits, labels, score)
+
+
+def log_likelihoods(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Of each example that of its right class, in nats; 0 where the labels are no classes."""
+    return _calibrated(logits, labels, lambda each: each[np.arange(len(labels)), labels])
+
+
+def _calibrated(
+    logits: np.ndarray, labels: np.ndarray, score: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Scores of log-probabilities [n, classes], at the temperature at which they are highest on average.
+
+    So that they say how much a model knows and not how sure of itself it is (Guo et al., "On Calibration of
+    Modern Neural Networks", ICML 2017).
     """
     if labels.ndim != 1:
         return np.zeros(len(labels))
     if logits.shape[-1] == 1:
         logits = np.concatenate([np.zeros_like(logits), logits], axis=-1)
-    rows = np.arange(len(labels))
-    candidates = [log_softmax(logits.astype(np.float64) / t)[rows, labels] for t in TEMPERATURES]
-    return np.exp(max(candidates, key=np.mean))
+    candidates = (score(log_softmax(logits.astype(np.float64) / t)) for t in TEMPERATURES)
+    return max(candidates, key=np.mean)

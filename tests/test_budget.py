@@ -74,9 +74,16 @@ def test_what_counts_as_a_drop():
     for error, quality, holds in ((0.0, 0.8399, False), (0.001, 0.8385, True), (0.001, 0.838, False)):
         look = dataclasses.replace(point(1.0, 1.0), score=quality, confidence=quality, error=error)
         assert steering.holds(look) == holds
-    # However noisy the split: a quarter of a point at most.
-    noisy = dataclasses.replace(point(1.0, 1.0), error=0.05)
-    assert steering.sampling_error(noisy) == pytest.approx(0.0025)
+
+
+@pytest.mark.parametrize(
+    ("sampling_error", "tolerance"),
+    [(0.0, 0.0), (0.1, 0.1), (0.25, 0.25), (0.35, 0.15), (0.45, 0.1), (8.0, 0.1)],  # in points
+)
+def test_a_noisy_validation_split_is_no_license(sampling_error, tolerance):
+    look = dataclasses.replace(point(1.0, 1.0), error=0.01 * sampling_error / 1.645)
+    steering = Steering(Budget(max_drop=1.0), 0.85, point=0.01)
+    assert steering.tolerance(look) == pytest.approx(0.01 * tolerance)
 
 
 def test_quality_is_the_mean_of_score_and_confidence_where_there_is_one():

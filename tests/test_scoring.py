@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from lqconvert.augmentation import Augmentation, choose_augmentation
 from lqconvert.preprocessing import Preprocessing
-from lqconvert.scoring import activated, right_probabilities, score_outputs
+from lqconvert.scoring import activated, confidences, log_likelihoods, log_softmax, score_outputs
 from lqconvert.splits import Data, Split
 
 RNG = np.random.default_rng(0)
@@ -14,18 +14,30 @@ LOGITS = RNG.normal(size=(500, 4))
 LABELS = np.array([RNG.choice(4, p=p) for p in activated(LOGITS, "softmax")])
 
 
-def test_chances_do_not_depend_on_how_sure_a_model_is():
-    chances = right_probabilities(LOGITS, LABELS)
-    assert right_probabilities(4 * LOGITS, LABELS) == pytest.approx(chances)
-    # Labels drawn from the softmax: the temperature is near 1.
-    assert chances.mean() == pytest.approx(activated(LOGITS, "softmax")[range(500), LABELS].mean(), abs=0.03)
+@pytest.mark.parametrize("measure", [confidences, log_likelihoods])
+def test_what_a_model_knows_does_not_depend_on_how_sure_it_is(measure):
+    known = measure(LOGITS, LABELS)
+    assert measure(4 * LOGITS, LABELS) == pytest.approx(known)
+    assert measure(1.1 * LOGITS, LABELS).mean() == pytest.approx(known.mean(), abs=1e-3)  # between two tried
+
+
+def test_confidence_is_that_in_the_right_class_where_probabilities_are_true():
+    # Labels were drawn from the softmax: the temperature is near 1.
+    probabilities = activated(LOGITS, "softmax")
+    known = confidences(LOGITS, LABELS).mean()
+    assert known == pytest.approx(probabilities[range(500), LABELS].mean(), abs=0.03)
+    assert known == pytest.approx(1 - np.mean(np.sum((probabilities - np.eye(4)[LABELS]) ** 2, 1)), abs=0.005)
+    assert log_likelihoods(LOGITS, LABELS).mean() == pytest.approx(
+        log_softmax(LOGITS)[range(500), LABELS].mean(), abs=0.005
+    )
 
 
 def test_two_classes_in_one_unit():
     logits = LOGITS[:, :1]
     labels = (RNG.uniform(size=500) < activated(logits, "sigmoid")[:, 0]).astype(int)
     both = np.concatenate([np.zeros_like(logits), logits], axis=1)
-    assert right_probabilities(logits, labels) == pytest.approx(right_probabilities(both, labels))
+    for measure in (confidences, log_likelihoods):
+        assert measure(logits, labels) == pytest.approx(measure(both, labels))
     accuracy = score_outputs(activated(logits, "sigmoid"), labels, logits)
     assert accuracy == score_outputs(both, labels, both)
 
