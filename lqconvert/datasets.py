@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from lqconvert.arrays import load_npy, load_npz
 from lqconvert.errors import LqError
 from lqconvert.image_files import UNREADABLE, ImageFolder, ZippedImages
 from lqconvert.splits import Data, Split
-
-if TYPE_CHECKING:
-    pass
 
 KERAS_DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 TEST_FOLDERS = ("test", "val", "valid", "validation")

@@ -27,9 +27,9 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from lqconvert import Rate, calibrate, load_data, load_model, rewrite
 from lqconvert.augmentation import Augmentation
-from lqconvert.preprocessing import PREPROCESSINGS
 from lqconvert.distributing import Distribution
 from lqconvert.folding import fold
+from lqconvert.preprocessing import PREPROCESSINGS
 from lqconvert.training import Trainer, values
 
 def learned(distribution, **settings):
