@@ -31,6 +31,7 @@ _HOMES = {
     "Limits": "proving",
     "target": "targets",
     "BudgetMissed": "errors",
+    "Interrupted": "errors",
     "LqError": "errors",
     "Rate": "schemes",
     "LSQ": "schemes",

@@ -93,7 +93,7 @@ class Steering:
     UP, DOWN = 4.0, 2.0
     WIDEN = math.sqrt(2)
     ALIKE = 1.05  # sizes this close count as one: the better codes win
-    SIZE_MARGIN = 0.985  # the file's bytes are only known once it is written
+    SIZE_MARGIN = 0.985  # aimed at: the file's bytes are only known once it is written
     POWERS = 0.25, 0.5, 1.0  # of the pressure, that bytes fall with: the least, the usual one, the most
 
     def __init__(
@@ -133,7 +133,7 @@ class Steering:
 
     def holds(self, point: Point) -> bool:
         if self.budget.max_size is not None:
-            return point.bytes <= self.target
+            return point.bytes <= self.budget.max_size
         if self.budget.max_drop is None:
             return True
         return point.quality + self.tolerance(point) >= self.floor
@@ -154,7 +154,8 @@ class Steering:
     def rank(self, point: Point) -> tuple[float, ...]:
         """The higher, the better a point serves the budget."""
         if self.budget.max_size is not None:
-            return (1, point.quality, point.step) if self.holds(point) else (0, -point.bytes)
+            fits = point.bytes <= self.target
+            return (1, point.quality, point.step) if fits else (0, -point.bytes)
         if self.budget.max_drop is not None:
             size = round(math.log(point.bytes) / math.log(self.ALIKE))
             return (1, -size, point.quality) if self.holds(point) else (0, point.quality)

@@ -52,15 +52,17 @@ def best_scale(
 ) -> np.ndarray:
     """For each group of weights the scale of least squared error, between 0.2 and 1 x max|P| / limit.
 
-    A scheme with a ``start_code`` starts at max|P| / start_code instead, unless all codes are to be used.
+    A scheme whose ``start_code`` is within the limit starts at max|P| / start_code instead, unless all codes
+    are to be used.
     """
     axes = tuple(axis for axis in range(weights.ndim) if axis not in quantizer.kept_axes)
     limit = quantizer.scheme.limit or 127
     largest = np.max(np.abs(weights), axis=axes, keepdims=True)
     # A dead channel takes its neighbours' scale: a tiny one would overflow its int32 bias.
     largest = np.maximum(largest, largest.max() * 1e-3)
-    if quantizer.scheme.start_code is not None and not full_width:
-        return (largest / quantizer.scheme.start_code).astype(np.float32)
+    start_code = quantizer.scheme.start_code
+    if start_code is not None and start_code < limit and not full_width:
+        return (largest / start_code).astype(np.float32)
     best, least = largest / limit, np.full(largest.shape, np.inf)
     for fraction in np.linspace(0.2, 1.0, candidates):
         scale = np.maximum(largest * fraction / limit, 1e-12)

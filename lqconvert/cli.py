@@ -31,6 +31,12 @@ from lqconvert.options import (
 from lqconvert.preprocessing import Preprocessing
 from lqconvert.project import defaults, find
 
+#: What a command leaves that did not come to its end.
+_LEFT = {
+    "quantize": "no file was made; quantize --resume goes on from the checkpoint, if there was one yet",
+    "sweep": "the runs that are done are kept, and the same command goes on",
+}
+
 
 class _Group(click.Group):
     """Ends a mistake of the user's in two lines at most and exit code 1; --debug shows the traceback."""
@@ -46,22 +52,19 @@ class _Group(click.Group):
                 raise
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("interrupted: nothing was written", err=True)
-        except _Terminated:
-            click.echo(
-                "terminated: no file was made; quantize --resume goes on from the checkpoint", err=True
-            )
-            ctx.exit(128 + signal.SIGTERM)
+        except (KeyboardInterrupt, _Terminated) as error:
+            terminated = isinstance(error, _Terminated)
+            left = _LEFT.get(ctx.invoked_subcommand or "", "nothing was written")
+            click.echo(f"{'terminated' if terminated else 'interrupted'}: {left}", err=True)
+            ctx.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
         except Exception as error:
             if debug:
                 raise
             if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
                 what = _first_line(error)
-                click.echo(
-                    f"error: out of memory ({what}); give it more and --resume, or a smaller --batch-size",
-                    err=True,
-                )
+                way = f"error: out of memory ({what}); give it more and --resume, or a smaller --batch-size"
+                trains = ctx.invoked_subcommand == "quantize"
+                click.echo(way if trains else f"error: out of memory ({what})", err=True)
             else:
                 click.echo(f"error: {_first_line(error)} (--debug shows where)", err=True)
         ctx.exit(1)
@@ -111,7 +114,9 @@ def main(context: click.Context) -> None:
 @click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS", help=MAX_DROP)
 @click.option("--max-size", type=SizeType(), help="Make the best file of at most these bytes.")
 @click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Width of the codes.")
-@click.option("--penalty", type=float, help="The scheme's gamma (or lambda), fixed: no budget.")
+@click.option(
+    "--penalty", type=click.FloatRange(min=0), help="The scheme's gamma (or lambda), fixed: no budget."
+)
 @click.option(
     "--granularity",
     type=click.Choice(GRANULARITIES),
@@ -124,7 +129,11 @@ def main(context: click.Context) -> None:
 @click.option(
     "--preprocess", type=PreprocessingType(), help="What the model was trained on.  [default: found out]"
 )
-@click.option("--epochs", type=click.IntRange(1), help="[default: 20 for rate, 10 for the thesis's, else 3]")
+@click.option(
+    "--epochs",
+    type=click.IntRange(1),
+    help="More where they are few steps.  [default: 20 for rate, 10 for the thesis's, else 3]",
+)
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
 @click.option(
     "--learning-rate",
@@ -171,6 +180,8 @@ def quantize(
 
     if sum(option is not None for option in (max_drop, max_size, penalty)) > 1:
         raise click.UsageError("--max-drop, --max-size and --penalty exclude one another")
+    if scheme == "lsq" and penalty is not None:
+        raise click.UsageError("--scheme lsq has no penalty")
     if scheme == "rate" and max_size is None and penalty is None:
         max_drop = max_drop or 0.0
     budget = Budget(max_drop, max_size)
@@ -189,7 +200,7 @@ def quantize(
     console = Console(stderr=True, soft_wrap=True, quiet=quiet or not distribution.chief, highlight=False)
     if distribute and not dry_run and distribution.replicas == 1:
         console.print(f"--distribute {distribute}: there is but one device, which has nothing to share with")
-    job = model, data, output or os.path.splitext(model.rstrip("/"))[0] + ".tflite"
+    job = model, data, output or _beside(model, ".tflite")
     settings |= target_settings(settings) | {"scheme": _scheme(scheme, bits, penalty), "budget": budget}
     settings["say"] = console.print
     if dry_run:
@@ -351,8 +362,9 @@ def check(
 
     from lqconvert.checking import Measurements
     from lqconvert.checking import check as run
-    from lqconvert.writing import Writer, write_all
+    from lqconvert.writing import Writer, make_folders, write_all
 
+    make_folders(Path(path) for path in (junit, save_baseline) if path is not None)
     before = None if against is None else Measurements.load(against)
     results = []
     for file in files:
@@ -432,22 +444,27 @@ def sweep(
     from lqconvert.sweeping import sweep as run_sweep
     from lqconvert.sweeping import write_csv
 
-    folder = Path(output or os.path.splitext(model.rstrip("/"))[0] + ".sweep")
+    folder = Path(output or _beside(model, ".sweep"))
     console = Console(stderr=True, soft_wrap=True, quiet=quiet)
+    from lqconvert.figures import draw
+    from lqconvert.sensitivity import sensitivities
+
+    model_settings: dict[str, Any] = {
+        "preprocess": preprocess,
+        "input_shape": input_shape,
+        "trust_model": trust_model,
+    }
+    # First, because what is wrong with the model or the data shows here, and not in each of the runs.
+    rows = sensitivities(model, data, **model_settings)
     runs = run_sweep(
         model,
         data,
         folder,
-        preprocess=preprocess,
-        input_shape=input_shape,
-        trust_model=trust_model,
         done=lambda run: console.print(f"{run.name}: {run.deflated_bytes:,} bytes, {run.test_score:.4f}"),
+        say=console.print,
+        **model_settings,
         **settings,
     )
-    from lqconvert.figures import draw
-    from lqconvert.sensitivity import sensitivities
-
-    rows = sensitivities(model, data, preprocess=preprocess, input_shape=input_shape, trust_model=trust_model)
     write_csv(folder / "sensitivity.csv", rows)
     paths = draw(folder, runs, rows)
     table = Table("scheme", "scales", "penalty", "integers", "bytes", "deflated", "test score", "minutes")
@@ -494,6 +511,13 @@ def reproduce(experiment: str, epochs: int, seed: int, debug: bool) -> None:
         click.echo(f"{run.scheme:19}{run.granularity:12}{size / run.zipped:6.1f}x smaller")
 
 
+def _beside(model: str, suffix: str) -> str:
+    """What is made of a model when no name is given for it."""
+    path = Path(model)
+    name = path.stem if path.suffix in (".h5", ".hdf5", ".keras") else path.name
+    return str(path.with_name(name + suffix))
+
+
 def _show(result: Any, as_json: bool) -> None:
     from rich.console import Console
 
@@ -507,8 +531,8 @@ def _scheme(name: str, bits: int, penalty: float | None) -> Any:
     from lqconvert.schemes import SCHEMES as classes
 
     limit = 2 ** (bits - 1) - 1
-    field = {"gradient-threshold": "threshold", "lsq": None}.get(name, "gamma")
-    if field is None or penalty is None:
+    field = "threshold" if name == "gradient-threshold" else "gamma"
+    if penalty is None:
         return classes[name](limit=limit)
     return classes[name](limit=limit, **{field: penalty})
 

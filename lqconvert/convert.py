@@ -14,7 +14,7 @@ from lqconvert.codes import Int8File
 from lqconvert.datasets import load_data
 from lqconvert.deflating import gzipped
 from lqconvert.distributing import Distribution
-from lqconvert.errors import BudgetMissed, LqError
+from lqconvert.errors import BudgetMissed, Interrupted, LqError
 from lqconvert.exporting import Exported, convert, export, learned_codes
 from lqconvert.finetuning import Finetuned, Progress, finetune
 from lqconvert.firmware import c_sources
@@ -94,7 +94,9 @@ def quantize(
 
     Raises:
         LqError: for every mistake of the user's; nothing is written then.
-        BudgetMissed: if no codes hold the budget.
+        BudgetMissed: if no codes hold the budget. Where no file of the codes holds it, or its limits, the
+            codes alone are written.
+        Interrupted: if Ctrl-C came before any codes held it.
     """
     distribution = distribution or Distribution()
     with distribution.placed(output, html) as (output, html):
@@ -184,7 +186,7 @@ def _learn(
             say("nothing learned holds the budget: the weights stay as they were")
     if not finetuned.holds:
         if not finetuned.finished:
-            raise BudgetMissed(f"interrupted, {_missed(budget, finetuned)}; to go on, add --resume")
+            raise Interrupted(f"interrupted, {_missed(budget, finetuned)}; to go on, add --resume")
         path.unlink()
         raise BudgetMissed(_missed(budget, finetuned))
     if not finetuned.finished:
@@ -220,7 +222,8 @@ def _export(
             )
     except LqError as error:
         write_all(codes)
-        paths.checkpoint.unlink()
+        if finetuned.finished:
+            paths.checkpoint.unlink()
         hint = f"the codes are in {paths.codes}: lqconvert export makes files of them"
         raise type(error)(f"{error}; {hint}") from error
     input_scales, output_scales = runner.quantizations
@@ -329,7 +332,7 @@ def export_codes(
         raise LqError(f"{codes}: holds no int8 file that LiteRT loads ({error})") from error
     data = None
     if data_spec is not None:
-        data = load_data(data_spec, runner.input_shapes, runner.output_units)
+        data = load_data(data_spec, runner.input_shapes, runner.output_shape)
         if data.labels == "none":
             raise LqError(f"{data_spec}: has no labels to score by; leave out --data")
     made = _files(int8_file, paths, targets, limits, data, None)

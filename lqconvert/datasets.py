@@ -30,7 +30,9 @@ CACHED_BYTES = 1 << 28
 
 
 def load_data(
-    spec: str, input_shape: tuple[int | None, ...] | dict[str, tuple[int, ...]], outputs: int
+    spec: str,
+    input_shape: tuple[int | None, ...] | dict[str, tuple[int, ...]],
+    outputs: int | tuple[int | None, ...],
 ) -> Data:
     """Finds, checks and splits a data set.
 
@@ -38,7 +40,8 @@ def load_data(
         spec: a name (digits, mnist, fashion_mnist, cifar10, cifar100), a .npz, a .npy, a folder or zip of
             class folders of images, tfds:NAME, or module:function.
         input_shape: the model's, without the batch axis; by name where it may have several inputs.
-        outputs: the model's output units; labels must be below.
+        outputs: the shape of what the model gives, without the batch axis, or the length of its only one:
+            class labels must be below the last axis, other targets have as many values.
 
     For several inputs the data are a .npz of an array for each, by the inputs' names (NAME, or NAME_train and
     NAME_test).
@@ -49,6 +52,7 @@ def load_data(
         LqError: if the data cannot be found or read, or do not fit the model.
     """
     path = Path(spec)
+    given = (outputs,) if isinstance(outputs, int) else outputs or (1,)
     names: list[str] = []
     several: dict[str, tuple[int, ...]] = {}
     if isinstance(input_shape, dict):
@@ -57,18 +61,21 @@ def load_data(
         input_shape = shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
     if several:
         arrays = _several(path, several)
-        kind, pixels = _kind(spec, arrays, outputs)[0], False
-        train, test = (_array_split(spec, part, input_shape, outputs, kind) for part in arrays)
+        kind, pixels = _kind(spec, arrays, given)[0], False
+        train, test = (_array_split(spec, part, input_shape, given, kind) for part in arrays)
         train, test = (replace(part, parts=tuple(several.values())) for part in (train, test))
     elif path.exists() and (path.is_dir() or path.suffix == ".zip"):
         train, test, names = _image_folders(path, input_shape)
         kind, pixels = "classes", True
     else:
         arrays = _arrays(spec, len(input_shape))
-        kind, pixels = _kind(spec, arrays, outputs)
-        train, test = (_array_split(spec, part, input_shape, outputs, kind) for part in arrays)
-    if kind == "classes" and names and len(names) > max(outputs, 2):
-        raise LqError(f"{spec}: {len(names)} class folders, but the model has {outputs} outputs")
+        kind, pixels = _kind(spec, arrays, given)
+        train, test = (_array_split(spec, part, input_shape, given, kind) for part in arrays)
+    classes = given[-1] or 1
+    if kind == "classes" and math.prod(n or 1 for n in given) > classes:
+        raise LqError(f"{spec}: one label for each example, but the model's answers are of shape {given}")
+    if kind == "classes" and names and len(names) > max(classes, 2):
+        raise LqError(f"{spec}: {len(names)} class folders, but the model has {classes} outputs")
     if train.size < 20:
         raise LqError(f"{spec}: {train.size} examples are too few to split; give at least 20")
     if test.size == 0:
@@ -220,7 +227,7 @@ def _stacked(spec: str, dataset: Any, input_rank: int) -> Arrays:
     return x, y[0] if y else None
 
 
-def _kind(spec: str, arrays: tuple[Arrays, Arrays], outputs: int) -> tuple[str, bool]:
+def _kind(spec: str, arrays: tuple[Arrays, Arrays], outputs: tuple[int | None, ...]) -> tuple[str, bool]:
     """("classes", "values" or "none"; whether the inputs are integers in 0..255)."""
     (x, y), _ = arrays
     if x.dtype.kind not in "uifb":
@@ -229,16 +236,27 @@ def _kind(spec: str, arrays: tuple[Arrays, Arrays], outputs: int) -> tuple[str, 
     if y is None:
         return "none", pixels
     y = np.asarray(y)
-    one_hot = y.ndim == 2 and outputs > 1 and y.shape[1] == outputs and np.all(y.sum(axis=1) == 1)
-    return ("classes" if y.dtype.kind in "uib" or one_hot else "values"), pixels
+    if y.dtype.kind not in "uifb":
+        raise LqError(f"{spec}: labels of type {y.dtype}; give numbers")
+    single = y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)
+    whole = single and y.dtype.kind in "uib"
+    as_wide = not single and outputs == y.shape[1:] and y.ndim == 2
+    one_hot = as_wide and bool(np.all((y == 0) | (y == 1)) and np.all(y.sum(axis=1) == 1))
+    return ("classes" if whole or one_hot else "values"), pixels
 
 
 def _array_split(
-    spec: str, part: Arrays, input_shape: tuple[int | None, ...], outputs: int, kind: str
+    spec: str,
+    part: Arrays,
+    input_shape: tuple[int | None, ...],
+    outputs: tuple[int | None, ...],
+    kind: str,
 ) -> Split:
     x, y = np.asarray(part[0]), part[1]
     if len(x) == 0 and y is None:
         y = np.zeros(0, np.int64)
+    if y is None and kind != "none":
+        raise LqError(f"{spec}: the training part has labels, the test part has none (y_test)")
     if y is not None and len(y) != len(x):
         raise LqError(f"{spec}: {len(x)} inputs but {len(y)} labels")
     shape = tuple(b if a is None else a for a, b in zip(input_shape, x.shape[1:], strict=False))
@@ -260,12 +278,19 @@ def _array_split(
         y = np.zeros((len(x), 0), np.float32)
     elif kind == "values":
         y = np.asarray(y, np.float32).reshape(len(x), math.prod(np.shape(y)[1:]))
+        if not np.all(np.isfinite(y)):
+            raise LqError(f"{spec}: the labels contain NaN or infinite values")
+        given = math.prod(n or 1 for n in outputs)
+        if None not in outputs and len(y) and y.shape[1] != given:
+            values = f"{y.shape[1]} values for each example, but the model gives {given}"
+            raise LqError(f"{spec}: labels of {values}; numbers of classes have to be integers")
     else:
         y = np.asarray(y)
         y = (y.argmax(axis=1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(len(y))).astype(np.int64)
-        wrong = y[(y < 0) | (y >= max(outputs, 2))]
+        classes = outputs[-1] or 1
+        wrong = y[(y < 0) | (y >= max(classes, 2))]
         if len(wrong):
-            raise LqError(f"{spec}: label {wrong[0]} is out of range: the model has {outputs} outputs")
+            raise LqError(f"{spec}: label {wrong[0]} is out of range: the model has {classes} outputs")
     specs = ((tuple(shape), x.dtype.name), (y.shape[1:], y.dtype.name))
     return Split(y, lambda index: x[index], specs)
 

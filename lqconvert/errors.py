@@ -17,6 +17,16 @@ class BudgetMissed(LqError):
     exit_code = 3
 
 
+class Interrupted(LqError):
+    """Ctrl-C ended a run before it had a file to make. Exit code 130, as shells have it."""
+
+    exit_code = 130
+
+
+class Busy(LqError):
+    """Another run is making the same file."""
+
+
 class CannotRun(LqError):
     """A runtime does not run a file; the message has its reason."""
 

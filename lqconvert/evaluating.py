@@ -166,7 +166,7 @@ def data_for(files: Sequence[Runnable], data_spec: str) -> Data:
                 f"{other.name} has {_ports(other)}, {first.name} has {_ports(first)}: no data fit both"
             )
     shapes = {_plain(name): shape for name, shape in first.interface.input_shapes.items()}
-    return load_data(data_spec, shapes, first.interface.output_units)
+    return load_data(data_spec, shapes, first.interface.output_shape)
 
 
 def _ports(file: Runnable) -> str:

@@ -18,7 +18,7 @@ import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 
 from lqconvert.codes import Codes, LayerCodes, TensorCodes, native
-from lqconvert.errors import LqError
+from lqconvert.errors import LqError, first_line
 from lqconvert.flatbuffer import OPERANDS, operator_name, read, set_values, strip, write
 from lqconvert.granularity import KEPT_AXES, class_name, kernel_name
 from lqconvert.quantizers import (
@@ -103,9 +103,7 @@ def convert(model: tf_keras.Model, *, integer: bool) -> bytes:
     try:
         return converter.convert()
     except Exception as error:  # the converter raises bare Exceptions
-        raise LqError(
-            f"TFLite's converter refused the model: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise LqError(f"TFLite's converter refused the model: {first_line(error)}") from error
 
 
 def export(model: tf_keras.Model, batches: Iterable[np.ndarray] = ()) -> Exported:

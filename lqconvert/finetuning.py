@@ -49,7 +49,7 @@ class Progress:
     """Where fine-tuning stands: what the progress bar shows."""
 
     steps: int  # of the whole run
-    loss: float
+    loss: float  # of training, the mean since the look before; NaN before the first step
     codes: int  # different integers in use, summed over the tensors
     point: Point
 
@@ -97,7 +97,8 @@ def finetune(
         model: what :func:`lqconvert.rewrite` gives, calibrated.
         teacher: the float model as :func:`lqconvert.folding.fold` gives it; its outputs are half of the
             target (all of it without labels).
-        epochs: passes over the training split; more where they make fewer than 500 steps.
+        epochs: passes over the training split; more where they make fewer than 500 steps, or 300 for each
+            cycle of a steered run (:attr:`lqconvert.budget.Steering.CYCLES`).
         learning_rate: Adam's for the scales, falling to 0 along a cosine.
         damping: factor on the learning rate of all else.
         augmentation: how training images are varied; student and teacher see the same.
@@ -293,6 +294,7 @@ class _Course:
         if self.steering.budget.steers:  # plain int8: what remains where nothing smaller holds the budget
             with at_full_width(self.look.quantized):
                 self._see(self._look())
+            self.trainer.copy_from(self.look.quantized)  # its scales went to the grid and back
         point = self._look()
         self._see(point)
         self.steering.next_pressure(point)
@@ -306,17 +308,18 @@ class _Course:
         self.look.overheads = checkpoint.overheads
         assign(self.trainer.model.variables, checkpoint.variables)
         assign(self.trainer.optimizer.variables, checkpoint.optimizer)
-        self.trainer.optimizer.speed.assign(checkpoint.speed)
         self.trainer.seek(self.step)
         self.steering.replay(self.points)
 
     def run(self) -> None:
         """Learns until the last step."""
-        chunk, loss, saved = 1, math.nan, time.monotonic()
+        chunk, saved = 1, time.monotonic()
+        losses: list[tuple[float, int]] = []  # since the last look, and over how many steps
         while self.step < self.steps:
             until = min(self.step - self.step % self.interval + self.interval, self.steps)
             taken, start = min(chunk, until - self.step), time.monotonic()
             loss = self.trainer.run(taken, self.steering.pressure)
+            losses.append((loss, taken))
             self.step += taken
             try:
                 if not math.isfinite(loss):
@@ -327,10 +330,14 @@ class _Course:
                     point = self._look()
             except LqError as error:  # also of codes that no file can hold
                 self._roll_back(error)
+                losses = []
                 continue
             if point is not None:
-                self._see(point, loss)
+                self._see(
+                    point, sum(each * steps for each, steps in losses) / sum(steps for _, steps in losses)
+                )
                 self._steer(point)
+                losses = []
             now = time.monotonic()
             took = self.trainer.distribution.agreed(np.array(now - start))
             if self.step == until or now - saved > SAVE_SECONDS:
@@ -363,14 +370,11 @@ class _Course:
         if self.steering.cycles == 1:
             return
         if self.steering.collapsed(point):
-            self._slow_down()
+            self.trainer.optimizer.slow_down()
         else:
             self.steering.next_pressure(point)
         if not self.steering.holds(point) and self.points[self.best].step:
             assign(self.trainer.model.variables, self.best_variables)  # go on from the best so far
-
-    def _slow_down(self) -> None:
-        self.trainer.optimizer.speed.assign(self.trainer.optimizer.speed / 3)
 
     def _roll_back(self, error: LqError) -> None:
         """To the last look, and the best weights so far."""
@@ -380,24 +384,20 @@ class _Course:
         diverged, self.step = self.step, self.points[-1].step
         self.say(f"step {diverged}: {error}; back to step {self.step}, to learn a third as fast")
         assign(self.trainer.model.variables, self.best_variables)
-        optimizer = self.trainer.optimizer
-        assign(optimizer.variables, map(np.zeros_like, values(optimizer.variables)))
-        optimizer.iterations.assign(self.step)
-        self._slow_down()
+        self.trainer.optimizer.restart(self.step)
+        self.trainer.optimizer.slow_down()
         self.trainer.seek(self.step)
 
     def _save(self) -> None:
-        optimizer = self.trainer.optimizer
         self.save(
             Checkpoint(
                 self.step,
                 values(self.trainer.model.variables),
-                values(optimizer.variables),
+                values(self.trainer.optimizer.variables),
                 self.best_variables,
                 self.points,
                 self.best,
                 self.look.overheads,
                 self.rollbacks,
-                float(optimizer.speed.numpy()),
             )
         )

@@ -79,7 +79,9 @@ class ZippedImages:
 
 def _is_image(name: str) -> bool:
     path = PurePath(name)
-    return path.suffix.lower() in SUFFIXES and len(path.parts) > 1
+    # Not what macOS, Jupyter and others leave beside images: __MACOSX/cats/._1.jpg, cats/.checkpoints/1.jpg.
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and len(path.parts) > 1 and not hidden
 
 
 class _Names:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lqconvert.errors import LqError
+from lqconvert.writing import make_folders
 
 if TYPE_CHECKING:
     from lqconvert.finetuning import Progress
@@ -24,10 +26,12 @@ class JsonLines:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        make_folders([self.path])
         self._write()
 
     def progress(self, at: Progress) -> None:
-        self._write(steps=at.steps, training_loss=at.loss, codes=at.codes, **dataclasses.asdict(at.point))
+        loss = at.loss if math.isfinite(at.loss) else None  # JSON has no NaN
+        self._write(steps=at.steps, training_loss=loss, codes=at.codes, **dataclasses.asdict(at.point))
 
     def say(self, message: str) -> None:
         self._write(message=message)
@@ -53,6 +57,7 @@ class TensorBoard:
 
         if importlib.util.find_spec("tensorboard") is None:
             raise LqError("TensorBoard is not installed; try: pip install 'lqconvert[tensorboard]'")
+        make_folders([Path(folder) / "summaries"])
         try:
             self.writer = tf.summary.create_file_writer(str(folder))
         except tf.errors.OpError as error:
@@ -65,5 +70,6 @@ class TensorBoard:
         step = values.pop("step")
         with self.writer.as_default(step=step):
             for name, value in values.items():
-                tf.summary.scalar(name, value)
+                if math.isfinite(value):
+                    tf.summary.scalar(name, value)
         self.writer.flush()

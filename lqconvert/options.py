@@ -52,7 +52,10 @@ class SizeType(click.ParamType):
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([a-zA-Z]*)", str(value))
         if match is None or match[2].upper() not in self.UNITS:
             self.fail(f"'{value}' is no size, such as 64KB, 0.5MB or 20000", param, ctx)
-        return int(float(match[1]) * self.UNITS[match[2].upper()])
+        size = int(float(match[1]) * self.UNITS[match[2].upper()])
+        if size < 1:
+            self.fail(f"'{value}' is less than a byte", param, ctx)
+        return size
 
 
 quiet_option = click.option("--quiet", is_flag=True, help="Say nothing on stderr but errors.")

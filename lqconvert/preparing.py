@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -106,12 +107,12 @@ def prepare(
     folded = fold(model)
     kept = float_layers(folded)
     _check_integer(kept, targets, strict)
-    shapes = {name: tuple(x.shape[1:]) for name, x in zip(model.input_names, model.inputs, strict=True)}
-    data = load_data(data_spec, shapes, joined(model).output_shape[-1])
-    images = len(shapes) == 1 and model.inputs[0].dtype == tf.float32
+    shapes = input_shapes(model)
+    data = load_data(data_spec, shapes, joined(model).output_shape[1:])
     if preprocess is None:
-        preprocess = _find_preprocessing(model, data, images, say)
+        preprocess = find_preprocessing(model, data, say)
     augmentation = Augmentation()
+    images = _takes_images(model)
     if images:
         augmentation = choose_augmentation(lambda x: model.predict(x, verbose=0), data, preprocess)
     if augmentation != Augmentation():
@@ -144,8 +145,11 @@ def prepare(
     identity = {
         **settings,
         "target": targets[0].name,
-        "data": data.sizes,
-        "model": zlib.crc32(b"".join(weights.tobytes() for weights in folded.get_weights())),
+        "packings": repr(targets[0].packings),
+        "needless": repr(targets[0].needless),
+        "data": {**data.sizes, "checksum": _checksum(data.train.y, data.validation.y, *_flat(batches))},
+        "inputs": shapes,
+        "model": _checksum(*folded.get_weights()),
     }
     resumes = resume and paths.checkpoint.exists()
     return Prepared(
@@ -171,6 +175,19 @@ def prepare(
         identity=identity,
         checkpoint=Checkpoint.load(paths.checkpoint, identity) if resumes else None,
     )
+
+
+def _checksum(*arrays: np.ndarray) -> int:
+    """Of arrays that are to be the same when a run goes on."""
+    checksum = 0
+    for array in arrays:
+        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+    return checksum
+
+
+def _flat(batches: list[Any]) -> list[np.ndarray]:
+    """The arrays of batches, each of which may be a list of several."""
+    return [part for batch in batches for part in (batch if isinstance(batch, list) else [batch])]
 
 
 def paths_of(
@@ -209,11 +226,25 @@ def _check_integer(kept: dict[str, str], targets: Sequence[Target], strict: bool
         raise LqError(f"no integer kernel for {listed}; {way} they stay float")
 
 
-def _find_preprocessing(
-    model: tf_keras.Model, data: Data, images: bool, say: Callable[[str], None]
+def input_shapes(model: tf_keras.Model) -> dict[str, tuple[int, ...]]:
+    """The inputs' names and shapes, without the batch axis."""
+    return {name: tuple(x.shape[1:]) for name, x in zip(model.input_names, model.inputs, strict=True)}
+
+
+def _takes_images(model: tf_keras.Model) -> bool:
+    """Or other arrays of reals, which may be scaled."""
+    return len(model.inputs) == 1 and model.inputs[0].dtype == tf.float32
+
+
+def find_preprocessing(
+    model: tf_keras.Model, data: Data, say: Callable[[str], None] = lambda _: None
 ) -> Preprocessing:
-    """What the model was trained on, as far as labelled images tell."""
-    if not images:
+    """What the model was trained on, as far as labelled images tell.
+
+    Raises:
+        LqError: if it is no better than chance under any that is known.
+    """
+    if not _takes_images(model):
         say("inputs are taken as they are")
         return Preprocessing()
     if data.labels == "none":

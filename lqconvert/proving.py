@@ -11,7 +11,7 @@ import numpy as np
 
 from lqconvert.coding import entropy_bits
 from lqconvert.deflating import deflated
-from lqconvert.errors import BudgetMissed, CannotRun, LqError
+from lqconvert.errors import BudgetMissed, CannotRun, LqError, first_line
 from lqconvert.firmware import operators
 from lqconvert.flatbuffer import read
 from lqconvert.packing import INT8, Kernel, Packed, assemble, name_kernels, pack
@@ -95,8 +95,7 @@ def execute(tflite: bytes, target: Target, inputs: np.ndarray) -> Executed:
         runners = {kernels: Runner(tflite, kernels=kernels) for kernels in KERNELS}
         outputs = {kernels: runner.invoke(inputs) for kernels, runner in runners.items()}
     except (RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CannotRun(f"LiteRT cannot run the file: {reason}") from error
+        raise CannotRun(f"LiteRT cannot run the file: {first_line(error)}") from error
     return Executed(outputs, runners["XNNPACK"].latency(), None)
 
 

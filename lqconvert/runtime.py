@@ -74,10 +74,15 @@ class Interface:
         return {d["name"]: tuple(int(n) for n in d["shape"][1:]) for d in self.inputs}
 
     @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of what an example gives; of several outputs all values together."""
+        shapes = [tuple(int(n) for n in detail["shape"][1:]) for detail in self.outputs]
+        return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
+
+    @property
     def output_units(self) -> int:
-        """The last axis of the output; of several outputs all values together."""
-        shapes = [detail["shape"] for detail in self.outputs]
-        return int(shapes[0][-1]) if len(shapes) == 1 else sum(int(np.prod(shape[1:])) for shape in shapes)
+        """The last axis of that."""
+        return self.output_shape[-1] if self.output_shape else 1
 
     @property
     def quantizations(self) -> tuple[dict[str, tuple[float, int]], dict[str, tuple[float, int]]]:

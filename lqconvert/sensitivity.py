@@ -10,15 +10,16 @@ import tensorflow as tf
 
 from lqconvert.calibration import best_scale, calibrate
 from lqconvert.datasets import load_data
-from lqconvert.errors import LqError
 from lqconvert.folding import fold
 from lqconvert.granularity import kernel_name
 from lqconvert.loading import load_model
-from lqconvert.preprocessing import Preprocessing, choose_preprocessing
+from lqconvert.preparing import find_preprocessing, input_shapes
+from lqconvert.preprocessing import Preprocessing
 from lqconvert.quantizers import QuantizedLayer, WeightQuantizer
 from lqconvert.rewriting import rewrite
 from lqconvert.schemes import LSQ
-from lqconvert.scoring import score_outputs
+from lqconvert.scoring import joined, predict, score_outputs
+from lqconvert.splits import as_numpy
 
 
 @dataclass(frozen=True)
@@ -50,23 +51,16 @@ def sensitivities(
     quantization is scored, not a file: only differences between layers are of interest.
     """
     model = load_model(model_path, input_shape=input_shape, trust_model=trust_model)
-    if len(model.inputs) > 1 or len(model.outputs) > 1:
-        raise LqError(f"{model_path}: sensitivities are measured of models with one input and one output")
-    data = load_data(data_spec, model.input_shape[1:], model.output_shape[-1])
-    if preprocess is None:
-        preprocess = Preprocessing()
-        if data.labels != "none":
-            preprocess, _ = choose_preprocessing(lambda x: model.predict(x, verbose=0), data)
+    data = load_data(data_spec, input_shapes(model), joined(model).output_shape[1:])
+    preprocess = preprocess or find_preprocessing(model, data)
     quantized = rewrite(model, LSQ())
-    batches = [
-        x.numpy() for _, x, _ in data.train.batches(256, shuffle_seed=0, preprocessing=preprocess).take(4)
-    ]
-    calibrate(quantized, batches)
+    few = data.train.batches(256, shuffle_seed=0, preprocessing=preprocess).take(4)
+    calibrate(quantized, [as_numpy(x) for _, x, _ in few])
     validation = data.validation.batches(256, preprocessing=preprocess)
     labels = data.validation.y
-    teacher = fold(model)
-    call = tf.function(lambda x: quantized(x, training=False), reduce_retracing=True)
-    targets = np.concatenate([teacher(x, training=False).numpy() for _, x, _ in validation])
+    targets = predict(joined(fold(model)), data.validation, preprocess)
+    outputs = joined(quantized)
+    call = tf.function(lambda x: outputs(x, training=False), reduce_retracing=True)
 
     def score() -> float:
         return score_outputs(np.concatenate([call(x).numpy() for _, x, _ in validation]), labels, targets)

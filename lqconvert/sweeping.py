@@ -6,17 +6,20 @@ import csv
 import dataclasses
 import itertools
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from lqconvert.codes import load_kernels
-from lqconvert.errors import LqError
+from lqconvert.errors import Busy, LqError
 from lqconvert.granularity import GRANULARITIES
 from lqconvert.schemes import SCHEMES
+from lqconvert.writing import make_folders, write_all
 
 #: A run whose process has not been heard of for this long (in seconds) counts as dead and is repeated.
 GRACE = 120
@@ -59,6 +62,7 @@ def sweep(
     penalties: Sequence[float],
     storage: str | None = None,
     done: Callable[[Run], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
     **settings: Any,
 ) -> list[Run]:
     """Quantizes a model under every combination of settings; goes on where an earlier sweep stopped.
@@ -70,13 +74,14 @@ def sweep(
         storage: an Optuna storage URL, for several machines that share one study; otherwise a SQLite
             file in the folder. They share the folder, too.
         done: called after every run.
+        say: called with a line about each run that came to nothing; the next sweep tries it again.
         settings: for :func:`lqconvert.quantize`.
 
     Returns:
-        The runs of this grid, in its order.
+        The runs of this grid that came to a file, in its order.
 
     Raises:
-        LqError: where Optuna is missing, and what :func:`lqconvert.quantize` raises.
+        LqError: where Optuna is missing, or no run came to a file: what :func:`lqconvert.quantize` raised.
         KeyboardInterrupt: the run that was interrupted is repeated next time.
     """
     try:
@@ -86,29 +91,41 @@ def sweep(
     from optuna.trial import TrialState
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folders([folder / "sweep.csv"])
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     named = {name: value for name, value in settings.items() if name != "trust_model"}  # changes no result
     given = ", ".join(f"{name} {value}" for name, value in sorted(named.items()) if value is not None)
-    study = optuna.create_study(
-        study_name=f"{Path(model_path).name} on {Path(data_spec).name}, {given}",
-        storage=optuna.storages.RDBStorage(
-            storage or f"sqlite:///{folder / 'study.db'}", heartbeat_interval=GRACE // 4, grace_period=GRACE
-        ),
-        directions=["maximize", "minimize"],
-        load_if_exists=True,
-    )
+    model, data = (f"{Path(path).name}{_checksum(Path(path))}" for path in (model_path, data_spec))
+    with FileLock(folder / ".study.lock"):  # two that make the same tables at once fail
+        study = optuna.create_study(
+            study_name=f"{model} on {data}, {given}",
+            storage=optuna.storages.RDBStorage(
+                storage or f"sqlite:///{folder / 'study.db'}",
+                heartbeat_interval=GRACE // 4,
+                grace_period=GRACE,
+            ),
+            directions=["maximize", "minimize"],
+            load_if_exists=True,
+        )
+    failed: dict[str, LqError] = {}
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
-        run = _run(
-            model_path,
-            data_spec,
-            folder,
-            trial.suggest_categorical("scheme", list(SCHEMES)),
-            trial.suggest_categorical("granularity", GRANULARITIES),
-            trial.suggest_float("penalty", 1e-9, 1e9, log=True),
-            settings,
-        )
+        # Another process may have taken or done the setting between our look at the study and this.
+        setting = study.get_trials(deepcopy=False)[trial.number].system_attrs.get("fixed_params")
+        if setting is None or setting in settings_of(TrialState.COMPLETE):
+            raise optuna.TrialPruned
+        scheme = trial.suggest_categorical("scheme", list(SCHEMES))
+        granularity = trial.suggest_categorical("granularity", GRANULARITIES)
+        penalty = trial.suggest_float("penalty", 1e-9, 1e9, log=True)
+        try:
+            run = _run(model_path, data_spec, folder, scheme, granularity, penalty, settings)
+        except Busy as error:
+            raise optuna.TrialPruned from error
+        except LqError as error:
+            name = _name(scheme, granularity, penalty)
+            failed[name] = error
+            say(f"{name}: {error}")
+            raise
         trial.set_user_attr("run", dataclasses.asdict(run))
         done(run)
         return run.validation_score, run.deflated_bytes
@@ -118,28 +135,44 @@ def sweep(
         dict(zip(names, values, strict=True))
         for values in itertools.product(schemes, granularities, penalties)
     ]
+
+    def settings_of(state: TrialState) -> list[dict[str, Any]]:
+        trials = study.get_trials(deepcopy=False, states=(state,))
+        # All that a trial is of, where its parameters come one after the other.
+        return [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
+
     while True:
         optuna.storages.fail_stale_trials(study)
-        states = {
-            state: [trial.params or trial.system_attrs.get("fixed_params", {}) for trial in trials]
-            for state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
-            for trials in [study.get_trials(deepcopy=False, states=(state,))]
-        }
-        left = [params for params in grid if params not in states[TrialState.COMPLETE]]
+        complete = settings_of(TrialState.COMPLETE)
+        left = [setting for setting in grid if setting not in complete and _name(**setting) not in failed]
         if not left:
             break
-        free = [params for params in left if params not in states[TrialState.RUNNING]]
+        running = settings_of(TrialState.RUNNING)
+        free = [setting for setting in left if setting not in running]
         if not free:  # another process is at the last ones, or died at them
             time.sleep(5)
             continue
-        if not states[TrialState.WAITING]:
+        if not settings_of(TrialState.WAITING):
             study.enqueue_trial(free[0])
-        study.optimize(objective, n_trials=1)
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    by_setting = {_name(**trial.params): Run(**trial.user_attrs["run"]) for trial in complete}
-    runs = [by_setting[_name(**params)] for params in grid]
+        study.optimize(objective, n_trials=1, catch=(LqError,))
+    complete_trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    by_setting = {_name(**trial.params): Run(**trial.user_attrs["run"]) for trial in complete_trials}
+    runs = [by_setting[_name(**setting)] for setting in grid if _name(**setting) in by_setting]
+    if not runs:
+        raise next(iter(failed.values()))
     write_csv(folder / "sweep.csv", runs)
     return runs
+
+
+def _checksum(path: Path) -> str:
+    """Of the content of a file, to tell one of the same name; nothing for a folder or what is no file."""
+    if not path.is_file():
+        return ""
+    checksum = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            checksum = zlib.crc32(part, checksum)
+    return f" {checksum:08x}"
 
 
 def _run(
@@ -175,9 +208,11 @@ def _run(
 
 def write_csv(path: Path, rows: Sequence[Any]) -> None:
     """Writes data classes of one kind as a table with a header."""
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(rows[0])])
-        writer.writeheader()
-        writer.writerows(map(dataclasses.asdict, rows))
-    partial.replace(path)
+
+    def write(part: Path) -> None:
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(rows[0])])
+            writer.writeheader()
+            writer.writerows(map(dataclasses.asdict, rows))
+
+    write_all({path: write})

@@ -116,6 +116,11 @@ class Trainer:
         if model is not self.model:
             assign(model.variables, values(self.model.variables))
 
+    def copy_from(self, model: tf_keras.Model) -> None:
+        """Takes over what that model has."""
+        if model is not self.model:
+            assign(self.model.variables, values(model.variables))
+
     def seek(self, step: int) -> None:
         """Goes on with the batch of this step."""
         dataset = self.distribution.strategy.distribute_datasets_from_function(
@@ -157,7 +162,9 @@ class RelativeAdam(tf_keras.optimizers.Adam):
 
     def __init__(self, model: tf_keras.Model, learning_rate: Any, damping: float) -> None:
         super().__init__(learning_rate)
-        self.speed = tf.Variable(1.0, trainable=False)
+        # Among the optimizer's variables, which checkpoints hold.
+        self.speed = self.add_variable((), tf.float32, "ones", "speed")
+        self.since = self.add_variable((), tf.int64, "zeros", "since")
         self.damping = damping
         self.units = {}
         for layer in model.layers:
@@ -168,10 +175,21 @@ class RelativeAdam(tf_keras.optimizers.Adam):
                 for quantizer in layer.quantizers.values():
                     self.units[self._var_key(quantizer.scale_weight)] = 1.0
 
+    def restart(self, step: int) -> None:
+        """Forgets all gradients, and goes on at this step of the learning rate's schedule."""
+        for moments in (self._momentums, self._velocities):
+            assign(moments, map(np.zeros_like, values(moments)))
+        self.iterations.assign(step)
+        self.since.assign(step)
+
+    def slow_down(self) -> None:
+        """Learns a third as fast from now on."""
+        self.speed.assign(self.speed / 3)
+
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         """Adam's in one operation: Keras's own walks over the variable a dozen times."""
         unit = self.speed * self.units.get(self._var_key(variable), self.damping)
-        step = tf.cast(self.iterations + 1, tf.float32)
+        step = tf.cast(self.iterations + 1 - self.since, tf.float32)
         index = self._index_dict[self._var_key(variable)]
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
@@ -197,15 +215,21 @@ def assign(variables: Iterable[tf.Variable], arrays: Iterable[np.ndarray]) -> No
 
 
 def _distillation(activation: str, outputs: int, labels: str) -> Callable[[Any, Any], Any]:
-    """Loss of (teacher outputs and label side by side [b, outputs (+ label)], student outputs)."""
+    """Loss [b] of (teacher outputs and label side by side [b, n (+ label)], student's [b, ..., outputs]).
+
+    Softmax is over the last axis, whatever is in front of it.
+    """
     share = 0.5 if labels != "none" else 1.0
 
     def loss(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        y_pred = tf.reshape(y_pred, (tf.shape(y_pred)[0], -1))
-        width = y_pred.shape[-1] or outputs
+        y_pred = _flat(y_pred)
+        width = tf.shape(y_pred)[1]
         from_teacher, label = y_true[:, :width], y_true[:, width:]
-        if activation == "softmax" or (labels == "classes" and width > 1):
-            value = tf.nn.softmax_cross_entropy_with_logits(tf.nn.softmax(from_teacher), y_pred)
+        if activation == "softmax" or (labels == "classes" and outputs > 1):
+            each = tf.nn.softmax_cross_entropy_with_logits(
+                tf.nn.softmax(tf.reshape(from_teacher, (-1, outputs))), tf.reshape(y_pred, (-1, outputs))
+            )
+            value = tf.reduce_mean(tf.reshape(each, (tf.shape(y_pred)[0], -1)), axis=-1)
             if labels == "classes":
                 truth = tf.cast(label[:, 0], tf.int32)
                 hard = tf.nn.sparse_softmax_cross_entropy_with_logits(truth, y_pred)

@@ -70,8 +70,8 @@ class Paths:
         first, page = self.first, self.page
         if first.is_dir():
             raise LqError(f"{first}: is a folder; give the name of a .tflite file")
-        if first.suffix in (".cc", ".h", ".gz", ".npz", ".json", ".h5", ".hdf5", ".keras"):
-            raise LqError(f"{first}: a {first.suffix} is another kind of file; give the name of a .tflite")
+        if first.suffix != ".tflite":  # also: what stands behind a dot would be left out of the other names
+            raise LqError(f"{first}: give the name of a .tflite file")
         if page is not None and (
             page.suffix.lower() not in (".html", ".htm") or page.resolve() == first.resolve()
         ):

@@ -196,6 +196,14 @@ def test_a_baseline_of_another_kind(text, int8, tmp_path):
     assert "--save-baseline" in result.output
 
 
+def test_folders_of_what_is_written_are_made(int8, tmp_path):
+    report, baseline = tmp_path / "a" / "junit.xml", tmp_path / "b" / "baseline.json"
+    command = ["check", int8, "--max-size", "1MB", "--junit", report, "--save-baseline", baseline]
+    assert run(*command).exit_code == 0
+    assert report.exists()
+    assert baseline.exists()
+
+
 def test_only_a_tflite_is_checked(samples):
     with pytest.raises(LqError, match="lqconvert quantize makes one"):
         check(samples / "digits_cnn.h5", max_size=1)

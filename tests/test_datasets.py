@@ -91,6 +91,13 @@ def test_names_of_images_may_have_any_letters(images):
     assert_disjoint_and_complete(data, X)
 
 
+def test_what_others_leave_beside_images_is_none(images):
+    beside = ("__MACOSX/cat/._00.png", "cat/._00.png", ".thumbnails/00.png", "cat/.ipynb_checkpoints/00.png")
+    data = load_data(images(image_files("plain") | dict.fromkeys(beside, b"no image")), (6, 5, 3), 2)
+    assert data.class_names == ["cat", "dog"]
+    assert_disjoint_and_complete(data, X)
+
+
 def test_images_are_resized_and_turned_gray(images):
     data = load_data(images(image_files("plain")), (4, 4, 1), 2)
     assert data.train.arrays()[0].shape[1:] == (4, 4, 1)
@@ -169,8 +176,13 @@ def test_npy_has_no_labels(tmp_path):
 
 @pytest.mark.parametrize(
     ("y", "labels"),
-    [(np.eye(2)[Y], "classes"), (Y[:, np.newaxis], "classes"), (RNG.normal(size=(60, 2)), "values")],
-    ids=["one-hot", "column", "values"],
+    [
+        (np.eye(2)[Y], "classes"),
+        (Y[:, np.newaxis], "classes"),
+        (RNG.normal(size=(60, 2)), "values"),
+        (RNG.integers(0, 2, (60, 2)), "values"),
+    ],
+    ids=["one-hot", "column", "values", "several of them"],
 )
 def test_kinds_of_labels(y, labels, tmp_path):
     np.savez(tmp_path / "data.npz", x=X, y=y)
@@ -178,6 +190,27 @@ def test_kinds_of_labels(y, labels, tmp_path):
     assert data.labels == labels
     if labels == "classes":
         assert set(data.train.arrays()[1]) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "outputs", "message"),
+    [
+        ({"x": X, "y": Y.astype(float)}, 10, "1 values for each example, but the model gives 10; numbers of"),
+        ({"x": X, "y": np.zeros((60, 3))}, (4, 2), "3 values for each example, but the model gives 8"),
+        (
+            {"x": X, "y": Y},
+            (4, 2),
+            r"one label for each example, but the model's answers are of shape \(4, 2\)",
+        ),
+        ({"x": X, "y": np.full(60, np.nan)}, 1, "labels contain NaN"),
+        ({"x": X, "y": Y.astype(str)}, 2, "y: a <U21 of shape"),
+        ({"x_train": X, "y_train": Y, "x_test": X}, 2, "the test part has none"),
+    ],
+)
+def test_unusable_labels(arrays, outputs, message, tmp_path):
+    np.savez(tmp_path / "data.npz", **arrays)
+    with pytest.raises(LqError, match=message):
+        load_data(str(tmp_path / "data.npz"), (6, 5, 3), outputs)
 
 
 FUNCTIONS = """

@@ -10,8 +10,9 @@ from click.testing import CliRunner
 from page import Page
 from tf_keras import layers
 
-from lqconvert import Rate, load_model, quantize, rewrite
+from lqconvert import LSQ, Budget, Interrupted, Rate, load_model, quantize, rewrite
 from lqconvert.cli import main
+from lqconvert.errors import CannotRun
 from lqconvert.runtime import Runner
 from lqconvert.training import RelativeAdam
 
@@ -72,9 +73,28 @@ def test_without_labels_the_float_model_teaches(tmp_path):
     assert np.mean((outputs - truth) ** 2) < 0.005 * truth.var()  # a budget of no drop allows half of it
 
 
-def test_same_seed_same_file_other_seed_another(samples, tmp_path):
+@pytest.mark.parametrize(("filters", "activation"), [(1, "linear"), (3, "softmax")])
+def test_answers_for_every_place_are_learned_place_by_place(filters, activation, tmp_path, monkeypatch):
+    monkeypatch.setattr("lqconvert.finetuning.MINIMUM_STEPS", 100)
+    tf_keras.utils.set_random_seed(0)
+    hidden = tf_keras.layers.Conv2D(8, 3, padding="same", activation="relu")
+    last = [tf_keras.layers.Conv2D(filters, 3, padding="same"), tf_keras.layers.Activation(activation)]
+    model = tf_keras.Sequential([tf_keras.layers.Input((6, 6, 1)), hidden, *last])
+    model.save(tmp_path / "model.h5")
+    x = RNG.normal(size=(200, 6, 6, 1)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    settings = {"scheme": LSQ(), "learning_rate": 0.01, "epochs": 1}
+    report = quantize(tmp_path / "model.h5", str(tmp_path / "x.npy"), tmp_path / "m.tflite", **settings)
+    assert report.agreement_with_graph is None or report.agreement_with_graph > 0.95
+    assert -report.int8.score < 0.01 * model(x).numpy().var()
+
+
+def test_same_seed_same_file_other_seed_another(samples, tmp_path, monkeypatch):
+    monkeypatch.setattr("lqconvert.finetuning.MINIMUM_STEPS", 60)
+
     def run(seed):
-        quantize(samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite", epochs=1, seed=seed)
+        job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
+        quantize(*job, scheme=Rate(), epochs=1, seed=seed)
         return (tmp_path / "m.tflite").read_bytes()
 
     assert run(1) == run(1) != run(2)
@@ -103,6 +123,21 @@ def test_undamped_steps_are_those_of_adam():
         adam.apply_gradients(zip(gradients, plain, strict=True))
     for a, b in zip(variables, plain, strict=True):
         np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-6)
+
+
+def test_adam_restarts_as_if_it_were_new():
+    one, other = (tf.Variable([[0.02, -0.02]]) for _ in range(2))
+    used, new = (RelativeAdam(tf_keras.Sequential(), learning_rate=0.01, damping=1.0) for _ in range(2))
+    for _ in range(50):
+        used.apply_gradients([(tf.fill((1, 2), 100.0), one)])
+    used.restart(30)
+    assert used.iterations == 30
+    one.assign(other)
+    for _ in range(5):
+        gradient = tf.constant(RNG.normal(size=(1, 2)).astype(np.float32))
+        used.apply_gradients([(gradient, one)])
+        new.apply_gradients([(gradient, other)])
+    np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-5)
 
 
 class Interrupt:
@@ -138,6 +173,25 @@ def test_ctrl_c_in_the_command_line_says_what_came_of_it(samples, tmp_path, monk
     assert "interrupted: exporting the best so far" in result.stderr
     assert f"wrote {tmp_path / 'm.tflite'}, " in result.stderr
     assert (tmp_path / "m.tflite").exists()
+
+
+def test_an_interrupted_run_whose_file_cannot_be_made_can_be_gone_on_with(samples, tmp_path, monkeypatch):
+    def refused(*_):
+        raise CannotRun("no")
+
+    monkeypatch.setattr("lqconvert.convert.prove", refused)
+    job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
+    with pytest.raises(CannotRun):
+        quantize(*job, progress=Interrupt(3))
+    assert {path.name for path in tmp_path.iterdir()} == {"m.resume.npz", "m.codes.npz"}
+
+
+def test_ctrl_c_before_any_codes_hold_the_budget(samples, tmp_path):
+    job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
+    with pytest.raises(Interrupted, match=r"no codes of at most 100 bytes.*add --resume"):
+        quantize(*job, budget=Budget(max_size=100), progress=Interrupt(3))
+    assert Interrupted.exit_code == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["m.resume.npz"]
 
 
 def test_a_broken_image_ends_the_run_in_one_line(samples, tmp_path):

@@ -87,7 +87,7 @@ def test_another_run_into_the_same_folder(digits_run, samples, tmp_path):
 def test_an_interrupted_run(samples, tmp_path):
     job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
     path = tmp_path / "m.resume.npz"
-    Checkpoint(600, [], [], [], [], 0, [], 0, 1.0).save(path, prepare(*job).identity)
+    Checkpoint(600, [], [], [], [], 0, [], 0).save(path, prepare(*job).identity)
     resumed = plan(*job, resume=True)
     assert (resumed.resumes, resumed.discards) == (str(path), None)
     assert list(tmp_path.iterdir()) == [path]
@@ -102,7 +102,7 @@ def refused(case: str, folder: Path, sample: Path) -> tuple[list[str], str]:
         (folder / "m.codes.npz").mkdir()
         options, reason = ["-o", str(folder / "m.tflite")], "m.codes.npz: is a folder"
     elif case == "the model":
-        model = str(folder / "model.bin")
+        model = str(folder / "model.tflite")
         Path(model).write_bytes(sample.read_bytes())
         options, reason = ["-o", model], "is the model itself"
     elif case == "code":

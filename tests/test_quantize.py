@@ -318,6 +318,23 @@ def test_unwritable_output(samples):
     assert "cannot be written" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["m", "m-0.5", "m.h5", "m.npz"])
+def test_a_tflite_is_named_so(name, samples, tmp_path):
+    with pytest.raises(lqconvert.LqError, match=r"give the name of a \.tflite file"):
+        lqconvert.quantize(samples / "digits_cnn.h5", "digits", tmp_path / name)
+
+
+@pytest.mark.parametrize(("model", "output"), [("a.h5", "a.tflite"), ("v1.2/", "v1.2.tflite")])
+def test_files_without_a_name_of_their_own_are_beside_the_model(model, output, samples, tmp_path):
+    path = str(tmp_path / model)
+    if model.endswith("/"):
+        lqconvert.load_model(samples / "digits_cnn.h5").save(path)
+    else:
+        shutil.copy(samples / "digits_cnn.h5", path)
+    result = CliRunner().invoke(main, ["quantize", path, "--data", "digits", "--dry-run", "--json"])
+    assert json.loads(result.stdout)["files"][0]["path"] == str(tmp_path / output)
+
+
 @pytest.mark.parametrize(
     "arguments", [["quantize"], ["quantize", "m.h5", "--data", "digits", "--preprocess", "x"]]
 )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from conftest import CYCLE, step_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lqconvert import LqError, load_data, quantize
+import lqconvert
+from lqconvert import LqError, load_data, quantize, target
 from lqconvert.checkpoint import locked
 from lqconvert.cli import main
 
@@ -114,12 +116,21 @@ def left(job, tmp_path_factory):
         ({"granularity": "row-wise"}, "granularity was mixed and is row-wise"),
         ({"seed": 1}, "seed was 0 and is 1"),
         ({"epochs": 2}, "epochs was 1 and is 2"),
+        ({"targets": [target("litert", strip_all=True)]}, "needless was Needless("),
     ],
 )
 def test_another_run_is_not_gone_on_from(change, what, job, left, tmp_path):
     shutil.copy(left, tmp_path)
     with pytest.raises(LqError, match=re.escape(what)):
         quantize(*job, tmp_path / "m.tflite", resume=True, **({"epochs": 1} | change))
+
+
+def test_nor_one_on_other_data_of_the_same_sizes(job, left, tmp_path):
+    shutil.copy(left, tmp_path)
+    with np.load(Path(lqconvert.__file__).with_name("data") / "digits.npz") as arrays:
+        np.savez(tmp_path / "data.npz", x=arrays["x"][::-1], y=arrays["y"][::-1])
+    with pytest.raises(LqError, match=r"data was .* and is"):
+        quantize(job[0], str(tmp_path / "data.npz"), tmp_path / "m.tflite", epochs=1, resume=True)
 
 
 @pytest.mark.parametrize("damage", ["cut", "other arrays", "a pickle"])
@@ -209,15 +220,16 @@ def test_what_diverges_is_rolled_back_and_slowed_down(rate, ends, job, tmp_path)
 
 
 def test_logs(job, tmp_path):
-    output, log, folder = tmp_path / "m.tflite", tmp_path / "run.jsonl", tmp_path / "summaries"
+    output, log, folder = (tmp_path / name for name in ("m.tflite", "logs/run.jsonl", "summaries"))
     options = ["--epochs", "1", "--scheme", "lsq", "--log", str(log), "--tensorboard", str(folder)]
     arguments = ["quantize", str(job[0]), "--data", job[1], "-o", str(output), *options]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    entries = [json.loads(line, parse_constant=pytest.fail) for line in log.read_text().splitlines()]
     looks = [entry for entry in entries if "step" in entry]
     curve = json.loads(output.with_suffix(".report.json").read_text())["curve"]
     assert [{name: entry[name] for name in curve[0]} for entry in looks] == curve
+    assert [entry["training_loss"] is None for entry in looks] == [True] + [False] * (len(looks) - 1)
     assert any("preprocessing" in entry.get("message", "") for entry in entries)
     (events,) = folder.iterdir()
     steps = [

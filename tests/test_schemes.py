@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from lqconvert.calibration import best_scale
 from lqconvert.quantizers import MINIMUM_SCALE, WeightQuantizer
 from lqconvert.schemes import EPSILON, LSQ, SCHEMES, Difference, GradientThreshold, Inverse, MaxBin, Rate
 
@@ -135,3 +136,13 @@ def test_scale_never_falls_below_the_floor():
 def test_config_round_trip(name):
     quantizer = WeightQuantizer(SCHEMES[name](), (1,), "floor", 0.1, False, 0.25)
     assert WeightQuantizer.from_config(quantizer.get_config()).get_config() == quantizer.get_config()
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 15, 127])
+def test_coarse_starts_are_within_the_limit(limit):
+    weights = np.random.default_rng(0).normal(size=(200, 50)).astype(np.float32)
+    scale = best_scale(WeightQuantizer(Rate(limit=limit), ()), weights)
+    if limit > Rate.start_code:
+        assert scale == pytest.approx(np.abs(weights).max() / Rate.start_code)
+    else:  # nothing is coarser than the limit: it is the scale of least error
+        assert scale == best_scale(WeightQuantizer(LSQ(limit=limit), ()), weights)

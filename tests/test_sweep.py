@@ -1,15 +1,18 @@
 """Sweeps: every combination once, resumed after an interruption, with its table and figures."""
 
 import csv
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tf_keras
 from click.testing import CliRunner
 
-from lqconvert import sweeping
+from lqconvert import LqError, sweeping
 from lqconvert.cli import main
 from lqconvert.codes import load_kernels
 from lqconvert.sensitivity import sensitivities
+from lqconvert.sweeping import sweep
 
 PNG = b"\x89PNG"
 
@@ -30,7 +33,9 @@ def folder(samples, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweeping, "_run", interrupted)
-        assert CliRunner().invoke(main, job).exit_code == 1
+        stopped = CliRunner().invoke(main, job)
+        assert stopped.exit_code == 130
+        assert "the same command goes on" in stopped.stderr
         result = CliRunner().invoke(main, job)
     assert result.exit_code == 0, result.output
     assert len(calls) == 3  # the finished one was not repeated
@@ -60,3 +65,59 @@ def test_coarser_layers_score_lower(samples):
     assert {row.layer for row in rows} == {"conv2d", "conv2d_1", "conv2d_2", "dense"}
     assert all(row.drop == 0 for row in rows if row.bits == 8)
     assert sum(row.drop for row in rows if row.bits == 2) > 0
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Runs that take no time: they are listed, and those of penalty 1 fail."""
+    runs = []
+
+    def run(model, data, folder, scheme, granularity, penalty, settings):
+        runs.append(penalty)
+        if penalty == 1:
+            raise LqError("diverges")
+        return sweeping.Run(scheme, granularity, penalty, 1, 1, 1, 0.9, 0.9, 0.0)
+
+    monkeypatch.setattr(sweeping, "_run", run)
+    return runs
+
+
+GRID = {"schemes": ["rate"], "granularities": ["mixed"]}
+
+
+def test_a_run_that_fails_does_not_stop_the_others(quick, tmp_path):
+    said = []
+    for attempt in range(2):
+        runs = sweep("m.h5", "digits", tmp_path, penalties=[1, 2, 3], say=said.append, **GRID)
+        assert [run.penalty for run in runs] == [2, 3]
+        assert len(list(csv.DictReader((tmp_path / "sweep.csv").open()))) == 2
+        assert said == ["rate_mixed_1: diverges"] * (attempt + 1)
+    assert quick == [1, 2, 3, 1]  # what failed is tried again
+    with pytest.raises(LqError, match="diverges"):
+        sweep("m.h5", "digits", tmp_path, penalties=[1], **GRID)
+
+
+def test_a_model_of_the_same_name_is_another_sweep(quick, tmp_path):
+    model = tmp_path / "m.h5"
+    for content in (b"one", b"one", b"other"):
+        model.write_bytes(content)
+        sweep(model, "digits", tmp_path, penalties=[2], **GRID)
+    assert quick == [2, 2]
+
+
+def test_processes_that_share_a_study_do_each_run_once(quick, tmp_path):
+    penalties = [2, 3, 4, 5]
+    with ThreadPoolExecutor(2) as pool:
+        each = [pool.submit(sweep, "m.h5", "digits", tmp_path, penalties=penalties, **GRID) for _ in "ab"]
+        assert [[run.penalty for run in done.result()] for done in each] == [penalties] * 2
+    assert sorted(set(quick)) == penalties
+
+
+def test_sensitivities_of_several_inputs(tmp_path):
+    inputs = [tf_keras.layers.Input((4,), name=name) for name in "ab"]
+    joint = tf_keras.layers.Dense(3)(tf_keras.layers.Concatenate()(inputs))
+    tf_keras.Model(inputs, joint).save(tmp_path / "m.h5")
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", **{name: rng.normal(size=(99, 4)).astype(np.float32) for name in "ab"})
+    coarse, fine = sensitivities(tmp_path / "m.h5", str(tmp_path / "x.npz"), bits=(2, 8))
+    assert coarse.drop > 0 == fine.drop
