@@ -141,11 +141,10 @@ class Steering:
     def tolerance(self, point: Point) -> float:
         """What a quality may be under the floor without counting as worse: its sampling error.
 
-        But a noisy split could flatter by as much again, and is no license: both come to half a point, as
-        long as a tenth is left, which 8 bits alone may cost.
+        But a noisy split may flatter besides, and is no license: a standard error and what passes come to
+        half a point at most, as long as a tenth is left, which 8 bits alone may cost.
         """
-        error = point.sampling_error
-        return min(error, max(self.point / 2 - error, self.point / 10))
+        return min(point.sampling_error, max(self.point / 2 - point.error, self.point / 10))
 
     def collapsed(self, point: Point) -> bool:
         """Whether learning was too fast for the model: it is far below what any code should cost."""
