@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from lqconvert.preprocessing import Preprocessing
+from lqconvert.scoring import guesses
 from lqconvert.splits import Data
 
 SHIFTS = (1 / 8, 1 / 16, 1 / 32)
@@ -86,8 +87,7 @@ def choose_augmentation(
             images = x[start : start + BATCH].astype(np.float32)
             images = images * np.float32(preprocessing.scale) + np.float32(preprocessing.offset)
             outputs = predict(vary(images)).reshape(len(images), -1)
-            guesses = outputs.argmax(axis=1) if outputs.shape[1] > 1 else outputs[:, 0] > 0.5
-            right += int(np.sum(guesses == y[start : start + BATCH]))
+            right += int(np.sum(guesses(outputs) == y[start : start + BATCH]))
         return right / len(y)
 
     before = accuracy(lambda images: images)

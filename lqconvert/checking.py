@@ -178,8 +178,14 @@ def check(
         ]
     if data_spec is not None:
         files = [file] if baseline is None else [file, open_file(baseline)]
-        accuracies, examples = _accuracies(files, data_spec, preprocess)
-        measured = dataclasses.replace(measured, accuracy=accuracies[0], examples=examples)
+        # Of the same examples, where it is held against what another file reached on them.
+        count = (
+            against.examples if against is not None and max_drop is not None and baseline is None else None
+        )
+        asked = min_accuracy is not None or max_drop is not None
+        accuracies, examples = _accuracies(files, data_spec, preprocess, count, asked=asked)
+        if accuracies:
+            measured = dataclasses.replace(measured, accuracy=accuracies[0], examples=examples)
         on = f"(on {examples:,} test examples)"
         if min_accuracy is not None:
             words = f"at least {min_accuracy:.2%} {on}"
@@ -230,15 +236,28 @@ def _refuse(
 
 
 def _accuracies(
-    files: list[Runnable], data_spec: str, preprocess: Preprocessing | None
+    files: list[Runnable],
+    data_spec: str,
+    preprocess: Preprocessing | None,
+    count: int | None,
+    *,
+    asked: bool,
 ) -> tuple[list[float], int]:
-    """The files' accuracies on the same test examples, and how many these are."""
+    """The files' accuracies on the same test examples (``count`` of them, if given), and how many these are.
+
+    Where nobody asked for them there are none without classes: a project may name its data for all commands.
+    """
     from lqconvert.evaluating import data_for, measure, preprocessing_of, shared_examples
 
     data = data_for(files, data_spec)
     if data.labels != "classes":
+        if not asked:
+            return [], 0
         raise LqError(f"{data_spec}: has no class labels, which accuracy takes")
-    examples = shared_examples(files, data)
+    if count is not None and count > data.test.size:
+        what = f"was scored on {count:,} test examples, {data_spec} has {data.test.size:,}"
+        raise LqError(f"--against: {what}; save another with --save-baseline")
+    examples = shared_examples(files, data, count)
     scores = [measure(each, data, preprocess or preprocessing_of(each, data), examples)[0] for each in files]
     return [score.score or 0.0 for score in scores], len(examples)
 

@@ -15,8 +15,8 @@ import click
 from lqconvert import __version__
 from lqconvert.budget import Budget
 from lqconvert.errors import LqError
+from lqconvert.granularity import GRANULARITIES
 from lqconvert.options import (
-    GRANULARITIES,
     MAX_DROP,
     SCHEMES,
     SWEPT,
@@ -357,6 +357,9 @@ def check(
     """Holds FILES, .tflite of any tool, against budgets: exit code 1 where one is over one."""
     if len(files) > 1 and (against or save_baseline or junit or form == "json"):
         raise click.UsageError("--against, --save-baseline, --junit and --json take a single file")
+    budgets = ("max_size", "max_ram", "min_accuracy", "max_drop", "target")
+    if not (against or save_baseline) and all(settings[name] is None for name in budgets):
+        raise click.UsageError("no budget to check: give --max-size, --min-accuracy, --against, ...")
     _import_quietly(debug)
     from rich.console import Console
 
@@ -369,8 +372,6 @@ def check(
     results = []
     for file in files:
         result = run(file, data_spec=data, against=before, **settings)
-        if not result.verdicts and save_baseline is None:
-            raise click.UsageError("no budget to check: give --max-size, --min-accuracy, --against, ...")
         if form is not None:
             click.echo(result.to_json() if form == "json" else result.to_markdown() + "\n")
         else:

@@ -68,7 +68,7 @@ class Comparison:
                 f"{first.size / file.size:.1f}x",
                 f"{file.deflated_bytes:,}",
                 file.score_text,
-                "" if each.agreement is None else f"{each.agreement:.2%}",
+                _likeness(each),
                 f"{1e3 * file.latency_s:.3f} ms",
                 f"{file.arena_bytes:,}" if file.arena_bytes else "",
             )
@@ -149,6 +149,13 @@ def _noise(
     part = data.test.pick(examples)
     inputs = [as_numpy(x) for _, how in pair for _, x, _ in part.batches(NOISE_EXAMPLES, preprocessing=how)]
     return layer_noise(pair[0][0].tflite, pair[1][0].tflite, *inputs)
+
+
+def _likeness(file: Compared) -> str:
+    """How near the outputs are to the first file's: the share of like answers, or a ratio in decibels."""
+    if file.agreement is not None:
+        return f"{file.agreement:.2%}"
+    return "" if file.snr_db is None else f"{_text(file.snr_db)} dB".replace("same dB", "same")
 
 
 def _text(snr: float | None) -> str:

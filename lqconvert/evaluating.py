@@ -203,9 +203,12 @@ def preprocessing_of(file: Runnable, data: Data) -> Preprocessing:
     return choose_preprocessing(lambda x: file.predict([x]), data, samples=samples)[0]
 
 
-def shared_examples(files: Sequence[Runnable], data: Data) -> np.ndarray:
-    """Positions of the test examples that all files can be scored on: a random part where one is slow."""
-    count = min(examples_in(file.target, file.latency_s, data.test.size) for file in files)
+def shared_examples(files: Sequence[Runnable], data: Data, count: int | None = None) -> np.ndarray:
+    """Positions of so many test examples, or of all that the files can be scored on.
+
+    They are a random part where one of the files is slow.
+    """
+    count = count or min(examples_in(file.target, file.latency_s, data.test.size) for file in files)
     return np.sort(np.random.default_rng(0).permutation(data.test.size)[:count])
 
 

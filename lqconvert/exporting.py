@@ -91,7 +91,13 @@ def tflite_layout(kind: str, kernel: np.ndarray) -> np.ndarray:
 
 
 def convert(model: tf_keras.Model, *, integer: bool) -> bytes:
-    """Runs TFLite's converter on a model with batch size 1."""
+    """Runs TFLite's converter on a model with batch size 1.
+
+    Several inputs or outputs are in the order of the model's, and under their names there.
+
+    Raises:
+        LqError: if the converter refuses the model.
+    """
     call = tf.function(lambda *x: model(list(x) if len(x) > 1 else x[0], training=False))
     signature = [tf.TensorSpec((1, *x.shape[1:]), x.dtype) for x in model.inputs]
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
@@ -101,9 +107,11 @@ def convert(model: tf_keras.Model, *, integer: bool) -> bytes:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = converter.inference_output_type = tf.int8
     try:
-        return converter.convert()
+        tflite = converter.convert()
     except Exception as error:  # the converter raises bare Exceptions
         raise LqError(f"TFLite's converter refused the model: {first_line(error)}") from error
+    several = len(model.inputs) > 1 or len(model.outputs) > 1
+    return write(_in_order(read(tflite), model)) if several else tflite
 
 
 def export(model: tf_keras.Model, batches: Iterable[np.ndarray] = ()) -> Exported:
@@ -157,7 +165,7 @@ class Template:
             codes: native ones; the activations' scales are theirs.
         """
         plain, fingerprints = _fingerprinted(model, codes)
-        flat = _in_order(read(convert(plain, integer=True)), model)
+        flat = read(convert(plain, integer=True))
         _refuse_float(flat, float_layers(model))
         order = []
         for operator, kind in _linear_operators(flat):

@@ -84,7 +84,7 @@ def c_sources(tflite: bytes, path: Path, arena_bytes: int | None) -> dict[Path, 
         path: of the .tflite; the sources are named after it, and so are their symbols.
         arena_bytes: measured on a 64-bit host, whose pointers are twice as long as a microcontroller's.
     """
-    symbol = re.sub(r"\W", "_", path.stem)
+    symbol = re.sub(r"\W", "_", path.stem, flags=re.ASCII)
     symbol = f"_{symbol}" if symbol[0].isdigit() else symbol
     header = path.with_suffix(".h")
     lines = [

@@ -32,6 +32,11 @@ def node(cls: type, config: dict[str, Any], weights: dict[str, np.ndarray], *inp
     return LayerNode(layer, weights, list(inputs))
 
 
+def any_of(*names: str) -> str:
+    """A pattern of whole names: tfmot puts ^ before it and $ behind, which bind more than |."""
+    return f"({'|'.join(names)})"
+
+
 class GraphTransform(Transform):
     """A rewrite given by a pattern and a function of the matched node."""
 
@@ -43,7 +48,7 @@ class SplitActivation(GraphTransform):
     """Dense(activation="relu") -> Dense, ReLU."""
 
     def pattern(self):
-        return LayerPattern("|".join([*LINEAR, "SeparableConv2D"]), {"activation": "(?!linear|None).*"})
+        return LayerPattern(any_of(*LINEAR, "SeparableConv2D"), {"activation": "(?!(linear|None)$).*"})
 
     def replacement(self, match_layer):
         config = match_layer.layer["config"]
@@ -60,7 +65,7 @@ class NameActivation(GraphTransform):
     """Activation("relu") and Activation("softmax") -> ReLU and Softmax, so that each has one name."""
 
     def pattern(self):
-        return LayerPattern("Activation", {"activation": "relu|softmax"})
+        return LayerPattern("Activation", {"activation": any_of("relu", "softmax")})
 
     def replacement(self, match_layer):
         config = match_layer.layer["config"]
@@ -72,7 +77,7 @@ class SplitSeparable(GraphTransform):
     """SeparableConv2D -> DepthwiseConv2D, Conv2D 1x1."""
 
     def pattern(self):
-        return LayerPattern("SeparableConv2D", {"activation": "linear|None"})
+        return LayerPattern("SeparableConv2D", {"activation": any_of("linear", "None")})
 
     def replacement(self, match_layer):
         config, weights = match_layer.layer["config"], dict(match_layer.weights)
@@ -118,7 +123,9 @@ class FoldBatchNorm(GraphTransform):
 
     def pattern(self):
         return LayerPattern(
-            "BatchNormalization", {}, [LayerPattern("|".join(LINEAR), {"activation": "linear|None"})]
+            "BatchNormalization",
+            {},
+            [LayerPattern(any_of(*LINEAR), {"activation": any_of("linear", "None")})],
         )
 
     def replacement(self, match_layer):
@@ -237,7 +244,7 @@ def fold(model: tf_keras.Model) -> tf_keras.Model:
         FoldBatchNorm(),
         FoldIntoDense("Dense", {}, flatten=False),
         FoldIntoFlatDense("Dense", {}, flatten=True),
-        FoldIntoConv("Conv2D|Conv1D", {"padding": "valid", "groups": 1}, flatten=False),
+        FoldIntoConv(any_of("Conv2D", "Conv1D"), {"padding": "valid", "groups": 1}, flatten=False),
     )
     shapes = {
         layer.name: layer.output_shape[1:] for layer in folded.layers if class_name(layer) != "InputLayer"

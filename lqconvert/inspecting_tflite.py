@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lqconvert import coding
+from lqconvert.bounds import LARGEST_TENSOR
 from lqconvert.deflating import deflated
+from lqconvert.errors import LqError
 from lqconvert.flatbuffer import operator_name, read
 from lqconvert.packing import DECODE
 
@@ -129,7 +131,10 @@ class TfliteInspection(Inspection):
 
 def inspect_tflite(path: Path) -> TfliteInspection:
     tflite = path.read_bytes()
-    flat = read(tflite)
+    try:
+        flat = read(tflite)
+    except LqError as error:
+        raise LqError(f"{path}: {error}") from error
     graph = flat.subgraphs[0]
     rows = [row for each in flat.subgraphs for row in _operator_rows(flat, each)]
     floats = [
@@ -252,8 +257,10 @@ class Constants:
             for number, output in enumerate(present(operator.outputs)):
                 # A DECODE may make several tensors, each of two inputs.
                 own = inputs[2 * number :][:2] if name_of(flat, operator) == DECODE else inputs
-                self.sources[output] = [source for index in own for source in self.sources[index]]
-                self.makers[output] = [*(maker for index in own for maker in self.makers[index]), operator]
+                # Each once: a tensor may be read twice by every one of a long row of operators.
+                sources = dict.fromkeys(source for index in own for source in self.sources[index])
+                makers = {id(maker): maker for index in own for maker in self.makers[index]}
+                self.sources[output], self.makers[output] = list(sources), [*makers.values(), operator]
 
     def rows(self) -> list[ConstantRow]:
         rows: dict[int, ConstantRow] = {}
@@ -294,6 +301,8 @@ class Constants:
     def _codes(self, index: int, elements: int) -> np.ndarray | None:
         """The codes of a constant, in any order; None where they are wider than a byte or not understood."""
         sources = [self.graph.tensors[source] for source in self.sources[index]]
+        if elements > LARGEST_TENSOR:  # of a damaged or hostile file, whose shapes promise what it has not
+            return None
         packing, stored = self._packing(index), self._stored(self.sources[index][0])
         kind = _TYPES[sources[0].type]
         if packing == "sparse" and kind == "INT8":
@@ -317,6 +326,8 @@ class Constants:
         (book,) = set(self.sources[index]) & set(present(named["GATHER"].inputs))
         count = math.prod(_shape(self.graph.tensors[named[DECODE].outputs[0]]))
         stream, ancillary = (self._stored(int(source)).tobytes() for source in named[DECODE].inputs[:2])
+        if count * math.prod(_shape(self.graph.tensors[book])[1:]) > LARGEST_TENSOR:
+            return None
         numbers = coding.decode(coding.Encoded(stream, ancillary), count)
         rows = self._stored(book).view(np.int8).reshape(_shape(self.graph.tensors[book]))
         return None if numbers is None else rows[numbers]

@@ -6,6 +6,7 @@ way the loaded model is rebuilt in tf_keras, layer by layer, and must give the s
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import tempfile
@@ -157,13 +158,18 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
                     else (node.call_args, node.call_kwargs)
                 )
                 args, kwargs = rebuilt(tuple(args)), {key: rebuilt(v) for key, v in kwargs.items()}
-                given = [v for v in (*args, *kwargs.values()) if isinstance(v, (list, tuple)) or is_tensor(v)]
+                if kind == "MultiHeadAttention":  # key comes after value, in whatever order they were given
+                    named = list(inspect.signature(layer.call).bind(*args, **kwargs).arguments.values())
+                else:
+                    named = [*args, *kwargs.values()]
+                given = [value for value in named if _holds_tensors(value)]
                 values = list(given[0]) if isinstance(given[0], (list, tuple)) else given
                 if hasattr(layer, "_nodes_by_depth") or kind in MODELS:
                     results = run(layer, values)
                 elif kind in ("TFOpLambda", "SlicingOpLambda") or type(layer).__module__.startswith(OPS):
                     results = _tensors(operate(layer, args, kwargs, unique(layer.name), unique))
                 else:
+                    _check_call(layer, kwargs)
                     value = values if len(values) > 1 else values[0]
                     results = _tensors(twin(layer, value, unique(layer.name), unique))
                 outputs = _tensors(node.output_tensors if keras3 else node.outputs)
@@ -181,6 +187,17 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
     return tf_keras.Model(
         inputs if len(inputs) > 1 else inputs[0], outputs[0] if single else outputs, name="model"
     )
+
+
+def _check_call(layer: Any, kwargs: dict[str, Any]) -> None:
+    """Refuses a layer whose call was given more than tensors, such as use_causal_mask=True."""
+    for name, value in kwargs.items():
+        if name != "training" and value is not None and value is not False and not _holds_tensors(value):
+            raise LqError(f"layer '{layer.name}': it is called with {name}={value}, which is not supported")
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or is_tensor(value)
 
 
 def _input_shapes(model: Any, input_shape: tuple[int, ...] | None) -> list[tuple[int, ...]]:
@@ -217,8 +234,8 @@ def _tensors(value: Any) -> list[Any]:
 
 def _check_equal(loaded: Any, rebuilt: tf_keras.Model, cost: Cost) -> None:
     # In float16 or bfloat16 the loaded model computes less exactly than the rebuilt one.
-    halves = any("float16" in str(layer.compute_dtype) for layer in loaded.layers)
-    tolerance = 3e-2 if halves else 1e-4
+    halves = any("float16" in str(layer.compute_dtype) for layer in _layers(loaded))
+    tolerance = 3e-2 if halves else 1e-3
     inputs = random_inputs(rebuilt, batch=cost.examples(4))
     x: Any = inputs if len(inputs) > 1 else inputs[0]
     pairs = zip(_tensors(loaded(x, training=False)), _tensors(rebuilt(x, training=False)), strict=True)
@@ -226,7 +243,8 @@ def _check_equal(loaded: Any, rebuilt: tf_keras.Model, cost: Cost) -> None:
         before, after = np.asarray(before), np.asarray(after)
         difference = float(np.max(np.abs(before - after)))
         log.debug("rebuilt in tf_keras: max difference %.3g", difference)
-        if not difference <= tolerance * (1 + np.max(np.abs(before))):
+        # float32 sums in another order; relative, because a softmax over 1,000 classes is small.
+        if not difference <= tolerance * (np.max(np.abs(before)) + 1e-6):
             raise LqError(f"the model rebuilt in tf_keras differs from the file's by {difference:.3g}")
 
 

@@ -12,7 +12,6 @@ from lqconvert.preprocessing import Preprocessing
 SCHEMES = ("rate", "lsq", "gradient-threshold", "maxbin", "inverse", "difference")
 SWEPT = tuple(scheme for scheme in SCHEMES if scheme != "lsq")
 TARGETS = ("litert", "tflm")
-GRANULARITIES = ("mixed", "scalar", "row-wise", "column-wise", "channel-wise", "output-channel-wise")
 
 
 class PreprocessingType(click.ParamType):

@@ -75,6 +75,8 @@ def choose_preprocessing(
     Raises:
         LqError: if none is clearly better than chance.
     """
+    from lqconvert.scoring import guesses, log_probabilities
+
     part = data.validation.pick(np.arange(min(samples, data.validation.size)))
     scores, likelihoods, y = {}, {}, part.y
     for name, preprocessing in PREPROCESSINGS.items():
@@ -83,10 +85,8 @@ def choose_preprocessing(
         if data.labels == "values":
             scores[name] = likelihoods[name] = -float(np.mean((outputs - y) ** 2))
             continue
-        if outputs.shape[-1] == 1:
-            outputs = np.concatenate([1 - outputs, outputs], axis=-1)
-        scores[name] = float(np.mean(outputs.argmax(axis=1) == y))
-        likelihoods[name] = float(np.mean(np.log(np.clip(outputs[np.arange(len(y)), y], 1e-30, 1.0))))
+        scores[name] = float(np.mean(guesses(outputs) == y))
+        likelihoods[name] = float(np.mean(log_probabilities(outputs)[np.arange(len(y)), y]))
     best, noise = max(scores.values()), 0.0
     if data.labels == "values":
         chance = -float(np.mean((y - y.mean(axis=0)) ** 2))

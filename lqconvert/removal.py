@@ -344,8 +344,9 @@ def _set(graph: _Graph, index: int, array: np.ndarray, kept: np.ndarray) -> None
     tensor = graph.graph.tensors[index]
     set_values(graph.flat, tensor, array)
     quantization = tensor.quantization
-    if len(quantization.scale) > 1:
-        quantization.scale = np.asarray(quantization.scale, np.float32)[kept]
+    scales = None if quantization is None else quantization.scale  # none at the biases of some files
+    if scales is not None and len(scales) > 1:
+        quantization.scale = np.asarray(scales, np.float32)[kept]
         quantization.zeroPoint = np.asarray(quantization.zeroPoint, np.int64)[kept]
 
 

@@ -48,7 +48,7 @@ def fold_input_scales(
         axis = INPUT_AXIS.get(kind)
         if axis is None or kernel.scale.shape[axis] == 1:
             continue
-        producer, between = _path(model.get_layer(name))
+        producer, between = _path(model.get_layer(name), set(model.output_names))
         if producer is None:
             continue
         channels = np.moveaxis(kernel.scale, axis, 0)
@@ -65,15 +65,18 @@ def fold_input_scales(
     return Codes(layers, codes.activations), _ranges(model, factors, batches)
 
 
-def _path(layer: Any) -> tuple[str | None, list[Any]]:
-    """The linear layer that alone feeds this one through what commutes, and the layers between them."""
+def _path(layer: Any, given: set[str]) -> tuple[str | None, list[Any]]:
+    """The linear layer that feeds this one alone through what commutes, and the layers between them.
+
+    None where an output of one of them is ``given``: it is an output of the model.
+    """
     between: list[Any] = []
     while True:
         tensor = layer.input
         if isinstance(tensor, list):
             return None, []
         layer = tensor._keras_history.layer
-        if len(layer.outbound_nodes) != 1:
+        if len(layer.outbound_nodes) != 1 or layer.name in given:
             return None, []
         if isinstance(layer, QuantizedLayer):
             return layer.name, between

@@ -13,7 +13,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.graph_transfor
 )
 
 from lqconvert.errors import LqError
-from lqconvert.folding import GraphTransform, fold, node, transform
+from lqconvert.folding import GraphTransform, any_of, fold, node, transform
 from lqconvert.granularity import KEPT_AXES, LINEAR, class_name, kernel_name
 from lqconvert.quantizers import ActivationQuantizer, FollowingQuantizer, QuantizedLayer, WeightQuantizer
 from lqconvert.schemes import LSQ, Scheme
@@ -95,7 +95,7 @@ class QuantizeWeights(_Transform):
         self.quantizers = quantizers
 
     def pattern(self):
-        return LayerPattern("|".join(LINEAR))
+        return LayerPattern(any_of(*LINEAR))
 
     def replacement(self, match_layer):
         layer, weights = match_layer.layer, match_layer.weights
@@ -111,7 +111,7 @@ class QuantizeOutputs(_Transform):
         self.quantizers = quantizers
 
     def pattern(self):
-        return LayerPattern("(?!ActivationQuantizer|FollowingQuantizer).*")
+        return LayerPattern("(?!(ActivationQuantizer|FollowingQuantizer)$).*")
 
     def replacement(self, match_layer):
         quantizer = self.quantizers[match_layer.layer["config"]["name"]]

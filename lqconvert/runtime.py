@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lqconvert.children import run_module
 from lqconvert.errors import CannotRun, LqError
 from lqconvert.flatbuffer import DTYPES, read
 
@@ -35,8 +35,8 @@ TRIAL_TIMEOUT, TRIAL_BYTES = 60, 8 << 30
 LARGEST_INPUT = 1 << 24
 
 
-class _Unsupported(CannotRun):
-    """An operator that TFLite Micro does not have: no arena helps. Every other failure may be want of one."""
+class _NoArenaHelps(CannotRun):
+    """TFLite Micro lacks an operator, or took too long. Every other failure may be want of an arena."""
 
 
 class Interface:
@@ -130,20 +130,17 @@ class Runner(Interface):
 
     Args:
         tflite: the file's bytes.
-        threads: number of threads of the interpreter.
         kernels: one of KERNELS.
         keeps_all: keep what is computed between inputs and outputs (with the built-in kernels), too.
     """
 
-    def __init__(
-        self, tflite: bytes, threads: int = 1, kernels: str = "XNNPACK", *, keeps_all: bool = False
-    ) -> None:
+    def __init__(self, tflite: bytes, kernels: str = "XNNPACK", *, keeps_all: bool = False) -> None:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         resolver = getattr(OpResolverType, KERNELS[kernels])
         self.interpreter = Interpreter(
             model_content=tflite,
-            num_threads=threads,
+            num_threads=1,
             experimental_op_resolver_type=resolver,
             experimental_preserve_all_tensors=keeps_all,
         )
@@ -237,11 +234,8 @@ def check_loads(tflite: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.tflite"
         model.write_bytes(tflite)
-        command = [sys.executable, "-m", "lqconvert.trial", str(model), str(TRIAL_BYTES)]
         try:
-            child = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", check=False, timeout=TRIAL_TIMEOUT
-            )
+            child = run_module("trial", model, TRIAL_BYTES, timeout=TRIAL_TIMEOUT)
         except subprocess.TimeoutExpired as error:
             raise CannotRun(f"LiteRT did not run the file once in {TRIAL_TIMEOUT} seconds") from error
     if child.returncode:
@@ -276,7 +270,7 @@ def run_micro(tflite: bytes, inputs: np.ndarray) -> MicroRun:
         try:
             outputs, latency, needed = _child(tflite, inputs, arena)
             break
-        except _Unsupported:
+        except _NoArenaHelps:
             raise
         except LqError:
             if arena >= LARGEST_ARENA:
@@ -299,14 +293,10 @@ def _child(tflite: bytes, inputs: np.ndarray, arena: int) -> tuple[np.ndarray, f
         np.save(examples, inputs)
         graph = read(tflite).subgraphs[0]
         counts = len(graph.inputs), len(graph.outputs)
-        arguments = (model, examples, outputs, arena, *counts)
-        command = [sys.executable, "-m", "lqconvert.micro", *map(str, arguments)]
         try:
-            child = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", check=False, timeout=TIMEOUT
-            )
+            child = run_module("micro", model, examples, outputs, arena, *counts, timeout=TIMEOUT)
         except subprocess.TimeoutExpired as error:
-            raise CannotRun(f"TFLite Micro did not finish in {TIMEOUT} seconds") from error
+            raise _NoArenaHelps(f"TFLite Micro did not finish in {TIMEOUT} seconds") from error
         total = re.search(r"Arena allocation total (\d+)", child.stderr)
         if child.returncode or total is None:
             lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
@@ -314,6 +304,6 @@ def _child(tflite: bytes, inputs: np.ndarray, arena: int) -> tuple[np.ndarray, f
             reason = next((line for line in lines if "Traceback" not in line), "no reason given")
             if "DENSIFY" in reason:
                 reason += "; it is packed for LiteRT, quantize and export make others with --target tflm"
-            kind = _Unsupported if "Didn't find op" in child.stderr else CannotRun
+            kind = _NoArenaHelps if "Didn't find op" in child.stderr else CannotRun
             raise kind(f"TFLite Micro cannot run the file: {'; '.join([reason, *ended])}")
         return np.load(outputs), float(child.stdout.split()[-1]), -(-int(total[1]) // 16) * 16

@@ -85,8 +85,24 @@ def agreement(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def guesses(outputs: np.ndarray) -> np.ndarray:
-    """The classes [...] that outputs [..., classes] speak for: the largest, or the side of 1/2."""
-    return (outputs[..., 0] > 0.5).astype(np.int64) if outputs.shape[-1] == 1 else outputs.argmax(axis=-1)
+    """The classes [...] that outputs [..., classes] speak for: the largest, or a side of 1/2 (logits: 0)."""
+    if outputs.shape[-1] > 1:
+        return outputs.argmax(axis=-1)
+    return (outputs[..., 0] > (0.0 if are_logits(outputs) else 0.5)).astype(np.int64)
+
+
+def are_logits(outputs: np.ndarray) -> bool:
+    """Whether outputs of a classifier are no probabilities."""
+    return bool(np.min(outputs, initial=0.0) < 0 or np.max(outputs, initial=0.0) > 1)
+
+
+def log_probabilities(outputs: np.ndarray) -> np.ndarray:
+    """Of the classes [n, classes] (of two, where there is one output), from probabilities or logits."""
+    logits = are_logits(outputs)
+    if outputs.shape[-1] == 1:
+        other = np.zeros_like(outputs) if logits else 1 - outputs
+        outputs = np.concatenate([other, outputs], axis=-1)
+    return log_softmax(outputs) if logits else np.log(np.clip(outputs, 1e-30, 1.0))
 
 
 def qualities(logits: np.ndarray, outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> np.ndarray:

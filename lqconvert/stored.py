@@ -6,17 +6,16 @@ import io
 import json
 import logging
 import math
-import os
 import shutil
 import stat
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import h5py
 
+from lqconvert.children import run_module
 from lqconvert.errors import LqError, first_line
 
 log = logging.getLogger("lqconvert")
@@ -70,16 +69,12 @@ def write_archive(path: Path, config: dict[str, Any], target: Path) -> None:
 def check_attributes(path: Path) -> None:
     """Refuses a file, whose links :func:`weight_count` has followed, with attributes that are not in it."""
     limit = ATTRIBUTE_BYTES + 2 * path.stat().st_size
-    command = [sys.executable, "-m", "lqconvert.attributes", str(path), str(limit)]
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # threads claim address space
     try:
-        child = subprocess.run(
-            command, capture_output=True, check=False, timeout=ATTRIBUTE_TIMEOUT, env=environment
-        )
+        child = run_module("attributes", path.resolve(), limit, timeout=ATTRIBUTE_TIMEOUT)
     except subprocess.TimeoutExpired as error:
         raise LqError(f"{path}: its attributes took more than {ATTRIBUTE_TIMEOUT} s to read") from error
     if child.returncode:
-        log.debug("%s", child.stderr.decode(errors="replace"))
+        log.debug("%s", child.stderr)
         raise LqError(f"{path}: the file is damaged (an attribute of it cannot be read)")
 
 

@@ -302,7 +302,11 @@ def _copy(layer: Any, name: str, cls: Any = None, **changes: Any) -> Any:
 
 def _weights(layer: Any) -> list[np.ndarray]:
     """A layer's weights as float32; the states of random generators are none."""
-    weights = [np.asarray(weight) for weight in layer.weights if "seed" not in weight.name]
+    weights = [
+        np.asarray(weight)
+        for weight in layer.weights
+        if "seed_generator" not in weight.name.rsplit("/", 1)[-1]
+    ]
     return [weight.astype(np.float32) for weight in weights]
 
 
@@ -396,7 +400,7 @@ def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Un
     # Of a cell: the converter fails on the fused kernels of LSTM among fake quantization.
     cls = getattr(keras_layers, f"{type(layer).__name__}Cell")
     activation = _activation_name(layer.cell)
-    cell = _copy(layer.cell, f"{name}_cell", cls, activation=activation, dropout=0.0)
+    cell = _copy(layer.cell, f"{name}_cell", cls, activation=activation, dropout=0.0, recurrent_dropout=0.0)
     settings = {key: config[key] for key in ("return_sequences", "go_backwards", "unroll")}
     copy = keras_layers.RNN(cell, name=name, **settings)
     y = copy(x)

@@ -105,6 +105,39 @@ def test_accuracy_and_drop(samples, int8):
     assert result.measured.accuracy == accuracy
 
 
+def test_a_drop_since_a_baseline_is_of_the_same_examples(int8, tmp_path):
+    accuracy = evaluate(int8, "digits").score
+    command = ["check", int8, "--data", "digits", "--max-drop", "100", "--against", tmp_path / "b.json"]
+    before = {"target": "litert", "size": 10**6, "deflated_bytes": 1, "accuracy": accuracy}
+    (tmp_path / "b.json").write_text(json.dumps(before | {"examples": 100}))
+    assert "(on 100 test examples)" in run(*command).output
+    (tmp_path / "b.json").write_text(json.dumps(before | {"examples": 10**4}))
+    result = run(*command)
+    assert result.exit_code == 1
+    assert "was scored on 10,000 test examples, digits has 359" in result.output
+
+
+def test_data_of_a_project_may_have_no_classes(int8, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((40, 8, 8, 1), np.float32))
+    command = ["check", int8, "--data", tmp_path / "x.npy"]
+    assert run(*command, "--max-size", "1MB").exit_code == 0
+    result = run(*command, "--max-size", "1MB", "--min-accuracy", "0.5")
+    assert result.exit_code == 1
+    assert "has no class labels" in result.output
+
+
+def test_a_model_of_several_inputs_beside_its_file(tmp_path):
+    a, b = tf_keras.Input((4,), name="a"), tf_keras.Input((4,), name="b")
+    y = tf_keras.layers.Dense(3)(tf_keras.layers.Concatenate()([b, a]))
+    model = tf_keras.Model([a, b], [y, tf_keras.layers.Dense(2)(y)])
+    model.save(tmp_path / "m.h5")
+    x = np.random.default_rng(0).normal(size=(2, 99, 4)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", a=x[0], b=x[1], y=np.concatenate(model.predict(list(x), verbose=0), axis=1))
+    assert evaluate(tmp_path / "m.h5", str(tmp_path / "x.npz")).score == pytest.approx(0, abs=1e-9)
+    result = run("compare", tmp_path / "m.h5", tmp_path / "m.h5", "--data", tmp_path / "x.npz")
+    assert "same" in result.output  # in place of the share of like classes
+
+
 def test_growth_since_a_baseline(int8, tmp_path):
     baseline = tmp_path / "baseline.json"
     assert run("check", int8, "--save-baseline", baseline).exit_code == 0

@@ -292,8 +292,9 @@ def test_unreadable_npz_runs_nothing(content, tmp_path):
         load_data(str(path), (2,), 2)
 
 
+@pytest.mark.parametrize("outputs", ["two", "two logits", "one", "one logit"])
 @pytest.mark.parametrize("name", PREPROCESSINGS)
-def test_preprocessing_is_found(name, tmp_path):
+def test_preprocessing_is_found(name, outputs, tmp_path):
     """A confident classifier of mean brightness, trained on one of the preprocessings."""
     truth = PREPROCESSINGS[name]
     x = RNG.integers(0, 256, (600, 4), dtype=np.uint8)
@@ -302,8 +303,10 @@ def test_preprocessing_is_found(name, tmp_path):
 
     def model(inputs):
         raw = (inputs - truth.offset) / truth.scale
-        p = 1 / (1 + np.exp(-np.clip((raw.mean(axis=1) - 127) / 8, -50, 50)))
-        return np.stack([1 - p, p], axis=1)
+        logit = np.clip((raw.mean(axis=1) - 127) / 8, -50, 50)
+        p = 1 / (1 + np.exp(-logit))
+        one, other = (logit / 2, -logit / 2) if "logit" in outputs else (p, 1 - p)
+        return np.stack([other, one], axis=1) if "two" in outputs else one[:, np.newaxis]
 
     found, scores = choose_preprocessing(model, load_data(str(tmp_path / "data.npz"), (4,), 2))
     assert found == truth

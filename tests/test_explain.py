@@ -20,7 +20,7 @@ from lqconvert.cli import main
 from lqconvert.codes import Codes, Int8File, LayerCodes, TensorCodes
 from lqconvert.explaining_model import changes
 from lqconvert.exporting import convert
-from lqconvert.flatbuffer import add_constant, read
+from lqconvert.flatbuffer import add_constant, add_tensor, new_operator, read, strip
 from lqconvert.packing import assemble, kernels
 from lqconvert.targets import TARGETS
 
@@ -268,6 +268,33 @@ def test_a_constant_that_two_read_counts_once(tmp_path):
     explanation = explain(tmp_path / "m.tflite")
     assert adds_up(explanation)
     assert explanation.totals["weights"] == codes.size
+
+
+def test_biases_without_scales(tmp_path):
+    """As TFLite Micro's files have them, of which nothing is packed here."""
+    from single_operator import single_operator
+
+    plain = single_operator("CONV_2D", drawn((8, 3, 3, 4)), True, k=3, rng=np.random.default_rng(0))
+    flat = read(plain)
+    strip(flat, TARGETS["tflm"].needless)
+    (tmp_path / "m.tflite").write_bytes(unstripped(flat))
+    assert adds_up(explain(tmp_path / "m.tflite"))
+
+
+@pytest.mark.parametrize("command", ["inspect", "explain"])
+def test_operators_on_constants_that_multiply(command, tmp_path):
+    flat = read(connected(drawn((12, 64))))
+    graph, index = flat.subgraphs[0], add_constant(flat, np.ones(4, np.int8))
+    for _ in range(40):
+        result = add_tensor(flat, schema.TensorType.INT8, (4,), None)
+        graph.operators.append(new_operator(flat, "ADD", [index, index], [result]))
+        index = result
+    graph.operators.append(
+        new_operator(flat, "ADD", [int(graph.inputs[0]), index], [add_tensor(flat, 9, (4,), None)])
+    )
+    (tmp_path / "m.tflite").write_bytes(unstripped(flat))
+    result = CliRunner().invoke(main, [command, str(tmp_path / "m.tflite")])
+    assert result.exit_code == 0, result.output
 
 
 def test_a_tensor_of_absurd_size_is_not_worked_on(tmp_path):

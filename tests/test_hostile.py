@@ -21,7 +21,7 @@ from lqconvert.codes import Int8File
 from lqconvert.convert import export_codes
 from lqconvert.flatbuffer import read, write
 from lqconvert.rewriting import float_layers
-from lqconvert.runtime import check_loads
+from lqconvert.runtime import Runner, check_loads, run_micro
 
 FUZZED = 60
 
@@ -350,6 +350,19 @@ def test_a_graph_that_reads_files(tmp_path):
     refused(tmp_path / "saved", "the operator WriteFile")
     file.write_bytes(b"\xff" * 100)
     refused(tmp_path / "saved", "saved_model.pb is damaged")
+
+
+def test_modules_beside_a_file_are_not_imported(tmp_path, seeds, monkeypatch):
+    """As an archive may hold them that a stranger's model came in."""
+    for name in ("h5py", "numpy", "signal", "lqconvert"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'trap')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    model = next(path for name, path in seeds.items() if name.endswith(".h5"))
+    file = next(path for name, path in seeds.items() if name.endswith(".tflite"))
+    load_model(model)
+    check_loads(file.read_bytes())
+    run_micro(file.read_bytes(), Runner(file.read_bytes()).random_examples(1))
+    assert not (tmp_path / "trap").exists()
 
 
 def test_calls_that_multiply(tmp_path, monkeypatch):

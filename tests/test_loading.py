@@ -84,6 +84,29 @@ def test_nested_and_shared_layers_become_flat(tmp_path):
     np.testing.assert_allclose(loaded(values), model(values), atol=1e-6)
 
 
+@pytest.mark.parametrize(("api", "suffix"), [(tf_keras, ".h5"), (keras, ".keras")])
+def test_key_and_value_are_told_apart(api, suffix, tmp_path):
+    query, key, value = (api.Input((4, 6), name=name) for name in "abc")
+    model = api.Model([query, key, value], api.layers.MultiHeadAttention(2, 3)(query, key=key, value=value))
+    model.save(tmp_path / f"model{suffix}")
+    inputs = list(np.random.default_rng(0).normal(size=(3, 2, 4, 6)).astype(np.float32))
+    np.testing.assert_allclose(load_model(tmp_path / f"model{suffix}")(inputs), model(inputs), atol=1e-5)
+
+
+def test_a_layer_may_have_any_name(tmp_path):
+    model = tf_keras.Sequential([tf_keras.Input((3,)), tf_keras.layers.Dense(2, name="seed_type")])
+    model.save(tmp_path / "model.h5")
+    np.testing.assert_allclose(load_model(tmp_path / "model.h5").get_weights()[0], model.get_weights()[0])
+
+
+def test_nothing_is_dropped_in_recurrent_layers(tmp_path):
+    lstm = tf_keras.layers.LSTM(3, dropout=0.5, recurrent_dropout=0.5)
+    model = tf_keras.Sequential([tf_keras.Input((4, 6)), lstm])
+    model.save(tmp_path / "model.h5")
+    loaded, x = load_model(tmp_path / "model.h5"), np.ones((2, 4, 6), np.float32)
+    np.testing.assert_allclose(loaded(x, training=True), model(x, training=False), atol=1e-6)
+
+
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
 def test_a_lambda_is_refused_before_it_runs(suffix, tmp_path):
     trap = tmp_path / "trap"

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from single_operator import in_micro, single_operator
 
 from lqconvert import BudgetMissed, LqError, proving, removal
+from lqconvert.errors import CannotRun
 from lqconvert.firmware import c_sources, operators, resolver_lines, with_margin
 from lqconvert.flatbuffer import read, set_values, write
 from lqconvert.packing import Huffman, Lut, kernels, name_kernels
@@ -203,6 +205,24 @@ def test_a_crash_of_the_interpreter_takes_only_itself_down(dense):
     flat.subgraphs[0].tensors[3].shape = np.array((1, 1 << 14), np.int32)
     with pytest.raises(LqError, match="TFLite Micro cannot run the file"):
         execute(write(flat), TFLM, INPUTS[:1])
+
+
+def test_what_takes_too_long_is_not_tried_with_more_memory(dense, monkeypatch):
+    tries = []
+
+    def late(*arguments, timeout):
+        tries.append(arguments)
+        raise subprocess.TimeoutExpired(arguments, timeout)
+
+    monkeypatch.setattr("lqconvert.runtime.run_module", late)
+    with pytest.raises(CannotRun, match="did not finish in"):
+        execute(dense, TFLM, INPUTS[:1])
+    assert len(tries) == 1
+
+
+def test_symbols_are_ascii(dense):
+    texts = c_sources(dense, Path("modèle.tflite"), 1000).values()
+    assert all("g_mod_le" in text and "g_modè" not in text for text in texts)
 
 
 def test_sources_compile_and_hold_the_file(dense, tmp_path):

@@ -199,6 +199,18 @@ def test_scales_of_input_channels_fold_into_the_layer_in_front(block, granularit
     assert last.kernel.scale.size == 1
 
 
+def test_scales_do_not_fold_into_what_the_model_gives(tmp_path):
+    x = tf_keras.Input((8,))
+    front = layers.Dense(6, name="front")(x)
+    model = tf_keras.Model(x, [front, layers.Dense(3)(front)])
+    quantized = lqconvert.rewrite(model, granularity="channel-wise")
+    inputs = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+    lqconvert.calibrate(quantized, [inputs])
+    outputs = Runner(lqconvert.export(quantized, [inputs]).tflite).run([inputs])
+    truth = np.concatenate([y.numpy() for y in quantized(inputs, training=False)], axis=1)
+    assert np.abs(outputs - truth).max() < 0.05 * truth.std()
+
+
 @pytest.mark.parametrize(
     "scheme", [lqconvert.LSQ(limit=7), lqconvert.MaxBin(gamma=1e-4)], ids=lambda s: s.name
 )

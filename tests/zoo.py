@@ -72,6 +72,11 @@ def attention(api: Any) -> Any:
     return api.Model(x, api.layers.Dense(3)(y))
 
 
+def causal(api: Any, **settings: Any) -> Any:
+    x = api.Input(STEPS)
+    return api.Model(x, api.layers.Dense(3)(api.layers.MultiHeadAttention(2, 4)(x, x, **settings)))
+
+
 def several(api: Any) -> Any:
     a, b = api.Input((8,), name="a"), api.Input((4, 3), name="b")
     y = api.layers.Concatenate()([api.layers.Dense(5)(a), api.layers.Flatten()(api.layers.Dense(5)(b))])
@@ -170,6 +175,9 @@ ZOO: dict[str, Feature] = {
     "depthwise": Feature(chain(IMAGE, layer("DepthwiseConv2D", 3, depth_multiplier=2), head)),
     "separable": Feature(chain(IMAGE, layer("SeparableConv2D", 5, 3, activation="relu"), head)),
     "transposed": Feature(chain(IMAGE, layer("Conv2DTranspose", 5, 3, strides=2, activation="relu"), head)),
+    "normalized before transposed": Feature(
+        chain(IMAGE, conv, layer("BatchNormalization"), layer("Conv2DTranspose", 4, 2, strides=2), head)
+    ),
     "images": Feature(
         chain(
             IMAGE,
@@ -213,6 +221,9 @@ ZOO: dict[str, Feature] = {
         chain((8,), layer("Embedding", 300, 6), layer("GlobalAveragePooling1D"), layer("Dense", 3))
     ),
     "attention": Feature(attention),
+    "causal attention": Feature(
+        lambda api: causal(api, use_causal_mask=True), refused="use_causal_mask=True, which is not supported"
+    ),
     "layer norm": Feature(chain(STEPS, head, layer("LayerNormalization"), head), floats="LayerNormalization"),
     "lstm": Feature(chain(STEPS, layer("LSTM", 5), head), floats="a recurrent layer"),
     "gru": Feature(chain(STEPS, layer("GRU", 5), head), floats="a recurrent layer"),
