@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from lqconvert.arrays import load_npz
 from lqconvert.budget import Point
-from lqconvert.errors import Busy, LqError
+from lqconvert.errors import LqError
 from lqconvert.writing import write_all
 
 
@@ -92,7 +92,7 @@ def locked(output: Path) -> Iterator[None]:
     """Keeps other runs from making the same file meanwhile.
 
     Raises:
-        Busy: if another run does so.
+        LqError: if another run does so.
     """
     path = output.with_name(f".{output.name}.lock")
     try:
@@ -102,4 +102,4 @@ def locked(output: Path) -> Iterator[None]:
             finally:
                 path.unlink(missing_ok=True)
     except Timeout as error:
-        raise Busy(f"{output}: another run is making it; wait for that, or give another name") from error
+        raise LqError(f"{output}: another run is making it; wait for that, or give another name") from error

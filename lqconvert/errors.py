@@ -23,10 +23,6 @@ class Interrupted(LqError):
     exit_code = 130
 
 
-class Busy(LqError):
-    """Another run is making the same file."""
-
-
 class CannotRun(LqError):
     """A runtime does not run a file; the message has its reason."""
 

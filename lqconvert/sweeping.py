@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock
 
 from lqconvert.codes import load_kernels
-from lqconvert.errors import Busy, LqError
+from lqconvert.errors import LqError
 from lqconvert.granularity import GRANULARITIES
 from lqconvert.schemes import SCHEMES
 from lqconvert.writing import make_folders, write_all
@@ -96,7 +96,9 @@ def sweep(
     named = {name: value for name, value in settings.items() if name != "trust_model"}  # changes no result
     given = ", ".join(f"{name} {value}" for name, value in sorted(named.items()) if value is not None)
     model, data = (f"{Path(path).name}{_checksum(Path(path))}" for path in (model_path, data_spec))
-    with FileLock(folder / ".study.lock"):  # two that make the same tables at once fail
+    # So that two processes neither make the same tables at once nor take the same run.
+    lock = FileLock(folder / ".study.lock")
+    with lock:
         study = optuna.create_study(
             study_name=f"{model} on {data}, {given}",
             storage=optuna.storages.RDBStorage(
@@ -110,17 +112,12 @@ def sweep(
     failed: dict[str, LqError] = {}
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
-        # Another process may have taken or done the setting between our look at the study and this.
-        setting = study.get_trials(deepcopy=False)[trial.number].system_attrs.get("fixed_params")
-        if setting is None or setting in settings_of(TrialState.COMPLETE):
-            raise optuna.TrialPruned
+        lock.release()  # it is known to be under way from here on
         scheme = trial.suggest_categorical("scheme", list(SCHEMES))
         granularity = trial.suggest_categorical("granularity", GRANULARITIES)
         penalty = trial.suggest_float("penalty", 1e-9, 1e9, log=True)
         try:
             run = _run(model_path, data_spec, folder, scheme, granularity, penalty, settings)
-        except Busy as error:
-            raise optuna.TrialPruned from error
         except LqError as error:
             name = _name(scheme, granularity, penalty)
             failed[name] = error
@@ -142,19 +139,20 @@ def sweep(
         return [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
 
     while True:
-        optuna.storages.fail_stale_trials(study)
-        complete = settings_of(TrialState.COMPLETE)
-        left = [setting for setting in grid if setting not in complete and _name(**setting) not in failed]
-        if not left:
-            break
-        running = settings_of(TrialState.RUNNING)
-        free = [setting for setting in left if setting not in running]
-        if not free:  # another process is at the last ones, or died at them
-            time.sleep(5)
-            continue
-        if not settings_of(TrialState.WAITING):
-            study.enqueue_trial(free[0])
-        study.optimize(objective, n_trials=1, catch=(LqError,))
+        with lock:
+            optuna.storages.fail_stale_trials(study)
+            complete = settings_of(TrialState.COMPLETE)
+            left = [setting for setting in grid if setting not in complete and _name(**setting) not in failed]
+            if not left:
+                break
+            running = settings_of(TrialState.RUNNING)
+            free = [setting for setting in left if setting not in running]
+            if free:
+                if not settings_of(TrialState.WAITING):
+                    study.enqueue_trial(free[0])
+                study.optimize(objective, n_trials=1, catch=(LqError,))
+                continue
+        time.sleep(5)  # another process is at the last ones, or died at them
     complete_trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     by_setting = {_name(**trial.params): Run(**trial.user_attrs["run"]) for trial in complete_trials}
     runs = [by_setting[_name(**setting)] for setting in grid if _name(**setting) in by_setting]

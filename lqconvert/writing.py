@@ -72,10 +72,8 @@ class Paths:
             raise LqError(f"{first}: is a folder; give the name of a .tflite file")
         if first.suffix != ".tflite":  # also: what stands behind a dot would be left out of the other names
             raise LqError(f"{first}: give the name of a .tflite file")
-        if page is not None and (
-            page.suffix.lower() not in (".html", ".htm") or page.resolve() == first.resolve()
-        ):
-            raise LqError(f"{page}: give the report a name of its own that ends in .html")
+        if page is not None and page.suffix.lower() not in (".html", ".htm"):
+            raise LqError(f"{page}: give the report a name that ends in .html")
         for path in self.all():
             _refuse_folder(path)
         for path in (first, page or first):
