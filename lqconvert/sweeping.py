@@ -141,11 +141,11 @@ def sweep(
     while True:
         with lock:
             optuna.storages.fail_stale_trials(study)
+            running = settings_of(TrialState.RUNNING)  # before those that are done: a run may end meanwhile
             complete = settings_of(TrialState.COMPLETE)
             left = [setting for setting in grid if setting not in complete and _name(**setting) not in failed]
             if not left:
                 break
-            running = settings_of(TrialState.RUNNING)
             free = [setting for setting in left if setting not in running]
             if free:
                 if not settings_of(TrialState.WAITING):
