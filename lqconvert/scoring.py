@@ -92,8 +92,8 @@ def guesses(outputs: np.ndarray) -> np.ndarray:
 
 
 def are_logits(outputs: np.ndarray) -> bool:
-    """Whether outputs of a classifier are no probabilities."""
-    return bool(np.min(outputs, initial=0.0) < 0 or np.max(outputs, initial=0.0) > 1)
+    """Whether outputs of a classifier are no probabilities, which kernels compute to some digits only."""
+    return bool(np.min(outputs, initial=0.0) < -1e-3 or np.max(outputs, initial=0.0) > 1 + 1e-3)
 
 
 def log_probabilities(outputs: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from lqconvert.augmentation import Augmentation, choose_augmentation
 from lqconvert.preprocessing import Preprocessing
-from lqconvert.scoring import activated, confidences, log_likelihoods, log_softmax, score_outputs
+from lqconvert.scoring import activated, confidences, guesses, log_likelihoods, log_softmax, score_outputs
 from lqconvert.splits import Data, Split
 
 RNG = np.random.default_rng(0)
@@ -90,3 +90,16 @@ def test_images_are_moved_whole():
         np.array_equal(m, i) or np.array_equal(m, i[:, ::-1])
         for m, i in zip(mirrored, images.numpy(), strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        ([[0.4], [0.6], [1.0000001]], [0, 1, 1]),
+        ([[-3.0], [0.2], [4.0]], [0, 1, 1]),
+        ([[0.1, 0.9], [2.0, -1.0]], [1, 0]),
+    ],
+    ids=["probabilities", "logits", "of two"],
+)
+def test_guesses(outputs, expected):
+    assert guesses(np.array(outputs, np.float32)).tolist() == expected
