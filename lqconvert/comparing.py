@@ -155,7 +155,9 @@ def _likeness(file: Compared) -> str:
     """How near the outputs are to the first file's: the share of like answers, or a ratio in decibels."""
     if file.agreement is not None:
         return f"{file.agreement:.2%}"
-    return "" if file.snr_db is None else f"{_text(file.snr_db)} dB".replace("same dB", "same")
+    if file.snr_db is None or file.snr_db == math.inf:
+        return _text(file.snr_db)
+    return f"{_text(file.snr_db)} dB"
 
 
 def _text(snr: float | None) -> str:

@@ -197,6 +197,7 @@ def _check_call(layer: Any, kwargs: dict[str, Any]) -> None:
 
 
 def _holds_tensors(value: Any) -> bool:
+    """Whether an argument of a call is one or, as far as its kind tells, a list of them."""
     return isinstance(value, (list, tuple)) or is_tensor(value)
 
 
