@@ -313,6 +313,22 @@ def test_preprocessing_is_found(name, outputs, tmp_path):
     assert set(scores) == set(PREPROCESSINGS)
 
 
+def test_among_logits_of_like_accuracy_the_likelihood_decides(tmp_path):
+    """Of a network without biases, which classifies scaled inputs alike."""
+    x = RNG.integers(0, 256, (4000, 2), dtype=np.uint8)
+    slope = 4 * (x[:, 0].astype(float) - x[:, 1]) / 255
+    y = (RNG.random(4000) < 1 / (1 + np.exp(-slope))).astype(np.int64)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+
+    def model(inputs):
+        logit = 4 * (inputs[:, 0] - inputs[:, 1])
+        return np.stack([-logit / 2, logit / 2], axis=1)
+
+    found, scores = choose_preprocessing(model, load_data(str(tmp_path / "data.npz"), (2,), 2))
+    assert len(set(scores.values())) == 1
+    assert found == PREPROCESSINGS["0-1"]
+
+
 @pytest.mark.parametrize("text", ["none", "0-1", "-1-1", "0.5,-3"])
 def test_preprocessing_names_round_trip(text):
     assert str(Preprocessing.parse(text)) == text
