@@ -5,9 +5,10 @@
 Float models and results are kept in --folder: the same command goes on where it was interrupted, and a file
 to be made anew has its .result.json removed. ResNet-8 is MLPerf Tiny's, trained anew because its own
 weights have seen every image that a split could be taken from; ResNet-18 is of half the width. All rows of a
-network share the float model, the splits and the runtime (files for tflm run in TFLite Micro); bytes are the
-whole .tflite, as it is and deflated with the best strategy, and ratios are against the float32 .tflite as it
-is. Peers fine-tune as many epochs as lqconvert does.
+network share the float model, the splits and the runtime (files for tflm run in TFLite Micro); with
+--own-floats each seed's run begins with a float model of its own, and its points are against that one. Bytes
+are the whole .tflite, as it is and deflated with the best strategy, and ratios are against the float32
+.tflite as it is. Peers fine-tune as many epochs as lqconvert does.
 """
 
 from __future__ import annotations
@@ -144,11 +145,15 @@ def fit(
     return model
 
 
-def float_model(name: str, folder: Path) -> Path:
-    path = folder / f"{name}.h5"
+#: Of a network's float model; --own-floats takes the numbers after it for all but the first.
+SEED = 42
+
+
+def float_model(name: str, folder: Path, seed: int = SEED) -> Path:
+    path = folder / (f"{name}.h5" if seed == SEED else f"{name}.{seed}.h5")
     if not path.exists():
         network = NETWORKS[name]
-        tf_keras.utils.set_random_seed(42)
+        tf_keras.utils.set_random_seed(seed)
         # Half the minutes in bfloat16; the variables are float32 all the same.
         tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
         trained = fit(network.build(), network, epochs=network.epochs, rate=network.learning_rate)
@@ -300,15 +305,15 @@ def learned(name: str, model: Path, output: Path, budget: lqconvert.Budget, seed
     return results
 
 
-def row(name: str, method: str, results: list[Result], original: Result) -> str:
-    """A line of the table: the mean of the results, and the spread of their scores."""
+def row(name: str, method: str, results: list[Result], originals: list[Result]) -> str:
+    """A line of the table: the mean of the results, and the spread of their scores over their originals'."""
+    original, drops = originals[0], [a.score - b.score for a, b in zip(results, originals, strict=True)]
     size, packed, score, seconds, latency, arena, _ = np.mean(
         [dataclasses.astuple(result) for result in results], axis=0
     )
     off = max((100 * abs(result.estimate - 1) for result in results if result.estimate), default=None)
-    spread = f" +- {100 * np.std([result.score for result in results]):.2f}" if len(results) > 1 else ""
-    drop = f"{100 * (score - original.score):+.2f}"
-    accuracy = f"{100 * score:.2f}%{spread} | {drop}"
+    spread = f" +- {100 * np.std(drops):.2f}" if len(results) > 1 else ""
+    accuracy = f"{100 * score:.2f}% | {100 * np.mean(drops):+.2f}{spread}"
     sizes = f"{size:,.0f} | {original.size / size:.1f}x | {packed:,.0f} | {original.size / packed:.1f}x"
     estimate = "" if off is None else f"{off:.1f}%"
     took = f"{estimate} | {1e3 * latency:.3f} ms | {arena:,.0f} | {seconds / 60:.1f}"
@@ -319,6 +324,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="+", choices=NETWORKS)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--own-floats", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("build/bench"))
     parser.add_argument("--max-drop", type=float, default=0.0)
     parser.add_argument("--max-size", type=int)
@@ -333,29 +339,33 @@ def main() -> None:
     columns += ("estimate off by", "latency", "arena", "minutes")
     print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
     for name in arguments.networks:
-        network, path = NETWORKS[name], float_model(name, folder)
-        model = load_model(path)
-        data = network.load(model)
+        network, own = NETWORKS[name], arguments.own_floats
+        paths = [float_model(name, folder, SEED + own * seed) for seed in range(max(1, arguments.seeds))]
+        data = network.load(load_model(paths[0]))
 
-        def one(label: str, make: Callable[[], bytes]) -> Result:
-            results = folder / f"{name}.{label}.result.json"  # noqa: B023
+        def one(stem: str, label: str, make: Callable[[], bytes]) -> Result:
+            results = folder / f"{stem}.{label}.result.json"
             return kept(results, lambda: measured(make, data, network.preprocessing))[""]  # noqa: B023
 
-        original = one("float32", functools.partial(convert, model, integer=False))
-        print(row(name, "float32", [original], original), flush=True)
+        originals = [
+            one(path.stem, "float32", functools.partial(convert, load_model(path), integer=False))
+            for path in paths
+        ]
+        for original in originals if own else originals[:1]:
+            print(row(name, "float32", [original], [original]), flush=True)
         runs = []
-        for seed in range(arguments.seeds):
-            output = folder / f"{name}.{asked}.{seed}.tflite"
+        for seed, path in enumerate(paths[: arguments.seeds]):
+            output = folder / f"{path.stem}.{asked}.{seed}.tflite"
             make = functools.partial(learned, name, path, output, budget, seed)
             runs.append(kept(output.with_suffix(".result.json"), make))
         for label in runs[0] if runs else ():
             method = f"lqconvert {label}, {budget}, {len(runs)} seeds"
-            print(row(name, method, [run[label] for run in runs], original), flush=True)
+            print(row(name, method, [run[label] for run in runs], originals), flush=True)
         for method in arguments.peers:
             tf_keras.utils.set_random_seed(0)
             label = method.replace(" ", "-").replace("%,", "").replace(",", "")
-            peer = one(label, functools.partial(PEERS[method], load_model(path), network))
-            print(row(name, method, [peer], original), flush=True)
+            peer = one(name, label, functools.partial(PEERS[method], load_model(paths[0]), network))
+            print(row(name, method, [peer], originals[:1]), flush=True)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 SAMPLE = Path(__file__).parents[2] / "sample_models" / "digits_cnn.h5"
 COMMAND = "from lqconvert.cli import main; main()"
 NETWORKS = ("mlp", "lenet-5", "resnet-8")
+LARGE = "resnet-50"
 #: Units of hidden layers behind 784 inputs, by millions of parameters.
 HIDDEN = {0.1: [115], 1: [670, 670], 5: [1900, 1900], 25: [2800] * 4}
 FLOAT = """
@@ -46,19 +47,24 @@ model.fit(x, y, batch_size=128, epochs=max(1, 500 * 128 // len(x)), verbose=0)
 """
 
 
-def steps(turns: int, seconds: float) -> Iterable[dict[str, Any]]:
+def steps(networks: list[str], turns: int, seconds: float, folder: Path) -> Iterable[dict[str, Any]]:
     """Milliseconds a step of each way to train, for each network."""
     import tensorflow_model_optimization as tfmot
     import tf_keras
     from networks import NETWORKS as BUILT
+    from networks import Network
 
     import lqconvert
     from lqconvert.folding import fold
     from lqconvert.loading import rebuild
     from lqconvert.training import Trainer
 
-    for name in NETWORKS:
-        network = BUILT[name]
+    images = folder / "large.npz"
+    large = Network(lambda: tf_keras.applications.ResNet50(weights=None), str(images), 0, 0.0)
+    for name in networks:
+        network = large if name == LARGE else BUILT[name]
+        if name == LARGE:
+            random_images(images, 2048, (224, 224, 3))
         model = network.build()
         data = network.load(model)
         x, y = data.train.arrays(20_000)
@@ -97,7 +103,7 @@ def steps(turns: int, seconds: float) -> Iterable[dict[str, Any]]:
             run(4)
             start = time.perf_counter()
             run(8)
-            counts[way] = max(8, min(150, int(8 * seconds / (time.perf_counter() - start))))
+            counts[way] = max(8, min(150, len(x) // 128, int(8 * seconds / (time.perf_counter() - start))))
             run(counts[way])
         took: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(turns):
@@ -152,13 +158,13 @@ def dense(size: float, shape: tuple[int, ...], path: Path) -> int:
     return int(model.count_params())
 
 
-def random_images(path: Path, count: int) -> None:
-    """Writes images of 28x28 with something to learn: as arrays in an .npz, or as class folders in a .zip."""
+def random_images(path: Path, count: int, shape: tuple[int, ...] = (28, 28, 1)) -> None:
+    """Writes images with something to learn: as arrays in an .npz, or as class folders in a .zip."""
     import tensorflow as tf
 
     rng = np.random.default_rng(0)
     y = rng.integers(0, 10, count)
-    x = rng.integers(0, 200, (count, 28, 28, 1), dtype=np.uint8)
+    x = rng.integers(0, 200, (count, *shape), dtype=np.uint8)
     x[np.arange(count), 0, y] = 255
     if path.suffix == ".npz":
         np.savez(path, x=x, y=y)
@@ -241,9 +247,21 @@ def measured(code: str, *arguments: str) -> tuple[float, float]:
     return seconds, int(peak.split()[1]) / 1024
 
 
+def machine() -> str:
+    """The processor's cores, and the GPU's name where there is one."""
+    import tensorflow as tf
+
+    gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+    cores = f"{platform.machine()}, {os.cpu_count()} cores"
+    return ", ".join([cores, *(gpu["device_name"] for gpu in gpus)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="+", choices=("steps", "latency", "jobs", "mnist", "start"))
+    parser.add_argument(
+        "--networks", nargs="*", choices=(*NETWORKS, LARGE), default=NETWORKS, help="of steps"
+    )
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each way's turn")
     parser.add_argument("--parameters", type=float, nargs="*", choices=HIDDEN, default=list(HIDDEN))
@@ -251,11 +269,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keeps the trained float model")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    results: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+    results: dict[str, Any] = {"machine": machine()}
+    print(results["machine"])
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         made: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
-            "steps": lambda: steps(arguments.turns, arguments.seconds),
+            "steps": lambda: steps(arguments.networks, arguments.turns, arguments.seconds, folder),
             "latency": lambda: latency(arguments.turns, folder),
             "jobs": lambda: jobs(arguments.parameters, arguments.samples, folder),
             "mnist": lambda: mnist_job(folder),
