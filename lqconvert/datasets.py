@@ -339,7 +339,8 @@ def _decoding(
         except (tf.errors.InvalidArgumentError, *UNREADABLE) as error:
             raise LqError(f"{path}: {files.name(number)} is not a readable image") from error
         if tuple(image.shape) != shape:
-            image = tf.cast(tf.round(tf.image.resize(image, shape[:2])), tf.uint8)
+            with tf.device("CPU"):  # one image at a time is no work for a GPU
+                image = tf.cast(tf.round(tf.image.resize(image, shape[:2])), tf.uint8)
         return image.numpy()
 
     def fetch(numbers: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -61,6 +62,8 @@ class ZippedImages:
         self.spelled = {number: name for number, name in spelled if name != names[number]}
         catalogue.clear()
         self.archive.filelist.clear()
+        # Python 3.12's first releases seek from wherever another thread left the file.
+        self.one_at_a_time = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -74,7 +77,8 @@ class ZippedImages:
         info.orig_filename = self.spelled.get(number, info.filename)
         for field, value in zip(self.ENTRY, self.entries[number].tolist(), strict=True):
             setattr(info, field, value)
-        return self.archive.read(info)
+        with self.one_at_a_time:
+            return self.archive.read(info)
 
 
 def _is_image(name: str) -> bool:

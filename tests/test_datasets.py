@@ -4,6 +4,7 @@ import io
 import sys
 import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -143,6 +144,25 @@ def test_one_long_name_among_many_takes_no_memory(tmp_path):
     assert len(images) == 2_001
     assert images.name(2_000) == f"cat/{'x' * 60_000}.png"
     assert peak < 10e6
+
+
+def test_threads_share_a_zip(tmp_path):
+    """Python 3.12.3's own reading fails here where files have an extra field, as those of the command zip."""
+    contents = [bytes([number]) * 2_000 for number in range(250)]
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for number, content in enumerate(contents):
+            info = zipfile.ZipInfo(f"cat/{number:03}.png")
+            info.extra = b"UT\x05\x00\x01time"
+            archive.writestr(info, content)
+    images = ZippedImages(tmp_path / "x.zip")
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            read = list(threads.map(images.read, [*range(250)] * 20))
+    finally:
+        sys.setswitchinterval(before)
+    assert read == contents * 20
 
 
 @pytest.mark.parametrize("given_test", [True, False])
