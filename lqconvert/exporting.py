@@ -100,8 +100,11 @@ def convert(model: tf_keras.Model, *, integer: bool) -> bytes:
     """
     call = tf.function(lambda *x: model(list(x) if len(x) > 1 else x[0], training=False))
     signature = [tf.TensorSpec((1, *x.shape[1:]), x.dtype) for x in model.inputs]
+    # Of a Keras model the converter would trace and save the functions of every layer: most of its time.
+    variables = tf.Module()
+    variables.all = model.variables
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [call.get_concrete_function(*signature)], model
+        [call.get_concrete_function(*signature)], variables
     )
     if integer:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
