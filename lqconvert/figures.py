@@ -13,7 +13,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from lqconvert.codes import load_kernels
 from lqconvert.sensitivity import Sensitivity
@@ -89,10 +89,11 @@ def epochs(path: Path, runs: Sequence[Run], reports: dict[str, Any]) -> Path:
                 values = [point[field] for point in report["curve"]]
                 axis.plot(at, values, color=color, label=f"penalty x{run.penalty:g}")
         row[0].set(title=label, ylabel=f"validation {report['score_name']}")
-        row[1].set(title=label, ylabel="validation loss", yscale="log")
+        row[1].set(title=label, ylabel="validation loss")
         row[1].legend(fontsize="x-small")
         for axis in row:
             axis.set_xlabel("epoch")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(alpha=0.3)
     return _save(figure, path)
 
