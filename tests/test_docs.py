@@ -88,6 +88,7 @@ def nothing(command: str) -> None:
 NOT_RUN: list[tuple[str, str, Callable[[str], None]]] = [
     (r"pip install ", "takes a network; the last one would run these tests", known_extras),
     (r"python tests/bench/", "takes minutes to hours", known_script),
+    (r"lqconvert sweep build/", "takes half an hour, MNIST and CIFAR-10", parses),
     (r"lqconvert reproduce ", "takes ten minutes and MNIST", parses),
     (r"git clone |make |export TFLM=|g\+\+ |\./classify", "takes TFLite Micro: test_deploying.py", nothing),
     (
