@@ -147,7 +147,7 @@ def test_one_long_name_among_many_takes_no_memory(tmp_path):
 
 
 def test_threads_share_a_zip(tmp_path):
-    """Python 3.12.3's own reading fails here where files have an extra field, as those of the command zip."""
+    """Python 3.12.1's own reading fails here where files have an extra field, as those of the command zip."""
     contents = [bytes([number]) * 2_000 for number in range(250)]
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         for number, content in enumerate(contents):

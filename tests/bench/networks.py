@@ -164,6 +164,10 @@ def float_model(name: str, folder: Path, seed: int = SEED) -> Path:
     return path
 
 
+def float_tflite(path: Path) -> bytes:
+    return convert(load_model(path), integer=False)
+
+
 def post_training(model: tf_keras.Model, network: Network) -> bytes:
     """tf.lite int8 with a representative data set."""
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
@@ -347,10 +351,7 @@ def main() -> None:
             results = folder / f"{stem}.{label}.result.json"
             return kept(results, lambda: measured(make, data, network.preprocessing))[""]  # noqa: B023
 
-        originals = [
-            one(path.stem, "float32", functools.partial(convert, load_model(path), integer=False))
-            for path in paths
-        ]
+        originals = [one(path.stem, "float32", functools.partial(float_tflite, path)) for path in paths]
         for original in originals if own else originals[:1]:
             print(row(name, "float32", [original], [original]), flush=True)
         runs = []
