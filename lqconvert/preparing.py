@@ -116,7 +116,10 @@ def prepare(
     if images:
         augmentation = choose_augmentation(lambda x: model.predict(x, verbose=0), data, preprocess)
     if augmentation != Augmentation():
-        say(f"training images are {augmentation}, which the float model does not mind")
+        varied = dataclasses.replace(augmentation, blend=False)
+        say(f"training images are {varied}, which the float model does not mind")
+    if augmentation.blend:
+        say("they are blended in pairs: the float model knows them by heart, and says more of such images")
     tf_keras.utils.set_random_seed(seed)
     pixels = preprocess.pixel_range if data.integer_pixels and images else None
     quantized = rewrite(

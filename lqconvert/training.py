@@ -106,7 +106,7 @@ class Trainer:
             learning,
             None if caches else distribution.copied(teacher_logits),
             optimizer,
-            _distillation(activation, teacher_logits.output_shape[-1], data.labels),
+            _distillation(activation, teacher_logits.output_shape[-1], data.labels, augment.blend),
             batches,
             distribution,
         )
@@ -214,12 +214,12 @@ def assign(variables: Iterable[tf.Variable], arrays: Iterable[np.ndarray]) -> No
         variable.assign(array)
 
 
-def _distillation(activation: str, outputs: int, labels: str) -> Callable[[Any, Any], Any]:
+def _distillation(activation: str, outputs: int, labels: str, blended: bool) -> Callable[[Any, Any], Any]:
     """Loss [b] of (teacher outputs and label side by side [b, n (+ label)], student's [b, ..., outputs]).
 
-    Softmax is over the last axis, whatever is in front of it.
+    Softmax is over the last axis, whatever is in front of it. The labels of blended examples do not count.
     """
-    share = 0.5 if labels != "none" else 1.0
+    share = 1.0 if blended or labels == "none" else 0.5
 
     def loss(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         y_pred = _flat(y_pred)

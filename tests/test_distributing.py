@@ -49,7 +49,8 @@ def learned(distribution, **settings):
     return [loss, *values(quantized.variables)]
 
 two = Distribution(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
-for settings in ({}, {"cached_bytes": 0}, {"augmentation": Augmentation(mirror=True, shift=1 / 8)}):
+varied = ({"augmentation": Augmentation(mirror=True, shift=1 / 8, blend=blend)} for blend in (False, True))
+for settings in ({}, {"cached_bytes": 0}, *varied):
     pairs = zip(learned(None, **settings), learned(two, **settings), strict=True)
     print(max(float(np.abs(np.float32(a) - np.float32(b)).max()) for a, b in pairs))
 
@@ -79,7 +80,7 @@ def test_two_devices_learn_what_one_does(samples):
     assert done.returncode == 0, done.stderr[-2000:]
     *apart, begin_alike = done.stdout.split()
     apart = [float(line) for line in apart]
-    assert len(apart) == 3
+    assert len(apart) == 4
     assert begin_alike == "True"
     assert max(apart) < 2e-6
     assert max(apart) > 0  # they did sum in another order

@@ -74,6 +74,40 @@ def test_only_variations_that_the_model_does_not_mind(side, expected):
     assert choose_augmentation(spots(side), brightest(side), Preprocessing()) == expected
 
 
+@pytest.mark.parametrize(
+    ("known", "others", "blend"), [(1.0, 0.8, True), (0.9, 0.8, False), (1.0, 0.97, False)]
+)
+def test_images_that_the_model_knows_by_heart_are_blended(known, others, blend):
+    x = np.broadcast_to(RNG.integers(0, 256, (400, 1, 1, 1)).astype(np.uint8), (400, 16, 16, 1))
+
+    def answers(images):
+        return np.eye(2)[(images.mean(axis=(1, 2, 3)) > 128).astype(int)]
+
+    def split(right):
+        y = answers(x).argmax(axis=1)
+        y[round(400 * right) :] ^= 1
+        return Split(y, lambda index: x[index], (((16, 16, 1), "uint8"), ((), "int64")))
+
+    data = Data("greys", split(known), split(others), split(others), "classes", True)
+    assert choose_augmentation(answers, data, Preprocessing()) == Augmentation(True, 1 / 8, blend)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_images_are_blended_with_the_same_partner_wherever_they_are(parts):
+    size, blend = 38, Augmentation(blend=True)
+    images = np.tile(np.eye(size, dtype=np.float32)[:, None, None], (1, 16, 16, 1))  # a channel for each
+    mine = [blend(images[part::parts], (0, 1), part, parts, size) for part in range(parts)]
+    for part, blended in enumerate(mine):
+        assert blended.shape == images[part::parts].shape
+        for number, ratios in zip(range(part, size, parts), np.array(blended[:, 3, 5]), strict=True):
+            assert ratios.sum() == pytest.approx(1)
+            partner = number if number >= 32 else (number + 16) % 32
+            assert set(np.flatnonzero(ratios)) == {number, partner}
+    again = blend(images, (0, 1)).numpy()
+    assert all(np.array_equal(again[part::parts], blended) for part, blended in enumerate(mine))
+    assert not np.array_equal(again, blend(images, (0, 2)))
+
+
 def test_images_are_moved_whole():
     images = tf.reshape(tf.range(2.0 * 16 * 16 * 3), (2, 16, 16, 3))
     moved = Augmentation(shift=1 / 8)(images, seed=(0, 1)).numpy()

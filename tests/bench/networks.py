@@ -183,7 +183,8 @@ def post_training(model: tf_keras.Model, network: Network) -> bytes:
 
 def _examples(network: Network, model: tf_keras.Model) -> np.ndarray:
     preprocessing = network.preprocessing
-    raw = network.load(model).train.arrays(500)[0]
+    train = network.load(model).train
+    raw, _ = train.pick(np.random.default_rng(0).permutation(train.size)[:500]).arrays()  # of all classes
     return raw.astype(np.float32) * np.float32(preprocessing.scale) + np.float32(preprocessing.offset)
 
 
