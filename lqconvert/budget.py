@@ -17,7 +17,7 @@ class Point:
     error: float  # standard error of the difference of quality from the float model's, example by example
     loss: float  # of the validation split: cross-entropy in nats, or the mean squared error
     bytes: int  # of the target's file, packed
-    estimated_weight_bytes: int  # entropy of the codes, times what packing cost over it at the points before
+    estimated_weight_bytes: int  # from the entropy of the codes, and what was packed at the points before
     weight_bytes: int  # deflated codes
     pressure: float  # factor on the scheme's penalty
 

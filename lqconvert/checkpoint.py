@@ -33,7 +33,7 @@ class Checkpoint:
     best_variables: list[np.ndarray]  # the model's at the best point
     points: list[Point]
     best: int  # place in ``points``
-    overheads: list[tuple[float, float]]  # at each point the codes' entropy in bytes, packed bytes over it
+    overheads: list[tuple[float, float]]  # at each point of independent codes: bytes, packed bytes over them
     rollbacks: int
 
     ARRAYS = ("variables", "optimizer", "best_variables")

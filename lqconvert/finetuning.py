@@ -17,7 +17,7 @@ from lqconvert.budget import Budget, Point, Steering
 from lqconvert.calibration import at_full_width
 from lqconvert.checkpoint import Checkpoint
 from lqconvert.codes import Codes
-from lqconvert.deflating import deflated, entropy_bytes, stored
+from lqconvert.deflating import deflated, independent_bytes, stored
 from lqconvert.distributing import Distribution
 from lqconvert.errors import LqError
 from lqconvert.exporting import learned_codes
@@ -203,16 +203,16 @@ def _steering(
     )
 
 
-def packing_overhead(entropy: float, known: list[tuple[float, float]]) -> float:
-    """Packed bytes over ``entropy`` (bytes), from the (entropy, overhead) known of the same kernels.
+def packing_overhead(independent: float, known: list[tuple[float, float]]) -> float:
+    """Packed bytes over those that ``independent`` codes take, from such pairs known of the same kernels.
 
-    Deflate spends a bit on a code at least unless it repeats: its overhead grows as the entropy falls, about
-    as a power of it, which the last two known tell.
+    Codes are not independent: zeros keep together, and the fewer bytes, the less that is found out about
+    them. It changes about as a power of the bytes, which the last two known tell.
     """
     *before, (last, overhead) = known
     apart = math.log(before[-1][0] / last) if before else 0.0
     power = math.log(overhead / before[-1][1]) / apart if abs(apart) > 0.05 else 0.0
-    return overhead * (last / entropy) ** min(max(power, 0.0), 0.2)
+    return overhead * (last / independent) ** min(max(power, -0.2), 0.2)
 
 
 class _Look:
@@ -228,7 +228,7 @@ class _Look:
     ) -> None:
         self.quantized, self.data, self.preprocessing = quantized, data, preprocessing
         self.file_size = file_size
-        self.overheads: list[tuple[float, float]] = []  # (entropy, packed bytes over it) at every look
+        self.overheads: list[tuple[float, float]] = []  # (independent, packed bytes over it), at each look
         self.codes_in_use = 0  # different integers, summed over the tensors
         logits, self.activation = logits_of(quantized)
         self.teacher = activated(teacher_logits, self.activation)
@@ -243,9 +243,10 @@ class _Look:
         labels = validation.y
         codes = learned_codes(self.quantized)
         self.codes_in_use = sum(layer.kernel.code_count for layer in codes.layers.values())
-        kernels, entropy = b"".join(stored(codes)), max(entropy_bytes(codes), 1.0)
+        kernels, independent = b"".join(stored(codes)), max(independent_bytes(codes), 1.0)
         packed = deflated(kernels)
-        estimated = entropy * packing_overhead(entropy, self.overheads or [(entropy, packed / entropy)])
+        known = self.overheads or [(independent, packed / independent)]
+        estimated = independent * packing_overhead(independent, known)
         outputs = activated(logits, self.activation)
         score = score_outputs(outputs, labels, self.teacher)
         likelihoods = log_likelihoods(logits, labels)
@@ -263,7 +264,7 @@ class _Look:
             packed,
             pressure,
         )
-        self.overheads.append((entropy, packed / entropy))
+        self.overheads.append((independent, packed / independent))
         return point
 
 

@@ -16,7 +16,7 @@ from lqconvert import Budget, BudgetMissed, LqError, MaxBin, Rate, quantize
 from lqconvert.budget import Point, Steering
 from lqconvert.cli import main
 from lqconvert.codes import Codes, LayerCodes, TensorCodes
-from lqconvert.deflating import deflated, entropy_bytes, gzipped, stored
+from lqconvert.deflating import ENTROPY, OVERHEAD, deflated, gzipped, independent_bytes, stored
 from lqconvert.finetuning import packing_overhead
 
 
@@ -126,24 +126,38 @@ def test_kernels_are_stored_as_tflite_does():
     rng = np.random.default_rng(0)
     kernel = TensorCodes(rng.integers(-9, 9, (7, 5)).astype(np.int32), np.ones((1, 1), np.float32))
     codes = Codes({"dense": LayerCodes("dense", "Dense", kernel, None)})
-    (dense,) = stored(codes)
-    assert dense == kernel.codes.T.astype(np.int8).tobytes()
-    shares = np.unique(kernel.codes, return_counts=True)[1] / 35
-    assert entropy_bytes(codes) == pytest.approx(-35 * np.sum(shares * np.log2(shares)) / 8)
+    (kernel_bytes,) = stored(codes)
+    assert kernel_bytes == kernel.codes.T.astype(np.int8).tobytes()
+
+
+def dense(codes):
+    kernel = TensorCodes(codes.astype(np.int32), np.ones((1, 1), np.float32))
+    return Codes({"dense": LayerCodes("dense", "Dense", kernel, None)})
+
+
+@pytest.mark.parametrize("spread", [0.16, 0.22, 0.3, 0.4, 0.5, 0.6, 0.8, 1.2, 3, 10])
+def test_independent_codes_take_what_deflate_makes_of_them(spread):
+    codes = dense(np.rint(np.random.default_rng(0).laplace(0, spread, (500, 300))))
+    assert independent_bytes(codes) == pytest.approx(deflated(b"".join(stored(codes))), rel=0.04)
+
+
+def test_overhead_of_independent_codes_is_of_rising_entropies():
+    assert len(ENTROPY) == len(OVERHEAD)
+    assert list(ENTROPY) == sorted(ENTROPY)
 
 
 @pytest.mark.parametrize("zeros", [0.0, 0.6, 0.95])
 def test_overhead_of_packing_is_foreseen(zeros):
     def measure(zeros):
         rng = np.random.default_rng(0)
-        codes = np.where(rng.random(200_000) < zeros, 0, np.rint(rng.normal(0, 3, 200_000))).astype(np.int8)
-        shares = np.unique(codes, return_counts=True)[1] / codes.size
-        entropy = -codes.size * float(np.sum(shares * np.log2(shares))) / 8
-        return entropy, deflated(codes.tobytes()) / entropy
+        values = np.where(rng.random((500, 400)) < zeros, 0, np.rint(rng.normal(0, 3, (500, 400))))
+        codes = dense(values)
+        independent = independent_bytes(codes)
+        return independent, deflated(b"".join(stored(codes))) / independent
 
     known = [measure(zeros), measure(zeros + 0.4 * (1 - zeros))]
-    entropy, overhead = measure(zeros + 0.5 * (1 - zeros))
-    assert packing_overhead(entropy, known) == pytest.approx(overhead, rel=0.05)
+    independent, overhead = measure(zeros + 0.5 * (1 - zeros))
+    assert packing_overhead(independent, known) == pytest.approx(overhead, rel=0.05)
 
 
 @pytest.fixture(scope="module")
