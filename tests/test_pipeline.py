@@ -1,6 +1,7 @@
 """Runs of other kinds than a plain classifier's, interruptions, and repeatability."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ from click.testing import CliRunner
 from page import Page
 from tf_keras import layers
 
-from lqconvert import LSQ, Budget, Interrupted, Rate, load_model, quantize, rewrite
+from lqconvert import LSQ, Budget, Interrupted, Rate, load_data, load_model, quantize, rewrite
+from lqconvert.augmentation import Augmentation
 from lqconvert.cli import main
 from lqconvert.errors import CannotRun
+from lqconvert.folding import fold
+from lqconvert.preprocessing import PREPROCESSINGS
 from lqconvert.runtime import Runner
-from lqconvert.training import RelativeAdam
+from lqconvert.training import RelativeAdam, Trainer
 
 RNG = np.random.default_rng(0)
 
@@ -87,6 +91,19 @@ def test_answers_for_every_place_are_learned_place_by_place(filters, activation,
     report = quantize(tmp_path / "model.h5", str(tmp_path / "x.npy"), tmp_path / "m.tflite", **settings)
     assert report.agreement_with_graph is None or report.agreement_with_graph > 0.95
     assert -report.int8.score < 0.01 * model(x).numpy().var()
+
+
+@pytest.mark.parametrize(("blend", "alike"), [(False, False), (True, True)])
+def test_labels_count_unless_images_are_blended(blend, alike, samples):
+    model, data = load_model(samples / "digits_cnn.h5"), load_data("digits", (8, 8, 1), 10)
+    wrong = replace(data, train=replace(data.train, y=9 - data.train.y))
+
+    def loss(data):
+        settings = {"batch_size": 64, "learning_rate": 0.0, "augmentation": Augmentation(True, blend=blend)}
+        quantized = rewrite(model, Rate())
+        return Trainer.of(quantized, fold(model), data, PREPROCESSINGS["none"], **settings).run(1, 0.0)
+
+    assert (loss(data) == loss(wrong)) is alike
 
 
 def test_same_seed_same_file_other_seed_another(samples, tmp_path, monkeypatch):
