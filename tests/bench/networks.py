@@ -189,7 +189,16 @@ def _examples(network: Network, model: tf_keras.Model) -> np.ndarray:
 
 
 def quantization_aware(model: tf_keras.Model, network: Network) -> bytes:
-    quantized = tfmot.quantization.keras.quantize_model(model)
+    tools = tfmot.quantization.keras
+
+    def annotated(layer: Any) -> Any:
+        plain = isinstance(layer, layers.BatchNormalization | layers.InputLayer)
+        return layer if plain else tools.quantize_annotate_layer(layer)
+
+    try:
+        quantized = tools.quantize_model(model)
+    except RuntimeError:  # it refuses BatchNormalization behind an activation
+        quantized = tools.quantize_apply(tf_keras.models.clone_model(model, clone_function=annotated))
     fit(quantized, network, epochs=network.finetuning_epochs, rate=2e-4)
     return post_training(quantized, network)
 
