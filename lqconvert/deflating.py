@@ -9,8 +9,8 @@ import numpy as np
 
 from lqconvert.codes import Codes
 
-#: What deflate makes of independent codes of a Laplacian distribution, over their entropy in bits a code:
-#: Huffman codes have whole bits, one at least, and below one it has to look for runs of zeros.
+#: By entropy in bits a code, what deflate makes of independent codes of a Laplacian distribution, over it:
+#: Huffman codes have whole bits, one at least, and below that runs of zeros have to be found.
 ENTROPY = (0.05, 0.1, 0.3, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0)
 OVERHEAD = (1.55, 1.52, 1.48, 1.44, 1.38, 1.35, 1.32, 1.20, 1.115, 1.06, 1.035, 1.025, 1.035, 1.025, 1.01)
 

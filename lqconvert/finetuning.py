@@ -206,8 +206,8 @@ def _steering(
 def packing_overhead(independent: float, known: list[tuple[float, float]]) -> float:
     """Packed bytes over those that ``independent`` codes take, from such pairs known of the same kernels.
 
-    Codes are not independent: zeros keep together, and the fewer bytes, the less that is found out about
-    them. It changes about as a power of the bytes, which the last two known tell.
+    Codes are not independent: zeros keep together, which counts the more, the fewer bytes there are. So it
+    changes about as a power of the bytes, which the last two known tell.
     """
     *before, (last, overhead) = known
     apart = math.log(before[-1][0] / last) if before else 0.0
