@@ -92,7 +92,7 @@ def test_images_that_the_model_knows_by_heart_are_blended(known, others, blend):
     assert choose_augmentation(answers, data, Preprocessing()) == Augmentation(True, 1 / 8, blend)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
 def test_images_are_blended_with_the_same_partner_wherever_they_are(parts):
     size, blend = 38, Augmentation(blend=True)
     images = np.tile(np.eye(size, dtype=np.float32)[:, None, None], (1, 16, 16, 1))  # a channel for each
