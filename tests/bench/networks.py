@@ -56,6 +56,7 @@ class Network:
     finetuning_epochs: int = lqconvert.Rate.epochs
     preprocessing: Preprocessing = PREPROCESSINGS["0-1"]
     augment: bool = False
+    seed: int = 0  # of the order of its examples
 
     def load(self, model: tf_keras.Model) -> Data:
         return lqconvert.load_data(self.data, model.input_shape[1:], model.output_shape[-1])
@@ -139,7 +140,7 @@ def fit(
     schedule = tf_keras.optimizers.schedules.CosineDecay(rate, epochs * steps)
     model.compile(tf_keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy", ["accuracy"])
     augment = Augmentation(mirror=True, shift=1 / 8) if network.augment else Augmentation()
-    batches = data.train.stream(128, seed=0, preprocessing=network.preprocessing)
+    batches = data.train.stream(128, seed=network.seed, preprocessing=network.preprocessing)
     train = batches.map(lambda step, part, size, index, x, y: (augment(x, tf.stack([np.int64(0), step])), y))
     model.fit(train, steps_per_epoch=steps, epochs=epochs, verbose=0, callbacks=list(callbacks))
     return model
@@ -343,6 +344,7 @@ def main() -> None:
     parser.add_argument("--max-drop", type=float, default=0.0)
     parser.add_argument("--max-size", type=int)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--peer-seeds", type=int, default=1)
     arguments = parser.parse_args()
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -373,10 +375,14 @@ def main() -> None:
             method = f"lqconvert {label}, {budget}, {len(runs)} seeds"
             print(row(name, method, [run[label] for run in runs], originals), flush=True)
         for method in arguments.peers:
-            tf_keras.utils.set_random_seed(0)
             label = method.replace(" ", "-").replace("%,", "").replace(",", "")
-            peer = one(name, label, functools.partial(PEERS[method], load_model(paths[0]), network))
-            print(row(name, method, [peer], originals[:1]), flush=True)
+            files = []
+            for seed in range(arguments.peer_seeds):
+                tf_keras.utils.set_random_seed(seed)
+                seeded = dataclasses.replace(network, seed=seed)
+                make = functools.partial(PEERS[method], load_model(paths[0]), seeded)
+                files.append(one(name, f"{label}.{seed}" if seed else label, make))
+            print(row(name, method, files, originals[:1] * len(files)), flush=True)
 
 
 if __name__ == "__main__":
