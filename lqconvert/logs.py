@@ -27,7 +27,10 @@ class JsonLines:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         make_folders([self.path])
-        self._write()
+        existed = self.path.exists()
+        self._write()  # what cannot be written is to be known before the run, not after its first look
+        if not existed:
+            self.path.unlink()  # a run that is refused leaves nothing
 
     def progress(self, at: Progress) -> None:
         loss = at.loss if math.isfinite(at.loss) else None  # JSON has no NaN

@@ -240,6 +240,18 @@ def test_logs(job, tmp_path):
     assert steps == [entry["step"] for entry in looks]
 
 
+@pytest.mark.parametrize("before", [None, "a line of an earlier run\n"])
+def test_a_refused_run_leaves_the_log_as_it_was(before, job, tmp_path):
+    log = tmp_path / "run.jsonl"
+    if before is not None:
+        log.write_text(before)
+    arguments = [str(job[0]), "--data", str(tmp_path / "no.npz"), "-o", str(tmp_path / "m.tflite")]
+    result = CliRunner().invoke(main, ["quantize", *arguments, "--log", str(log)])
+    assert result.exit_code == 1
+    assert "no.npz" in result.stderr
+    assert (log.read_text() if log.exists() else None) == before
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 300), st.integers(0, 2**31), st.integers(0, 20))
 def test_a_stream_can_begin_anywhere(batch_size, seed, start):
