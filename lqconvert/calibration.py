@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from lqconvert.quantizers import ActivationQuantizer, QuantizedLayer, WeightQuantizer
+from lqconvert.quantizers import MINIMUM_SCALE, ActivationQuantizer, QuantizedLayer, WeightQuantizer
 
 
 def calibrate(model: tf_keras.Model, batches: Iterable[np.ndarray]) -> None:
@@ -60,6 +60,8 @@ def best_scale(
     largest = np.max(np.abs(weights), axis=axes, keepdims=True)
     # A dead channel takes its neighbours' scale: a tiny one would overflow its int32 bias.
     largest = np.maximum(largest, largest.max() * 1e-3)
+    if not largest.max():  # any scale will do that leaves room for a bias
+        return np.full(largest.shape, MINIMUM_SCALE, np.float32)
     start_code = quantizer.scheme.start_code
     if start_code is not None and start_code < limit and not full_width:
         return (largest / start_code).astype(np.float32)

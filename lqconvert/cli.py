@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from lqconvert import __version__
 from lqconvert.budget import Budget
@@ -31,6 +32,8 @@ from lqconvert.options import (
 from lqconvert.preprocessing import Preprocessing
 from lqconvert.project import defaults, find
 
+#: Of a run there is one.
+BUDGETS = ("max_drop", "max_size", "penalty")
 #: What a command leaves that did not come to its end.
 _LEFT = {
     "quantize": "no file was made; quantize --resume goes on from the checkpoint, if there was one yet",
@@ -97,11 +100,7 @@ def main(context: click.Context) -> None:
     context.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
     project = find(Path.cwd())
     if project is not None:
-        options = {
-            name: {option.name or "" for option in command.params if isinstance(option, click.Option)}
-            for name, command in main.commands.items()
-        }
-        context.default_map = defaults(project, options)
+        context.default_map = defaults(project, main.commands)
 
 
 @main.command()
@@ -178,6 +177,13 @@ def quantize(
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    context = click.get_current_context()
+    given = [name for name in BUDGETS if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:  # one of pyproject.toml yields to another on the command line
+        max_drop, max_size, penalty = (
+            value if name in given else None
+            for name, value in zip(BUDGETS, (max_drop, max_size, penalty), strict=True)
+        )
     if sum(option is not None for option in (max_drop, max_size, penalty)) > 1:
         raise click.UsageError("--max-drop, --max-size and --penalty exclude one another")
     if scheme == "lsq" and penalty is not None:
@@ -232,7 +238,7 @@ def quantize(
     if distribution.chief:
         _show(report, as_json)
     if not report.finished:  # a file, but not the one that was asked for
-        click.get_current_context().exit(128 + signal.SIGINT)
+        context.exit(128 + signal.SIGINT)
 
 
 @main.command()

@@ -26,7 +26,7 @@ from lqconvert.quantizers import QuantizedLayer
 from lqconvert.report import Exports, Measured, Report, TargetFile, layer_rows, versions
 from lqconvert.runtime import Runner, check_loads
 from lqconvert.schemes import Scheme
-from lqconvert.scoring import agreement, joined, logits_of, predict, score_outputs
+from lqconvert.scoring import agreement, answers, joined, logits_of, predict, score_outputs
 from lqconvert.splits import Data, Split, as_numpy
 from lqconvert.targets import LITERT, Target
 from lqconvert.writing import Paths, Writer, make_folders, write_all
@@ -240,7 +240,7 @@ def _export(
         agreement_with_float=agreement(outputs, teacher) if classifies else None,
         max_lsb_from_graph=float(np.max(np.abs(outputs - fine_tuned) / runner.output_steps)),
         inputs=input_scales,
-        input_shift=preprocess.pixel_shift if ready.pixels else None,
+        input_shift=ready.input_shift,
         outputs=output_scales,
         float_layers=ready.float_layers,
         layers=layer_rows(exported.codes),
@@ -282,7 +282,10 @@ def _page(
     _, some_inputs, _ = next(iter(some.batches(PROOF_EXAMPLES, preprocessing=preprocess)))
     assert made.first is not None  # a run has data
     examples, outputs = made.first
-    different = most_different(teacher[examples], outputs)
+    float_outputs = teacher[examples]
+    if data.labels == "classes":
+        float_outputs, outputs = answers(float_outputs), answers(outputs)
+    different = most_different(float_outputs, outputs)
     raw = data.test.fetch(examples[different])
     evidence = Evidence(
         codes=exported.codes,
@@ -290,7 +293,7 @@ def _page(
         classifies=classifies,
         class_names=data.class_names,
         labels=data.test.y[examples],
-        float_outputs=teacher[examples],
+        float_outputs=float_outputs,
         outputs=outputs,
         numbers=examples,
         different=different,

@@ -24,7 +24,7 @@ from lqconvert.packing import DECODE
 from lqconvert.preprocessing import PREPROCESSINGS, Preprocessing, choose_preprocessing
 from lqconvert.proving import examples_in
 from lqconvert.runtime import Interface, Runner, check_loads, run_micro
-from lqconvert.scoring import score_outputs
+from lqconvert.scoring import answers, score_outputs
 from lqconvert.splits import Data, as_numpy
 from lqconvert.targets import LITERT, TARGETS, TFLM, Target
 
@@ -187,10 +187,11 @@ def _plain(name: str) -> str:
 def preprocessing_of(file: Runnable, data: Data) -> Preprocessing:
     """What a file wants its inputs preprocessed with, see :func:`evaluate`."""
     details = file.interface.inputs
-    if len(details) > 1 or not data.integer_pixels:
-        return Preprocessing()
     scale, zero_point = details[0]["quantization"]
-    if scale:
+    takes_reals = scale or details[0]["dtype"] == np.float32
+    if len(details) > 1 or not takes_reals:
+        return Preprocessing()
+    if scale and data.integer_pixels:
         codes = np.iinfo(details[0]["dtype"])
         low, high = ((code - zero_point) * scale for code in (codes.min, codes.max))
         for known in PREPROCESSINGS.values():
@@ -217,10 +218,12 @@ def measure(
 ) -> tuple[Evaluation, np.ndarray]:
     """What a file measures on test examples, and its outputs."""
     part = data.test.pick(examples)
-    outputs = file.predict(as_numpy(x) for _, x, _ in part.batches(256, preprocessing=preprocess))
+    quantized = any(scale for scale, _ in file.interface.quantizations[0].values())
+    fed = preprocess.off_ties if quantized and data.integer_pixels else preprocess
+    outputs = file.predict(as_numpy(x) for _, x, _ in part.batches(256, preprocessing=fed))
     labels = part.y
     if data.labels == "classes":  # other tools' files may have axes of length 1 before it
-        outputs = outputs.reshape(len(outputs), -1)
+        outputs = answers(outputs)
         if outputs.shape[1] != file.interface.output_units:
             raise LqError(
                 f"{file.name}: gives more than one answer for an example; {data.name} has one label"

@@ -42,8 +42,8 @@ class Prepared:
     folded: tf_keras.Model
     float_layers: dict[str, str]  # of the folded model: they stay float
     data: Data
-    preprocess: Preprocessing
-    pixels: bool  # the file takes raw pixels
+    preprocess: Preprocessing  # off ties, where the file takes raw pixels
+    input_shift: float | None  # of raw pixels, in steps of them; None where the file takes others
     augmentation: Augmentation
     quantized: tf_keras.Model  # calibrated
     batches: list[Any]  # what it was calibrated on
@@ -114,7 +114,7 @@ def prepare(
     augmentation = Augmentation()
     images = _takes_images(model)
     if images:
-        augmentation = choose_augmentation(lambda x: model.predict(x, verbose=0), data, preprocess)
+        augmentation = choose_augmentation(_predictions(model), data, preprocess)
     if augmentation != Augmentation():
         varied = dataclasses.replace(augmentation, blend=False)
         say(f"training images are {varied}, which the float model does not mind")
@@ -122,10 +122,11 @@ def prepare(
         say("they are blended in pairs: the float model knows them by heart, and says more of such images")
     tf_keras.utils.set_random_seed(seed)
     pixels = preprocess.pixel_range if data.integer_pixels and images else None
+    fed = preprocess if pixels is None else preprocess.off_ties
     quantized = rewrite(
         model, scheme, granularity=granularity, rounding=rounding, start=start, input_range=pixels
     )
-    few = data.train.batches(256, shuffle_seed=seed, preprocessing=preprocess).take(4)
+    few = data.train.batches(256, shuffle_seed=seed, preprocessing=fed).take(4)
     batches = [as_numpy(x) for _, x, _ in few]
     calibrate(quantized, batches)
     template = Template.of(quantized, learned_codes(quantized))
@@ -162,8 +163,8 @@ def prepare(
         folded=folded,
         float_layers=kept,
         data=data,
-        preprocess=preprocess,
-        pixels=pixels is not None,
+        preprocess=fed,
+        input_shift=None if pixels is None else preprocess.pixel_shift,
         augmentation=augmentation,
         quantized=quantized,
         batches=batches,
@@ -239,6 +240,12 @@ def _takes_images(model: tf_keras.Model) -> bool:
     return len(model.inputs) == 1 and model.inputs[0].dtype == tf.float32
 
 
+def _predictions(model: tf_keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """From inputs to all outputs in one array."""
+    one = joined(model)
+    return lambda x: one.predict(x, verbose=0)
+
+
 def find_preprocessing(
     model: tf_keras.Model, data: Data, say: Callable[[str], None] = lambda _: None
 ) -> Preprocessing:
@@ -253,7 +260,7 @@ def find_preprocessing(
     if data.labels == "none":
         say("no labels to find the preprocessing by: inputs are taken as they are (see --preprocess)")
         return Preprocessing()
-    preprocess, scores = choose_preprocessing(lambda x: model.predict(x, verbose=0), data)
+    preprocess, scores = choose_preprocessing(_predictions(model), data)
     listed = ", ".join(f"{name} {value:.3g}" for name, value in scores.items())
     say(f"preprocessing: {preprocess} (float model's scores on validation data: {listed})")
     return preprocess

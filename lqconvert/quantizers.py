@@ -19,8 +19,12 @@ from tf_keras.utils import register_keras_serializable
 
 from lqconvert.schemes import EPSILON, Scheme, scheme_from_config
 
-#: Scales never fall below this (the thesis's own floor and starting value).
+#: Scales that are learned themselves never fall below this (the thesis's own floor and starting value).
 MINIMUM_SCALE = 100 * EPSILON
+#: Nor do logarithms of scales below that of this, which int32 biases still have a float32 scale with.
+LEAST_SCALE = 1e-12
+#: Activations that range over less are constantly zero.
+LEAST_RANGE = 1e-20
 
 ROUNDINGS = {"nearest": tf.round, "floor": tf.floor}
 
@@ -101,7 +105,7 @@ class WeightQuantizer(tf_keras.layers.Layer):
         return tf.exp(scale)
 
     def set_scale(self, scale: np.ndarray) -> None:
-        scale = np.maximum(scale, MINIMUM_SCALE)
+        scale = np.maximum(scale, LEAST_SCALE if self.log_scale else MINIMUM_SCALE)
         self.scale_weight.assign(np.log(scale) if self.log_scale else scale)
 
     def codes(self, weights: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
@@ -234,7 +238,7 @@ class ActivationQuantizer(tf_keras.layers.Layer):
     def set_range(self, low: float, high: float) -> None:
         """Starts learning from this range, widened to hold 0 (which TFLite's zero point requires)."""
         low, high = min(float(low), 0.0), max(float(high), 0.0)
-        if high - low < 1e-6:  # a constant zero: any range will do
+        if high - low < LEAST_RANGE:  # a constant zero: any range will do
             high = low + 1.0
         unit = max(high, -low)
         self.unit.assign(unit)

@@ -21,8 +21,11 @@ def joined(model: tf_keras.Model) -> tf_keras.Model:
     """The model with all its outputs in one: flattened, one behind the other, where there are several."""
     if len(model.outputs) == 1:
         return model
-    flat = [tf_keras.layers.Flatten()(output) for output in model.outputs]
-    return tf_keras.Model(model.inputs, tf_keras.layers.Concatenate()(flat))
+    name = "joined"
+    while any(layer.name.startswith(name) for layer in model.layers):
+        name += "_"
+    flat = [tf_keras.layers.Flatten(name=f"{name}_{i}")(output) for i, output in enumerate(model.outputs)]
+    return tf_keras.Model(model.inputs, tf_keras.layers.Concatenate(name=name)(flat))
 
 
 def logits_of(model: tf_keras.Model) -> tuple[tf_keras.Model, str]:
@@ -73,10 +76,15 @@ def score_outputs(outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) 
 def _scores(outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     """Of each example, whether the answer is right, or minus the mean squared error."""
     if labels.ndim == 1:
-        return guesses(outputs) == labels
+        return guesses(answers(outputs)) == labels
     targets = labels if labels.size else teacher
     errors = outputs.reshape(len(outputs), -1) - targets.reshape(len(targets), -1)
     return -np.mean(errors**2, axis=1)
+
+
+def answers(outputs: np.ndarray) -> np.ndarray:
+    """Outputs [n, ..., classes], one answer for an example, without axes of length 1: [n, classes]."""
+    return outputs.reshape(len(outputs), -1)
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> float:
@@ -144,6 +152,7 @@ def _calibrated(
     """
     if labels.ndim != 1:
         return np.zeros(len(labels))
+    logits = answers(logits)
     if logits.shape[-1] == 1:
         logits = np.concatenate([np.zeros_like(logits), logits], axis=-1)
     candidates = (score(log_softmax(logits.astype(np.float64) / t)) for t in TEMPERATURES)

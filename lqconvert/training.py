@@ -171,7 +171,7 @@ class RelativeAdam(tf_keras.optimizers.Adam):
             if isinstance(layer, QuantizedLayer):
                 kernel = getattr(layer.layer, kernel_name(layer.layer))
                 rms = float(tf.sqrt(tf.reduce_mean(kernel**2)))
-                self.units[self._var_key(kernel)] = damping * max(rms, 1e-6) / 0.1
+                self.units[self._var_key(kernel)] = damping * max(rms, 1e-12) / 0.1
                 for quantizer in layer.quantizers.values():
                     self.units[self._var_key(quantizer.scale_weight)] = 1.0
 

@@ -253,6 +253,34 @@ def test_defaults_of_the_project(int8, tmp_path, monkeypatch):
     assert run("check", int8, "--max-size", "1MB").exit_code == 0  # the command line wins
 
 
+def test_defaults_of_the_project_go_by_the_options_names(int8, samples, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        "[tool.lqconvert]",
+        'target = "tflm"',
+        "json = true",
+        "[tool.lqconvert.quantize]",
+        "max-drop = 0.5",
+        'report = "page.html"',
+        "[tool.lqconvert.check]",
+        "markdown = false",
+        'max-size = "1MB"',
+    ]
+    (tmp_path / "pyproject.toml").write_text("\n".join(lines))
+    dry = "quantize", samples / "digits_cnn.h5", "--data", "digits", "--dry-run"
+    planned = json.loads(run(*dry).stdout)
+    assert planned["targets"] == ["tflm"]
+    assert planned["budget"] == "at most 0.5 points under float"
+    assert any(file["path"] == "page.html" for file in planned["files"])
+    # Another budget, and another target, on the command line win.
+    planned = json.loads(run(*dry, "--max-size", "64KB", "--target", "litert").stdout)
+    assert planned["targets"] == ["litert"]
+    assert planned["budget"] == "at most 64,000 bytes"
+    checked = json.loads(run("check", int8, "--target", "litert").stdout)
+    assert checked["holds"] is True
+    assert run("check", int8, "--target", "litert", "--markdown").stdout.startswith("|")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
