@@ -180,10 +180,9 @@ def quantize(
     context = click.get_current_context()
     given = [name for name in BUDGETS if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:  # one of pyproject.toml yields to another on the command line
-        max_drop, max_size, penalty = (
-            value if name in given else None
-            for name, value in zip(BUDGETS, (max_drop, max_size, penalty), strict=True)
-        )
+        max_drop = max_drop if "max_drop" in given else None
+        max_size = max_size if "max_size" in given else None
+        penalty = penalty if "penalty" in given else None
     if sum(option is not None for option in (max_drop, max_size, penalty)) > 1:
         raise click.UsageError("--max-drop, --max-size and --penalty exclude one another")
     if scheme == "lsq" and penalty is not None:
@@ -521,6 +520,8 @@ def reproduce(experiment: str, epochs: int, seed: int, debug: bool) -> None:
 def _beside(model: str, suffix: str) -> str:
     """What is made of a model when no name is given for it."""
     path = Path(model)
+    if path.name in ("", ".."):  # "." has no name
+        path = path.resolve()
     name = path.stem if path.suffix in (".h5", ".hdf5", ".keras") else path.name
     return str(path.with_name(name + suffix))
 

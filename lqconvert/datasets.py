@@ -204,14 +204,19 @@ def _function(spec: str, input_rank: int) -> tuple[Arrays, Arrays]:
     finally:
         sys.path.pop(0)
 
+    def pair(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(values) != 2:
+            raise LqError(f"{spec}: gave {len(values)} values; return (x, y), or ((x, y), (test_x, test_y))")
+        return values
+
     def part(value: Any) -> Arrays:
         if hasattr(value, "as_numpy_iterator"):
             return _stacked(spec, value, input_rank)
-        x, y = value if isinstance(value, tuple) else (value, None)
+        x, y = pair(value) if isinstance(value, tuple) else (value, None)
         return np.asarray(x), y
 
     if isinstance(result, tuple) and not hasattr(result[0], "shape"):
-        train, test = (part(value) for value in result)
+        train, test = (part(value) for value in pair(result))
         return train, test
     x, y = part(result)
     return (x, y), (x[:0], None)

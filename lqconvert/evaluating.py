@@ -188,8 +188,7 @@ def preprocessing_of(file: Runnable, data: Data) -> Preprocessing:
     """What a file wants its inputs preprocessed with, see :func:`evaluate`."""
     details = file.interface.inputs
     scale, zero_point = details[0]["quantization"]
-    takes_reals = scale or details[0]["dtype"] == np.float32
-    if len(details) > 1 or not takes_reals:
+    if len(details) > 1 or _takes_indices(details[0]):
         return Preprocessing()
     if scale and data.integer_pixels:
         codes = np.iinfo(details[0]["dtype"])
@@ -202,6 +201,11 @@ def preprocessing_of(file: Runnable, data: Data) -> Preprocessing:
         return Preprocessing()
     samples = examples_in(file.target, len(PREPROCESSINGS) * file.latency_s, 2000)
     return choose_preprocessing(lambda x: file.predict([x]), data, samples=samples)[0]
+
+
+def _takes_indices(detail: dict[str, Any]) -> bool:
+    """Whether an input, as LiteRT's interpreter tells of it, takes integers that are no codes."""
+    return not detail["quantization"][0] and np.issubdtype(detail["dtype"], np.integer)
 
 
 def shared_examples(files: Sequence[Runnable], data: Data, count: int | None = None) -> np.ndarray:
@@ -217,6 +221,7 @@ def measure(
     file: Runnable, data: Data, preprocess: Preprocessing, examples: np.ndarray
 ) -> tuple[Evaluation, np.ndarray]:
     """What a file measures on test examples, and its outputs."""
+    preprocess.refuse_indices(detail["name"] for detail in file.interface.inputs if _takes_indices(detail))
     part = data.test.pick(examples)
     quantized = any(scale for scale, _ in file.interface.quantizations[0].values())
     fed = preprocess.off_ties if quantized and data.integer_pixels else preprocess

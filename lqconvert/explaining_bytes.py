@@ -14,6 +14,7 @@ import numpy as np
 
 from lqconvert.flatbuffer import OPERANDS, Touched, operator_name, read_places
 from lqconvert.inspecting_tflite import (
+    Allowance,
     ConstantRow,
     Constants,
     as_list,
@@ -69,8 +70,9 @@ def account(tflite: bytes, layers: Mapping[int, str] = {}) -> Account:
                 first = np.asarray(array).ctypes.data - start  # the tree's arrays are views of the file
                 spans.setdefault((first, first + array.nbytes), (row, kind))
 
+    allowance = Allowance(tflite)
     for number, graph in enumerate(flat.subgraphs):
-        _claim_constants(found, flat, number, layers if number == 0 else {}, claim)
+        _claim_constants(found, flat, number, layers if number == 0 else {}, allowance, claim)
         for tensor in graph.tensors:
             claim(_quantization(tensor), ACTIVATIONS, "scales")
     metadata = [
@@ -86,10 +88,12 @@ def account(tflite: bytes, layers: Mapping[int, str] = {}) -> Account:
     return found
 
 
-def _claim_constants(found: Account, flat: Any, number: int, layers: Mapping[int, str], claim: Any) -> None:
+def _claim_constants(
+    found: Account, flat: Any, number: int, layers: Mapping[int, str], allowance: Allowance, claim: Any
+) -> None:
     """What the operators of a graph compute with."""
     graph = flat.subgraphs[number]
-    constants, seen = Constants(flat, graph), set()
+    constants, seen = Constants(flat, graph, allowance), set()
     for place, operator in constants.readers:
         operands = [index for index in present(operator.inputs) if index in constants.sources]
         reader = f"{place} {name_of(flat, operator)}" + (f" of graph {number}" if number else "")

@@ -145,7 +145,7 @@ def inspect_tflite(path: Path) -> TfliteInspection:
     stored = [
         tensor for each in flat.subgraphs for tensor in each.tensors if data_of(flat, tensor) is not None
     ]
-    constant_bytes = _stored_bytes(flat, stored)
+    constant_bytes, allowance = _stored_bytes(flat, stored), Allowance(tflite)
     return TfliteInspection(
         str(path),
         len(tflite),
@@ -157,7 +157,7 @@ def inspect_tflite(path: Path) -> TfliteInspection:
         not floats,
         floats,
         rows,
-        [row for each in flat.subgraphs for row in Constants(flat, each).rows()],
+        [row for each in flat.subgraphs for row in Constants(flat, each, allowance).rows()],
     )
 
 
@@ -237,11 +237,31 @@ def _stored_bytes(flat: Any, tensors: list[Any]) -> int:
     return sum(array.nbytes for array in stored_arrays(flat, tensors))
 
 
-class Constants:
-    """The constants of a graph, and what its operators make of constants alone: packed ones, unpacked."""
+class Allowance:
+    """How many bits of constants are looked at: many tensors of a hostile file may share a large buffer."""
 
-    def __init__(self, flat: Any, graph: Any) -> None:
-        self.flat, self.graph = flat, graph
+    #: For each byte of the file: no code takes less than a bit but zeros of sparse kernels.
+    BITS = 32
+
+    def __init__(self, tflite: bytes) -> None:
+        self.left = LARGEST_TENSOR + self.BITS * len(tflite)
+
+    def take(self, bits: int) -> bool:
+        self.left -= bits
+        return self.left >= 0
+
+
+class Constants:
+    """The constants of a graph, and what its operators make of constants alone: packed ones, unpacked.
+
+    An operator is not followed where a constant would be made of more than MOST_PARTS others, or by as many
+    operators, or where it makes more than MOST_MADE: no packing is like that.
+    """
+
+    MOST_PARTS, MOST_MADE = 16, 1024
+
+    def __init__(self, flat: Any, graph: Any, allowance: Allowance) -> None:
+        self.flat, self.graph, self.allowance = flat, graph, allowance
         #: For each constant tensor the stored ones that it is made of, and the operators that make it.
         self.sources: dict[int, list[int]] = {}
         self.makers: dict[int, list[Any]] = {}
@@ -251,15 +271,19 @@ class Constants:
         self.readers = []
         for place, operator in enumerate(as_list(graph.operators)):
             inputs = present(operator.inputs)
-            if not inputs or not all(index in self.sources for index in inputs):
+            outputs = present(operator.outputs)
+            known = inputs and all(index in self.sources for index in inputs)
+            if not known or len(outputs) > self.MOST_MADE:
                 self.readers.append((place, operator))
                 continue
-            for number, output in enumerate(present(operator.outputs)):
+            for number, output in enumerate(outputs):
                 # A DECODE may make several tensors, each of two inputs.
                 own = inputs[2 * number :][:2] if name_of(flat, operator) == DECODE else inputs
                 # Each once: a tensor may be read twice by every one of a long row of operators.
                 sources = dict.fromkeys(source for index in own for source in self.sources[index])
                 makers = {id(maker): maker for index in own for maker in self.makers[index]}
+                if max(len(sources), len(makers) + 1) > self.MOST_PARTS:
+                    continue
                 self.sources[output], self.makers[output] = list(sources), [*makers.values(), operator]
 
     def rows(self) -> list[ConstantRow]:
@@ -273,13 +297,17 @@ class Constants:
     def row(self, index: int, reader: str) -> ConstantRow:
         tensor = self.graph.tensors[index]
         elements = math.prod(_shape(tensor))
-        codes = self._codes(index, elements)
+        stored_bytes = _stored_bytes(
+            self.flat, [self.graph.tensors[source] for source in self.sources[index]]
+        )
+        looks = self.allowance.take(max(elements, 8 * stored_bytes))
+        codes = self._codes(index, elements) if looks else None
         return ConstantRow(
             _tensor(self.graph, index),
             reader,
             self._packing(index),
             elements,
-            _stored_bytes(self.flat, [self.graph.tensors[source] for source in self.sources[index]]),
+            stored_bytes,
             None if codes is None else round(coding.entropy_bits(codes) / 8),
         )
 

@@ -27,6 +27,8 @@ from lqconvert.vetting import MODELS, read_config, refuse_endless, refuse_unknow
 
 log = logging.getLogger("lqconvert")
 
+#: A layer that is called so often has its weights copied; more often only where it is small.
+SHARED = 4
 #: Where Keras 3 has its operations, which are no layers.
 OPS = "keras.src.ops"
 
@@ -49,12 +51,16 @@ def load_model(
     config, version = read_config(path)
     try:
         refuse_unknown(config, trust_model)
-        loaded, cost = _load(path, config, version, trust_model)
+        weights = weight_count(path)
+        loaded = _load(path, config, version, trust_model, weights)
         for layer in _layers(loaded):
             for weight in layer.weights:
                 if not np.all(np.isfinite(np.asarray(weight))):
                     raise LqError(f"layer '{layer.name}' has NaN or infinite weights ({weight.name})")
-        model = rebuild(loaded, input_shape)
+        # What Keras's operations and attention take shows here, where all are layers; a layer that is called
+        # several times has its weights as often.
+        with bounded(tf_keras, SHARED * weights) as cost:
+            model = rebuild(loaded, input_shape)
         _check_equal(loaded, model, cost)
     except LqError as error:
         raise LqError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
@@ -64,22 +70,19 @@ def load_model(
     return model
 
 
-def _load(path: Path, config: dict[str, Any], version: str, trusted: bool) -> tuple[Any, Cost]:
-    """The file's model as Keras loads it, within bounds, and what that took."""
-    weights = weight_count(path)
+def _load(path: Path, config: dict[str, Any], version: str, trusted: bool, weights: int) -> Any:
+    """The file's model, which has so many weights, as Keras loads it within bounds."""
 
-    def with_tf_keras(file: Path) -> tuple[Any, Cost]:
+    def with_tf_keras(file: Path) -> Any:
         from tf_keras.src.applications.convnext import LayerScale
         from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
         refuse_endless(config, keras3=False)
         own = {"LayerScale": LayerScale, "CustomScaleLayer": CustomScaleLayer, **CUSTOM_LAYERS}
-        with bounded(tf_keras, weights) as cost:
-            return tf_keras.models.load_model(
-                file, compile=False, custom_objects=own, safe_mode=not trusted
-            ), cost
+        with bounded(tf_keras, weights):
+            return tf_keras.models.load_model(file, compile=False, custom_objects=own, safe_mode=not trusted)
 
-    def with_keras3(file: Path) -> tuple[Any, Cost]:
+    def with_keras3(file: Path) -> Any:
         refuse_endless(config, keras3=True)
         os.environ.setdefault("KERAS_BACKEND", "tensorflow")
         import keras
@@ -87,10 +90,8 @@ def _load(path: Path, config: dict[str, Any], version: str, trusted: bool) -> tu
         from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
         own = {"LayerScale": LayerScale, "CustomScaleLayer": CustomScaleLayer}
-        with bounded(keras, weights) as cost:
-            return keras.models.load_model(
-                file, compile=False, custom_objects=own, safe_mode=not trusted
-            ), cost
+        with bounded(keras, weights):
+            return keras.models.load_model(file, compile=False, custom_objects=own, safe_mode=not trusted)
 
     loaders = [with_keras3, with_tf_keras] if version.startswith("3") else [with_tf_keras, with_keras3]
     if path.is_dir():  # in a folder Keras 3 would look for a config of its own, which is not vetted
@@ -230,6 +231,9 @@ def _input_type(model: Any, tensor: Any) -> str:
 
 
 def _tensors(value: Any) -> list[Any]:
+    """Those of a structure, a dict's by name, as Keras orders them."""
+    if isinstance(value, dict):
+        return [value[name] for name in sorted(value)]
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 

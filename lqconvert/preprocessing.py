@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,13 +31,21 @@ class Preprocessing:
         if text in PREPROCESSINGS:
             return PREPROCESSINGS[text]
         scale, offset = (float(number) for number in text.split(","))
-        if not scale > 0:
-            raise ValueError("the scale has to be positive")
+        if not 0 < scale < math.inf or not math.isfinite(offset):
+            raise ValueError("the scale has to be positive, and both finite")
         return cls(scale, offset)
 
     def __str__(self) -> str:
         names = [name for name, known in PREPROCESSINGS.items() if known == self]
         return names[0] if names else f"{self.scale:g},{self.offset:g}"
+
+    def refuse_indices(self, names: Iterable[str]) -> None:
+        """An LqError that names the first of the inputs that take indices, unless inputs stay as they are."""
+        for name in names if self != Preprocessing() else ():
+            raise LqError(
+                f"--preprocess: input '{name}' takes indices, which are not scaled; leave it out, and scale "
+                "the other inputs in the data"
+            )
 
     @property
     def pixel_range(self) -> tuple[float, float] | None:

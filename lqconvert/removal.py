@@ -110,7 +110,12 @@ class _Graph:
         codes = values(self.flat, kernel)
         if codes is None or codes.dtype != np.int8:
             return False
-        if sum(kernel in other.inputs for other in self.operators) != 1:
+        own = [
+            int(index)
+            for index in operator.inputs[OPERANDS[name][1] :]
+            if index >= 0 and self.constant(int(index))
+        ]
+        if any(sum(index in other.inputs for other in self.operators) != 1 for index in own):
             return False
         if name == "DEPTHWISE_CONV_2D":
             return codes.shape[-1] == self.channels(source) * operator.builtinOptions.depthMultiplier

@@ -53,7 +53,8 @@ def fold_input_scales(
             continue
         channels = np.moveaxis(kernel.scale, axis, 0)
         channels = channels.reshape(len(channels), -1)[:, 0]
-        factor = channels / channels.max()
+        groups = getattr(model.get_layer(name).layer, "groups", 1)  # all have the same scales
+        factor = np.tile(channels / channels.max(), groups)
         folded = replace(
             kernel,
             scale=np.take(kernel.scale, [channels.argmax()], axis=axis),

@@ -14,7 +14,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.graph_transfor
 
 from lqconvert.errors import LqError
 from lqconvert.folding import GraphTransform, any_of, fold, node, transform
-from lqconvert.granularity import KEPT_AXES, LINEAR, class_name, kernel_name
+from lqconvert.granularity import GRANULARITIES, KEPT_AXES, LINEAR, class_name, kernel_name
 from lqconvert.quantizers import ActivationQuantizer, FollowingQuantizer, QuantizedLayer, WeightQuantizer
 from lqconvert.schemes import LSQ, Scheme
 from lqconvert.twins import FLOAT_ACTIVATIONS
@@ -208,7 +208,8 @@ def rewrite(
     it like any other; the schemes' penalties are among its ``losses``.
 
     Args:
-        model: a float tf_keras model; :func:`fold` is applied first.
+        model: a float tf_keras model, as :func:`lqconvert.load_model` gives it: functional, flat, without
+            layers that only training knows; :func:`fold` is applied first.
         scheme: how weight scales are learned; ``LSQ()``, 8 bits, by default.
         granularity: one of GRANULARITIES: which weights share a scale. "mixed" is one for a Dense kernel,
             unless its output channels are of very different sizes, else one for each output channel.
@@ -221,8 +222,10 @@ def rewrite(
         input_range: a fixed range of the inputs, where it is known ((0, 255) for raw pixels).
 
     Raises:
-        LqError: if a layer has no integer form; the message names it.
+        LqError: if a layer has no integer form; the message names it. Or if there is no such granularity.
     """
+    if granularity not in GRANULARITIES:
+        raise LqError(f"granularity '{granularity}': is none of {', '.join(GRANULARITIES)}")
     scheme = scheme or LSQ()
     folded = fold(model)
     multiply_adds = {layer.name for layer in model.layers if class_name(layer) == "BatchNormalization"} & {
