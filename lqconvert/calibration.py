@@ -9,7 +9,13 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from lqconvert.quantizers import MINIMUM_SCALE, ActivationQuantizer, QuantizedLayer, WeightQuantizer
+from lqconvert.quantizers import (
+    LEAST_SCALE,
+    MINIMUM_SCALE,
+    ActivationQuantizer,
+    QuantizedLayer,
+    WeightQuantizer,
+)
 
 
 def calibrate(model: tf_keras.Model, batches: Iterable[np.ndarray]) -> None:
@@ -67,7 +73,7 @@ def best_scale(
         return (largest / start_code).astype(np.float32)
     best, least = largest / limit, np.full(largest.shape, np.inf)
     for fraction in np.linspace(0.2, 1.0, candidates):
-        scale = np.maximum(largest * fraction / limit, 1e-12)
+        scale = np.maximum(largest * fraction / limit, LEAST_SCALE)
         codes = quantizer.codes(weights, scale.astype(np.float32)).numpy()
         error = np.sum((codes * scale - weights) ** 2, axis=axes, keepdims=True)
         best, least = np.where(error < least, scale, best), np.minimum(error, least)

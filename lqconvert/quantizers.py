@@ -22,7 +22,7 @@ from lqconvert.schemes import EPSILON, Scheme, scheme_from_config
 #: Scales that are learned themselves never fall below this (the thesis's own floor and starting value).
 MINIMUM_SCALE = 100 * EPSILON
 #: Nor do logarithms of scales below that of this, which int32 biases still have a float32 scale with.
-LEAST_SCALE = 1e-12
+LEAST_SCALE = 1e-15
 #: Activations that range over less are constantly zero.
 LEAST_RANGE = 1e-20
 

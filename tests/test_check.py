@@ -141,6 +141,36 @@ def test_a_model_of_several_inputs_beside_its_file(tmp_path, monkeypatch):
     assert "same" in second  # in place of the share of like classes
 
 
+def test_preprocessing_of_float_data_is_found_too(int8, samples, tmp_path):
+    digits = load_data("digits", (8, 8, 1), 10)
+    x, y = (np.concatenate(each) for each in zip(digits.train.arrays(), digits.test.arrays(), strict=True))
+    np.savez(tmp_path / "x.npz", x=255 * x.astype(np.float32), y=y)
+    for file in (int8, samples / "digits_cnn.h5"):
+        found = evaluate(file, str(tmp_path / "x.npz"))
+        assert found.preprocess == "0-1"
+        assert found.score > 0.95
+
+
+def test_indices_are_taken_as_they_are(tmp_path):
+    x = tf_keras.Input((6,), name="words")
+    embedded = tf_keras.layers.GlobalAveragePooling1D()(tf_keras.layers.Embedding(50, 4)(x))
+    model = tf_keras.Model(x, tf_keras.layers.Dense(3)(embedded))
+    model.save(tmp_path / "m.h5")
+    words = np.random.default_rng(0).integers(0, 50, (99, 6))
+    np.savez(tmp_path / "x.npz", x=words, y=model.predict(words, verbose=0))
+    file = tmp_path / "m.tflite"
+    file.write_bytes(convert(load_model(tmp_path / "m.h5"), integer=False))
+    for path in (tmp_path / "m.h5", file):
+        result = run("evaluate", path, "--data", tmp_path / "x.npz", "--json")
+        assert json.loads(result.stdout)["score"] == pytest.approx(0, abs=1e-9)
+        result = run("evaluate", path, "--data", tmp_path / "x.npz", "--preprocess", "0-1")
+        assert result.exit_code == 1
+        assert "takes indices, which are not scaled" in result.stderr
+    result = run("quantize", tmp_path / "m.h5", "--data", tmp_path / "x.npz", "--preprocess", "0-1")
+    assert result.exit_code == 1
+    assert "input 'words' takes indices, which are not scaled" in result.stderr
+
+
 def test_growth_since_a_baseline(int8, tmp_path):
     baseline = tmp_path / "baseline.json"
     assert run("check", int8, "--save-baseline", baseline).exit_code == 0

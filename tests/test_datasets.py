@@ -242,6 +242,8 @@ unlabeled = lambda: x
 two_parts = lambda: ((x[20:], y[20:]), (x[:20], y[:20]))
 batches = lambda: dataset().batch(7)
 two_datasets = lambda: (dataset().skip(20), dataset().take(20))
+three_arrays = lambda: (x, y, y)
+three_parts = lambda: ((x, y), (x, y), (x, y))
 empty = lambda: dataset().take(0)
 """
 
@@ -279,6 +281,8 @@ def test_own_function(my_data, function, test_size):
         ("my_data:nothing", "cannot call nothing"),
         ("no_module:f", "cannot call f"),
         ("my_data:empty", "is empty"),
+        ("my_data:three_arrays", r"gave 3 values; return \(x, y\)"),
+        ("my_data:three_parts", r"gave 3 values; return \(x, y\)"),
         ("my_data:x", "cannot call x"),
     ],
 )
@@ -354,7 +358,7 @@ def test_preprocessing_names_round_trip(text):
     assert str(Preprocessing.parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["", "2", "0,1", "a,b", "1,2,3"])
+@pytest.mark.parametrize("text", ["", "2", "0,1", "a,b", "1,2,3", "1,nan", "inf,0"])
 def test_unknown_preprocessings(text):
     with pytest.raises(ValueError):  # noqa: PT011
         Preprocessing.parse(text)

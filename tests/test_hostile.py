@@ -5,21 +5,24 @@ import json
 import stat
 import sys
 import time
+import tracemalloc
 import zipfile
 
+import flatbuffers
 import h5py
 import keras
 import numpy as np
 import pytest
 import tf_keras
+from ai_edge_litert import schema_py_generated as schema
 from click.testing import CliRunner
 from fuzzing import Worker, make_seeds, mutants
 
-from lqconvert import LqError, bounds, load_data, load_model, rewrite
+from lqconvert import LqError, bounds, explain, inspect, load_data, load_model, rewrite
 from lqconvert.cli import main
 from lqconvert.codes import Int8File
 from lqconvert.convert import export_codes
-from lqconvert.flatbuffer import read, write
+from lqconvert.flatbuffer import add_constant, add_tensor, new_operator, read, write
 from lqconvert.rewriting import float_layers
 from lqconvert.runtime import Runner, check_loads, run_micro
 
@@ -491,8 +494,6 @@ def test_tflite(seeds):
 
 @pytest.mark.parametrize("field", ["buffer", "inputs", "opcodeIndex", "shape"])
 def test_tflite_that_refers_to_nothing(field, seeds):
-    import flatbuffers
-
     flat = read(seeds["cnn.tflite"].read_bytes())
     graph = flat.subgraphs[0]
     if field == "buffer":
@@ -532,6 +533,64 @@ def test_tflite_whose_vectors_share_their_tables(seeds):
     with pytest.raises(LqError, match="damaged"):
         read(bytes(shared))
     assert time.monotonic() - begin < 20
+
+
+def test_tensors_of_attention_and_of_operations(tmp_path):
+    """Quadratic in the length of the input, in files of some kilobytes."""
+    x = keras.Input((5000, 2))
+    attended = keras.layers.MultiHeadAttention(1, 1)(x, x)
+    multiplied = keras.ops.matmul(x, keras.ops.transpose(x, (0, 2, 1)))
+    for number, y in enumerate((attended, multiplied)):
+        y = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling1D()(y))
+        path = tmp_path / f"{number}.keras"
+        keras.Model(x, y).save(path)
+        refused(path, r"\(MatMul\): its output .*5000, 5000\) is too large")
+
+
+def of_constants(in_a_row):
+    """8,000 RESHAPEs of constants, each of the last one's; or 200 operators that share a buffer of 2 MB."""
+    flat = schema.ModelT()
+    flat.version, flat.operatorCodes, flat.buffers = 3, [], [schema.BufferT()]
+    graph = schema.SubGraphT()
+    graph.tensors, graph.operators, flat.subgraphs = [], [], [graph]
+    kind = schema.TensorType.INT8
+    source = y = add_tensor(flat, kind, (1, 4))
+    constant = add_constant(flat, np.zeros(16 if in_a_row else 2 << 20, np.int8))
+    for _ in range(8_000 if in_a_row else 200):
+        made = add_tensor(flat, kind, (1, 4))
+        inputs = [constant] if in_a_row else [y, constant]
+        graph.operators.append(new_operator(flat, "RESHAPE", inputs, [made]))
+        if in_a_row:
+            constant = made
+        else:
+            y, constant = made, len(graph.tensors)
+            graph.tensors.append(graph.tensors[inputs[1]])
+    made = add_tensor(flat, kind, (1, 4))
+    graph.operators.append(new_operator(flat, "RESHAPE", [y, constant], [made]))
+    graph.inputs, graph.outputs = np.array([source], np.int32), np.array([made], np.int32)
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(flat.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+@pytest.mark.parametrize("look", [inspect, explain])
+def test_tflite_with_a_long_row_of_constants(look, tmp_path):
+    (tmp_path / "m.tflite").write_bytes(of_constants(in_a_row=True))
+    tracemalloc.start()
+    try:
+        look(tmp_path / "m.tflite")
+        assert tracemalloc.get_traced_memory()[1] < 150e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_tflite_whose_tensors_share_a_buffer(tmp_path):
+    (tmp_path / "m.tflite").write_bytes(of_constants(in_a_row=False))
+    rows = inspect(tmp_path / "m.tflite").constants
+    looked_at = [row for row in rows if row.entropy_bytes is not None]
+    assert len(rows) == 201
+    assert 1 <= len(looked_at) < 10  # what a file of its size could have
+    assert explain(tmp_path / "m.tflite").file
 
 
 def test_codes_with_a_damaged_file(seeds, tmp_path):

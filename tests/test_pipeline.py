@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from page import Page
 from tf_keras import layers
 
-from lqconvert import LSQ, Budget, Interrupted, Rate, load_data, load_model, quantize, rewrite
+from lqconvert import LSQ, Budget, Interrupted, Rate, evaluate, load_data, load_model, quantize, rewrite
 from lqconvert.augmentation import Augmentation
 from lqconvert.cli import main
 from lqconvert.errors import CannotRun
@@ -53,6 +53,52 @@ def test_regression(tmp_path):
     assert report.int8.score >= report.float_.score - 0.01 * TARGETS.var()
     assert report.agreement_with_graph is None
     assert report.max_lsb_from_graph <= 2.01
+
+
+def test_several_outputs_whose_preprocessing_is_found(tmp_path):
+    pixels = RNG.integers(0, 256, (600, 8)).astype(np.float32)
+    x = layers.Input((8,))
+    flat = layers.Flatten(name="flatten")(layers.Dense(8, activation="relu")(x))
+    model = tf_keras.Model(x, [layers.Dense(2)(flat), layers.Dense(3)(flat)])
+    model.save(tmp_path / "m.h5")
+    y = np.concatenate(model.predict(pixels / 127.5 - 1, verbose=0), axis=1)
+    np.savez(tmp_path / "data.npz", x=pixels, y=y)
+    job = tmp_path / "m.h5", str(tmp_path / "data.npz")
+    report = quantize(*job, tmp_path / "m.tflite", scheme=LSQ(), epochs=1)
+    assert report.settings["preprocess"] == "-1-1"
+    assert report.int8.score > -0.01 * y.var()
+
+
+def test_a_classifier_whose_answers_have_axes_of_length_1(samples, tmp_path):
+    model = load_model(samples / "digits_cnn.h5")
+    tf_keras.Model(model.inputs, layers.Reshape((1, 1, 10))(model.output)).save(tmp_path / "m.h5")
+    job = tmp_path / "m.h5", "digits", tmp_path / "m.tflite"
+    report = quantize(*job, scheme=LSQ(), epochs=1, html=tmp_path / "m.html")
+    assert report.int8.score > 0.95
+    assert report.agreement_with_float > 0.95
+    assert report.files[0].score == report.int8.score
+    assert Runner(job[2].read_bytes()).output_shape == (1, 1, 10)
+
+
+def test_pixels_are_learned_as_they_are_fed(samples, tmp_path):
+    """Half a step off each lies between two codes: the graph, the score and the device take the same one."""
+    model = load_model(samples / "digits_cnn.h5")
+    x = layers.Input((8, 8, 1))
+    wrapped = tf_keras.Model(x, model(layers.Rescaling(8.0, 8.0)(x)))  # what -1-1 made of 0..16 and more
+    wrapped.save(tmp_path / "m.h5")
+    digits = load_data("digits", (8, 8, 1), 10)
+    x, y = (np.concatenate(each) for each in zip(digits.train.arrays(), digits.test.arrays(), strict=True))
+    raw = np.clip(np.round(x.astype(np.float32) * 255 / 16), 0, 255).astype(np.uint8)
+    np.savez(tmp_path / "data.npz", x=raw, y=y)
+    job = tmp_path / "m.h5", str(tmp_path / "data.npz")
+    report = quantize(*job, tmp_path / "m.tflite", scheme=LSQ(), epochs=1, preprocess=PREPROCESSINGS["-1-1"])
+    test_x, test_y = load_data(job[1], (8, 8, 1), 10).test.arrays()
+    runner = Runner((tmp_path / "m.tflite").read_bytes())
+    fed = runner.invoke(test_x.astype(np.int16) - 128)
+    assert np.mean(fed.argmax(axis=1) == test_y) == report.int8.score > 0.9
+    assert report.feeding()[0].startswith("input: int8 = pixel - 128 ")
+    found = evaluate(tmp_path / "m.tflite", job[1])
+    assert (found.score, found.preprocess) == (report.int8.score, "-1-1")
 
 
 def test_binary_classifier_of_one_sigmoid(tmp_path):

@@ -17,7 +17,8 @@ from lqconvert.codes import Int8File
 from lqconvert.exporting import learned_codes, tflite_layout
 from lqconvert.granularity import GRANULARITIES
 from lqconvert.preprocessing import PREPROCESSINGS, Preprocessing
-from lqconvert.runtime import Runner
+from lqconvert.quantizers import ActivationQuantizer
+from lqconvert.runtime import Interface, Runner
 
 
 def weight_tensors(tflite: bytes) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -156,6 +157,21 @@ def assert_exports(model, x, fold=False, **options):
     return exported
 
 
+@pytest.mark.parametrize("size", [1e-9, 1e-6, 1e-3, 1e3])
+def test_weights_of_any_size(size):
+    x = np.random.default_rng(1).normal(size=(32, 8, 8, 3)).astype(np.float32) / size
+    model = random_model(lambda x: layers.Dense(4)(layers.Flatten()(x)))
+    model.layers[-1].kernel.assign(size * model.layers[-1].kernel)
+    (layer,) = assert_exports(model, x).codes.layers.values()
+    assert np.abs(layer.kernel.codes).max(axis=0).tolist() == [127] * 4
+    # Factors that nothing absorbs.
+    model = random_model(lambda x: layers.Conv2D(4, 3, padding="same")(layers.BatchNormalization()(x)))
+    gamma, *others = model.layers[1].get_weights()
+    model.layers[1].set_weights([size * gamma, *others])
+    factors, _ = assert_exports(model, x).codes.layers.values()
+    assert np.abs(factors.kernel.codes).ravel().tolist() == [127] * 3
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_granularities(granularity):
     model = random_model(
@@ -187,8 +203,12 @@ def test_granularities(granularity):
             ),
             "channel-wise",
         ),
+        (
+            lambda x: layers.Conv2D(4, 3, groups=2)(layers.Conv2D(6, 3, activation="relu")(x)),
+            "channel-wise",
+        ),
     ],
-    ids=["dense", "conv", "through batch norm"],
+    ids=["dense", "conv", "through batch norm", "groups"],
 )
 def test_scales_of_input_channels_fold_into_the_layer_in_front(block, granularity):
     x = np.random.default_rng(1).normal(size=(32, 8, 8, 3)).astype(np.float32)
@@ -251,6 +271,18 @@ def test_rewritten_model_trains_from_scratch_with_fit(scheme):
 def test_raw_pixels_are_taken_as_they_are(preprocessing, expected, shift):
     assert preprocessing.pixel_range == (None if expected is None else pytest.approx(expected))
     assert abs(preprocessing.pixel_shift) == pytest.approx(shift)
+    if expected is None:
+        return
+    # By the graph and by the file, all of them as a device feeds them: pixel - 128.
+    assert preprocessing.off_ties == preprocessing or shift
+    raw, fed = np.arange(256, dtype=np.float32), preprocessing.off_ties
+    x = raw * np.float32(fed.scale) + np.float32(fed.offset)
+    quantizer = ActivationQuantizer(fixed=preprocessing.pixel_range)
+    y = quantizer(x).numpy()
+    scale, zero_point = quantizer.scale_and_zero_point
+    np.testing.assert_array_equal(np.round(y / scale) + zero_point, raw - 128)
+    detail = {"name": "x", "shape": (1,), "dtype": np.int8, "quantization": (scale, zero_point)}
+    np.testing.assert_array_equal(Interface([detail], []).quantize(x), raw - 128)
 
 
 def test_mnist(shared, samples, tmp_path, monkeypatch):

@@ -3,10 +3,20 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
+from tf_keras import layers
 
 from lqconvert.augmentation import Augmentation, choose_augmentation
 from lqconvert.preprocessing import Preprocessing
-from lqconvert.scoring import activated, confidences, guesses, log_likelihoods, log_softmax, score_outputs
+from lqconvert.scoring import (
+    activated,
+    confidences,
+    guesses,
+    joined,
+    log_likelihoods,
+    log_softmax,
+    score_outputs,
+)
 from lqconvert.splits import Data, Split
 
 RNG = np.random.default_rng(0)
@@ -31,6 +41,22 @@ def test_confidence_is_that_in_the_right_class_where_probabilities_are_true():
     assert log_likelihoods(LOGITS, LABELS).mean() == pytest.approx(
         log_softmax(LOGITS)[range(500), LABELS].mean(), abs=0.005
     )
+
+
+def test_answers_with_axes_of_length_1_count_as_others():
+    deep = LOGITS.reshape(500, 1, 1, 4)
+    assert score_outputs(deep, LABELS, deep) == score_outputs(LOGITS, LABELS, LOGITS)
+    for measure in (confidences, log_likelihoods):
+        np.testing.assert_array_equal(measure(deep, LABELS), measure(LOGITS, LABELS))
+
+
+@pytest.mark.parametrize("name", ["flatten", "concatenate", "joined", "joined_0"])
+def test_outputs_are_joined_whatever_layers_are_called(name):
+    x = layers.Input((2, 3))
+    y = layers.Flatten(name=name)(x)
+    both = joined(tf_keras.Model(x, [y, x]))
+    values = np.arange(12.0).reshape(2, 2, 3)
+    np.testing.assert_array_equal(both(values), np.tile(values.reshape(2, 6), 2))
 
 
 def test_two_classes_in_one_unit():
