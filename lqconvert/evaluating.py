@@ -166,6 +166,10 @@ def data_for(files: Sequence[Runnable], data_spec: str) -> Data:
                 f"{other.name} has {_ports(other)}, {first.name} has {_ports(first)}: no data fit both"
             )
     shapes = {_plain(name): shape for name, shape in first.interface.input_shapes.items()}
+    if len(shapes) < len(first.interface.inputs):
+        raise LqError(
+            f"{first.name}: its inputs have no names (--strip-all), and no data can be found for each"
+        )
     return load_data(data_spec, shapes, first.interface.output_shape)
 
 

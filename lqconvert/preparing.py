@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -109,6 +110,7 @@ def prepare(
     _check_integer(kept, targets, strict)
     shapes = input_shapes(model)
     data = load_data(data_spec, shapes, joined(model).output_shape[1:])
+    _check_indices(model, data)
     if preprocess is None:
         preprocess = find_preprocessing(model, data, say)
     augmentation = Augmentation()
@@ -236,6 +238,24 @@ def _check_integer(kept: dict[str, str], targets: Sequence[Target], strict: bool
 def input_shapes(model: tf_keras.Model) -> dict[str, tuple[int, ...]]:
     """The inputs' names and shapes, without the batch axis."""
     return {name: tuple(x.shape[1:]) for name, x in zip(model.input_names, model.inputs, strict=True)}
+
+
+def _check_indices(model: tf_keras.Model, data: Data) -> None:
+    """Refuses indices for which an Embedding has no row."""
+    names = [x.name for x in model.inputs]
+    ends = np.cumsum([math.prod(shape) for shape in data.train.parts])[:-1]
+    for layer in model.layers:
+        if not isinstance(layer, tf_keras.layers.Embedding) or layer.input.name not in names:
+            continue
+        for split in (data.train, data.validation, data.test):
+            x, _ = split.arrays()
+            part = np.split(x, ends, axis=1)[names.index(layer.input.name)] if split.parts else x
+            wrong = part[(part < 0) | (part >= layer.input_dim)]
+            if wrong.size:
+                raise LqError(
+                    f"{data.name}: index {int(wrong[0])} is out of range: layer '{layer.name}' has "
+                    f"{layer.input_dim:,} rows"
+                )
 
 
 def _takes_images(model: tf_keras.Model) -> bool:

@@ -166,9 +166,15 @@ def test_indices_are_taken_as_they_are(tmp_path):
         result = run("evaluate", path, "--data", tmp_path / "x.npz", "--preprocess", "0-1")
         assert result.exit_code == 1
         assert "takes indices, which are not scaled" in result.stderr
-    result = run("quantize", tmp_path / "m.h5", "--data", tmp_path / "x.npz", "--preprocess", "0-1")
+    quantized = "quantize", tmp_path / "m.h5", "--dry-run", "--data"
+    result = run(*quantized, tmp_path / "x.npz", "--preprocess", "0-1")
     assert result.exit_code == 1
     assert "input 'words' takes indices, which are not scaled" in result.stderr
+    words[40] = 50
+    np.savez(tmp_path / "x.npz", x=words)
+    result = run(*quantized, tmp_path / "x.npz")
+    assert result.exit_code == 1
+    assert "index 50 is out of range: layer 'embedding" in result.stderr
 
 
 def test_growth_since_a_baseline(int8, tmp_path):
