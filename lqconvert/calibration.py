@@ -9,13 +9,18 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from lqconvert.granularity import KEPT_AXES, class_name, kernel_name
 from lqconvert.quantizers import (
     LEAST_SCALE,
     MINIMUM_SCALE,
     ActivationQuantizer,
     QuantizedLayer,
     WeightQuantizer,
+    quantizer_in_front,
 )
+
+#: Activations that range over less than this, and than this share of what others do, come from dead layers.
+DEAD = 1e-6
 
 
 def calibrate(model: tf_keras.Model, batches: Iterable[np.ndarray]) -> None:
@@ -31,8 +36,16 @@ def calibrate(model: tf_keras.Model, batches: Iterable[np.ndarray]) -> None:
                 if quantizer.start is None and quantizer.scheme.limit is not None:
                     quantizer.set_scale(best_scale(quantizer, getattr(layer.layer, name).numpy()))
     learned = [x for x in model.layers if isinstance(x, ActivationQuantizer) and x.fixed is None]
-    if not learned:
-        return
+    if learned:
+        _calibrate_ranges(model, learned, batches)
+    for layer in model.layers:
+        if isinstance(layer, QuantizedLayer):
+            _make_room_for_bias(layer)
+
+
+def _calibrate_ranges(
+    model: tf_keras.Model, learned: list[ActivationQuantizer], batches: Iterable[np.ndarray]
+) -> None:
     observe = tf_keras.Model(model.inputs, [quantizer.input for quantizer in learned])
 
     @tf.function
@@ -49,8 +62,30 @@ def calibrate(model: tf_keras.Model, batches: Iterable[np.ndarray]) -> None:
     finally:
         for quantizer in learned:
             quantizer.enabled = True
-    for quantizer, low, high in zip(learned, seen[:, :, 0].min(0), seen[:, :, 1].max(0), strict=True):
-        quantizer.set_range(low, high)
+    lows, highs = np.minimum(seen[:, :, 0].min(0), 0), np.maximum(seen[:, :, 1].max(0), 0)
+    computed = np.array(
+        [not isinstance(x.input._keras_history.layer, tf_keras.layers.InputLayer) for x in learned]
+    )
+    # What a dead layer still gives is no signal, but the model's inputs may be in any unit.
+    least = DEAD * min(1.0, np.max((highs - lows)[computed], initial=0.0))
+    for quantizer, low, high, dead in zip(
+        learned, lows, highs, computed & (highs - lows < least), strict=True
+    ):
+        quantizer.set_range(*((0.0, 0.0) if dead else (low, high)))
+
+
+def _make_room_for_bias(layer: QuantizedLayer) -> None:
+    """Raises scales of a kernel so small beside the bias that this would overflow int32 on their grid."""
+    name = kernel_name(layer.layer)
+    quantizer, source = layer.quantizers[name], quantizer_in_front(layer.input)
+    if not layer.layer.use_bias or source is None or quantizer.start is not None:
+        return
+    scale, axes = quantizer.scale.numpy(), KEPT_AXES["output-channel-wise"][class_name(layer.layer)]
+    shape = [length if axis in axes else 1 for axis, length in enumerate(getattr(layer.layer, name).shape)]
+    least = np.abs(layer.layer.bias.numpy()).reshape(shape) / (2.0**30 * source.scale_and_zero_point[0])
+    least = least.max(axis=tuple(axis for axis in axes if scale.shape[axis] == 1), keepdims=True)
+    if np.any(scale < least):
+        quantizer.set_scale(np.maximum(scale, least))
 
 
 def best_scale(
@@ -84,14 +119,15 @@ def best_scale(
 def at_full_width(model: tf_keras.Model) -> Iterator[None]:
     """Within it, scales that started coarse (at a scheme's ``start_code``) use all codes up to the limit."""
     coarse = [
-        (quantizer, getattr(layer.layer, name).numpy(), quantizer.scale.numpy())
+        (layer, quantizer, getattr(layer.layer, name).numpy(), quantizer.scale.numpy())
         for layer in model.layers
         if isinstance(layer, QuantizedLayer)
         for name, quantizer in layer.quantizers.items()
         if quantizer.scheme.start_code is not None and quantizer.start is None
     ]
-    for quantizer, weights, _ in coarse:
+    for layer, quantizer, weights, _ in coarse:
         quantizer.set_scale(best_scale(quantizer, weights, full_width=True))
+        _make_room_for_bias(layer)
     yield
-    for quantizer, _, scale in coarse:
+    for _, quantizer, _, scale in coarse:
         quantizer.set_scale(scale)

@@ -273,6 +273,17 @@ class ActivationQuantizer(tf_keras.layers.Layer):
         return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high)
 
 
+def quantizer_in_front(tensor: Any) -> ActivationQuantizer | None:
+    """The nearest quantizer that a tensor of a functional model comes from, through layers of one input."""
+    while True:
+        layer = tensor._keras_history.layer
+        if isinstance(layer, ActivationQuantizer):
+            return layer
+        if isinstance(layer, tf_keras.layers.InputLayer) or isinstance(layer.input, list):
+            return None
+        tensor = layer.input
+
+
 @register_keras_serializable("lqconvert")
 class FollowingQuantizer(tf_keras.layers.Layer):
     """Rounds to the grid of the nearest :class:`ActivationQuantizer` in front of it in a functional model.
@@ -283,9 +294,8 @@ class FollowingQuantizer(tf_keras.layers.Layer):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if hasattr(inputs, "_keras_history"):
-            layer = inputs._keras_history.layer
-            while not isinstance(layer, ActivationQuantizer):
-                layer = layer.input._keras_history.layer
+            layer = quantizer_in_front(inputs)
+            assert layer is not None, "nothing to follow"
             # Behind a function: as an attribute Keras would count it as a part of this layer.
             self.source = lambda: layer
         return super().__call__(inputs, *args, **kwargs)

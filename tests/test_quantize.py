@@ -172,6 +172,18 @@ def test_weights_of_any_size(size):
     assert np.abs(factors.kernel.codes).ravel().tolist() == [127] * 3
 
 
+@pytest.mark.parametrize(("weights", "share"), [(0.0, 0.0), (1e-12, 0.0), (1e-30, 0.0), (1.0, 1e-9)])
+@pytest.mark.parametrize("granularity", ["scalar", "output-channel-wise"])
+def test_biases_of_dead_layers_fit(granularity, weights, share):
+    """Weight decay leaves next to nothing of some kernels, and of what others compute."""
+    x = np.random.default_rng(1).normal(size=(32, 8, 8, 3)).astype(np.float32)
+    model = random_model(lambda x: layers.Dense(4)(layers.Conv2D(5, 3, name="front", activation="relu")(x)))
+    front, last = model.get_layer("front"), model.layers[-1]
+    front.set_weights([share * w if share else w for w in front.get_weights()])
+    last.set_weights([weights * last.get_weights()[0], np.array([-300.0, 0.0, 1.0, 300.0])])
+    assert_exports(model, x, granularity=granularity)
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_granularities(granularity):
     model = random_model(
