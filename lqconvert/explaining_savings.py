@@ -23,6 +23,8 @@ from lqconvert.targets import TARGETS, TFLM
 LQCONVERT, QUANTIZE, MODEL = "lqconvert", "quantize", "model"
 #: Operators whose float weights quantize makes int8.
 INTEGER = {*OPERANDS, "GATHER"}
+#: Each is tried in several packings, in a file that grows with them: minutes for so many.
+MOST_KERNELS = 256
 #: How constants are stored that nothing has packed.
 PLAIN = {"int8", "uint8", "int16", "int32", "int64", "float16", "float32", "float64", "bool"}
 
@@ -95,6 +97,8 @@ class Measured:
             why = "the file is packed (explain its .codes.npz)"
         elif not kernels(self.book.flat):
             return False
+        elif len(kernels(self.book.flat)) > MOST_KERNELS:
+            why = f"the file has more than {MOST_KERNELS} layers with weights"
         elif any(math.prod(map(int, as_list(tensor.shape))) > LARGEST_TENSOR for tensor in tensors):
             why = f"a tensor has more than {LARGEST_TENSOR:,} values"
         else:

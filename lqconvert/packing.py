@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -309,6 +310,7 @@ INT8 = Packing()
 def kernels(flat: Any) -> list[Kernel]:
     """The constant int8 kernels of the linear operators, in the order of the graph."""
     graph, found = flat.subgraphs[0], {}
+    readers = Counter(index for operator in graph.operators for index in {*map(int, operator.inputs)})
     for operator in graph.operators:
         name = operator_name(flat, operator)
         place = OPERANDS[name][1] if name in OPERANDS else len(operator.inputs)
@@ -316,11 +318,10 @@ def kernels(flat: Any) -> list[Kernel]:
         codes = values(flat, index) if index >= 0 else None
         if codes is None or codes.dtype != np.int8 or index in found:
             continue
-        consumers = sum(index in other.inputs for other in graph.operators)
         tensor = graph.tensors[index]
         label = tensor.name.decode(errors="replace") if isinstance(tensor.name, bytes) else tensor.name or ""
         scales = None if tensor.quantization is None else tensor.quantization.scale
-        found[index] = Kernel(index, name, codes, 0 if scales is None else len(scales), consumers, label)
+        found[index] = Kernel(index, name, codes, 0 if scales is None else len(scales), readers[index], label)
     return list(found.values())
 
 

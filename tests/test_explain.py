@@ -1,5 +1,6 @@
 """lqconvert explain: every byte has an owner, and every saving is what the file that is made then saves."""
 
+import copy
 import dataclasses
 import json
 import subprocess
@@ -304,6 +305,26 @@ def test_a_tensor_of_absurd_size_is_not_worked_on(tmp_path):
     explanation = explain(tmp_path / "m.tflite")
     assert adds_up(explanation)
     assert explanation.notes[0].endswith("a tensor has more than 16,777,216 values")
+
+
+def test_a_file_of_very_many_layers_is_not_packed(tmp_path):
+    flat = read(connected(drawn((64, 64))))
+    (operator,), graph = flat.subgraphs[0].operators, flat.subgraphs[0]
+    for _ in range(256):
+        result = add_tensor(
+            flat, schema.TensorType.INT8, (1, 64), graph.tensors[operator.outputs[0]].quantization
+        )
+        another = copy.copy(operator)
+        kernel = add_constant(flat, drawn((64, 64)), graph.tensors[operator.inputs[1]].quantization)
+        another.inputs = np.array([operator.outputs[0], kernel, operator.inputs[2]], np.int32)
+        another.outputs = np.array([result], np.int32)
+        graph.operators.append(another)
+        operator = another
+    graph.outputs = operator.outputs
+    (tmp_path / "m.tflite").write_bytes(unstripped(flat))
+    explanation = explain(tmp_path / "m.tflite")
+    assert adds_up(explanation)
+    assert explanation.notes[0].endswith("the file has more than 256 layers with weights")
 
 
 def test_the_command_prints_what_it_found(codes, explained):
