@@ -28,6 +28,7 @@ MOST_REPEATS = 1 << 16
 class Cost:
     """What building a model has taken so far, of one example; ``refusal`` is what stopped it."""
 
+    most_values: int = MOST_VALUES
     weights: int = 0
     calls: int = 0
     values: int = 0
@@ -46,18 +47,19 @@ class Cost:
 
 
 @contextmanager
-def bounded(api: Any, weights: int) -> Iterator[Cost]:
+def bounded(api: Any, weights: int, *, most_values: int = MOST_VALUES) -> Iterator[Cost]:
     """Counts what layers of ``api`` (keras or tf_keras) take while a model is built, and stops it.
 
     Layers of other threads are counted, too: their class is changed meanwhile.
 
     Args:
         weights: how many numbers the file has: no model of it needs more, but for layers built anew.
+        most_values: of one example in all tensors together.
 
     Raises:
         LqError: where the model takes more.
     """
-    cost, cls = Cost(), api.layers.Layer
+    cost, cls = Cost(most_values), api.layers.Layer
     add_weight, call = cls.add_weight, cls.__call__
 
     def counted_weight(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -111,7 +113,7 @@ def _count(cost: Cost, layer: Any, inputs: list[tuple[int, ...]], outputs: list[
         values = math.prod(shape[1:])
         cost.values += values
         cost.work += values * _window(layer, "pool_size") + per_position * math.prod(shape[1:-1])
-        if values > LARGEST_TENSOR or cost.values > MOST_VALUES:
+        if values > LARGEST_TENSOR or cost.values > cost.most_values:
             cost.refuse(layer, f"its output {shape[1:]} is too large, or the model's outputs together are")
     # Dilated kernels run on an input that is padded to their reach.
     reach = _largest(layer, "dilation_rate") * _largest(layer, "kernel_size")

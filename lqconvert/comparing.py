@@ -18,6 +18,7 @@ from lqconvert.evaluating import (
     Evaluation,
     Runnable,
     data_for,
+    fed,
     measure,
     open_file,
     preprocessing_of,
@@ -147,7 +148,11 @@ def _noise(
     if any(file.target.name == TFLM.name for file, _ in pair):
         return []
     part = data.test.pick(examples)
-    inputs = [as_numpy(x) for _, how in pair for _, x, _ in part.batches(NOISE_EXAMPLES, preprocessing=how)]
+    inputs = [
+        as_numpy(x)
+        for file, how in pair
+        for _, x, _ in part.batches(NOISE_EXAMPLES, preprocessing=fed(file, data, how))
+    ]
     return layer_noise(pair[0][0].tflite, pair[1][0].tflite, *inputs)
 
 

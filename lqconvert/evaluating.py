@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from lqconvert.datasets import load_data
 from lqconvert.deflating import deflated
 from lqconvert.errors import LqError
 from lqconvert.firmware import operators
-from lqconvert.flatbuffer import read
+from lqconvert.flatbuffer import operator_name, read
 from lqconvert.inspecting_tflite import dimensions
 from lqconvert.packing import DECODE
 from lqconvert.preprocessing import PREPROCESSINGS, Preprocessing, choose_preprocessing
@@ -30,6 +31,8 @@ from lqconvert.targets import LITERT, TARGETS, TFLM, Target
 
 #: The seconds of an inference in TFLite Micro are the median over so many.
 MICRO_RUNS = 16
+#: Operators that look rows up, and the place of the indices among their inputs.
+LOOKUPS = {"GATHER": 1, "EMBEDDING_LOOKUP": 0}
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ def preprocessing_of(file: Runnable, data: Data) -> Preprocessing:
     """What a file wants its inputs preprocessed with, see :func:`evaluate`."""
     details = file.interface.inputs
     scale, zero_point = details[0]["quantization"]
-    if len(details) > 1 or _takes_indices(details[0]):
+    if len(details) > 1 or _index_inputs(file):
         return Preprocessing()
     if scale and data.integer_pixels:
         codes = np.iinfo(details[0]["dtype"])
@@ -204,12 +207,41 @@ def preprocessing_of(file: Runnable, data: Data) -> Preprocessing:
     if data.labels == "none":
         return Preprocessing()
     samples = examples_in(file.target, len(PREPROCESSINGS) * file.latency_s, 2000)
-    return choose_preprocessing(lambda x: file.predict([x]), data, samples=samples)[0]
+    try:
+        return choose_preprocessing(lambda x: file.predict([x]), data, samples=samples)[0]
+    except LqError:  # no better than chance: it may just be bad, which is for its score to say
+        if data.integer_pixels:
+            raise
+        return Preprocessing()
 
 
-def _takes_indices(detail: dict[str, Any]) -> bool:
-    """Whether an input, as LiteRT's interpreter tells of it, takes integers that are no codes."""
-    return not detail["quantization"][0] and np.issubdtype(detail["dtype"], np.integer)
+def fed(file: Runnable, data: Data, preprocess: Preprocessing) -> Preprocessing:
+    """The preprocessing by which pixels come to the codes that devices feed a file of a quantized input."""
+    (scale, zero_point), dtype = file.interface.inputs[0]["quantization"], file.interface.inputs[0]["dtype"]
+    if not data.integer_pixels or not scale or not math.isclose(scale, preprocess.scale, rel_tol=1e-3):
+        return preprocess
+    return preprocess.off_ties(zero_point, int(np.iinfo(dtype).min))
+
+
+def _index_inputs(file: Runnable) -> list[str]:
+    """The inputs of a file that take integers which are no codes, or that are looked up."""
+    flat = read(file.tflite)
+    graph = flat.subgraphs[0]
+    inputs = {int(index): place for place, index in enumerate(graph.inputs)}  # and what they are cast to
+    looked_up = set()
+    for operator in graph.operators:
+        name = operator_name(flat, operator)
+        operands = [int(index) for index in operator.inputs]
+        if name in LOOKUPS and len(operands) > 1 and operands[LOOKUPS[name]] in inputs:
+            looked_up.add(inputs[operands[LOOKUPS[name]]])
+        elif name in ("CAST", "RESHAPE") and operands and operands[0] in inputs and len(operator.outputs):
+            inputs[int(operator.outputs[0])] = inputs[operands[0]]
+    return [
+        detail["name"]
+        for place, detail in enumerate(file.interface.inputs)
+        if place in looked_up
+        or (not detail["quantization"][0] and np.issubdtype(detail["dtype"], np.integer))
+    ]
 
 
 def shared_examples(files: Sequence[Runnable], data: Data, count: int | None = None) -> np.ndarray:
@@ -225,11 +257,10 @@ def measure(
     file: Runnable, data: Data, preprocess: Preprocessing, examples: np.ndarray
 ) -> tuple[Evaluation, np.ndarray]:
     """What a file measures on test examples, and its outputs."""
-    preprocess.refuse_indices(detail["name"] for detail in file.interface.inputs if _takes_indices(detail))
+    preprocess.refuse_indices(_index_inputs(file))
     part = data.test.pick(examples)
-    quantized = any(scale for scale, _ in file.interface.quantizations[0].values())
-    fed = preprocess.off_ties if quantized and data.integer_pixels else preprocess
-    outputs = file.predict(as_numpy(x) for _, x, _ in part.batches(256, preprocessing=fed))
+    batches = part.batches(256, preprocessing=fed(file, data, preprocess))
+    outputs = file.predict(as_numpy(x) for _, x, _ in batches)
     labels = part.y
     if data.labels == "classes":  # other tools' files may have axes of length 1 before it
         outputs = answers(outputs)

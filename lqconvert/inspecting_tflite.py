@@ -247,8 +247,10 @@ class Allowance:
         self.left = LARGEST_TENSOR + self.BITS * len(tflite)
 
     def take(self, bits: int) -> bool:
+        if bits > self.left:
+            return False
         self.left -= bits
-        return self.left >= 0
+        return True
 
 
 class Constants:
@@ -283,7 +285,8 @@ class Constants:
                 sources = dict.fromkeys(source for index in own for source in self.sources[index])
                 makers = {id(maker): maker for index in own for maker in self.makers[index]}
                 if max(len(sources), len(makers) + 1) > self.MOST_PARTS:
-                    continue
+                    self.readers.append((place, operator))
+                    break
                 self.sources[output], self.makers[output] = list(sources), [*makers.values(), operator]
 
     def rows(self) -> list[ConstantRow]:

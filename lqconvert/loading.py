@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from lqconvert.bounds import Cost, bounded
+from lqconvert.bounds import MOST_VALUES, Cost, bounded
 from lqconvert.errors import LqError, first_line
 from lqconvert.operations import is_tensor, operate
 from lqconvert.stored import weight_count, write_archive
@@ -27,8 +27,9 @@ from lqconvert.vetting import MODELS, read_config, refuse_endless, refuse_unknow
 
 log = logging.getLogger("lqconvert")
 
-#: A layer that is called so often has its weights copied; more often only where it is small.
-SHARED = 4
+#: Rebuilt, a layer that is called several times has its weights as often: so many times the file's are let
+#: pass, or so many numbers in all (and REBUILT times that, see :func:`lqconvert.bounds.bounded`).
+SHARED, SHARED_WEIGHTS = 4, 1 << 24
 #: Where Keras 3 has its operations, which are no layers.
 OPS = "keras.src.ops"
 
@@ -57,9 +58,8 @@ def load_model(
             for weight in layer.weights:
                 if not np.all(np.isfinite(np.asarray(weight))):
                     raise LqError(f"layer '{layer.name}' has NaN or infinite weights ({weight.name})")
-        # What Keras's operations and attention take shows here, where all are layers; a layer that is called
-        # several times has its weights as often.
-        with bounded(tf_keras, SHARED * weights) as cost:
+        # What Keras's operations and attention take shows here, where all are layers, and more of them.
+        with bounded(tf_keras, max(SHARED * weights, SHARED_WEIGHTS), most_values=2 * MOST_VALUES) as cost:
             model = rebuild(loaded, input_shape)
         _check_equal(loaded, model, cost)
     except LqError as error:

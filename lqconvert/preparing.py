@@ -127,7 +127,7 @@ def prepare(
         say("they are blended in pairs: the float model knows them by heart, and says more of such images")
     tf_keras.utils.set_random_seed(seed)
     pixels = preprocess.pixel_range if data.integer_pixels and images else None
-    fed = preprocess if pixels is None else preprocess.off_ties
+    fed = preprocess if pixels is None else preprocess.off_ties(preprocess.pixel_zero_point)
     quantized = rewrite(
         model, scheme, granularity=granularity, rounding=rounding, start=start, input_range=pixels
     )
@@ -244,12 +244,13 @@ def _check_indices(model: tf_keras.Model, data: Data) -> None:
     """Refuses indices for which an Embedding has no row."""
     names = [x.name for x in model.inputs]
     ends = np.cumsum([math.prod(shape) for shape in data.train.parts])[:-1]
-    for layer in model.layers:
-        if not isinstance(layer, tf_keras.layers.Embedding) or layer.input.name not in names:
-            continue
-        for split in (data.train, data.validation, data.test):
-            x, _ = split.arrays()
-            part = np.split(x, ends, axis=1)[names.index(layer.input.name)] if split.parts else x
+    embeddings = [layer for layer in model.layers if isinstance(layer, tf_keras.layers.Embedding)]
+    direct = [layer for layer in embeddings if layer.input.name in names]
+    for split in (data.train, data.validation, data.test) if direct else ():
+        x, _ = split.arrays()
+        parts = np.split(x, ends, axis=1) if split.parts else [x]
+        for layer in direct:
+            part = parts[names.index(layer.input.name)]
             wrong = part[(part < 0) | (part >= layer.input_dim)]
             if wrong.size:
                 raise LqError(

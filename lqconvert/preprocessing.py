@@ -54,25 +54,34 @@ class Preprocessing:
         x = raw * scale + offset is the int8 code raw - 128 at zero point -128 - offset / scale. Where that is
         no integer (-1-1 has -0.5) it is rounded, a shift of at most half a pixel step that is learned around.
         """
-        zero_point = round(-128 - self.offset / self.scale)
+        zero_point = self.pixel_zero_point
         if not -128 <= zero_point <= 127:
             return None
         return (-128 - zero_point) * self.scale, (127 - zero_point) * self.scale
 
     @property
-    def pixel_shift(self) -> float:
-        """By how many pixel steps :attr:`pixel_range` shifts the input; 0 where the folding is exact."""
-        zero_point = -128 - self.offset / self.scale
-        return round(zero_point) - zero_point
+    def pixel_zero_point(self) -> int:
+        """The zero point at which the code of a raw pixel is nearest to raw - 128."""
+        return round(-128 - self.offset / self.scale)
 
     @property
-    def off_ties(self) -> Preprocessing:
-        """The same, a hundredth of :attr:`pixel_shift` nearer to the codes of :attr:`pixel_range`.
+    def pixel_shift(self) -> float:
+        """By how many pixel steps :attr:`pixel_range` shifts the input; 0 where the folding is exact."""
+        return self._shift(self.pixel_zero_point, -128)
+
+    def off_ties(self, zero_point: int, lowest: int = -128) -> Preprocessing:
+        """The same, a hundredth of the way nearer to codes that are raw pixels and ``lowest``.
 
         Half a step off (-1-1), every pixel lies between two codes, and the noise of float32 decides. So each
-        comes to raw - 128, which is what devices feed the file. Where the shift is 0 nothing changes.
+        comes to raw + lowest, which is what devices feed a file of that zero point. Where pixels are codes
+        as they are, or no codes at all, nothing changes.
         """
-        return replace(self, offset=self.offset - 0.01 * self.pixel_shift * self.scale)
+        shift = self._shift(zero_point, lowest)
+        return replace(self, offset=self.offset - 0.01 * shift * self.scale) if abs(shift) < 0.51 else self
+
+    def _shift(self, zero_point: int, lowest: int) -> float:
+        """By how many codes pixels are above raw + lowest."""
+        return self.offset / self.scale + zero_point - lowest
 
 
 PREPROCESSINGS = {

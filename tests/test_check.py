@@ -151,6 +151,28 @@ def test_preprocessing_of_float_data_is_found_too(int8, samples, tmp_path):
         assert found.score > 0.95
 
 
+def test_a_model_that_is_bad_gets_its_score(int8, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", x=rng.normal(size=(200, 8, 8, 1)), y=rng.integers(0, 10, 200))
+    assert evaluate(int8, str(tmp_path / "x.npz")).score < 0.3
+    result = run("check", int8, "--data", tmp_path / "x.npz", "--min-accuracy", "0.9", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["holds"] is False
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_a_file_that_looks_its_input_up(dtype, tmp_path):
+    x = tf_keras.Input((6,), dtype=dtype)
+    embedded = tf_keras.layers.Flatten()(tf_keras.layers.Embedding(500, 4)(x))
+    model = tf_keras.Model(x, tf_keras.layers.Dense(3)(embedded))
+    (tmp_path / "m.tflite").write_bytes(convert(model, integer=False))
+    words = np.random.default_rng(0).integers(0, 500, (99, 6))
+    np.savez(tmp_path / "x.npz", x=words, y=model.predict(words, verbose=0))
+    found = evaluate(tmp_path / "m.tflite", str(tmp_path / "x.npz"))
+    assert found.score == pytest.approx(0, abs=1e-9)
+    assert found.preprocess == "none"
+
+
 def test_indices_are_taken_as_they_are(tmp_path):
     x = tf_keras.Input((6,), name="words")
     embedded = tf_keras.layers.GlobalAveragePooling1D()(tf_keras.layers.Embedding(50, 4)(x))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tf_keras
 import zoo
+from ai_edge_litert import schema_py_generated as schema
 from click.testing import CliRunner
 from tf_keras import layers
 
@@ -18,7 +19,7 @@ from lqconvert.codes import Int8File, load_kernels
 from lqconvert.coding import entropy_bits
 from lqconvert.exporting import convert
 from lqconvert.firmware import operators
-from lqconvert.flatbuffer import read
+from lqconvert.flatbuffer import add_constant, add_tensor, new_operator, read, write
 from lqconvert.packing import assemble, kernels
 from lqconvert.targets import TARGETS
 
@@ -219,6 +220,25 @@ def test_every_packing_is_known_again(name, packing, tmp_path):
     assert row.tensor.scales == (12 if per_channel else 1)
     assert sum(each.stored_bytes for each in inspection.constants) == inspection.constant_bytes
     assert f" {packing.name} " in invoke(path).stdout
+
+
+def test_constants_of_very_many_are_still_listed(tmp_path):
+    """No packing puts a constant together from 20; a converter that folds nothing may."""
+    from single_operator import single_operator
+
+    flat = read(
+        single_operator("FULLY_CONNECTED", np.ones((4, 8), np.int8), False, k=1, rng=np.random.default_rng(0))
+    )
+    graph = flat.subgraphs[0]
+    parts = [add_constant(flat, np.full((1, 8), number, np.int8)) for number in range(20)]
+    made = add_tensor(flat, schema.TensorType.INT8, (20, 8))
+    graph.operators.insert(0, new_operator(flat, "CONCATENATION", parts, [made]))
+    added = add_tensor(flat, schema.TensorType.INT8, (20, 8))
+    graph.operators.append(new_operator(flat, "ADD", [int(graph.inputs[0]), made], [added]))
+    (tmp_path / "m.tflite").write_bytes(write(flat))
+    inspection = inspect(tmp_path / "m.tflite")
+    assert sum(each.stored_bytes for each in inspection.constants) == inspection.constant_bytes
+    assert len(inspection.constants) == 22
 
 
 def test_float_operators_are_named(tmp_path):

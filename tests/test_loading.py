@@ -54,6 +54,28 @@ def test_saved_model(tmp_path):
     np.testing.assert_allclose(load_model(tmp_path / "saved")(x), twin(x), atol=1e-6)
 
 
+def shared_often(x):
+    dense = tf_keras.layers.Dense(32, activation="tanh")
+    y = tf_keras.layers.Dense(32)(x)
+    for _ in range(20):
+        y = dense(y)
+    return y
+
+
+def rescaled(x):
+    y = tf_keras.layers.Reshape((2000, 8))(tf_keras.layers.Rescaling(1 / 32768)(x))
+    return tf_keras.layers.GlobalAveragePooling1D()(tf_keras.layers.Conv1D(4, 3)(y))
+
+
+@pytest.mark.parametrize("block", [shared_often, rescaled], ids=lambda block: block.__name__)
+def test_a_model_may_have_more_weights_rebuilt(block, tmp_path):
+    x = tf_keras.Input((16000,))
+    model = tf_keras.Model(x, block(x))
+    model.save(tmp_path / "m.keras")
+    inputs = np.random.default_rng(0).normal(size=(2, 16000)).astype(np.float32)
+    np.testing.assert_allclose(load_model(tmp_path / "m.keras")(inputs), model(inputs), atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["Add", "Average"])
 @pytest.mark.parametrize("count", [2, 4])
 def test_sums_of_several_become_sums_of_two(kind, count, tmp_path):

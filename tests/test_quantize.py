@@ -286,8 +286,9 @@ def test_raw_pixels_are_taken_as_they_are(preprocessing, expected, shift):
     if expected is None:
         return
     # By the graph and by the file, all of them as a device feeds them: pixel - 128.
-    assert preprocessing.off_ties == preprocessing or shift
-    raw, fed = np.arange(256, dtype=np.float32), preprocessing.off_ties
+    fed = preprocessing.off_ties(preprocessing.pixel_zero_point)
+    assert fed == preprocessing or shift
+    raw = np.arange(256, dtype=np.float32)
     x = raw * np.float32(fed.scale) + np.float32(fed.offset)
     quantizer = ActivationQuantizer(fixed=preprocessing.pixel_range)
     y = quantizer(x).numpy()
@@ -295,6 +296,20 @@ def test_raw_pixels_are_taken_as_they_are(preprocessing, expected, shift):
     np.testing.assert_array_equal(np.round(y / scale) + zero_point, raw - 128)
     detail = {"name": "x", "shape": (1,), "dtype": np.int8, "quantization": (scale, zero_point)}
     np.testing.assert_array_equal(Interface([detail], []).quantize(x), raw - 128)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "zero_point"), [(np.int8, -1), (np.int8, 0), (np.uint8, 127), (np.uint8, 128)]
+)
+def test_pixels_of_other_tools_files(dtype, zero_point):
+    """TensorFlow's converter rounds the zero point of -1..1 the other way."""
+    lowest = np.iinfo(dtype).min
+    fed = PREPROCESSINGS["-1-1"].off_ties(zero_point, lowest)
+    raw = np.arange(256, dtype=np.float32)
+    detail = {"name": "x", "shape": (1,), "dtype": dtype, "quantization": (1 / 127.5, zero_point)}
+    codes = Interface([detail], []).quantize(raw * np.float32(fed.scale) + np.float32(fed.offset))
+    np.testing.assert_array_equal(codes, raw + lowest)
+    assert PREPROCESSINGS["-1-1"].off_ties(zero_point + 5, lowest) == PREPROCESSINGS["-1-1"]
 
 
 def test_mnist(shared, samples, tmp_path, monkeypatch):
