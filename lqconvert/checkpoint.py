@@ -103,3 +103,7 @@ def locked(output: Path) -> Iterator[None]:
                 path.unlink(missing_ok=True)
     except Timeout as error:
         raise LqError(f"{output}: another run is making it; wait for that, or give another name") from error
+    except PermissionError as error:
+        if Path(str(error.filename)) != path:
+            raise
+        raise LqError(f"{path}: left by a run of another user; remove it, or give another name") from error

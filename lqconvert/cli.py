@@ -202,7 +202,8 @@ def quantize(
         click.echo("waiting for all workers of TF_CONFIG", err=True)
     distribution = Distribution.of(distribute) if distribute and not dry_run else Distribution()
     # The chief speaks for all workers.
-    console = Console(stderr=True, soft_wrap=True, quiet=quiet or not distribution.chief, highlight=False)
+    quiet = quiet or not distribution.chief
+    console = Console(stderr=True, soft_wrap=True, quiet=quiet, highlight=False, markup=False)
     if distribute and not dry_run and distribution.replicas == 1:
         console.print(f"--distribute {distribute}: there is but one device, which has nothing to share with")
     job = model, data, output or _beside(model, ".tflite")
@@ -374,9 +375,16 @@ def check(
 
     make_folders(Path(path) for path in (junit, save_baseline) if path is not None)
     before = None if against is None else Measurements.load(against)
-    results = []
+    results, broken = [], False
     for file in files:
-        result = run(file, data_spec=data, against=before, **settings)
+        try:
+            result = run(file, data_spec=data, against=before, **settings)
+        except LqError as error:
+            if len(files) == 1:
+                raise
+            click.echo(f"error: {error}", err=True)
+            broken = True
+            continue
         if form is not None:
             click.echo(result.to_json() if form == "json" else result.to_markdown() + "\n")
         else:
@@ -390,7 +398,7 @@ def check(
     if save_baseline is not None and result.holds:
         writers[Path(save_baseline)] = lambda path: path.write_text(result.measured.to_json())
     write_all(writers)
-    if not all(result.holds for result in results):
+    if broken or not all(result.holds for result in results):
         click.get_current_context().exit(1)
 
 
@@ -451,7 +459,7 @@ def sweep(
     from lqconvert.sweeping import write_csv
 
     folder = Path(output or _beside(model, ".sweep"))
-    console = Console(stderr=True, soft_wrap=True, quiet=quiet)
+    console = Console(stderr=True, soft_wrap=True, quiet=quiet, markup=False)
     from lqconvert.figures import draw
     from lqconvert.sensitivity import sensitivities
 
@@ -466,7 +474,9 @@ def sweep(
         model,
         data,
         folder,
-        done=lambda run: console.print(f"{run.name}: {run.deflated_bytes:,} bytes, {run.test_score:.4f}"),
+        done=lambda run: console.print(
+            f"{run.name}: {run.deflated_bytes:,} bytes, {abs(run.test_score):.4g}"
+        ),
         say=console.print,
         **model_settings,
         **settings,
@@ -482,17 +492,18 @@ def sweep(
             str(each.integers),
             f"{each.bytes:,}",
             f"{each.deflated_bytes:,}",
-            f"{each.test_score:.4f}",
+            f"{abs(each.test_score):.4g}",
             f"{each.minutes:.1f}",
         )
     layers = Table("layer", "weights", "bits", "validation score", "drop")
     for row in rows:
-        layers.add_row(row.layer, f"{row.weights:,}", str(row.bits), f"{row.score:.4f}", f"{row.drop:.2f}")
+        layers.add_row(
+            row.layer, f"{row.weights:,}", str(row.bits), f"{abs(row.score):.4g}", f"{row.drop:.3g}"
+        )
     for each_table in (table, layers):
-        Console().print(each_table)
-    Console().print(
-        f"figures: {', '.join(path.name for path in paths[:2])}, ... in {folder}", highlight=False
-    )
+        Console(markup=False).print(each_table)
+    figures = ", ".join(path.name for path in paths[:2])
+    Console(markup=False, highlight=False).print(f"figures: {figures}, ... in {folder}")
 
 
 @main.command()

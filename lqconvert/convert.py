@@ -253,7 +253,7 @@ def _export(
     page: dict[Path, Writer] = {}
     if paths.page is not None:
         text = _page(report, data, preprocess, float_tflite, exported, made, teacher, classifies)
-        page[paths.page] = _writer(text.encode())
+        page[paths.page] = _writer(text.encode(errors="replace"))  # names of folders may be in any encoding
     writers = {
         **made.writers,
         **codes,

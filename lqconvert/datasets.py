@@ -20,11 +20,11 @@ import numpy as np
 
 from lqconvert.arrays import load_npy, load_npz
 from lqconvert.errors import LqError
-from lqconvert.image_files import UNREADABLE, ImageFolder, ZippedImages
+from lqconvert.image_files import UNREADABLE, ImageFolder, ZippedImages, decoded
 from lqconvert.splits import Data, Split
 
 KERAS_DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
-TEST_FOLDERS = ("test", "val", "valid", "validation")
+TRAIN_FOLDERS, TEST_FOLDERS = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 #: Decoded images are kept up to this many bytes; what is beyond is decoded whenever it is asked for.
 CACHED_BYTES = 1 << 28
 
@@ -74,7 +74,7 @@ def load_data(
     classes = given[-1] or 1
     if kind == "classes" and math.prod(n or 1 for n in given) > classes:
         raise LqError(f"{spec}: one label for each example, but the model's answers are of shape {given}")
-    if kind == "classes" and names and len(names) > max(classes, 2):
+    if kind == "classes" and names and len(names) != max(classes, 2):  # labels are places among the names
         raise LqError(f"{spec}: {len(names)} class folders, but the model has {classes} outputs")
     if train.size < 20:
         raise LqError(f"{spec}: {train.size} examples are too few to split; give at least 20")
@@ -145,7 +145,9 @@ def _several(path: Path, inputs: dict[str, tuple[int, ...]]) -> tuple[Arrays, Ar
 
 
 def _npz(path: Path) -> tuple[Arrays, Arrays]:
-    arrays = {name: _array(f"{path}: {name}", array) for name, array in load_npz(path).items()}
+    given = load_npz(path)
+    used = ("x", "y", "x_train", "y_train", "x_test", "y_test")
+    arrays = {name: _array(f"{path}: {name}", given[name]) for name in used if name in given}
     if "x_train" in arrays:
         x = arrays["x_train"]
         test = (arrays.get("x_test", x[:0]), arrays.get("y_test"))
@@ -153,7 +155,7 @@ def _npz(path: Path) -> tuple[Arrays, Arrays]:
     if "x" in arrays:
         return (arrays["x"], arrays.get("y")), (arrays["x"][:0], None)
     raise LqError(
-        f"{path}: holds {', '.join(arrays) or 'nothing'}; give x_train, y_train, x_test, y_test or x, y"
+        f"{path}: holds {', '.join(given) or 'nothing'}; give x_train, y_train, x_test, y_test or x, y"
     )
 
 
@@ -224,11 +226,18 @@ def _function(spec: str, input_rank: int) -> tuple[Arrays, Arrays]:
 
 def _stacked(spec: str, dataset: Any, input_rank: int) -> Arrays:
     """A tf.data.Dataset of examples x or (x, y), or of batches of them, in memory."""
+    import tensorflow as tf
+
+    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise LqError(f"{spec}: the data set never ends; leave out repeat()")
     examples = [value if isinstance(value, tuple) else (value,) for value in dataset.as_numpy_iterator()]
     if not examples:
         raise LqError(f"{spec}: the data set is empty")
     join = np.concatenate if np.ndim(examples[0][0]) > input_rank else np.stack
-    x, *y = (join(column) for column in zip(*examples, strict=True))
+    try:
+        x, *y = (join(column) for column in zip(*examples, strict=True))
+    except ValueError as error:
+        raise LqError(f"{spec}: its examples are of different shapes ({error})") from error
     return x, y[0] if y else None
 
 
@@ -310,11 +319,18 @@ def _image_folders(path: Path, input_shape: tuple[int | None, ...]) -> tuple[Spl
     if not len(files):
         raise LqError(f"{path}: no images in class folders, such as cats/1.jpg or train/cats/1.jpg")
     folders, parts = [], np.full(len(files), -1)  # of each image its class, and the place in TEST_FOLDERS
+    depths: dict[int, str] = {}
     for number in range(len(files)):
         *above, folder, _ = PurePath(files.name(number)).parts
         folders.append(folder)
-        if above and above[-1].lower() in TEST_FOLDERS:  # .../test/cats/1.jpg
-            parts[number] = TEST_FOLDERS.index(above[-1].lower())
+        depths[len(above)] = files.name(number)
+        known = (name.lower() for name in reversed(above) if name.lower() in (*TRAIN_FOLDERS, *TEST_FOLDERS))
+        part = next(known, "train")  # .../test/cats/1.jpg
+        if part in TEST_FOLDERS:
+            parts[number] = TEST_FOLDERS.index(part)
+    if len(depths) > 1:
+        one, other = list(depths.values())[:2]
+        raise LqError(f"{path}: {one} and {other} are at different depths: which folders are classes?")
     names = sorted(set(folders))
     places = {name: place for place, name in enumerate(names)}
     labels = np.array([places[folder] for folder in folders], np.int64)
@@ -340,7 +356,7 @@ def _decoding(
 
     def decode(number: int) -> np.ndarray:
         try:
-            image = tf.io.decode_image(files.read(number), channels=shape[2], expand_animations=False)
+            image = decoded(files.read(number), shape[2])
         except (tf.errors.InvalidArgumentError, *UNREADABLE) as error:
             raise LqError(f"{path}: {files.name(number)} is not a readable image") from error
         if tuple(image.shape) != shape:

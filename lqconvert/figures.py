@@ -32,7 +32,9 @@ def draw(folder: Path, runs: Sequence[Run], sensitivities: Sequence[Sensitivity]
         for run in runs
     ]
     if sensitivities:
-        paths += [sensitivity(folder / "sensitivity.png", sensitivities)]
+        accuracy = next(iter(reports.values()))["score_name"] == "accuracy"
+        unit = "points" if accuracy else "mean squared error"
+        paths += [sensitivity(folder / "sensitivity.png", sensitivities, unit)]
     return paths
 
 
@@ -52,11 +54,11 @@ def pareto(path: Path, runs: Sequence[Run], report: dict[str, Any]) -> Path:
         for axis, values in zip(
             axes, ([r.integers for r in curve], [r.deflated_bytes for r in curve]), strict=True
         ):
-            axis.plot(values, [run.test_score for run in curve], **style)
+            axis.plot(values, [abs(run.test_score) for run in curve], **style)  # errors are negative scores
     for axis, label in zip(
         axes, ("different integers in all kernels", "bytes of the .tflite, deflated"), strict=True
     ):
-        axis.axhline(report["float"]["score"], color="0.5", linestyle="--", label="float32")
+        axis.axhline(abs(report["float"]["score"]), color="0.5", linestyle="--", label="float32")
         axis.set(xlabel=label, xscale="log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -86,7 +88,7 @@ def epochs(path: Path, runs: Sequence[Run], reports: dict[str, Any]) -> Path:
             at = [point["step"] / per_epoch for point in report["curve"]]
             color = plt.colormaps["viridis"](number / max(len(curve) - 1, 1) * 0.9)
             for axis, field in zip(row, ("score", "loss"), strict=True):
-                values = [point[field] for point in report["curve"]]
+                values = [abs(point[field]) for point in report["curve"]]
                 axis.plot(at, values, color=color, label=f"penalty x{run.penalty:g}")
         row[0].set(title=label, ylabel=f"validation {report['score_name']}")
         row[1].set(title=label, ylabel="validation loss")
@@ -116,7 +118,7 @@ def codes(path: Path, kernels: dict[str, np.ndarray]) -> Path:
     return _save(figure, path)
 
 
-def sensitivity(path: Path, rows: Sequence[Sensitivity]) -> Path:
+def sensitivity(path: Path, rows: Sequence[Sensitivity], unit: str) -> Path:
     """By how much the score drops when one layer is coarsened: a group of bars for each layer."""
     layers = list(dict.fromkeys(row.layer for row in rows))
     widths = sorted({row.bits for row in rows})
@@ -129,7 +131,7 @@ def sensitivity(path: Path, rows: Sequence[Sensitivity]) -> Path:
         axis.barh(np.arange(len(layers)) + number * height, drops, height, label=f"{bits} bits")
     axis.set_yticks(np.arange(len(layers)) + 0.4 - height / 2, layers)
     axis.invert_yaxis()
-    axis.set_xlabel("drop of the validation score, one layer coarsened (points)")
+    axis.set_xlabel(f"drop of the validation score, one layer coarsened ({unit})")
     axis.legend()
     axis.grid(alpha=0.3, axis="x")
     return _save(figure, path)

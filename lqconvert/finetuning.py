@@ -207,12 +207,13 @@ def packing_overhead(independent: float, known: list[tuple[float, float]]) -> fl
     """Packed bytes over those that ``independent`` codes take, from such pairs known of the same kernels.
 
     Codes are not independent: zeros keep together, which counts the more, the fewer bytes there are. So it
-    changes about as a power of the bytes, which the last two known tell.
+    changes about as a power of the bytes, of which the last two known tell half: the rest of what differs
+    between them comes of learning, and stays.
     """
     *before, (last, overhead) = known
     apart = math.log(before[-1][0] / last) if before else 0.0
     power = math.log(overhead / before[-1][1]) / apart if abs(apart) > 0.05 else 0.0
-    return overhead * (last / independent) ** min(max(power, -0.2), 0.2)
+    return overhead * (last / independent) ** (min(max(power, -0.2), 0.2) / 2)
 
 
 class _Look:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lqconvert.errors import LqError
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
 LARGEST_FILE = 64 << 20
 #: What reading a file raises where it is damaged or gone.
-UNREADABLE = (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, ValueError)
+UNREADABLE = (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error)
 
 
 class ImageFolder:
@@ -23,8 +29,7 @@ class ImageFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        found = (str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
-        self.names = _Names(sorted(filter(_is_image, found)))
+        self.names = _Names(sorted(filter(_is_image, _files_in(path))))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -79,6 +84,44 @@ class ZippedImages:
             setattr(info, field, value)
         with self.one_at_a_time:
             return self.archive.read(info)
+
+
+def _files_in(path: Path) -> Iterator[str]:
+    """Names of all files below a folder, relative to it; links are followed, but not in circles."""
+    for folder, below, files in os.walk(path, followlinks=True):
+        here = Path(folder).resolve()
+        below[:] = [name for name in below if not here.is_relative_to((here / name).resolve())]
+        yield from (os.path.relpath(os.path.join(folder, name), path) for name in files)
+
+
+def decoded(data: bytes, channels: int) -> tf.Tensor:
+    """An image file as uint8 [height, width, 1 or 3].
+
+    Raises:
+        ValueError: if it has a palette that TensorFlow would not look up.
+        tf.errors.InvalidArgumentError: if it is damaged, or of no kind that TensorFlow knows.
+    """
+    import tensorflow as tf
+
+    if data[:2] == b"BM" and _has_colors(data):
+        raise ValueError("a .bmp with a palette")
+    try:
+        return tf.io.decode_image(data, channels=channels, expand_animations=False)
+    except tf.errors.InvalidArgumentError:
+        if channels == 3:
+            raise
+    # TensorFlow makes .bmp, .gif and CMYK gray in no other way.
+    return tf.image.rgb_to_grayscale(tf.io.decode_image(data, channels=3, expand_animations=False))
+
+
+def _has_colors(bmp: bytes) -> bool:
+    """Whether a .bmp has a palette other than 256 grays, from black to white."""
+    (header,), (bits,) = struct.unpack_from("<I", bmp, 14), struct.unpack_from("<H", bmp, 28)
+    if bits > 8:
+        return False
+    palette = np.frombuffer(bmp[14 + header : 14 + header + 4 * 256], np.uint8)
+    grays = np.arange(256, dtype=np.uint8)[:, np.newaxis]
+    return bits < 8 or len(palette) < 4 * 256 or bool(np.any(palette.reshape(-1, 4)[:, :3] != grays))
 
 
 def _is_image(name: str) -> bool:

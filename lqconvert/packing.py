@@ -12,6 +12,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from lqconvert import coding
+from lqconvert.errors import LqError
 from lqconvert.flatbuffer import (
     OPERANDS,
     Needless,
@@ -328,7 +329,10 @@ def kernels(flat: Any) -> list[Kernel]:
 def name_kernels(tflite: bytes, layers: Sequence[str]) -> bytes:
     """The file with its kernels named after their layers: whatever is taken out of it, they are known."""
     flat = read(tflite)
-    for kernel, layer in zip(kernels(flat), layers, strict=True):
+    found = kernels(flat)
+    if len(found) != len(layers):
+        raise LqError(f"the file has {len(found)} kernels, but there are {len(layers)} names of layers")
+    for kernel, layer in zip(found, layers, strict=True):
         flat.subgraphs[0].tensors[kernel.tensor].name = layer
     return write(flat)
 

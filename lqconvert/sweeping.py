@@ -124,6 +124,7 @@ def sweep(
             say(f"{name}: {error}")
             raise
         trial.set_user_attr("run", dataclasses.asdict(run))
+        trial.set_user_attr("file", _checksum(folder / f"{run.name}.tflite"))
         done(run)
         return run.validation_score, run.deflated_bytes
 
@@ -138,12 +139,18 @@ def sweep(
         # All that a trial is of, where its parameters come one after the other.
         return [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
 
+    def complete() -> list[optuna.trial.FrozenTrial]:
+        """The trials whose files are still there, and not those of a sweep with other settings."""
+        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        files = [_checksum(folder / f"{_name(**trial.params)}.tflite") for trial in trials]
+        return [each for each, file in zip(trials, files, strict=True) if file == each.user_attrs["file"]]
+
     while True:
         with lock:
             optuna.storages.fail_stale_trials(study)
             running = settings_of(TrialState.RUNNING)  # before those that are done: a run may end meanwhile
-            complete = settings_of(TrialState.COMPLETE)
-            left = [setting for setting in grid if setting not in complete and _name(**setting) not in failed]
+            made = [trial.params for trial in complete()]
+            left = [setting for setting in grid if setting not in made and _name(**setting) not in failed]
             if not left:
                 break
             free = [setting for setting in left if setting not in running]
@@ -153,8 +160,7 @@ def sweep(
                 study.optimize(objective, n_trials=1, catch=(LqError,))
                 continue
         time.sleep(5)  # another process is at the last ones, or died at them
-    complete_trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    by_setting = {_name(**trial.params): Run(**trial.user_attrs["run"]) for trial in complete_trials}
+    by_setting = {_name(**trial.params): Run(**trial.user_attrs["run"]) for trial in complete()}
     runs = [by_setting[_name(**setting)] for setting in grid if _name(**setting) in by_setting]
     if not runs:
         raise next(iter(failed.values()))

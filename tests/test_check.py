@@ -151,6 +151,14 @@ def test_preprocessing_of_float_data_is_found_too(int8, samples, tmp_path):
         assert found.score > 0.95
 
 
+def test_one_damaged_file_leaves_the_others_checked(int8, tmp_path):
+    (tmp_path / "damaged.tflite").write_bytes(int8.read_bytes()[:1000])
+    result = run("check", tmp_path / "damaged.tflite", int8, tmp_path / "no.tflite", "--max-size", "1MB")
+    assert result.exit_code == 1
+    assert result.stdout.count("ok   size") == 1
+    assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["error"] * 2
+
+
 def test_a_model_that_is_bad_gets_its_score(int8, tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "x.npz", x=rng.normal(size=(200, 8, 8, 1)), y=rng.integers(0, 10, 200))

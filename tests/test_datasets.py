@@ -25,7 +25,12 @@ def png(image: np.ndarray) -> bytes:
 
 def image_files(layout: str) -> dict[str, bytes]:
     """Names and contents of X as class folders cat and dog; of 60 images 20 are test images where asked."""
-    part = {"plain": lambda i: "", "train and test": lambda i: "test/" if i < 20 else "train/"}[layout]
+    part = {
+        "plain": lambda i: "",
+        "train and test": lambda i: "test/" if i < 20 else "train/",
+        "within": lambda i: "test/Testing/" if i < 20 else "test/Training/",
+        "deep": lambda i: "test/pets/" if i < 20 else "train/pets/",
+    }[layout]
     return {f"{part(i)}{('cat', 'dog')[Y[i]]}/{i:02}.png": png(X[i]) for i in range(60)}
 
 
@@ -62,7 +67,9 @@ def assert_disjoint_and_complete(data, examples):
     assert set.union(*parts) == {x.tobytes() for x in examples}
 
 
-@pytest.mark.parametrize(("layout", "test_size"), [("plain", 12), ("train and test", 20)])
+@pytest.mark.parametrize(
+    ("layout", "test_size"), [("plain", 12), ("train and test", 20), ("within", 20), ("deep", 20)]
+)
 def test_image_folders(images, layout, test_size):
     data = load_data(images(image_files(layout)), (6, 5, 3), 2)
     assert data.class_names == ["cat", "dog"]
@@ -74,7 +81,7 @@ def test_image_folders(images, layout, test_size):
     for split in splits(data):
         for x, y in zip(*split.arrays(), strict=True):
             assert truth[x.tobytes()] == y
-    if layout == "train and test":
+    if layout != "plain":
         assert keys(data.test) == {x.tobytes() for x in X[:20]}
 
 
@@ -87,8 +94,10 @@ def test_images_that_are_not_kept_are_decoded_again(images, kept, monkeypatch):
 
 
 def test_names_of_images_may_have_any_letters(images):
-    data = load_data(images({f"кот/{n}é.png": png(x) for n, x in enumerate(X)}), (6, 5, 3), 2)
-    assert data.class_names == ["кот"]
+    data = load_data(
+        images({f"{'пёс' if n % 2 else 'кот'}/{n}é.png": png(x) for n, x in enumerate(X)}), (6, 5, 3), 2
+    )
+    assert data.class_names == ["кот", "пёс"]
     assert_disjoint_and_complete(data, X)
 
 
@@ -118,11 +127,49 @@ def test_a_broken_image_is_named(images):
         (image_files("plain"), (6, 5), 2, "not images"),
         (image_files("plain"), (None, None, 3), 2, "size is unknown"),
         ({f"{n}/{n}.png": png(X[0]) for n in range(30)}, (6, 5, 3), 10, "30 class folders, but the model"),
+        (image_files("plain"), (6, 5, 3), 10, "2 class folders, but the model"),
+        (image_files("plain") | {"cat/more/1.png": png(X[0])}, (6, 5, 3), 2, "at different depths"),
     ],
 )
 def test_unusable_images(images, files, shape, outputs, message):
     with pytest.raises(LqError, match=message):
         load_data(images(files), shape, outputs)
+
+
+def test_class_folders_may_be_links(tmp_path):
+    for name, content in image_files("plain").items():
+        (tmp_path / "elsewhere" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "elsewhere" / name).write_bytes(content)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "dog").symlink_to(tmp_path / "elsewhere" / "dog")
+    (tmp_path / "elsewhere" / "cat").rename(tmp_path / "images" / "cat")
+    (tmp_path / "images" / "cat" / "up").symlink_to(tmp_path / "images")  # goes in circles
+    data = load_data(str(tmp_path / "images"), (6, 5, 3), 2)
+    assert data.class_names == ["cat", "dog"]
+    assert_disjoint_and_complete(data, X)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [("bmp", "RGB"), ("bmp", "L"), ("bmp", "P"), ("gif", "P"), ("png", "P"), ("jpg", "CMYK")],
+)
+def test_kinds_of_images(suffix, mode, channels, tmp_path):
+    image_module = pytest.importorskip("PIL.Image")
+    smooth = np.linspace((0, 40, 200), (250, 90, 10), 64)[:, np.newaxis] * np.ones((1, 64, 1))
+    image = image_module.fromarray(smooth.astype(np.uint8)).convert(mode)
+    for number in range(30):
+        path = tmp_path / "images" / "ab"[number % 2] / f"{number}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    data = load_data(str(tmp_path / "images"), (64, 64, channels), 2)
+    if (suffix, mode) == ("bmp", "P"):
+        with pytest.raises(LqError, match="bmp is not a readable image"):
+            data.train.arrays(1)
+        return
+    (found, *_), _ = data.train.arrays(1)
+    expected = np.asarray(image.convert("RGB" if channels == 3 else "L")).reshape(64, 64, channels)
+    assert np.abs(found.astype(int) - expected).mean() < 3
 
 
 def test_no_zip(tmp_path):
@@ -186,6 +233,11 @@ def test_the_splits_are_the_same_in_every_run(tmp_path):
         np.testing.assert_array_equal(a.arrays()[0], b.arrays()[0])
 
 
+def test_an_npz_may_hold_more(tmp_path):
+    np.savez(tmp_path / "data.npz", x=X, y=Y, class_names=np.array(["cat", "dog"]), count=60)
+    assert_disjoint_and_complete(load_data(str(tmp_path / "data.npz"), (6, 5, 3), 2), X)
+
+
 def test_npy_has_no_labels(tmp_path):
     np.save(tmp_path / "x.npy", X)
     data = load_data(str(tmp_path / "x.npy"), (6, 5, 3), 2)
@@ -245,6 +297,8 @@ two_datasets = lambda: (dataset().skip(20), dataset().take(20))
 three_arrays = lambda: (x, y, y)
 three_parts = lambda: ((x, y), (x, y), (x, y))
 empty = lambda: dataset().take(0)
+endless = lambda: dataset().repeat()
+ragged = lambda: dataset().batch(7).map(lambda x, y: (x[:, : 1 + tf.cast(y[0], tf.int32)], y))
 """
 
 
@@ -281,6 +335,8 @@ def test_own_function(my_data, function, test_size):
         ("my_data:nothing", "cannot call nothing"),
         ("no_module:f", "cannot call f"),
         ("my_data:empty", "is empty"),
+        ("my_data:endless", r"never ends; leave out repeat\(\)"),
+        ("my_data:ragged", "examples are of different shapes"),
         ("my_data:three_arrays", r"gave 3 values; return \(x, y\)"),
         ("my_data:three_parts", r"gave 3 values; return \(x, y\)"),
         ("my_data:x", "cannot call x"),

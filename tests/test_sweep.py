@@ -106,6 +106,21 @@ def test_a_model_of_the_same_name_is_another_sweep(quick, tmp_path):
     assert quick == [2, 2]
 
 
+def test_other_settings_in_the_same_folder_are_not_mixed_up(quick, tmp_path, monkeypatch):
+    """Their files have the same names: what a later sweep wrote over is made again."""
+    stub = sweeping._run
+
+    def run(model, data, folder, scheme, granularity, penalty, settings):
+        (folder / f"{scheme}_{granularity}_{penalty:g}.tflite").write_text(str(settings))
+        return stub(model, data, folder, scheme, granularity, penalty, settings)
+
+    monkeypatch.setattr(sweeping, "_run", run)
+    for seed in (0, 0, 1, 0):
+        sweep("m.h5", "digits", tmp_path, penalties=[2], seed=seed, **GRID)
+        assert f"'seed': {seed}" in (tmp_path / "rate_mixed_2.tflite").read_text()
+    assert quick == [2, 2, 2]
+
+
 def test_processes_that_share_a_study_do_each_run_once(quick, tmp_path):
     penalties = list(range(2, 10))
     with ThreadPoolExecutor(2) as pool:
