@@ -307,6 +307,27 @@ def test_a_tensor_of_absurd_size_is_not_worked_on(tmp_path):
     assert explanation.notes[0].endswith("a tensor has more than 16,777,216 values")
 
 
+def test_layers_that_share_a_bias(tmp_path):
+    """Dead channels of one are not the other's."""
+    codes = drawn((8, 8))
+    codes[2] = 0
+    flat = read(connected(codes))
+    graph, (operator,) = flat.subgraphs[0], flat.subgraphs[0].operators
+    for _ in range(2):
+        another = copy.copy(operator)
+        kernel = add_constant(flat, codes, graph.tensors[operator.inputs[1]].quantization)
+        made = add_tensor(
+            flat, schema.TensorType.INT8, (1, 8), graph.tensors[operator.outputs[0]].quantization
+        )
+        another.inputs = np.array([operator.outputs[0], kernel, operator.inputs[2]], np.int32)
+        another.outputs = np.array([made], np.int32)
+        graph.operators.append(another)
+        operator = another
+    graph.outputs = operator.outputs
+    (tmp_path / "m.tflite").write_bytes(unstripped(flat))
+    assert adds_up(explain(tmp_path / "m.tflite"))
+
+
 def test_a_file_of_very_many_layers_is_not_packed(tmp_path):
     flat = read(connected(drawn((64, 64))))
     (operator,), graph = flat.subgraphs[0].operators, flat.subgraphs[0]

@@ -87,12 +87,16 @@ def test_the_codes_hold_the_plain_int8_file(run):
         ("codes", ["--c-array"], "phones load the .tflite itself"),
         ("array", [], "not the .codes.npz that lqconvert quantize writes"),
         ("broken", [], "holds no int8 file that LiteRT loads"),
+        ("short", [], "the file has 4 kernels, but there are 1 names of layers"),
     ],
 )
 def test_mistakes(content, options, message, run, tmp_path):
     path, output = tmp_path / "m.codes.npz", tmp_path / "out" / "m.tflite"
     if content == "codes":
         path = run[1] / "digits.codes.npz"
+    elif content == "short":
+        arrays = dict(np.load(run[1] / "digits.codes.npz"))
+        np.savez(path, **arrays | {"int8.layers": arrays["int8.layers"][:1]})
     elif content == "foreign":
         np.savez(path, x=np.zeros(3))
     elif content == "array":

@@ -76,6 +76,16 @@ def test_a_model_may_have_more_weights_rebuilt(block, tmp_path):
     np.testing.assert_allclose(load_model(tmp_path / "m.keras")(inputs), model(inputs), atol=1e-5)
 
 
+def test_outputs_in_a_dict(tmp_path):
+    x = keras.Input((4,))
+    model = keras.Model(x, {"b": keras.layers.Dense(2)(x), "a": keras.layers.Dense(3)(x)})
+    model.save(tmp_path / "m.keras")
+    inputs = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    expected = model(inputs)
+    for name, found in zip("ab", load_model(tmp_path / "m.keras")(inputs), strict=True):
+        np.testing.assert_allclose(found, expected[name], atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["Add", "Average"])
 @pytest.mark.parametrize("count", [2, 4])
 def test_sums_of_several_become_sums_of_two(kind, count, tmp_path):
