@@ -90,7 +90,8 @@ def evaluate(
         data_spec: labelled data, see :func:`lqconvert.load_data`.
         target: "litert" or "tflm"; by default litert, unless only TFLite Micro runs the file.
         preprocess: what the model was trained on. By default that under which pixels fill the range of a
-            quantized input, or else the one of the best score on the validation split.
+            quantized input, or else the one of the best score on the validation split; none where
+            the data are no pixels and no better than chance under any.
         input_shape, trust_model: see :func:`lqconvert.load_model`.
 
     Raises:

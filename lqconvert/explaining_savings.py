@@ -95,9 +95,9 @@ class Measured:
         why = ""
         if any(each.packing not in PLAIN for each in constants):
             why = "the file is packed (explain its .codes.npz)"
-        elif not kernels(self.book.flat):
+        elif not (count := len(kernels(self.book.flat))):
             return False
-        elif len(kernels(self.book.flat)) > MOST_KERNELS:
+        elif count > MOST_KERNELS:
             why = f"the file has more than {MOST_KERNELS} layers with weights"
         elif any(math.prod(map(int, as_list(tensor.shape))) > LARGEST_TENSOR for tensor in tensors):
             why = f"a tensor has more than {LARGEST_TENSOR:,} values"

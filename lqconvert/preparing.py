@@ -113,10 +113,10 @@ def prepare(
     _check_indices(model, data)
     if preprocess is None:
         preprocess = find_preprocessing(model, data, say)
-    augmentation = Augmentation()
     preprocess.refuse_indices(
         name for name, x in zip(model.input_names, model.inputs, strict=True) if x.dtype.is_integer
     )
+    augmentation = Augmentation()
     images = _takes_images(model)
     if images:
         augmentation = choose_augmentation(_predictions(model), data, preprocess)

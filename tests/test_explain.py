@@ -307,42 +307,35 @@ def test_a_tensor_of_absurd_size_is_not_worked_on(tmp_path):
     assert explanation.notes[0].endswith("a tensor has more than 16,777,216 values")
 
 
-def test_layers_that_share_a_bias(tmp_path):
-    """Dead channels of one are not the other's."""
-    codes = drawn((8, 8))
-    codes[2] = 0
-    flat = read(connected(codes))
+def stacked(kernels):
+    """A file of fully connected layers in a row that share the first one's bias."""
+    first, *others = kernels
+    flat = read(connected(first))
     graph, (operator,) = flat.subgraphs[0], flat.subgraphs[0].operators
-    for _ in range(2):
+    for codes in others:
+        output = graph.tensors[operator.outputs[0]]
         another = copy.copy(operator)
         kernel = add_constant(flat, codes, graph.tensors[operator.inputs[1]].quantization)
-        made = add_tensor(
-            flat, schema.TensorType.INT8, (1, 8), graph.tensors[operator.outputs[0]].quantization
-        )
+        made = add_tensor(flat, schema.TensorType.INT8, tuple(output.shape), output.quantization)
         another.inputs = np.array([operator.outputs[0], kernel, operator.inputs[2]], np.int32)
         another.outputs = np.array([made], np.int32)
         graph.operators.append(another)
         operator = another
     graph.outputs = operator.outputs
-    (tmp_path / "m.tflite").write_bytes(unstripped(flat))
+    return unstripped(flat)
+
+
+def test_layers_that_share_a_bias(tmp_path):
+    """Dead channels of one are not the other's."""
+    first, second = drawn((8, 8)), drawn((8, 8))
+    first[2] = 0
+    second[:, 5] = 0  # nobody reads the first one's
+    (tmp_path / "m.tflite").write_bytes(stacked([first, second, drawn((8, 8))]))
     assert adds_up(explain(tmp_path / "m.tflite"))
 
 
 def test_a_file_of_very_many_layers_is_not_packed(tmp_path):
-    flat = read(connected(drawn((64, 64))))
-    (operator,), graph = flat.subgraphs[0].operators, flat.subgraphs[0]
-    for _ in range(256):
-        result = add_tensor(
-            flat, schema.TensorType.INT8, (1, 64), graph.tensors[operator.outputs[0]].quantization
-        )
-        another = copy.copy(operator)
-        kernel = add_constant(flat, drawn((64, 64)), graph.tensors[operator.inputs[1]].quantization)
-        another.inputs = np.array([operator.outputs[0], kernel, operator.inputs[2]], np.int32)
-        another.outputs = np.array([result], np.int32)
-        graph.operators.append(another)
-        operator = another
-    graph.outputs = operator.outputs
-    (tmp_path / "m.tflite").write_bytes(unstripped(flat))
+    (tmp_path / "m.tflite").write_bytes(stacked([drawn((64, 64)) for _ in range(257)]))
     explanation = explain(tmp_path / "m.tflite")
     assert adds_up(explanation)
     assert explanation.notes[0].endswith("the file has more than 256 layers with weights")

@@ -8,8 +8,8 @@ weights have seen every image that a split could be taken from; ResNet-18 is of 
 network share the float model, the splits and the runtime (files for tflm run in TFLite Micro); with
 --own-floats each seed's run begins with a float model of its own, and its points are against that one. Bytes
 are the whole .tflite, as it is and deflated with the best strategy, and ratios are against the float32
-.tflite as it is. Peers fine-tune as many epochs as lqconvert does, with one seed, or
---peer-seeds.
+.tflite as it is. Peers fine-tune as many epochs as lqconvert does, with one seed,
+or --peer-seeds.
 """
 
 from __future__ import annotations
