@@ -74,8 +74,12 @@ class Steering:
     at once costs an accuracy that several cycles would have kept. After each cycle the pressure is raised or
     lowered by a factor until the budget lies between two of them, and is then their geometric mean; but it
     always moves by the fourth root of two at least, because what a model bears grows with the time that it
-    has learned. For the same reason the first pressure is borne for two cycles before it is given up. Bytes
-    are less noisy: they fall with a power of the pressure, which the last two looks tell.
+    has learned. For the same reason the first pressure is borne for two cycles before it is given up.
+
+    Bytes are less noisy: they fall with a power of the pressure, which the last two looks tell. But they do
+    not come back where the pressure falls: a channel that is all zero stays so. After a look far under the
+    size, learning therefore goes on from the smallest one over it, at a pressure between. Once a look nearly
+    fills the size, the pressure is halved cycle by cycle: the bytes stay, and the weights recover.
 
     Args:
         budget: what is asked for.
@@ -94,7 +98,9 @@ class Steering:
     WIDEN = math.sqrt(2)
     ALIKE = 1.05  # sizes this close count as one: the better codes win
     SIZE_MARGIN = 0.985  # aimed at: the file's bytes are only known once it is written
-    POWERS = 0.25, 0.5, 1.0  # of the pressure, that bytes fall with: the least, the usual one, the most
+    NEAR = 0.9  # of what is aimed at: filled well enough
+    RECOVER = 0.5, 1.15  # times the pressure that keeps a filled size; where that was too little
+    POWERS = 0.4, 0.5, 1.0  # of the pressure, that bytes fall with: the least, the usual one, the most
 
     def __init__(
         self,
@@ -114,6 +120,8 @@ class Steering:
         self.pressure = self.START if budget.steers else 1.0
         self.low, self.high = 0.0, math.inf
         self.last: Point | None = None
+        self.larger: Point | None = None  # the smallest that was learned and is over the size
+        self.filled = False  # a look came near the size
         self.patient = True
 
     def see(self, point: Point) -> None:
@@ -121,6 +129,25 @@ class Steering:
         self.best = max(self.best, point.quality)
         if self.perfect:
             self.floor = self.best - (self.budget.max_drop or 0.0) * self.point
+        if self.exceeds(point):
+            self.larger = point
+
+    def exceeds(self, point: Point) -> bool:
+        """Whether a learned look is over the size, and smaller than any other that was."""
+        if self.budget.max_size is None or not point.step or self.fits(point):
+            return False
+        return self.larger is None or point.bytes <= self.larger.bytes
+
+    def fits(self, point: Point) -> bool:
+        """Whether a look is within the size that is aimed at."""
+        return point.bytes <= self.target
+
+    def origin(self, point: Point, best: Point) -> Point:
+        """The look from whose weights learning goes on: this, the best, or the smallest over a size."""
+        if self.budget.max_size is not None and not self.filled:
+            return self.larger or point
+        holds = self.holds(point) if self.budget.max_size is None else self.fits(point)
+        return best if best.step and not holds else point
 
     def replay(self, points: Sequence[Point]) -> None:
         """Comes to where a run stood that has seen these points."""
@@ -153,8 +180,7 @@ class Steering:
     def rank(self, point: Point) -> tuple[float, ...]:
         """The higher, the better a point serves the budget."""
         if self.budget.max_size is not None:
-            fits = point.bytes <= self.target
-            return (1, point.quality, point.step) if fits else (0, -point.bytes)
+            return (1, point.quality, point.step) if self.fits(point) else (0, -point.bytes)
         if self.budget.max_drop is not None:
             size = round(math.log(point.bytes) / math.log(self.ALIKE))
             return (1, -size, point.quality) if self.holds(point) else (0, point.quality)
@@ -185,6 +211,11 @@ class Steering:
         last, self.last = self.last, point
         if last is None:
             return self.START * (0.4 * point.bytes / self.target) ** (1 / power)
+        self.filled = self.filled or (self.fits(point) and point.bytes >= self.NEAR * self.target)
+        if self.filled:
+            recover, back = self.RECOVER
+            factor = recover if self.fits(point) else back
+            return factor * self.pressure * (point.bytes / self.target) ** (1 / power)
         if last.step and last.pressure != point.pressure:
             power = math.log(last.bytes / point.bytes) / math.log(point.pressure / last.pressure)
             power = min(max(power, least), most)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,9 @@ class Checkpoint:
     best: int  # place in ``points``
     overheads: list[tuple[float, float]]  # at each point of independent codes: bytes, packed bytes over them
     rollbacks: int
+    larger_variables: list[np.ndarray] = field(default_factory=list)  # of the smallest look over a size
 
-    ARRAYS = ("variables", "optimizer", "best_variables")
+    ARRAYS = ("variables", "optimizer", "best_variables", "larger_variables")
 
     def save(self, path: Path, settings: dict[str, Any]) -> None:
         """Writes the file, or leaves an older one as it is.

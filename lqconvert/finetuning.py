@@ -290,6 +290,7 @@ class _Course:
         self.points: list[Point] = []
         self.best = 0  # place in the points
         self.best_variables: list[np.ndarray] = []
+        self.larger_variables: list[np.ndarray] = []  # at the steering's smallest look over a size
 
     def begin(self) -> None:
         self.trainer.copy_to(self.look.quantized)
@@ -307,11 +308,14 @@ class _Course:
         self.step, self.rollbacks = checkpoint.step, checkpoint.rollbacks
         self.points, self.best = checkpoint.points, checkpoint.best
         self.best_variables = checkpoint.best_variables
+        self.larger_variables = checkpoint.larger_variables
         self.look.overheads = checkpoint.overheads
         assign(self.trainer.model.variables, checkpoint.variables)
         assign(self.trainer.optimizer.variables, checkpoint.optimizer)
         self.trainer.seek(self.step)
         self.steering.replay(self.points)
+        if not self.larger_variables:  # of an older version
+            self.steering.larger = None
 
     def run(self) -> None:
         """Learns until the last step."""
@@ -362,10 +366,13 @@ class _Course:
         self.steering.see(point)
         place, best = len(self.points), self.points[self.best] if self.points else point
         better = self.steering.rank(point) >= self.steering.rank(best)
-        variables = values(self.look.quantized.variables) if better else []
+        larger = self.steering.larger is point
+        variables = values(self.look.quantized.variables) if better or larger else []
         self.points.append(point)
         if better:
             self.best, self.best_variables = place, variables
+        if larger:
+            self.larger_variables = variables
         self.progress(Progress(self.steps, loss, self.look.codes_in_use, point))
 
     def _steer(self, point: Point) -> None:
@@ -375,8 +382,12 @@ class _Course:
             self.trainer.optimizer.slow_down()
         else:
             self.steering.next_pressure(point)
-        if not self.steering.holds(point) and self.points[self.best].step:
-            assign(self.trainer.model.variables, self.best_variables)  # go on from the best so far
+        best = self.points[self.best]
+        origin = self.steering.origin(point, best)
+        if origin is best and best is not point:
+            assign(self.trainer.model.variables, self.best_variables)
+        elif origin is not point:
+            assign(self.trainer.model.variables, self.larger_variables)
 
     def _roll_back(self, error: LqError) -> None:
         """To the last look, and the best weights so far."""
@@ -401,5 +412,6 @@ class _Course:
                 self.best,
                 self.look.overheads,
                 self.rollbacks,
+                self.larger_variables,
             )
         )

@@ -49,6 +49,40 @@ def test_steering_nears_the_largest_file_that_fits(size):
 
 
 @settings(deadline=None)
+@given(st.integers(2_000, 20_000), st.floats(1.1, 2.5), st.floats(0.9, 1.0))
+def test_a_size_is_filled_though_bytes_never_come_back(size, factor, fewer):
+    """Where the pressure falls they stay, and each cycle leaves fewer: too much is undone by going back."""
+    steering = Steering(Budget(max_size=size), 0.9, point=0.01)
+    origin = best = Point(0, 0.9, 0.9, 0.0, 0.1, 50_000, 0, 0, steering.pressure)
+    steering.see(origin)
+    steering.next_pressure(origin)
+    for step in range(1, steering.cycles + 1):
+        seen = point(steering.pressure, math.inf, step)
+        seen = dataclasses.replace(seen, bytes=min(origin.bytes, round(factor * seen.bytes * fewer**step)))
+        steering.see(seen)
+        best = max(best, seen, key=steering.rank)
+        steering.next_pressure(seen)
+        origin = steering.origin(seen, best)
+    assert 0.85 * size <= best.bytes <= size
+
+
+def test_a_filled_size_is_learned_at_ever_less_pressure():
+    steering = Steering(Budget(max_size=10_000), 0.9, point=0.01)
+    sizes = 50_000, 16_000, 5_000, 9_500, 9_300, 10_500, 9_400
+    looks = [dataclasses.replace(point(1.0, 1.0, step), bytes=size) for step, size in enumerate(sizes)]
+    origins, pressures = [], [steering.pressure]
+    for place, look in enumerate(looks):
+        steering.see(look)
+        pressures.append(steering.next_pressure(look))
+        origins.append(steering.origin(look, max(looks[: place + 1], key=steering.rank)))
+    start, over, _, first, second, _, last = looks
+    assert origins == [start, over, over, first, second, second, last]
+    assert pressures[1] < pressures[2] > pressures[3] > 2 * pressures[4] > 4 * pressures[5]
+    assert pressures[5] < pressures[6] < 2 * pressures[5]
+    assert pressures[7] < pressures[6] / 2
+
+
+@settings(deadline=None)
 @given(
     st.sampled_from([Budget(max_drop=0.0), Budget(max_drop=2.0), Budget(max_size=9000), Budget()]),
     st.lists(st.floats(0.01, 100), min_size=1, max_size=7),
