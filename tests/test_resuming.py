@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lqconvert
-from lqconvert import LqError, load_data, quantize, target
+from lqconvert import Budget, LqError, load_data, quantize, target
+from lqconvert.budget import Steering
 from lqconvert.checkpoint import locked
 from lqconvert.cli import main
 
@@ -73,6 +74,22 @@ def test_a_run_that_died_ends_as_if_it_had_not(job, undisturbed, tmp_path):
     quantize(*job, output, epochs=1, resume=True, say=said.append)
     assert "going on from step 200" in said
     assert learned(output) == undisturbed
+
+
+def test_a_run_to_a_size_goes_back_to_the_same_weights(job, tmp_path, monkeypatch):
+    """Whatever they learn, these go on from the first cycle's weights, as if only that were over the size."""
+    monkeypatch.setattr("lqconvert.finetuning.MINIMUM_STEPS", 60)
+    monkeypatch.setattr("lqconvert.finetuning.MINIMUM_CYCLE", 10)
+    monkeypatch.setattr(Steering, "exceeds", lambda self, point: point.step == 10)
+    monkeypatch.setattr(Steering, "NEAR", 2.0)
+    once, again = tmp_path / "a" / "m.tflite", tmp_path / "b" / "m.tflite"
+    settings = {"epochs": 1, "budget": Budget(max_size=30_000)}
+    report = quantize(*job, once, **settings)
+    with pytest.raises(Died):
+        quantize(*job, again, **settings, progress=dies_at(6))
+    resumed = quantize(*job, again, **settings, resume=True)
+    assert resumed.curve == report.curve
+    assert learned(again) == learned(once)
 
 
 def test_terminated_and_then_killed_between_two_looks(job, undisturbed, tmp_path):
