@@ -76,10 +76,11 @@ class Steering:
     always moves by the fourth root of two at least, because what a model bears grows with the time that it
     has learned. For the same reason the first pressure is borne for two cycles before it is given up.
 
-    Bytes are less noisy: they fall with a power of the pressure, which the last two looks tell. But they do
-    not come back where the pressure falls: a channel that is all zero stays so. After a look far under the
-    size, learning therefore goes on from the smallest one over it, at a pressure between. Once a look nearly
-    fills the size, the pressure is halved cycle by cycle: the bytes stay, and the weights recover.
+    Bytes are less noisy: they fall with a power of the pressure, which the last two looks tell. But unless
+    looks have shown it, they do not come back where the pressure falls: a channel that is all zero stays so.
+    After a look far under the size, learning therefore goes on from the smallest one over it, at a pressure
+    between. Once a look nearly fills the size, the pressure is halved cycle by cycle: the bytes stay, and the
+    weights recover.
 
     Args:
         budget: what is asked for.
@@ -99,8 +100,10 @@ class Steering:
     ALIKE = 1.05  # sizes this close count as one: the better codes win
     SIZE_MARGIN = 0.985  # aimed at: the file's bytes are only known once it is written
     NEAR = 0.9  # of what is aimed at: filled well enough
+    COME_BACK = 0.1  # the power of a falling pressure that bytes rise with where they do
+    LEAST = 1.05  # times the pressure of what is over the size
     RECOVER = 0.5, 1.15  # times the pressure that keeps a filled size; where that was too little
-    POWERS = 0.4, 0.5, 1.0  # of the pressure, that bytes fall with: the least, the usual one, the most
+    POWERS = 0.25, 0.5, 1.0  # of the pressure, that bytes fall with: the least, the usual one, the most
 
     def __init__(
         self,
@@ -122,6 +125,7 @@ class Steering:
         self.last: Point | None = None
         self.larger: Point | None = None  # the smallest that was learned and is over the size
         self.filled = False  # a look came near the size
+        self.comes_back = False  # bytes rose where the pressure fell
         self.patient = True
 
     def see(self, point: Point) -> None:
@@ -144,10 +148,9 @@ class Steering:
 
     def origin(self, point: Point, best: Point) -> Point:
         """The look from whose weights learning goes on: this, the best, or the smallest over a size."""
-        if self.budget.max_size is not None and not self.filled:
+        if self.budget.max_size is not None and not self.filled and not self.comes_back:
             return self.larger or point
-        holds = self.holds(point) if self.budget.max_size is None else self.fits(point)
-        return best if best.step and not holds else point
+        return best if best.step and not self.holds(point) else point
 
     def replay(self, points: Sequence[Point]) -> None:
         """Comes to where a run stood that has seen these points."""
@@ -212,11 +215,14 @@ class Steering:
         if last is None:
             return self.START * (0.4 * point.bytes / self.target) ** (1 / power)
         self.filled = self.filled or (self.fits(point) and point.bytes >= self.NEAR * self.target)
-        if self.filled:
+        if last.step and last.pressure != point.pressure:
+            seen = math.log(last.bytes / point.bytes) / math.log(point.pressure / last.pressure)
+            if self.larger is None and point.pressure < last.pressure:  # one went on from the other's weights
+                self.comes_back = self.comes_back or seen >= self.COME_BACK
+            power = min(max(seen, least), most)
+        if self.filled and not self.comes_back:
             recover, back = self.RECOVER
             factor = recover if self.fits(point) else back
-            return factor * self.pressure * (point.bytes / self.target) ** (1 / power)
-        if last.step and last.pressure != point.pressure:
-            power = math.log(last.bytes / point.bytes) / math.log(point.pressure / last.pressure)
-            power = min(max(power, least), most)
-        return self.pressure * min(max((point.bytes / self.target) ** (1 / power), 1 / 16), 16.0)
+            return factor * self.pressure * (point.bytes / self.target) ** (1 / self.POWERS[1])
+        lowest = 1 / 16 if self.fits(point) else self.LEAST
+        return self.pressure * min(max((point.bytes / self.target) ** (1 / power), lowest), 16.0)
