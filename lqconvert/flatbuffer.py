@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import importlib.util
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import flatbuffers
+import flatbuffers.table
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
@@ -33,6 +34,8 @@ DTYPES = {
 
 #: Tables of a file (operators, tensors, buffers, ...): a large network has some thousands.
 MOST_TABLES = 200_000
+#: All vectors that are read come to so many times the file's bytes, and to this beside.
+VECTOR_READS, SHARED_BYTES = 4, 4 << 20
 
 
 def read(tflite: bytes) -> Any:
@@ -59,65 +62,88 @@ def read_places(tflite: bytes) -> tuple[Any, Touched]:
     return _read(tflite)
 
 
+class _Source(bytes):
+    """A file's bytes while they are read: what the tree may still take, and where it was found."""
+
+    def __init__(self, data: bytes) -> None:
+        self.touched = Touched()
+        self.left = {"tables": min(MOST_TABLES, len(data) // 4), "text": len(data)}
+        # Many tables may refer to one vector: writers share equal ones, and a stranger may share a huge one.
+        self.left["vectors"] = VECTOR_READS * len(data) + SHARED_BYTES
+
+    def take(self, kind: str, amount: int) -> None:
+        self.left[kind] -= amount
+        if self.left[kind] < 0:
+            raise LqError(f"the .tflite file is damaged (more {kind} than it has room for)")
+
+
+class _Table(flatbuffers.table.Table):
+    """A table of a :class:`_Source`, which counts what is read of it."""
+
+    def __init__(self, data: bytes, position: int) -> None:
+        super().__init__(data, position)
+        if isinstance(data, _Source):
+            data.take("tables", 1)
+            if not 0 <= position < len(data):
+                raise LqError("the .tflite file is damaged (a table lies outside it)")
+            data.touched.tables.append(position)
+
+    def String(self, offset: int) -> bytes:
+        text = super().String(offset)
+        self.Bytes.take("text", len(text))
+        start = super().Indirect(offset)
+        self.Bytes.touched.texts.append((start, start + 4 + len(text) + 1))  # its length, itself, a zero
+        return text
+
+    def VectorLen(self, offset: int) -> int:
+        start = self.Vector(offset)
+        self.Bytes.touched.links.append((start - 4, start))
+        return int(super().VectorLen(offset))
+
+    def Indirect(self, offset: int) -> int:
+        self.Bytes.touched.links.append((offset, offset + 4))
+        return int(super().Indirect(offset))
+
+    def GetVectorAsNumpy(self, flags: Any, offset: int) -> np.ndarray:
+        array = super().GetVectorAsNumpy(flags, offset)
+        self.Bytes.take("vectors", array.nbytes)
+        start = self.Vector(offset)
+        self.Bytes.touched.vectors.append((start, start + array.nbytes))
+        return array
+
+
+def _counting_schema() -> Any:
+    """A copy of the generated reader that makes tables of our kind: the one that others import stays as it is.
+
+    The generated code takes its table class from the module ``flatbuffers``. Replacing it there would change
+    every reader in the process, those in other threads too.
+    """
+    spec = importlib.util.find_spec(schema.__name__)
+    assert spec is not None
+    assert spec.loader is not None
+    own = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(own)
+    own.__dict__["flatbuffers"] = SimpleNamespace(
+        **{**vars(flatbuffers), "table": SimpleNamespace(Table=_Table)}
+    )
+    return own
+
+
+_SCHEMA = _counting_schema()
+
+
 def _read(tflite: bytes) -> tuple[Any, Touched]:
     if len(tflite) < 8 or tflite[4:8] != b"TFL3":
         raise LqError("not a .tflite file (it does not begin as one)")
+    source = _Source(tflite)
     try:
-        with _counted(len(tflite)) as touched:
-            flat = schema.ModelT.InitFromPackedBuf(tflite, 0)
+        flat = _SCHEMA.ModelT.InitFromPackedBuf(source, 0)
         _refuse_dangling(flat)
     except LqError:
         raise
     except Exception as error:  # whatever wild offsets make the schema's reader raise
         raise LqError(f"the .tflite file is damaged ({type(error).__name__})") from error
-    return flat, touched
-
-
-@contextmanager
-def _counted(size: int) -> Iterator[Touched]:
-    """Bounds what a file is unpacked to: many vectors of it may refer to the same table or text."""
-    touched = Touched()
-    original = flatbuffers.table.Table
-    left = {"tables": min(MOST_TABLES, size // 4), "text": size}
-
-    class Counted(original):  # type: ignore[misc, valid-type]
-        def __init__(self, data: bytes, position: int) -> None:
-            left["tables"] -= 1
-            if left["tables"] < 0 or not 0 <= position < size:
-                raise LqError("the .tflite file is damaged (more tables than it has room for)")
-            super().__init__(data, position)
-            if data:  # the schema's reader makes empty ones, too, to fill in later
-                touched.tables.append(position)
-
-        def String(self, offset: int) -> bytes:
-            text = super().String(offset)
-            left["text"] -= len(text)
-            if left["text"] < 0:
-                raise LqError("the .tflite file is damaged (more text than it has room for)")
-            start = super().Indirect(offset)
-            touched.texts.append((start, start + 4 + len(text) + 1))  # its length, itself, a zero
-            return text
-
-        def VectorLen(self, offset: int) -> int:
-            start = self.Vector(offset)
-            touched.links.append((start - 4, start))
-            return int(super().VectorLen(offset))
-
-        def Indirect(self, offset: int) -> int:
-            touched.links.append((offset, offset + 4))
-            return int(super().Indirect(offset))
-
-        def GetVectorAsNumpy(self, flags: Any, offset: int) -> np.ndarray:
-            array = super().GetVectorAsNumpy(flags, offset)
-            start = self.Vector(offset)
-            touched.vectors.append((start, start + array.nbytes))
-            return array
-
-    flatbuffers.table.Table = Counted
-    try:
-        yield touched
-    finally:
-        flatbuffers.table.Table = original
+    return flat, source.touched
 
 
 def _refuse_dangling(flat: Any) -> None:
