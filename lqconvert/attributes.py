@@ -12,6 +12,8 @@ from typing import Any
 
 import h5py
 
+from lqconvert.children import confine
+
 
 def _read(item: Any) -> None:
     list(item.attrs.items())
@@ -22,12 +24,7 @@ def main(name: str, limit: str) -> None:
     if zipfile.is_zipfile(name):
         with zipfile.ZipFile(name) as archive:
             source = io.BytesIO(archive.read("model.weights.h5"))
-    try:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (int(limit), int(limit)))
-    except ImportError:  # not on Windows
-        pass
+    confine(int(limit))
     with h5py.File(source, "r") as file:
         _read(file)
         file.visititems(lambda _, item: _read(item))  # that gives None: all else would end the visit

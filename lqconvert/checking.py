@@ -14,6 +14,7 @@ from rich.console import Console
 from lqconvert.deflating import deflated
 from lqconvert.errors import CannotRun, LqError
 from lqconvert.flatbuffer import read
+from lqconvert.reading import read_bytes, read_text
 from lqconvert.targets import LITERT, TFLM
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ class Measurements:
             LqError: if the file is not there, or not one of that kind.
         """
         try:
-            text = Path(path).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise LqError(f"{path}: cannot be read: {error}; --save-baseline writes such a file") from error
+            text = read_text(path)
+        except LqError as error:
+            raise LqError(f"{error}; --save-baseline writes such a file") from error
         kinds = {"target": str, "size": int, "deflated_bytes": int}
         optional = {"arena_bytes": int, "accuracy": float, "examples": int}
         try:
@@ -203,11 +204,9 @@ def _read(path: str | Path) -> bytes:
     path = Path(path)
     if path.suffix != ".tflite":
         raise LqError(f"{path}: only a .tflite can be checked; lqconvert quantize makes one")
+    tflite = read_bytes(path)
     try:
-        tflite = path.read_bytes()
         read(tflite)
-    except OSError as error:
-        raise LqError(f"{path}: cannot be read ({error.strerror})") from error
     except LqError as error:
         raise LqError(f"{path}: {error}") from error
     return tflite

@@ -24,7 +24,7 @@ from lqconvert.preprocessing import Preprocessing
 from lqconvert.proving import PROOF_EXAMPLES, Limits, examples_in, prove, run, smallest
 from lqconvert.quantizers import QuantizedLayer
 from lqconvert.report import Exports, Measured, Report, TargetFile, layer_rows, versions
-from lqconvert.runtime import Runner, check_loads
+from lqconvert.runtime import Interface, Runner, isolated
 from lqconvert.schemes import Scheme
 from lqconvert.scoring import agreement, answers, joined, logits_of, predict, score_outputs
 from lqconvert.splits import Data, Split, as_numpy
@@ -214,7 +214,7 @@ def _export(
         paths.codes: lambda path: learned_codes(quantized).save(path, int8_file),
     }
     try:
-        made = _files(int8_file, paths, targets, ready.limits, data, teacher)
+        made = _files(int8_file, runner, paths, targets, ready.limits, data, teacher)
         files = made.files
         if budget.max_size is not None and files[0].proven.size > budget.max_size:
             raise BudgetMissed(
@@ -327,18 +327,19 @@ def export_codes(
     paths = paths_of(output, targets, limits, c_array=c_array, gzip=gzip)
     int8_file = Int8File.load(Path(codes))
     try:
-        check_loads(int8_file.tflite)
-        runner = Runner(int8_file.tflite)
-        if any(detail["dtype"] not in (np.int8, np.int32) for detail in (*runner.inputs, *runner.outputs)):
+        with isolated(int8_file.tflite) as file:
+            interface = Interface(file.inputs, file.outputs)
+        ports = *interface.inputs, *interface.outputs
+        if any(detail["dtype"] not in (np.int8, np.int32) for detail in ports):
             raise LqError("its inputs and outputs are not int8")
     except (LqError, RuntimeError, ValueError) as error:
         raise LqError(f"{codes}: holds no int8 file that LiteRT loads ({error})") from error
     data = None
     if data_spec is not None:
-        data = load_data(data_spec, runner.input_shapes, runner.output_shape)
+        data = load_data(data_spec, interface.input_shapes, interface.output_shape)
         if data.labels == "none":
             raise LqError(f"{data_spec}: has no labels to score by; leave out --data")
-    made = _files(int8_file, paths, targets, limits, data, None)
+    made = _files(int8_file, interface, paths, targets, limits, data, None)
     make_folders(paths.for_targets())
     write_all(made.writers)
     return Exports(str(codes), len(int8_file.tflite), _score_name(data) if data else "", made.files)
@@ -359,6 +360,7 @@ class _Made:
 
 def _files(
     int8_file: Int8File,
+    interface: Interface,
     paths: Paths,
     targets: Sequence[Target],
     limits: Limits,
@@ -366,14 +368,13 @@ def _files(
     teacher: np.ndarray | None,
 ) -> _Made:
     """Proves and scores a file for each target."""
-    runner = Runner(int8_file.tflite)
     if data is None:
-        inputs = runner.random_examples(PROOF_EXAMPLES)
+        inputs = interface.random_examples(PROOF_EXAMPLES)
     else:
         # Mixed, because a part may have to do, and data are often sorted by class.
         order = _mixed(data.test)
         inputs = np.concatenate(
-            [x for x, _ in _int8_batches(runner, int8_file, data.test.pick(order[:PROOF_EXAMPLES]))]
+            [x for x, _ in _int8_batches(interface, int8_file, data.test.pick(order[:PROOF_EXAMPLES]))]
         )
     made = _Made()
     for target in targets:
@@ -383,9 +384,9 @@ def _files(
         if data is not None:
             scored = examples_in(target, proven.latency_s, data.test.size)
             part = order[:scored]
-            batches = _int8_batches(runner, int8_file, data.test.pick(part))
+            batches = _int8_batches(interface, int8_file, data.test.pick(part))
             codes, labels = run(tflite, target, batches)
-            outputs = runner.dequantize(codes)
+            outputs = interface.dequantize(codes)
             truth = labels if teacher is None else teacher[part]
             score = score_outputs(outputs, labels, truth)
             made.first = made.first or (part, outputs)
@@ -406,11 +407,11 @@ def _mixed(split: Split) -> np.ndarray:
 
 
 def _int8_batches(
-    runner: Runner, int8_file: Int8File, split: Split
+    interface: Interface, int8_file: Int8File, split: Split
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """A split's inputs as the int8 file takes them, and its labels."""
     for _, x, y in split.batches(256, preprocessing=Preprocessing(*int8_file.preprocess)):
-        yield runner.quantize(as_numpy(x)), y.numpy()
+        yield interface.quantize(as_numpy(x)), y.numpy()
 
 
 def _score_name(data: Data) -> str:

@@ -17,14 +17,15 @@ from rich.table import Table
 
 from lqconvert.datasets import load_data
 from lqconvert.deflating import deflated
-from lqconvert.errors import LqError
+from lqconvert.errors import CannotRun, LqError
 from lqconvert.firmware import operators
 from lqconvert.flatbuffer import operator_name, read
 from lqconvert.inspecting_tflite import dimensions
 from lqconvert.packing import DECODE
 from lqconvert.preprocessing import PREPROCESSINGS, Preprocessing, choose_preprocessing
 from lqconvert.proving import examples_in
-from lqconvert.runtime import Interface, Runner, check_loads, run_micro
+from lqconvert.reading import read_bytes
+from lqconvert.runtime import Interface, isolated, run_micro
 from lqconvert.scoring import answers, score_outputs
 from lqconvert.splits import Data, as_numpy
 from lqconvert.targets import LITERT, TARGETS, TFLM, Target
@@ -119,7 +120,11 @@ class Runnable:
     def predict(self, batches: Iterable[Any]) -> np.ndarray:
         """Outputs (float32 [n, ...]) for batches of real inputs, preprocessed."""
         if self.target.name != TFLM.name:
-            return Runner(self.tflite).run(batches)
+            try:
+                with isolated(self.tflite) as file:
+                    return file.run(batches)
+            except CannotRun as error:
+                raise CannotRun(f"{self.name}: {error}") from error
         inputs = np.concatenate([self.interface.quantize(x) for x in batches])  # a process for all of them
         return self.interface.dequantize(run_micro(self.tflite, inputs).outputs)
 
@@ -137,7 +142,7 @@ def open_file(
         raise LqError(f"{path}: no such file")
     try:
         if path.suffix == ".tflite":
-            tflite = path.read_bytes()
+            tflite = read_bytes(path)
             read(tflite)
         else:
             tflite = _float32(path, input_shape, trust_model)
@@ -147,11 +152,11 @@ def open_file(
             interface = Interface.of(tflite)
             micro = run_micro(tflite, interface.random_examples(MICRO_RUNS))
             return Runnable(str(path), tflite, runs_on, interface, micro.latency_s, micro.arena_bytes)
-        check_loads(tflite)
+        with isolated(tflite) as file:
+            interface = Interface(file.inputs, file.outputs)
+            return Runnable(str(path), tflite, runs_on, interface, file.latency_s, None)
     except LqError as error:
         raise error if str(path) in str(error) else type(error)(f"{path}: {error}") from error
-    runner = Runner(tflite)
-    return Runnable(str(path), tflite, runs_on, runner, runner.latency(), None)
 
 
 def _float32(path: Path, input_shape: tuple[int, ...] | None, trust_model: bool) -> bytes:

@@ -21,6 +21,7 @@ from lqconvert.explaining_savings import LQCONVERT, MODEL, QUANTIZE, Measured, S
 from lqconvert.flatbuffer import read
 from lqconvert.inspecting_tflite import ConstantRow, Inspection, as_list, dimensions
 from lqconvert.packing import kernels
+from lqconvert.reading import read_bytes
 
 #: Rows that are printed; the JSON has all.
 PRINTED = 20
@@ -120,8 +121,11 @@ def explain(
 
 
 def _explain_tflite(path: Path) -> Explanation:
-    tflite = path.read_bytes()
-    measured = Measured(tflite, account(tflite))
+    tflite = read_bytes(path)
+    try:
+        measured = Measured(tflite, account(tflite))
+    except LqError as error:
+        raise LqError(f"{path}: {error}") from error
     measured.strip()
     measured.share_scales()
     measured.make_integer()

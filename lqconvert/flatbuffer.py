@@ -113,7 +113,7 @@ class _Table(flatbuffers.table.Table):
 
 
 def _counting_schema() -> Any:
-    """A copy of the generated reader that makes tables of our kind: the one that others import stays as it is.
+    """A copy of the generated reader that makes tables of our kind; the one others import stays as it is.
 
     The generated code takes its table class from the module ``flatbuffers``. Replacing it there would change
     every reader in the process, those in other threads too.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lqconvert.flatbuffer import OPERANDS, operator_name, read
-from lqconvert.runtime import Runner
+from lqconvert.runtime import isolated
 
 #: What a converter's names of tensors end in, the surest sign of the layer first.
 _OPERATIONS = r"(Conv2D|MatMul|depthwise|conv2d_transpose)"
@@ -72,8 +72,8 @@ def layer_noise(
     signal, noise = np.zeros(len(ours)), np.zeros(len(ours))
     numbers = sorted(pairs)
     sides = zip(
-        _outputs(reference, inputs, [ours[number].output for number in numbers]),
-        _outputs(other, inputs if other_inputs is None else other_inputs, [pairs[n].output for n in numbers]),
+        _outputs(reference, inputs, [ours[number] for number in numbers]),
+        _outputs(other, inputs if other_inputs is None else other_inputs, [pairs[n] for n in numbers]),
         strict=True,
     )
     for true, found in sides:
@@ -134,16 +134,12 @@ def _name(text: bytes | str | None) -> str:
 
 
 def _outputs(
-    tflite: bytes, inputs: np.ndarray | Sequence[np.ndarray], tensors: list[int]
+    tflite: bytes, inputs: np.ndarray | Sequence[np.ndarray], layers: list[_Layer]
 ) -> Iterator[list[np.ndarray]]:
-    """Of each example the real values (float64) of some tensors."""
-    runner = Runner(tflite, kernels="built-in", keeps_all=True)
-    details = {detail["index"]: detail for detail in runner.interpreter.get_tensor_details()}
-    scales = [details[index]["quantization"] for index in tensors]
-    for example in runner.quantize(inputs):
-        runner.run_one(example)
-        values = [runner.interpreter.get_tensor(index).astype(np.float64).ravel() for index in tensors]
-        yield [
-            (value - zero_point) * scale if scale else value
-            for value, (scale, zero_point) in zip(values, scales, strict=True)
-        ]
+    """Of each example the real values (float64) that the layers give."""
+    ends = np.cumsum([math.prod(layer.shape) for layer in layers])
+    if not layers:
+        return
+    with isolated(tflite, ("built-in",), [layer.output for layer in layers]) as file:
+        for example in file.quantize(inputs):
+            yield np.split(file.invoke(example[np.newaxis])[0], ends[:-1])

@@ -11,12 +11,12 @@ import numpy as np
 
 from lqconvert.coding import entropy_bits
 from lqconvert.deflating import deflated
-from lqconvert.errors import BudgetMissed, CannotRun, LqError, first_line
+from lqconvert.errors import BudgetMissed, LqError
 from lqconvert.firmware import operators
 from lqconvert.flatbuffer import read
 from lqconvert.packing import INT8, Kernel, Packed, assemble, name_kernels, pack
 from lqconvert.removal import gather_inputs, gatherable, remove_dead_channels
-from lqconvert.runtime import KERNELS, Runner, run_micro
+from lqconvert.runtime import KERNELS, isolated, run_micro
 from lqconvert.targets import TFLM, Target
 
 #: Inputs that every file is compared on, where there are as many.
@@ -91,12 +91,8 @@ def execute(tflite: bytes, target: Target, inputs: np.ndarray) -> Executed:
     if target.name == TFLM.name:
         micro = run_micro(tflite, inputs)
         return Executed({"TFLite Micro": micro.outputs}, micro.latency_s, micro.arena_bytes)
-    try:
-        runners = {kernels: Runner(tflite, kernels=kernels) for kernels in KERNELS}
-        outputs = {kernels: runner.invoke(inputs) for kernels, runner in runners.items()}
-    except (RuntimeError, ValueError) as error:
-        raise CannotRun(f"LiteRT cannot run the file: {first_line(error)}") from error
-    return Executed(outputs, runners["XNNPACK"].latency(), None)
+    with isolated(tflite, tuple(KERNELS)) as file:
+        return Executed(file.invoke_all(inputs), file.latency_s, None)
 
 
 def check_runs(tflite: bytes, target: Target) -> None:
@@ -114,8 +110,8 @@ def run(
     if target.name == TFLM.name:  # a process for all of them
         inputs, labels = map(np.concatenate, zip(*batches, strict=True))
         return run_micro(tflite, inputs).outputs, labels
-    runner = Runner(tflite)
-    outputs, labels = map(np.concatenate, zip(*((runner.invoke(x), y) for x, y in batches), strict=True))
+    with isolated(tflite) as file:
+        outputs, labels = map(np.concatenate, zip(*((file.invoke(x), y) for x, y in batches), strict=True))
     return outputs, labels
 
 

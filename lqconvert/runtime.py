@@ -1,21 +1,24 @@
-"""Runs .tflite files in LiteRT, and in TFLite Micro through :mod:`lqconvert.micro`."""
+"""Runs .tflite files in LiteRT and in TFLite Micro, those of strangers in processes of their own."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from lqconvert.children import run_module
+from lqconvert.children import ended_by, run_module, started, took_too_long
 from lqconvert.errors import CannotRun, LqError
 from lqconvert.flatbuffer import DTYPES, read
 
@@ -27,9 +30,12 @@ FIRST_ARENA, LARGEST_ARENA = 1 << 20, 1 << 30
 ARENA_STEP = 256
 #: Seconds after which a run is given up.
 TIMEOUT = 900
-#: A file from elsewhere is run once on zeros first, in so many seconds and bytes of address space.
-TRIAL_TIMEOUT, TRIAL_BYTES = 60, 8 << 30
-
+#: A process that runs a file may take so many bytes for data, and so many times the file's own.
+WORKER_BYTES, WORKER_COPIES = 1 << 30, 6
+#: Seconds after which one is ended that does nothing: its own limits are of processor time.
+WORKER_SECONDS = 120
+#: Bytes of the line in which one says what it is about to send.
+LARGEST_LINE = 1 << 22
 
 #: Values of an input or output of a file for TFLite Micro, which is read before it is run.
 LARGEST_INPUT = 1 << 24
@@ -156,27 +162,49 @@ class Runner(Interface):
             self.interpreter.set_tensor(detail["index"], part.astype(detail["dtype"], copy=False))
         self.interpreter.invoke()
 
+    def results(self) -> np.ndarray:
+        """The outputs [...] of the example that was computed last, as the file has them."""
+        results = [self.interpreter.get_tensor(detail["index"])[0] for detail in self.outputs]
+        return results[0] if len(results) == 1 else np.concatenate([y.ravel() for y in results])
+
+    def values_of(self, tensors: Sequence[int]) -> np.ndarray:
+        """The real values (float64, flat) of some tensors of that example; all must have been kept."""
+        details = {detail["index"]: detail for detail in self.interpreter.get_tensor_details()}
+        parts = []
+        for index in tensors:
+            (scale, zero_point), raw = details[index]["quantization"], self.interpreter.get_tensor(index)
+            values = raw.astype(np.float64).ravel()
+            parts.append((values - zero_point) * scale if scale else values)
+        return np.concatenate(parts)
+
     def invoke(self, examples: Iterable[np.ndarray]) -> np.ndarray:
         """Outputs [n, ...] for inputs [n, ...], both as the file has them."""
         outputs = []
         for example in examples:
             self.run_one(example)
-            results = [self.interpreter.get_tensor(detail["index"])[0] for detail in self.outputs]
-            outputs.append(results[0] if len(results) == 1 else np.concatenate([y.ravel() for y in results]))
+            outputs.append(self.results())
         return np.stack(outputs)
 
     def run(self, batches: Iterable[np.ndarray | Sequence[np.ndarray]]) -> np.ndarray:
         """Outputs (float32, [n, ...]) for batches of real inputs (preprocessed, as the float model's)."""
         return self.dequantize(np.concatenate([self.invoke(self.quantize(batch)) for batch in batches]))
 
-    def latency(self, runs: int = 100) -> float:
-        """Median seconds of one inference."""
-        times = []
-        for _ in range(runs + 10):
-            start = time.perf_counter()
-            self.interpreter.invoke()
-            times.append(time.perf_counter() - start)
-        return median(times[10:])
+    def latency(
+        self,
+        runs: int = 100,
+        *,
+        seconds: float = math.inf,
+        watch: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> float:
+        """Median seconds of one inference, of so many or of what fits into so many seconds."""
+        times: list[float] = []
+        begin = time.perf_counter()
+        while len(times) < runs + 10 and (not times or time.perf_counter() - begin < seconds):
+            with watch():
+                start = time.perf_counter()
+                self.interpreter.invoke()
+                times.append(time.perf_counter() - start)
+        return median(times[10:] or times)
 
 
 def split(examples: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -223,25 +251,136 @@ def _dequantized(y: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     return (y.astype(np.float32) - zero_point) * scale if scale else y.astype(np.float32)
 
 
-def check_loads(tflite: bytes) -> None:
-    """Runs a file from elsewhere once, in a process of its own: LiteRT may crash at a damaged one.
+class Isolated(Interface):
+    """A .tflite file in LiteRT in a process of its own, which :func:`isolated` starts.
+
+    Attributes:
+        latency_s: median seconds of an inference with the first set of kernels.
+    """
+
+    def __init__(self, child: subprocess.Popen[bytes], errors: IO[bytes], kernels: Sequence[str]) -> None:
+        self._child, self._errors, self._kernels = child, errors, kernels
+        with self._in_time(WORKER_SECONDS):
+            header = self._header()
+        try:
+            inputs, outputs = ([_told(detail) for detail in header[side]] for side in ("inputs", "outputs"))
+            self.latency_s = float(header["latency"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise CannotRun("LiteRT cannot run the file: what it told of it makes no sense") from error
+        super().__init__(inputs, outputs)
+
+    def invoke_all(self, examples: np.ndarray) -> dict[str, np.ndarray]:
+        """By set of kernels, outputs [n, ...] for inputs [n, ...], both as the file has them.
+
+        Where tensors were asked for: their values instead, float64 [n, total].
+
+        Raises:
+            CannotRun: if the file does not run on them, or takes too long or too much memory.
+        """
+        examples = np.ascontiguousarray(examples)
+        asked = {"shape": examples.shape, "dtype": examples.dtype.str}
+        with self._in_time(WORKER_SECONDS + 60 * len(examples) * self.latency_s):
+            stdin = self._child.stdin
+            assert stdin is not None
+            try:
+                stdin.write(json.dumps(asked).encode() + b"\n")
+                stdin.write(examples.data)
+                stdin.flush()
+            except OSError as error:
+                raise self._ended() from error
+            return {kernels: self._array(len(examples)) for kernels in self._kernels}
+
+    def invoke(self, examples: np.ndarray) -> np.ndarray:
+        """The outputs of the first set of kernels; see :meth:`invoke_all`."""
+        return self.invoke_all(examples)[self._kernels[0]]
+
+    def run(self, batches: Iterable[np.ndarray | Sequence[np.ndarray]]) -> np.ndarray:
+        """Outputs (float32, [n, ...]) for batches of real inputs (preprocessed, as the float model's)."""
+        return self.dequantize(np.concatenate([self.invoke(self.quantize(batch)) for batch in batches]))
+
+    def _array(self, count: int) -> np.ndarray:
+        header = self._header()
+        try:
+            shape, dtype = tuple(map(int, header["shape"])), np.dtype(header["dtype"])
+            size = math.prod(shape) * dtype.itemsize
+            if shape[0] != count or min(shape) < 0 or dtype.kind not in "iufb":
+                raise ValueError
+            if math.prod(shape[1:]) > 4 * LARGEST_INPUT:
+                raise CannotRun(f"LiteRT cannot run the file: it gives {math.prod(shape[1:]):,} values")
+        except (LookupError, TypeError, ValueError) as error:
+            raise CannotRun("LiteRT cannot run the file: what it gave makes no sense") from error
+        data = self._child.stdout.read(size)  # type: ignore[union-attr]
+        if len(data) < size:
+            raise self._ended()
+        return np.frombuffer(data, dtype).reshape(shape)
+
+    def _header(self) -> dict[str, Any]:
+        line = self._child.stdout.readline(LARGEST_LINE)  # type: ignore[union-attr]
+        if not line.endswith(b"\n"):
+            raise self._ended()
+        header = json.loads(line)
+        return header if isinstance(header, dict) else {}
+
+    def _ended(self) -> CannotRun:
+        """What the process ended with."""
+        code = self._child.wait()
+        self._errors.seek(0)
+        said = self._errors.read(1 << 16).decode(errors="replace")
+        lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no reason given"]
+        return CannotRun(f"LiteRT cannot run the file: {ended_by(code) if code < 0 else lines[-1][:200]}")
+
+    @contextmanager
+    def _in_time(self, seconds: float) -> Iterator[None]:
+        timer = threading.Timer(seconds, self._child.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+@contextmanager
+def isolated(
+    tflite: bytes, kernels: Sequence[str] = ("XNNPACK",), tensors: Sequence[int] = ()
+) -> Iterator[Isolated]:
+    """A .tflite file in a process of its own, for as long as the block takes; it has been run once on zeros.
+
+    LiteRT may crash at a damaged file, and one of a stranger's may never end, or take all memory.
+
+    Args:
+        kernels: names in KERNELS.
+        tensors: whose values are to be given instead of the outputs (with built-in kernels).
 
     Raises:
         LqError: if the file is damaged.
         CannotRun: if LiteRT does not run it.
     """
     read(tflite)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as errors:
         model = Path(folder) / "model.tflite"
         model.write_bytes(tflite)
-        try:
-            child = run_module("trial", model, TRIAL_BYTES, timeout=TRIAL_TIMEOUT)
-        except subprocess.TimeoutExpired as error:
-            raise CannotRun(f"LiteRT did not run the file once in {TRIAL_TIMEOUT} seconds") from error
-    if child.returncode:
-        lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
-        reason = f"it ended with signal {-child.returncode}" if child.returncode < 0 else (lines or ["?"])[-1]
-        raise CannotRun(f"LiteRT cannot run the file: {reason[:200]}")
+        limit = WORKER_BYTES + WORKER_COPIES * len(tflite)
+        arguments = model, limit, ",".join(kernels), ",".join(map(str, tensors))
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        with started("litert_worker", *arguments, **pipes) as child:
+            yield Isolated(child, errors, kernels)
+
+
+def check_loads(tflite: bytes) -> None:
+    """Runs a file once, on zeros, in a process of its own; raises what :func:`isolated` does."""
+    with isolated(tflite):
+        pass
+
+
+def _told(detail: dict[str, Any]) -> dict[str, Any]:
+    """An input or output as a process told of it, checked: it has run what a stranger made."""
+    scale, zero_point = detail["quantization"]
+    shape, dtype = np.array(detail["shape"], np.int32), np.dtype(detail["dtype"])
+    if dtype.kind not in "iufb" or min(shape, default=0) < 0 or math.prod(map(int, shape)) > LARGEST_INPUT:
+        raise ValueError
+    quantization = float(scale), int(zero_point)
+    return {"name": str(detail["name"]), "shape": shape, "dtype": dtype.type, "quantization": quantization}
 
 
 @dataclass(frozen=True)
@@ -300,10 +439,11 @@ def _child(tflite: bytes, inputs: np.ndarray, arena: int) -> tuple[np.ndarray, f
         total = re.search(r"Arena allocation total (\d+)", child.stderr)
         if child.returncode or total is None:
             lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
-            ended = [f"it ended with signal {-child.returncode}"] if child.returncode < 0 else []
+            ended = [ended_by(child.returncode)] if child.returncode < 0 else []
             reason = next((line for line in lines if "Traceback" not in line), "no reason given")
             if "DENSIFY" in reason:
                 reason += "; it is packed for LiteRT, quantize and export make others with --target tflm"
-            kind = _NoArenaHelps if "Didn't find op" in child.stderr else CannotRun
+            late = took_too_long(child.returncode)
+            kind = _NoArenaHelps if late or "Didn't find op" in child.stderr else CannotRun
             raise kind(f"TFLite Micro cannot run the file: {'; '.join([reason, *ended])}")
         return np.load(outputs), float(child.stdout.split()[-1]), -(-int(total[1]) // 16) * 16
