@@ -10,6 +10,7 @@ import json
 import os
 import random
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,8 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import flatbuffers
 import h5py
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 #: What the issue asks for; the worker's own TensorFlow takes 0.6 GB of it.
 SECONDS, PEAK_BYTES = 20, 2 << 30
@@ -41,14 +44,44 @@ WORDS = [
         "LSTM",
     ),
     *("TFOpLambda", "io.write_file", "__tensor__", "__typespec__", "UpSampling1D", "keras.utils", "get_file"),
+    *(
+        "a\nerror: all is well",
+        "\x1b[31mred\x1b]0;title\x07",
+        "::warning::x",
+        "\u202e:bomb: [red]x[/red]",
+        "\ud800",
+    ),
+    "|</td><img src=x>`[click](https://example.com)",
+]
+#: Parts of a project's settings; what a stranger may write there.
+SETTINGS = [
+    *("[tool.lqconvert]", "[tool.lqconvert.check]", "[tool.lqconvert.quantize]", "[tool.other]", "[tool]"),
+    *('max-size = "64KB"', "max-drop = 1", 'data = "digits"', 'data = "evil:run"', "trust-model = true"),
+    *(
+        'junit = "/tmp/x.xml"',
+        'output = "../../x.tflite"',
+        "max-size = [1, [2]]",
+        "lqconvert = 3",
+        "a.b.c = nan",
+    ),
+    *(
+        '"\\u001b[31m" = 1',
+        "target = [" * 500,
+        "penalty = 1e999",
+        'storage = "sqlite:////tmp/x"',
+        "seed = 9" * 99,
+    ),
 ]
 
 
 def make_seeds(folder: Path) -> list[Path]:
     """One small file of each kind and generation."""
     import keras
+    import tensorflow as tf
     import tf_keras
 
+    from lqconvert.budget import Point
+    from lqconvert.checkpoint import Checkpoint
     from lqconvert.codes import Codes, Int8File, LayerCodes, TensorCodes
     from lqconvert.exporting import convert
     from lqconvert.folding import fold
@@ -78,7 +111,66 @@ def make_seeds(folder: Path) -> list[Path]:
     kernel = TensorCodes(rng.integers(-9, 9, (4, 3)).astype(np.int32), np.ones((1, 1), np.float32))
     codes = Codes({"dense": LayerCodes("dense", "Dense", kernel, np.zeros(3, np.float32))})
     codes.save(folder / "run.codes.npz", Int8File(tflite, ["dense"], (1.0, 0.0)))
+    tf_keras.models.load_model(folder / "cnn-tf_keras.h5").save(folder / "cnn.saved", save_format="tf")
+    point = Point(3, 0.9, 0.8, 0.0, 0.1, 5000, 4000, 4000, 1.0)
+    arrays = [rng.normal(size=(4, 3)).astype(np.float32), np.float32(3)]
+    Checkpoint(3, arrays, arrays, arrays, [point], 0, [(1.0, 1.0)], 0).save(
+        folder / "run.resume.npz", {"seed": 0}
+    )
+    (folder / "pyproject.toml").write_text("\n".join(SETTINGS[:6:5] + SETTINGS[5:7]))
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for number, image in enumerate(images[:24]):
+            archive.writestr(f"train/{number % 2}/{number}.png", tf.io.encode_png(image).numpy())
+    (folder / "shared.tflite").write_bytes(shared_vector(6, 40, "operators"))
     return sorted(folder.iterdir())
+
+
+def shared_vector(entries: int, length: int, kind: str) -> bytes:
+    """A .tflite in which so many entries refer to one table, or to one vector of so many numbers.
+
+    Args:
+        kind: what they are: operators, shapes (of tensors), scales or names.
+    """
+    builder = flatbuffers.Builder(1 << 16)
+
+    def offsets(tables: list[int]) -> int:
+        builder.StartVector(4, len(tables), 4)
+        for table in reversed(tables):
+            builder.PrependUOffsetTRelative(table)
+        return int(builder.EndVector())
+
+    schema.BufferStart(builder)
+    buffer = schema.BufferEnd(builder)
+    long, one = (builder.CreateNumpyVector(np.zeros(n, np.int32)) for n in (length, 1))
+    name = builder.CreateString("x" * length if kind == "names" else "x")
+    scales = builder.CreateNumpyVector(np.ones(length if kind == "scales" else 1, np.float32))
+    schema.QuantizationParametersStart(builder)
+    schema.QuantizationParametersAddScale(builder, scales)
+    quantization = schema.QuantizationParametersEnd(builder)
+    schema.TensorStart(builder)
+    schema.TensorAddShape(builder, long if kind == "shapes" else one)
+    schema.TensorAddName(builder, name)
+    schema.TensorAddQuantization(builder, quantization)
+    tensors = offsets([schema.TensorEnd(builder)] * (1 if kind == "operators" else entries))
+    schema.OperatorStart(builder)
+    schema.OperatorAddInputs(builder, long if kind == "operators" else one)
+    schema.OperatorAddOutputs(builder, one)
+    operators = offsets([schema.OperatorEnd(builder)] * (entries if kind == "operators" else 1))
+    schema.SubGraphStart(builder)
+    schema.SubGraphAddTensors(builder, tensors)
+    schema.SubGraphAddInputs(builder, one)
+    schema.SubGraphAddOutputs(builder, one)
+    schema.SubGraphAddOperators(builder, operators)
+    graph = schema.SubGraphEnd(builder)
+    schema.OperatorCodeStart(builder)
+    code = schema.OperatorCodeEnd(builder)
+    graphs, codes, buffers = (offsets([each]) for each in (graph, code, buffer))
+    schema.ModelStart(builder)
+    schema.ModelAddSubgraphs(builder, graphs)
+    schema.ModelAddOperatorCodes(builder, codes)
+    schema.ModelAddBuffers(builder, buffers)
+    builder.Finish(schema.ModelEnd(builder), b"TFL3")
+    return bytes(builder.Output())
 
 
 def damage(data: bytes, rng: random.Random) -> bytes:
@@ -108,7 +200,7 @@ def damage(data: bytes, rng: random.Random) -> bytes:
 
 
 def edit(config: Any, rng: random.Random) -> Any:
-    """A config in which one to three places have another number, word or part, none, or a deep one."""
+    """A config in which one to three places have another number, word or part, none, a deep or a long one."""
     places: list[tuple[Any, Any]] = []
 
     def collect(value: Any) -> None:
@@ -120,7 +212,7 @@ def edit(config: Any, rng: random.Random) -> Any:
     collect(config)
     for _ in range(rng.choice((1, 1, 2, 3))):
         holder, key = rng.choice(places)
-        kind = rng.choice(("number", "number", "word", "other", "none", "deep"))
+        kind = rng.choice(("number", "number", "word", "other", "none", "deep", "many"))
         if isinstance(holder[key] if isinstance(holder, dict) else None, int) and rng.random() < 0.7:
             kind = "number"
         if kind == "number":
@@ -133,6 +225,8 @@ def edit(config: Any, rng: random.Random) -> Any:
             holder[key] = json.loads(json.dumps(other[place]))
         elif kind == "none":
             holder[key] = None
+        elif kind == "many":
+            holder[key] = [holder[key]] * rng.choice((100, 10_000))
         else:
             deep: Any = []
             for _ in range(rng.choice((10, 90, 900))):
@@ -172,7 +266,19 @@ def rezipped(data: bytes, change: Callable[[str, bytes], bytes]) -> bytes:
 
 
 def mutate(seed: Path, target: Path, rng: random.Random) -> None:
+    if seed.is_dir():
+        shutil.copytree(seed, target)
+        mutate_folder(target, rng)
+        return
+    if seed.name == "shared.tflite":
+        counts = (1, 30, 3000, 90_000, 200_000)
+        kind = rng.choice(("operators", "shapes", "scales", "names"))
+        target.write_bytes(shared_vector(rng.choice(counts), rng.choice(counts), kind))
+        return
     data = seed.read_bytes()
+    if seed.suffix == ".toml" and rng.random() < 0.7:
+        target.write_text("\n".join(rng.choices(SETTINGS, k=rng.randrange(1, 6))))
+        return
     zipped = zipfile.is_zipfile(seed)
     way = rng.choice(("damage", "inside", "inside", "edit", "edit"))
     if seed.suffix == ".h5" and way != "damage" and rng.random() < 0.8:
@@ -203,6 +309,28 @@ def mutate(seed: Path, target: Path, rng: random.Random) -> None:
     target.write_bytes(data)
 
 
+def mutate_folder(folder: Path, rng: random.Random) -> None:
+    """Damages a file of a SavedModel, its layers' settings, or puts a link in its place."""
+    from tf_keras.protobuf import saved_metadata_pb2
+
+    victim = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+    way = rng.choice(("damage", "edit", "edit", "swap", "link", "remove"))
+    if way == "edit":
+        file, metadata = folder / "keras_metadata.pb", saved_metadata_pb2.SavedMetadata()
+        metadata.ParseFromString(file.read_bytes())
+        node = rng.choice(metadata.nodes)
+        node.metadata = json.dumps(edit(json.loads(node.metadata), rng))
+        file.write_bytes(metadata.SerializeToString())
+    elif way == "damage":
+        victim.write_bytes(damage(victim.read_bytes(), rng))
+    else:
+        victim.unlink()
+        if way == "swap":
+            shutil.copy(rng.choice([path for path in folder.rglob("*") if path.is_file()]), victim)
+        elif way == "link":
+            victim.symlink_to(rng.choice(("/dev/zero", "..", "nowhere", "/etc/passwd")))
+
+
 def mutants(seeds: list[Path], folder: Path, count: int, first: int = 0) -> Iterator[tuple[Path, int]]:
     """``count`` files with the number that makes each again."""
     for number in range(first, first + count):
@@ -213,14 +341,25 @@ def mutants(seeds: list[Path], folder: Path, count: int, first: int = 0) -> Iter
         yield path, number
 
 
+def remove(path: Path) -> None:
+    """Removes a mutant, a file or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def take(path: Path) -> None:
     """What inspect, explain, quantize or export do first with a file of its kind."""
     from lqconvert import explain, inspect
+    from lqconvert.checkpoint import Checkpoint
+    from lqconvert.cli import main
     from lqconvert.codes import Int8File, load_kernels
     from lqconvert.datasets import load_data
     from lqconvert.flatbuffer import operator_name, read, values
     from lqconvert.folding import fold
     from lqconvert.loading import load_model
+    from lqconvert.project import defaults
     from lqconvert.rewriting import rewrite
     from lqconvert.runtime import check_loads
 
@@ -244,8 +383,12 @@ def take(path: Path) -> None:
         take_tflite(file.tflite)
     elif path.suffix == ".tflite":
         take_tflite(path.read_bytes())
-    elif path.suffix in (".npz", ".npy"):
-        data = load_data(str(path), (8, 8, 1), 10)
+    elif path.name.endswith(".resume.npz"):
+        Checkpoint.load(path, {"seed": 0})
+    elif path.suffix == ".toml":
+        defaults(path, main.commands)
+    elif path.suffix in (".npz", ".npy", ".zip"):
+        data = load_data(str(path), (8, 8, 1), 2 if path.suffix == ".zip" else 10)
         for part in (data.train, data.validation, data.test):
             part.arrays(20)
     else:
@@ -292,7 +435,7 @@ class Outcome:
 
     @property
     def right(self) -> bool:
-        one_line = len(self.text.splitlines()) <= 2
+        one_line = len(self.text.splitlines()) <= 2 and self.text.replace("\n", "").isprintable()
         return self.kind != "failed" and one_line and self.seconds < SECONDS and self.peak < PEAK_BYTES
 
 

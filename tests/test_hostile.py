@@ -15,7 +15,7 @@ import pytest
 import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 from click.testing import CliRunner
-from fuzzing import Worker, make_seeds, mutants
+from fuzzing import Worker, make_seeds, mutants, remove
 
 from lqconvert import LqError, bounds, explain, inspect, load_data, load_model, rewrite
 from lqconvert.cli import main
@@ -609,7 +609,7 @@ def test_fuzz(seeds, tmp_path):
         for path, number in mutants(list(seeds.values()), tmp_path, FUZZED):
             outcome = worker.take(path)
             assert outcome.right, f"{number} {path.name}: {outcome}"
-            path.unlink()
+            remove(path)
         assert worker.left_behind() == []
         assert list(tmp_path.iterdir()) == []
     finally:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from fuzzing import Worker, make_seeds, mutants
+from fuzzing import Worker, make_seeds, mutants, remove
 
 
 def main(count: int = 2400, first: int = 0) -> int:
@@ -30,12 +30,12 @@ def main(count: int = 2400, first: int = 0) -> int:
             slowest, peak = max(slowest, outcome.seconds), max(peak, outcome.peak)
             reason = re.sub(r"'[^']*'|[0-9][0-9,.]*|\(.*\)", "_", outcome.text.replace(f"{path}: ", ""))
             reason = re.sub(r"(?<=cannot load the model): .*", "", reason)
-            suffix = ".codes.npz" if path.name.endswith(".codes.npz") else path.suffix
+            suffix = "".join(path.suffixes[-2:]) if path.suffix == ".npz" else path.suffix
             reasons[suffix, outcome.kind, reason[:70]] += 1
             if not outcome.right:
                 wrong += 1
                 print(f"WRONG {number} {path.name}: {outcome.text} {outcome.seconds:.1f} s\n{outcome.where}")
-            path.unlink()
+            remove(path)
             if left := [*files.iterdir(), *worker.left_behind()]:
                 wrong += 1
                 print(f"WRONG {number} {path.name}: left {left}")
