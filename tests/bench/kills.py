@@ -92,9 +92,8 @@ def main() -> None:
             json.loads(output.with_suffix(".report.json").read_text())
             different += not same
             print(f"| {moment:.1f} s | {', '.join(left)} | {'yes' if same else 'NO'} |", flush=True)
-    print(
-        f"{arguments.kills} kills: {different} ended otherwise, {broken} left a broken file, {living} a process"
-    )
+    kills = f"{arguments.kills} kills: {different} ended otherwise"
+    print(f"{kills}, {broken} left a broken file, {living} a process")
     raise SystemExit(bool(different or broken or living))
 
 
