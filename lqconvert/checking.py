@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from rich.console import Console
+from rich.text import Text
 
 from lqconvert.deflating import deflated
-from lqconvert.errors import CannotRun, LqError
+from lqconvert.errors import CannotRun, LqError, about, without
 from lqconvert.flatbuffer import read
+from lqconvert.output import Shown
 from lqconvert.reading import read_bytes, read_text
 from lqconvert.targets import LITERT, TFLM
+from lqconvert.text import markdown, to_json, xml
 
 if TYPE_CHECKING:
     from lqconvert.evaluating import Runnable
@@ -45,7 +48,7 @@ class Measurements:
     examples: int | None = None  # of the test split that were run
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return to_json(dataclasses.asdict(self)) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> Measurements:
@@ -74,7 +77,7 @@ class Measurements:
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Shown):
     """What :func:`check` found."""
 
     file: str
@@ -86,21 +89,24 @@ class Check:
         """Whether all budgets hold; so they do where none was given."""
         return all(verdict.holds for verdict in self.verdicts)
 
-    def print(self, console: Console) -> None:
+    def shown(self) -> Iterator[Text]:
         width = max((len(verdict.budget) for verdict in self.verdicts), default=0)
         for verdict in self.verdicts:
             word, style = ("ok  ", "green") if verdict.holds else ("FAIL", "bold red")
-            console.print(f"[{style}]{word}[/] {verdict.budget:{width}}  ", end="")
-            console.print(verdict.text, markup=False, highlight=False, soft_wrap=True)
+            line = Text(f"{word} {verdict.budget:{width}}  {verdict.text}")
+            line.stylize(style, 0, len(word))
+            yield line
 
     def to_json(self) -> str:
-        return json.dumps({"holds": self.holds} | dataclasses.asdict(self), indent=2)
+        return to_json({"holds": self.holds} | dataclasses.asdict(self))
 
     def to_markdown(self) -> str:
         """A table, such as a job summary shows."""
-        rows = [f"| {'✅' if each.holds else '❌'} | {each.budget} | {each.text} |" for each in self.verdicts]
-        name = self.file.replace("|", "\\|")
-        return "\n".join([f"| | `{name}` | |", "| --- | --- | --- |", *rows])
+        rows = [
+            f"| {'✅' if each.holds else '❌'} | {markdown(each.budget)} | {markdown(each.text)} |"
+            for each in self.verdicts
+        ]
+        return "\n".join([f"| | {markdown(self.file, code=True)} | |", "| --- | --- | --- |", *rows])
 
     def to_junit(self) -> str:
         """XML as CI servers read it: a test case for each budget."""
@@ -108,13 +114,14 @@ class Check:
         counts = {"tests": str(len(self.verdicts)), "failures": str(failed)}
         suite = ElementTree.Element("testsuite", {"name": "lqconvert check"} | counts)
         for verdict in self.verdicts:
-            case = ElementTree.SubElement(suite, "testcase", classname=self.file, name=verdict.budget)
+            case = ElementTree.SubElement(suite, "testcase", classname=xml(self.file), name=verdict.budget)
             if verdict.holds:
-                ElementTree.SubElement(case, "system-out").text = verdict.text
+                ElementTree.SubElement(case, "system-out").text = xml(verdict.text)
             else:
-                ElementTree.SubElement(case, "failure", message=verdict.text)
+                ElementTree.SubElement(case, "failure", message=xml(verdict.text))
         ElementTree.indent(suite)
-        return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+        # Not "unicode", of which ElementTree says that it is the locale's encoding.
+        return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True).decode() + "\n"
 
 
 def check(
@@ -165,7 +172,7 @@ def check(
         try:
             file = open_file(path, target=target)
         except CannotRun as error:
-            reason = str(error).removeprefix(f"{path}: ")
+            reason = without(path, error)
             return Check(str(path), measured, [*verdicts, Verdict("runs", None, None, False, reason)])
         measured = dataclasses.replace(measured, target=file.target.name, arena_bytes=file.arena_bytes)
         if target is not None:
@@ -208,7 +215,7 @@ def _read(path: str | Path) -> bytes:
     try:
         read(tflite)
     except LqError as error:
-        raise LqError(f"{path}: {error}") from error
+        raise LqError(about(path, error)) from error
     return tflite
 
 

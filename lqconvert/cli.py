@@ -17,6 +17,7 @@ from lqconvert import __version__
 from lqconvert.budget import Budget
 from lqconvert.errors import LqError
 from lqconvert.granularity import GRANULARITIES
+from lqconvert.matplotlibrc import ignore
 from lqconvert.options import (
     MAX_DROP,
     SCHEMES,
@@ -29,8 +30,10 @@ from lqconvert.options import (
     target_options,
     target_settings,
 )
+from lqconvert.output import Console, Table, install, move_stderr, say, spelled
 from lqconvert.preprocessing import Preprocessing
 from lqconvert.project import defaults, find
+from lqconvert.text import printable
 
 #: Of a run there is one.
 BUDGETS = ("max_drop", "max_size", "penalty")
@@ -44,21 +47,36 @@ _LEFT = {
 class _Group(click.Group):
     """Ends a mistake of the user's in two lines at most and exit code 1; --debug shows the traceback."""
 
+    def main(self, *args: Any, **settings: Any) -> Any:
+        install()
+        ignore()
+        try:
+            return super().main(*args, **settings)
+        except LqError as error:  # of stdout, beyond what commands do
+            if "--debug" in sys.argv:
+                raise
+            say(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+
     def invoke(self, ctx: click.Context) -> Any:
         debug = "--debug" in sys.argv
         try:
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.Abort, click.ClickException):
+        except click.ClickException as error:
+            # A setting of pyproject.toml may be in it.
+            error.message = printable(error.message)  # type: ignore[misc]
+            raise
+        except (click.exceptions.Exit, click.Abort):
             raise
         except LqError as error:
             if debug:
                 raise
-            click.echo(f"error: {error}", err=True)
+            say(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
         except (KeyboardInterrupt, _Terminated) as error:
             terminated = isinstance(error, _Terminated)
             left = _LEFT.get(ctx.invoked_subcommand or "", "nothing was written")
-            click.echo(f"{'terminated' if terminated else 'interrupted'}: {left}", err=True)
+            say(f"{'terminated' if terminated else 'interrupted'}: {left}", err=True)
             ctx.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
         except Exception as error:
             if debug:
@@ -67,9 +85,9 @@ class _Group(click.Group):
                 what = _first_line(error)
                 way = f"error: out of memory ({what}); give it more and --resume, or a smaller --batch-size"
                 trains = ctx.invoked_subcommand == "quantize"
-                click.echo(way if trains else f"error: out of memory ({what})", err=True)
+                say(way if trains else f"error: out of memory ({what})", err=True)
             else:
-                click.echo(f"error: {_first_line(error)} (--debug shows where)", err=True)
+                say(f"error: {_first_line(error)} (--debug shows where)", err=True)
         ctx.exit(1)
 
 
@@ -173,7 +191,6 @@ def quantize(
     **settings: Any,
 ) -> None:
     """Quantizes a Keras MODEL to an integer-only .tflite for a target and measures the file."""
-    from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -199,11 +216,11 @@ def quantize(
     from lqconvert.planning import plan
 
     if distribute == "multi-worker" and not quiet:
-        click.echo("waiting for all workers of TF_CONFIG", err=True)
+        say("waiting for all workers of TF_CONFIG", err=True)
     distribution = Distribution.of(distribute) if distribute and not dry_run else Distribution()
     # The chief speaks for all workers.
     quiet = quiet or not distribution.chief
-    console = Console(stderr=True, soft_wrap=True, quiet=quiet, highlight=False, markup=False)
+    console = Console(stderr=True, soft_wrap=True, quiet=quiet)
     if distribute and not dry_run and distribution.replicas == 1:
         console.print(f"--distribute {distribute}: there is but one device, which has nothing to share with")
     job = model, data, output or _beside(model, ".tflite")
@@ -215,12 +232,12 @@ def quantize(
     summaries = TensorBoard(tensorboard) if tensorboard and distribution.chief else None
     lines = JsonLines(log) if log and distribution.chief else None
 
-    def say(text: str) -> None:
+    def tell(text: str) -> None:
         console.print(text)
         if lines is not None:
             lines.say(text)
 
-    settings["say"] = say
+    settings["say"] = tell
     columns = "[progress.description]{task.description}"
     parts = TextColumn(columns), BarColumn(), TimeRemainingColumn()
     with Bar(*parts, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -367,7 +384,6 @@ def check(
     if not (against or save_baseline) and all(settings[name] is None for name in budgets):
         raise click.UsageError("no budget to check: give --max-size, --min-accuracy, --against, ...")
     _import_quietly(debug)
-    from rich.console import Console
 
     from lqconvert.checking import Measurements
     from lqconvert.checking import check as run
@@ -382,21 +398,22 @@ def check(
         except LqError as error:
             if len(files) == 1:
                 raise
-            click.echo(f"error: {error}", err=True)
+            say(f"error: {error}", err=True)
             broken = True
             continue
         if form is not None:
-            click.echo(result.to_json() if form == "json" else result.to_markdown() + "\n")
+            text = result.to_json() if form == "json" else spelled(result.to_markdown()) + "\n"
+            say(*text.split("\n"))
         else:
             if len(files) > 1:
-                click.echo(f"{file}:")
+                say(f"{file}:")
             result.print(Console())
         results.append(result)
     writers: dict[Path, Writer] = {}
     if junit is not None:
-        writers[Path(junit)] = lambda path: path.write_text(result.to_junit())
+        writers[Path(junit)] = lambda path: path.write_bytes(result.to_junit().encode())
     if save_baseline is not None and result.holds:
-        writers[Path(save_baseline)] = lambda path: path.write_text(result.measured.to_json())
+        writers[Path(save_baseline)] = lambda path: path.write_bytes(result.measured.to_json().encode())
     write_all(writers)
     if broken or not all(result.holds for result in results):
         click.get_current_context().exit(1)
@@ -449,8 +466,6 @@ def sweep(
 
     The same command goes on where it was interrupted.
     """
-    from rich.console import Console
-    from rich.table import Table
 
     if not os.path.exists(model):
         raise LqError(f"{model}: no such file")
@@ -459,7 +474,7 @@ def sweep(
     from lqconvert.sweeping import write_csv
 
     folder = Path(output or _beside(model, ".sweep"))
-    console = Console(stderr=True, soft_wrap=True, quiet=quiet, markup=False)
+    console = Console(stderr=True, soft_wrap=True, quiet=quiet)
     from lqconvert.figures import draw
     from lqconvert.sensitivity import sensitivities
 
@@ -501,9 +516,9 @@ def sweep(
             row.layer, f"{row.weights:,}", str(row.bits), f"{abs(row.score):.4g}", f"{row.drop:.3g}"
         )
     for each_table in (table, layers):
-        Console(markup=False).print(each_table)
+        Console().print(each_table)
     figures = ", ".join(path.name for path in paths[:2])
-    Console(markup=False, highlight=False).print(f"figures: {figures}, ... in {folder}")
+    say(f"figures: {figures}, ... in {folder}")
 
 
 @main.command()
@@ -517,15 +532,15 @@ def reproduce(experiment: str, epochs: int, seed: int, debug: bool) -> None:
     from lqconvert.reproduce import reproduce_mnist
 
     def done(run: Any) -> None:
-        click.echo(
+        say(
             f"{run.scheme:19}{run.granularity:12}{run.integers:5} integers {run.smallest:5}..{run.largest:<5}"
             f"{run.accuracy:8.2%}{run.zipped:9,} bytes zipped   reference: {run.reference}"
         )
 
     accuracy, size, runs = reproduce_mnist(epochs=epochs, seed=seed, done=done)
-    click.echo(f"float32 {accuracy:.2%}, {size:,} bytes zipped (reference: about 97%, 0.36 MB)")
+    say(f"float32 {accuracy:.2%}, {size:,} bytes zipped (reference: about 97%, 0.36 MB)")
     for run in runs:
-        click.echo(f"{run.scheme:19}{run.granularity:12}{size / run.zipped:6.1f}x smaller")
+        say(f"{run.scheme:19}{run.granularity:12}{size / run.zipped:6.1f}x smaller")
 
 
 def _beside(model: str, suffix: str) -> str:
@@ -538,12 +553,11 @@ def _beside(model: str, suffix: str) -> str:
 
 
 def _show(result: Any, as_json: bool) -> None:
-    from rich.console import Console
 
     if as_json:
-        click.echo(result.to_json().rstrip())
+        say(*result.to_json().rstrip().split("\n"))
     else:
-        result.print(Console(markup=False, highlight=False))  # names in files may have brackets
+        result.print(Console())
 
 
 def _scheme(name: str, bits: int, penalty: float | None) -> Any:
@@ -567,10 +581,4 @@ def _import_quietly(debug: bool) -> None:
     os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        native = sys.stderr.fileno() == 2
-    except (OSError, ValueError):  # a captured stderr
-        return
-    if native:
-        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    move_stderr()

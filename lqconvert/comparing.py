@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from lqconvert.errors import LqError
 from lqconvert.evaluating import (
@@ -26,10 +23,12 @@ from lqconvert.evaluating import (
 )
 from lqconvert.inspecting_tflite import dimensions
 from lqconvert.noise import LayerNoise, decibels, layer_noise
+from lqconvert.output import Shown, Table
 from lqconvert.preprocessing import Preprocessing
 from lqconvert.scoring import agreement
 from lqconvert.splits import Data, as_numpy
 from lqconvert.targets import TFLM
+from lqconvert.text import to_json
 
 #: Examples that the noise of layers is measured on.
 NOISE_EXAMPLES = 64
@@ -46,7 +45,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """What :func:`compare` found, in the order in which the files were given."""
 
     data: str
@@ -54,9 +53,9 @@ class Comparison:
 
     def to_json(self) -> str:
         """As JSON, in which an infinite ratio is "inf"."""
-        return json.dumps(_finite(dataclasses.asdict(self)), indent=2)
+        return to_json(_finite(dataclasses.asdict(self)))
 
-    def print(self, console: Console) -> None:
+    def shown(self) -> Iterator[str | Table]:
         first = self.files[0].evaluation
         score = "accuracy" if first.score_name == "accuracy" else "error"
         table = Table("file", "bytes", "ratio", "download", score, "agrees", "latency", "arena")
@@ -73,14 +72,12 @@ class Comparison:
                 f"{1e3 * file.latency_s:.3f} ms",
                 f"{file.arena_bytes:,}" if file.arena_bytes else "",
             )
-        console.print(table)
+        yield table
         for table in self._layers():
-            console.print(table)
-        console.print(f"on {first.examples:,} test examples of {self.data}; preprocessing and runtime:")
+            yield table
+        yield f"on {first.examples:,} test examples of {self.data}; preprocessing and runtime:"
         for each in self.files:
-            console.print(
-                f"  {each.evaluation.file}: {each.evaluation.preprocess}, {each.evaluation.runtime}"
-            )
+            yield f"  {each.evaluation.file}: {each.evaluation.preprocess}, {each.evaluation.runtime}"
 
     def _layers(self) -> list[Table]:
         """The noise of the layers, a column for each file that has it."""

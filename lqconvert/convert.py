@@ -253,12 +253,12 @@ def _export(
     page: dict[Path, Writer] = {}
     if paths.page is not None:
         text = _page(report, data, preprocess, float_tflite, exported, made, teacher, classifies)
-        page[paths.page] = _writer(text.encode(errors="replace"))  # names of folders may be in any encoding
+        page[paths.page] = _writer(text.encode())
     writers = {
         **made.writers,
         **codes,
         **page,
-        paths.report: lambda path: path.write_text(report.to_json()),
+        paths.report: lambda path: path.write_bytes(report.to_json().encode()),
     }
     write_all(writers)
     say(f"wrote {', '.join(map(str, writers))}")

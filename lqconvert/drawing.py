@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +16,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
 from lqconvert.budget import Budget, Point
 from lqconvert.codes import TensorCodes
+from lqconvert.plotting import defaults
 
 #: Colours that stand for variables of the page's style sheet, which knows light from dark.
 INK, FAINT, BEFORE, AFTER, MARK = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -37,7 +37,6 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "lqconvert",
     "text.color": INK,
-    "text.parse_math": False,
     "xtick.color": INK,
     "xtick.major.size": 0,
     "xtick.minor.size": 0,
@@ -53,7 +52,7 @@ CURVE, TENSOR = (3.8, 2.2), (3.4, 1.5)
 MOST_POINTS = 256
 
 
-@matplotlib.rc_context(STYLE)
+@defaults(STYLE)
 def curve(
     points: Sequence[Point], field: str, label: str, best: Point, extra: tuple[str, str] | None = None
 ) -> str:
@@ -74,7 +73,7 @@ def curve(
     return _svg(figure)
 
 
-@matplotlib.rc_context(STYLE)
+@defaults(STYLE)
 def budget_curve(points: Sequence[Point], best: Point, bar: float | None, budget: Budget, label: str) -> str:
     """Quality on validation data against bytes: what was looked at, what was exported, what was asked for."""
     figure, axis = _figure()
@@ -94,7 +93,7 @@ def budget_curve(points: Sequence[Point], best: Point, bar: float | None, budget
     return _svg(figure)
 
 
-@matplotlib.rc_context(STYLE)
+@defaults(STYLE)
 def codes_and_scales(kernel: TensorCodes) -> str:
     """How often each code occurs; beside it the scales, by size, where there are several."""
     scales = np.sort(kernel.scale.ravel().astype(np.float64))[::-1]

@@ -1,14 +1,21 @@
 """The one exception that means "the user can mend this"."""
 
+from __future__ import annotations
+
+from lqconvert.text import MOST_SHOWN, printable
+
 
 class LqError(Exception):
     """A mistake in the user's input: a file, a data set, a layer or an option.
 
-    The message is one or two lines that say what is wrong with which file or layer and what to do about
-    it. The command line prints it on stderr and exits with code 1.
+    The message is one line that says what is wrong with which file or layer and what to do about it. The
+    command line prints it on stderr and exits with code 1. Names in it are printable, whatever they are.
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), MOST_SHOWN)
 
 
 class BudgetMissed(LqError):
@@ -29,4 +36,14 @@ class CannotRun(LqError):
 
 def first_line(error: Exception) -> str:
     """The first line of what a library's exception says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0][:200])
+
+
+def about(path: object, error: Exception) -> str:
+    """What an error says, with the file that it is about in front, once."""
+    return f"{printable(path)}: {without(path, error)}"
+
+
+def without(path: object, error: Exception) -> str:
+    """What an error says of a file, without the file in front."""
+    return str(error).removeprefix(f"{printable(path)}: ")

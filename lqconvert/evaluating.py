@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from lqconvert.datasets import load_data
 from lqconvert.deflating import deflated
@@ -21,6 +17,7 @@ from lqconvert.errors import CannotRun, LqError
 from lqconvert.firmware import operators
 from lqconvert.flatbuffer import operator_name, read
 from lqconvert.inspecting_tflite import dimensions
+from lqconvert.output import Shown, Table
 from lqconvert.packing import DECODE
 from lqconvert.preprocessing import PREPROCESSINGS, Preprocessing, choose_preprocessing
 from lqconvert.proving import examples_in
@@ -29,6 +26,7 @@ from lqconvert.runtime import Interface, isolated, run_micro
 from lqconvert.scoring import answers, score_outputs
 from lqconvert.splits import Data, as_numpy
 from lqconvert.targets import LITERT, TARGETS, TFLM, Target
+from lqconvert.text import printable
 
 #: The seconds of an inference in TFLite Micro are the median over so many.
 MICRO_RUNS = 16
@@ -37,7 +35,7 @@ LOOKUPS = {"GATHER": 1, "EMBEDDING_LOOKUP": 0}
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Shown):
     """What a file measured. Latency and arena are those of this machine."""
 
     file: str
@@ -58,10 +56,7 @@ class Evaluation:
             return ""
         return f"{self.score:.2%}" if self.score_name == "accuracy" else f"{abs(self.score):.4g}"
 
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
-    def print(self, console: Console) -> None:
+    def shown(self) -> Iterator[str | Table]:
         table = Table("", self.file)
         table.add_row("bytes", f"{self.size:,}")
         table.add_row("download", f"{self.deflated_bytes:,}")
@@ -72,7 +67,7 @@ class Evaluation:
         if self.arena_bytes:
             table.add_row("tensor arena", f"{self.arena_bytes:,}")
         table.add_row("runtime", self.runtime)
-        console.print(table)
+        yield table
 
 
 def evaluate(
@@ -156,7 +151,7 @@ def open_file(
             interface = Interface(file.inputs, file.outputs)
             return Runnable(str(path), tflite, runs_on, interface, file.latency_s, None)
     except LqError as error:
-        raise error if str(path) in str(error) else type(error)(f"{path}: {error}") from error
+        raise error if printable(path) in str(error) else type(error)(f"{path}: {error}") from error
 
 
 def _float32(path: Path, input_shape: tuple[int, ...] | None, trust_model: bool) -> bytes:

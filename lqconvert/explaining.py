@@ -6,20 +6,18 @@ All is told of one .tflite: the file itself, the int8 file in a .codes.npz, or t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from lqconvert.codes import Int8File
 from lqconvert.errors import LqError
 from lqconvert.explaining_bytes import ACTIVATIONS, GRAPH, KINDS, NAMES, PADDING, UNREAD, Account, account
 from lqconvert.explaining_savings import LQCONVERT, MODEL, QUANTIZE, Measured, Saving, counted
 from lqconvert.flatbuffer import read
-from lqconvert.inspecting_tflite import ConstantRow, Inspection, as_list, dimensions
+from lqconvert.inspecting_tflite import ConstantRow, as_list, dimensions
+from lqconvert.output import Shown, Table
 from lqconvert.packing import kernels
 from lqconvert.reading import read_bytes
 
@@ -49,7 +47,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Explanation(Inspection):
+class Explanation(Shown):
     """What :func:`explain` found: ``parts`` and ``savings`` with the largest first."""
 
     file: str
@@ -63,7 +61,7 @@ class Explanation(Inspection):
     smallest: dict[str, int]  # by target: bytes of the file that lqconvert makes of these codes
     notes: list[str]  # what was not measured, and why
 
-    def print(self, console: Console) -> None:
+    def shown(self) -> Iterator[str | Table]:
         floats = self.of_model
         table = Table("part", "bytes", "share", *(["float32"] if floats else []), "why")
         table.columns[0].overflow = "fold"  # names are to be found in the model
@@ -75,26 +73,25 @@ class Explanation(Inspection):
         for name, size, before, why in rows:
             as_float = [f"{before:,}" if before else ""] if floats else []
             table.add_row(name, f"{size:,}", f"{size / self.bytes:.1%}", *as_float, why)
-        console.print(f"{self.subject}:")
-        console.print(table)
+        yield f"{self.subject}:"
+        yield table
         sums = " + ".join(f"{size:,} {kind}" for kind, size in self.totals.items())
-        console.print(f"{self.bytes:,} bytes = {sums}")
+        yield f"{self.bytes:,} bytes = {sums}"
         if floats:
-            console.print(f"weights and biases as float32: {self.float32_bytes:,} bytes")
+            yield f"weights and biases as float32: {self.float32_bytes:,} bytes"
         for by, title in _TITLES.items():
             savings = [each for each in self.savings if each.by == by and each.share >= NOTABLE]
             if savings:
                 table = Table("saves", "share", "what")
                 for each in savings[:PRINTED]:
                     table.add_row(f"{each.bytes:,}", f"{each.share:.1%}", each.what)
-                console.print()
-                console.print(title)
-                console.print(table)
+                yield ""
+                yield title
+                yield table
         if self.smallest:
             sizes = ", ".join(f"{size:,} bytes for {target}" for target, size in self.smallest.items())
-            console.print(f"lqconvert's own files of these codes: {sizes}")
-        for note in self.notes:
-            console.print(note)
+            yield f"lqconvert's own files of these codes: {sizes}"
+        yield from self.notes
 
 
 def explain(

@@ -8,23 +8,26 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from lqconvert.codes import load_kernels
+from lqconvert.plotting import defaults
 from lqconvert.sensitivity import Sensitivity
 from lqconvert.sweeping import Run
+from lqconvert.text import printable
 
 MARKERS = "osD^vP"
 
 
+@defaults()
 def draw(folder: Path, runs: Sequence[Run], sensitivities: Sequence[Sensitivity]) -> list[Path]:
     """Draws all figures of a sweep into its folder and gives their paths."""
-    reports = {run.name: json.loads((folder / f"{run.name}.report.json").read_text()) for run in runs}
+    reports = {
+        run.name: json.loads((folder / f"{run.name}.report.json").read_text(encoding="utf-8")) for run in runs
+    }
     paths = [pareto(folder / "pareto.png", runs, next(iter(reports.values())))]
     paths += [epochs(folder / "epochs.png", runs, reports)]
     paths += [
@@ -40,7 +43,8 @@ def draw(folder: Path, runs: Sequence[Run], sensitivities: Sequence[Sensitivity]
 
 def pareto(path: Path, runs: Sequence[Run], report: dict[str, Any]) -> Path:
     """Test score against the number of integers and against bytes: a curve a scheme and granularity."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
     curves = _curves(runs)
     schemes = list(dict.fromkeys(run.scheme for run in runs))
     granularities = list(dict.fromkeys(run.granularity for run in runs))
@@ -73,20 +77,14 @@ def pareto(path: Path, runs: Sequence[Run], report: dict[str, Any]) -> Path:
 def epochs(path: Path, runs: Sequence[Run], reports: dict[str, Any]) -> Path:
     """Validation score and loss while fine-tuning: a row a scheme and granularity, a line a penalty."""
     curves = _curves(runs)
-    figure, axes = plt.subplots(
-        len(curves),
-        2,
-        figsize=(10, 0.6 + 2.4 * len(curves)),
-        sharex="row",
-        squeeze=False,
-        layout="constrained",
-    )
+    figure = Figure(figsize=(10, 0.6 + 2.4 * len(curves)), layout="constrained")
+    axes = figure.subplots(len(curves), 2, sharex="row", squeeze=False)
     for (label, curve), row in zip(curves.items(), axes, strict=True):
         for number, run in enumerate(curve):
             report = reports[run.name]
             per_epoch = report["splits"]["train"] / report["settings"]["batch_size"]
             at = [point["step"] / per_epoch for point in report["curve"]]
-            color = plt.colormaps["viridis"](number / max(len(curve) - 1, 1) * 0.9)
+            color = colormaps["viridis"](number / max(len(curve) - 1, 1) * 0.9)
             for axis, field in zip(row, ("score", "loss"), strict=True):
                 values = [abs(point[field]) for point in report["curve"]]
                 axis.plot(at, values, color=color, label=f"penalty x{run.penalty:g}")
@@ -104,16 +102,15 @@ def codes(path: Path, kernels: dict[str, np.ndarray]) -> Path:
     """How often each integer code occurs, for every kernel."""
     columns = min(4, len(kernels))
     rows = -(-len(kernels) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(3 * columns, 2.2 * rows), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.ravel()[len(kernels) :]:
         axis.remove()
     for axis, (name, kernel) in zip(axes.ravel(), kernels.items(), strict=False):
         values, counts = np.unique(kernel, return_counts=True)
         axis.bar(values, counts / kernel.size, width=1.0)
         zeros = np.mean(kernel == 0)
-        axis.set_title(f"{name}: {kernel.size:,} codes, {zeros:.0%} zero", fontsize="small")
+        axis.set_title(f"{printable(name)}: {kernel.size:,} codes, {zeros:.0%} zero", fontsize="small")
         axis.set(yscale="log", xlabel="code", ylabel="share")
     return _save(figure, path)
 
@@ -122,14 +119,14 @@ def sensitivity(path: Path, rows: Sequence[Sensitivity], unit: str) -> Path:
     """By how much the score drops when one layer is coarsened: a group of bars for each layer."""
     layers = list(dict.fromkeys(row.layer for row in rows))
     widths = sorted({row.bits for row in rows})
-    figure, axis = plt.subplots(
-        figsize=(8, 1 + 0.35 * len(layers) * max(1, len(widths) / 2)), layout="constrained"
-    )
+    size = (8, 1 + 0.35 * len(layers) * max(1, len(widths) / 2))
+    figure = Figure(figsize=size, layout="constrained")
+    axis = figure.subplots()
     height = 0.8 / len(widths)
     for number, bits in enumerate(widths):
         drops = [next(row.drop for row in rows if (row.layer, row.bits) == (layer, bits)) for layer in layers]
         axis.barh(np.arange(len(layers)) + number * height, drops, height, label=f"{bits} bits")
-    axis.set_yticks(np.arange(len(layers)) + 0.4 - height / 2, layers)
+    axis.set_yticks(np.arange(len(layers)) + 0.4 - height / 2, list(map(printable, layers)))
     axis.invert_yaxis()
     axis.set_xlabel(f"drop of the validation score, one layer coarsened ({unit})")
     axis.legend()
@@ -146,5 +143,4 @@ def _curves(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def _save(figure: Any, path: Path) -> Path:
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path

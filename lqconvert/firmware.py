@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lqconvert.errors import LqError
 from lqconvert.flatbuffer import operator_name, read
 from lqconvert.packing import DECODE
 from lqconvert.runtime import Interface
+from lqconvert.text import MOST_OF_A_NAME, c_comment, c_identifier, c_include, printable
 
 #: Names that MicroMutableOpResolver spells otherwise than the schema's words, capitalized.
 _ADDERS = {
@@ -32,7 +33,7 @@ def operators(tflite: bytes) -> list[str]:
     for operator in flat.subgraphs[0].operators:
         name = operator_name(flat, operator)
         custom = flat.operatorCodes[operator.opcodeIndex].customCode
-        names.add(name if name != "CUSTOM" else custom.decode() if isinstance(custom, bytes) else str(custom))
+        names.add(name if name != "CUSTOM" else printable(custom or "", MOST_OF_A_NAME))
     return sorted(names)
 
 
@@ -42,7 +43,7 @@ def resolver_lines(names: list[str]) -> list[str]:
     def adder(name: str) -> str:
         if name == DECODE:
             return "Decode"
-        return _ADDERS.get(name) or "".join(word.capitalize() for word in name.split("_"))
+        return _ADDERS.get(name) or c_identifier("".join(word.capitalize() for word in name.split("_")))
 
     return [
         f"tflite::MicroMutableOpResolver<{len(names)}> resolver;",
@@ -67,7 +68,7 @@ def _ports(symbol: str, side: str, details: list[dict[str, Any]]) -> list[str]:
         scale, zero = detail["quantization"]
         what = f"{np.dtype(detail['dtype']).name} {'x'.join(str(n) for n in detail['shape'])}"
         if len(details) > 1:
-            what += " " + re.sub(r"[^\w./:;-]", "_", detail["name"])  # no name ends the comment
+            what += f" {c_comment(detail['name'])}"
         if not scale:
             lines.append(f"// {name}: {what}, as it is")
             continue
@@ -83,12 +84,17 @@ def c_sources(tflite: bytes, path: Path, arena_bytes: int | None) -> dict[Path, 
     Args:
         path: of the .tflite; the sources are named after it, and so are their symbols.
         arena_bytes: measured on a 64-bit host, whose pointers are twice as long as a microcontroller's.
+
+    Raises:
+        LqError: if no source can include a file of such a name.
     """
-    symbol = re.sub(r"\W", "_", path.stem, flags=re.ASCII)
-    symbol = f"_{symbol}" if symbol[0].isdigit() else symbol
-    header = path.with_suffix(".h")
+    symbol, header = c_identifier(path.stem), path.with_suffix(".h")
+    try:
+        include = c_include(header.name)
+    except ValueError as error:
+        raise LqError(f"{header}: no C++ source can include a file of this name; give -o another") from error
     lines = [
-        f"// {path.name}: an int8 model for TensorFlow Lite Micro, made by lqconvert.",
+        f"// {c_comment(path.name)}: an int8 model for TensorFlow Lite Micro, made by lqconvert.",
         "#pragma once",
         "",
     ]
@@ -108,6 +114,6 @@ def c_sources(tflite: bytes, path: Path, arena_bytes: int | None) -> dict[Path, 
     lines += [f"//   {line}" for line in resolver_lines(operators(tflite))]
     rows = np.frombuffer(tflite, np.uint8)
     body = [", ".join(f"0x{byte:02x}" for byte in rows[i : i + 12]) for i in range(0, len(rows), 12)]
-    source = [f'#include "{header.name}"', "", f"alignas(16) const unsigned char g_{symbol}[] = {{"]
+    source = [include, "", f"alignas(16) const unsigned char g_{symbol}[] = {{"]
     source += [f"    {row}," for row in body] + ["};"]
     return {header: "\n".join(lines) + "\n", path.with_suffix(".cc"): "\n".join(source) + "\n"}

@@ -21,8 +21,10 @@ from lqconvert import drawing
 from lqconvert.budget import Budget
 from lqconvert.codes import Codes
 from lqconvert.noise import LayerNoise
+from lqconvert.plotting import defaults
 from lqconvert.report import Report, TargetFile, notes
 from lqconvert.scoring import guesses
+from lqconvert.text import printable
 
 #: More of these are not shown: a report is to be read, and sent by mail.
 MOST_TENSORS, MOST_CLASSES, MOST_EXAMPLES, MOST_VALUES = 24, 40, 12, 4
@@ -133,7 +135,11 @@ def as_pictures(inputs: np.ndarray) -> np.ndarray | None:
 def render(report: Report, evidence: Evidence) -> str:
     """The report as the text of an HTML file that loads nothing."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        finalize=_printable,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"bytes": "{:,}".format, "percent": "{:.2%}".format, "shape": _shape}
     source = files("lqconvert").joinpath("templates/report.html").read_text(encoding="utf-8")
@@ -156,6 +162,11 @@ def render(report: Report, evidence: Evidence) -> str:
         feeding=report.feeding(),
         settings=_flat(report.settings),
     )
+
+
+def _printable(value: Any) -> Any:
+    """What the page shows of a value; Markup is our own."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _error_name(evidence: Evidence) -> str:
@@ -349,6 +360,7 @@ def _stretched(pictures: np.ndarray) -> np.ndarray:
     return np.round((pictures - low) * (255 / (high - low or 1.0))).astype(np.uint8)
 
 
+@defaults()
 def _data_uri(picture: np.ndarray) -> str:
     step = -(-max(picture.shape[:2]) // LARGEST_PICTURE)
     buffer = io.BytesIO()

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from lqconvert.errors import LqError
 from lqconvert.firmware import operators
 from lqconvert.inspecting_codes import CodesInspection, inspect_codes
-from lqconvert.inspecting_tflite import Inspection, TfliteInspection, dimensions, inspect_tflite
+from lqconvert.inspecting_tflite import TfliteInspection, dimensions, inspect_tflite
+from lqconvert.output import Shown, Table
 from lqconvert.proving import check_runs
 from lqconvert.targets import TARGETS, TFLM, Target
 
@@ -60,7 +59,7 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
-class ModelInspection(Inspection):
+class ModelInspection(Shown):
     """A Keras model. All that is said of the int8 file is empty where ``refused`` says why there is none."""
 
     file: str
@@ -73,23 +72,23 @@ class ModelInspection(Inspection):
     targets: dict[str, str]  # "runs", or the reason of the runtime that does not
     refused: str = ""
 
-    def print(self, console: Console) -> None:
+    def shown(self) -> Iterator[str | Table]:
         table = Table("layer", "kind", "output", "parameters", "becomes")
         for column in table.columns:  # names are to be found in the model: they wrap, but are not cut short
             column.overflow = "fold"
         for row in self.layers:
             count = f"{row.parameters:,}" if row.parameters else ""
             table.add_row(row.name, row.kind, dimensions(row.shape), count, row.becomes)
-        console.print(table)
+        yield table
         if self.parameters:
-            console.print(f"{self.parameters:,} parameters: {self.float32_bytes:,} bytes as float32")
+            yield f"{self.parameters:,} parameters: {self.float32_bytes:,} bytes as float32"
         if self.refused:
             return
-        console.print(f"int8 codes and int32 biases: {self.weight_bytes:,} bytes")
-        console.print(f"int8 file, before it is packed: about {self.int8_bytes:,} bytes")
-        console.print(f"operators: {', '.join(self.operators)}")
+        yield f"int8 codes and int32 biases: {self.weight_bytes:,} bytes"
+        yield f"int8 file, before it is packed: about {self.int8_bytes:,} bytes"
+        yield f"operators: {', '.join(self.operators)}"
         for target, answer in self.targets.items():
-            console.print(f"{target}: {answer}")
+            yield f"{target}: {answer}"
 
 
 def _inspect_model(path: Path, input_shape: tuple[int, ...] | None, trust_model: bool) -> ModelInspection:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from lqconvert.arrays import load_npz
 from lqconvert.codes import Int8File, TensorCodes
 from lqconvert.errors import LqError
 from lqconvert.flatbuffer import read
-from lqconvert.inspecting_tflite import Inspection, dimensions
+from lqconvert.inspecting_tflite import dimensions
+from lqconvert.output import Shown, Table
 from lqconvert.packing import INT8, Kernel, kernels
 from lqconvert.targets import TARGETS, Target
 
@@ -36,7 +36,7 @@ class CodesRow:
 
 
 @dataclass(frozen=True)
-class CodesInspection(Inspection):
+class CodesInspection(Shown):
     file: str
     layers: list[CodesRow]
     weights: int
@@ -44,7 +44,7 @@ class CodesInspection(Inspection):
     packed_bytes: dict[str, int]  # by target: of all kernels, before dead channels leave
     int8_bytes: int | None  # of the int8 file in it; None where there is none
 
-    def print(self, console: Console) -> None:
+    def shown(self) -> Iterator[str | Table]:
         columns = ["layer", "shape", "scales", "codes", "range", "zeros", "bits/w", *self.packed_bytes]
         table = Table(*columns)
         for row in self.layers:
@@ -59,15 +59,15 @@ class CodesInspection(Inspection):
                 f"{row.entropy:.2f}",
                 *packed,
             )
-        console.print(table)
+        yield table
         stored = "".join(
             f", about {size:,} packed for {target}" for target, size in self.packed_bytes.items()
         )
-        console.print(f"{self.weights:,} weights: {self.entropy_bytes:,} bytes at their entropy{stored}")
+        yield f"{self.weights:,} weights: {self.entropy_bytes:,} bytes at their entropy{stored}"
         if self.int8_bytes is None:
-            console.print("no int8 file in it: lqconvert export makes no files of it")
+            yield "no int8 file in it: lqconvert export makes no files of it"
         else:
-            console.print(f"int8 file in it: {self.int8_bytes:,} bytes")
+            yield f"int8 file in it: {self.int8_bytes:,} bytes"
 
 
 def inspect_codes(path: Path) -> CodesInspection:

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from rich.console import Console
-from rich.table import Table
 
 from lqconvert import coding
 from lqconvert.bounds import LARGEST_TENSOR
 from lqconvert.deflating import deflated
 from lqconvert.errors import LqError
 from lqconvert.flatbuffer import operator_name, read
+from lqconvert.output import Shown, Table
 from lqconvert.packing import DECODE
+from lqconvert.text import MOST_OF_A_NAME, printable
 
 _TYPES = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
 _MODES = {coding.LUT: "lut", coding.HUFFMAN: "huffman", coding.PRUNING: "pruning"}
-
-
-class Inspection:
-    """Base of what an inspection answers: data classes that print themselves."""
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)  # type: ignore[call-overload]
 
 
 def dimensions(shape: tuple[int | None, ...] | None) -> str:
@@ -84,7 +76,7 @@ class ConstantRow:
 
 
 @dataclass(frozen=True)
-class TfliteInspection(Inspection):
+class TfliteInspection(Shown):
     file: str
     bytes: int
     deflated_bytes: int
@@ -97,12 +89,12 @@ class TfliteInspection(Inspection):
     operators: list[OperatorRow]
     constants: list[ConstantRow]
 
-    def print(self, console: Console) -> None:
+    def shown(self) -> Iterator[str | Table]:
         table = Table("", "operator", "inputs", "outputs")
         for operator in self.operators:
             sides = (", ".join(each.text for each in side) for side in (operator.inputs, operator.outputs))
             table.add_row(str(operator.index), operator.name, *sides)
-        console.print(table)
+        yield table
         table = Table("constant of", "shape", "type", "scales", "packing", "elements", "stored", "entropy")
         for row in self.constants:
             table.add_row(
@@ -115,15 +107,15 @@ class TfliteInspection(Inspection):
                 f"{row.stored_bytes:,}",
                 "-" if row.entropy_bytes is None else f"{row.entropy_bytes:,}",
             )
-        console.print(table)
+        yield table
         for side, tensors in (("input", self.inputs), ("output", self.outputs)):
             for tensor in tensors:
                 scale = f", scale {tensor.smallest_scale:.6g}" if tensor.scales else ""
                 point = f", zero point {tensor.zero_point}" if tensor.scales else ""
-                console.print(f"{side}: {tensor.text}{scale}{point}")
+                yield f"{side}: {tensor.text}{scale}{point}"
         floats = ", ".join(self.float_operators)
-        console.print(f"integer only: {'yes' if self.integer_only else f'no ({floats})'}")
-        console.print(
+        yield f"integer only: {'yes' if self.integer_only else f'no ({floats})'}"
+        yield (
             f"{self.bytes:,} bytes ({self.deflated_bytes:,} deflated): {self.constant_bytes:,} of constants, "
             f"{self.overhead_bytes:,} beside them"
         )
@@ -169,7 +161,8 @@ def name_of(flat: Any, operator: Any) -> str:
 
 
 def _text(text: Any) -> str:
-    return text.decode(errors="replace") if isinstance(text, bytes) else str(text or "")
+    """A name; each operator that reads a tensor tells its one."""
+    return printable(text or "", MOST_OF_A_NAME)
 
 
 def _operator_rows(flat: Any, graph: Any) -> list[OperatorRow]:

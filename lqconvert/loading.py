@@ -19,7 +19,7 @@ import tensorflow as tf
 import tf_keras
 
 from lqconvert.bounds import MOST_VALUES, Cost, bounded
-from lqconvert.errors import LqError, first_line
+from lqconvert.errors import LqError, about, first_line
 from lqconvert.operations import is_tensor, operate
 from lqconvert.stored import weight_count, write_archive
 from lqconvert.twins import CUSTOM_LAYERS, twin
@@ -63,7 +63,7 @@ def load_model(
             model = rebuild(loaded, input_shape)
         _check_equal(loaded, model, cost)
     except LqError as error:
-        raise LqError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+        raise LqError(about(path, error)) from error
     except Exception as error:  # what an odd but loadable model makes Keras raise
         log.debug("%s", error, exc_info=True)
         raise LqError(f"{path}: the model cannot be rebuilt in tf_keras: {first_line(error)}") from error

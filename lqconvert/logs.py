@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lqconvert.errors import LqError
+from lqconvert.text import to_json
 from lqconvert.writing import make_folders
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ class JsonLines:
 
     def _write(self, **entry: object) -> None:
         try:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 if entry:
-                    file.write(json.dumps({"time": round(time.time(), 3), **entry}) + "\n")
+                    file.write(to_json({"time": round(time.time(), 3), **entry}, indent=None) + "\n")
         except OSError as error:
             raise LqError(f"{self.path}: cannot be written ({error.strerror})") from error
 

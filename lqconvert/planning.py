@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from lqconvert.exporting import learned_codes
 from lqconvert.finetuning import cycle_steps
 from lqconvert.inspecting import ModelInspection, describe, quantized_rows
-from lqconvert.inspecting_tflite import Inspection, dimensions
+from lqconvert.inspecting_tflite import dimensions
+from lqconvert.output import Shown, Table
 from lqconvert.preparing import prepare
 from lqconvert.scoring import joined
 from lqconvert.vetting import read_config
@@ -27,7 +26,7 @@ class PlannedFile:
 
 
 @dataclass(frozen=True)
-class Plan(Inspection):
+class Plan(Shown):
     """What :func:`lqconvert.quantize` would do."""
 
     model: ModelInspection
@@ -45,24 +44,24 @@ class Plan(Inspection):
     discards: str | None  # or that it starts over without
     files: list[PlannedFile]
 
-    def print(self, console: Console) -> None:
-        self.model.print(console)
+    def shown(self) -> Iterator[str | Table]:
+        yield from self.model.shown()
         labels = {"classes": f"{self.classes} classes", "values": "target values", "none": "no labels"}
         splits = ", ".join(f"{size:,} {name}" for name, size in self.splits.items())
-        console.print(f"data: {self.data}, {splits} examples; {labels[self.labels]}")
+        yield f"data: {self.data}, {splits} examples; {labels[self.labels]}"
         for name, shape in self.inputs.items():
-            console.print(f"input {name}: {dimensions(shape)}")
+            yield f"input {name}: {dimensions(shape)}"
         settings = self.settings
-        console.print(f"preprocessing: {settings['preprocess']}, augmentation: {settings['augmentation']}")
-        console.print(f"budget: {self.budget}; limits: {self.limits}; target: {', '.join(self.targets)}")
+        yield f"preprocessing: {settings['preprocess']}, augmentation: {settings['augmentation']}"
+        yield f"budget: {self.budget}; limits: {self.limits}; target: {', '.join(self.targets)}"
         scheme = f"scheme: {settings['scheme']['name']}, scales: {settings['granularity']}"
-        console.print(f"{scheme}, epochs: {settings['epochs']}, steps: {self.steps:,}")
+        yield f"{scheme}, epochs: {settings['epochs']}, steps: {self.steps:,}"
         if self.resumes:
-            console.print(f"goes on from {self.resumes}")
+            yield f"goes on from {self.resumes}"
         if self.discards:
-            console.print(f"starts over, and loses {self.discards}; --resume goes on from it")
+            yield f"starts over, and loses {self.discards}; --resume goes on from it"
         for file in self.files:
-            console.print(f"{'replaces' if file.exists else 'writes'} {file.path}", soft_wrap=True)
+            yield f"{'replaces' if file.exists else 'writes'} {file.path}"
 
 
 def plan(

@@ -38,7 +38,7 @@ def defaults(path: Path, commands: Mapping[str, click.Command]) -> dict[str, dic
         LqError: if the file is no TOML, or no command has such an option.
     """
     try:
-        table = tomllib.loads(path.read_text()).get("tool", {}).get("lqconvert", {})
+        table = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("lqconvert", {})
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, AttributeError) as error:
         raise LqError(f"{path}: cannot be read ({error})") from error
     if not isinstance(table, dict):

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import math
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from lqconvert.budget import Point
 from lqconvert.codes import Codes
 from lqconvert.deflating import deflated
+from lqconvert.output import Shown, Table
 from lqconvert.packing import DECODE
 from lqconvert.proving import Proven
 from lqconvert.targets import TFLM
+from lqconvert.text import to_json
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class TargetFile:
 
 
 @dataclass(frozen=True)
-class Exports:
+class Exports(Shown):
     """The files made of an earlier run's codes."""
 
     codes: str
@@ -72,10 +72,7 @@ class Exports:
     score_name: str
     files: list[TargetFile]
 
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
-    def print(self, console: Console) -> None:
+    def shown(self) -> Iterator[str | Table]:
         columns = ["target", "bytes", "of int8", "download", "latency here", "tensor arena"]
         table = Table(*columns, *([f"test {self.score_name}"] if self.score_name else []))
         for file in self.files:
@@ -92,10 +89,10 @@ class Exports:
                 *score,
             )
         for file in self.files:
-            console.print(kernel_table(file.proven))
-        console.print(table)
+            yield kernel_table(file.proven)
+        yield table
         for file in self.files:
-            console.print(*notes(file), sep="\n")
+            yield from notes(file)
 
 
 def kernel_table(proven: Proven) -> Table:
@@ -135,7 +132,7 @@ def notes(file: TargetFile) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Shown):
     """All that one run measured. Scores are of the test split; errors are negative scores."""
 
     model: str
@@ -168,9 +165,9 @@ class Report:
     def to_json(self) -> str:
         fields = dataclasses.asdict(self)
         fields["float"] = fields.pop("float_")
-        return json.dumps(fields | {"size_ratio": self.ratio}, indent=2) + "\n"
+        return to_json(fields | {"size_ratio": self.ratio}) + "\n"
 
-    def print(self, console: Console) -> None:
+    def shown(self) -> Iterator[str | Table]:
         layers = Table("layer", "shape", "scales", "codes", "range", "entropy", "share")
         for row in self.layers:
             scales = row.granularity.removesuffix("-wise")
@@ -184,30 +181,29 @@ class Report:
                 f"{row.entropy:.2f}",
                 f"{row.share_of_bytes:.1%}",
             )
-        console.print(layers)
+        yield layers
         for file in self.files:
-            console.print(kernel_table(file.proven))
+            yield kernel_table(file.proven)
         header, *lines = self.comparison()
         table = Table(*header)
         for cells in lines:
             table.add_row(*cells)
-        console.print(table)
+        yield table
         for file in self.files:
-            console.print(*notes(file), sep="\n")
+            yield from notes(file)
         examples = f"on {self.splits['test']:,} test examples"
         if self.agreement_with_graph is not None:
-            console.print(
+            yield (
                 f"top-1 agreement with the fine-tuned graph {self.agreement_with_graph:.2%}, "
                 f"with the float model {self.agreement_with_float:.2%}, {examples}"
             )
         else:
-            console.print(
+            yield (
                 f"at most {self.max_lsb_from_graph:.1f} output steps from the fine-tuned graph, {examples}"
             )
         for name, what in self.float_layers.items():
-            console.print(f"computes in float: '{name}' ({what})")
-        for line in self.feeding():
-            console.print(line)
+            yield f"computes in float: '{name}' ({what})"
+        yield from self.feeding()
 
     def comparison(self) -> list[list[str]]:
         """Float, plain int8 and every target's file side by side: a table's rows, the header first."""

@@ -19,6 +19,7 @@ from lqconvert.codes import load_kernels
 from lqconvert.errors import LqError
 from lqconvert.granularity import GRANULARITIES
 from lqconvert.schemes import SCHEMES
+from lqconvert.text import csv_cell
 from lqconvert.writing import make_folders, write_all
 
 #: A run whose process has not been heard of for this long (in seconds) counts as dead and is repeated.
@@ -214,9 +215,10 @@ def write_csv(path: Path, rows: Sequence[Any]) -> None:
     """Writes data classes of one kind as a table with a header."""
 
     def write(part: Path) -> None:
-        with part.open("w", newline="") as file:
+        with part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(rows[0])])
             writer.writeheader()
-            writer.writerows(map(dataclasses.asdict, rows))
+            for row in rows:
+                writer.writerow({name: csv_cell(value) for name, value in dataclasses.asdict(row).items()})
 
     write_all({path: write})

@@ -91,7 +91,8 @@ def read_config(path: Path) -> tuple[dict[str, Any], str]:
         ) from error
     if text is None:
         raise LqError(f"{path}: weights without a model; save the whole model with model.save(...)")
-    return _parsed(text, path), str(version.decode() if isinstance(version, bytes) else version)
+    version = version.decode(errors="replace") if isinstance(version, bytes) else version
+    return _parsed(text, path), str(version)
 
 
 def _parsed(text: Any, path: Path) -> dict[str, Any]:
