@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from lqconvert.arrays import load_npz
 from lqconvert.budget import Point
 from lqconvert.errors import LqError
-from lqconvert.writing import write_all
+from lqconvert.writing import refuse_links, write_all
 
 
 @dataclass
@@ -93,9 +93,12 @@ def locked(output: Path) -> Iterator[None]:
     """Keeps other runs from making the same file meanwhile.
 
     Raises:
-        LqError: if another run does so.
+        LqError: if another run does so, or the lock cannot be made.
     """
     path = output.with_name(f".{output.name}.lock")
+    refuse_links(path)  # nor does filelock follow one
+    if path.exists() and not path.is_file():
+        raise LqError(f"{path}: is no file, and a lock is to be; remove it, or give another name")
     try:
         with FileLock(path, timeout=0):
             try:

@@ -18,6 +18,7 @@ from lqconvert.plotting import defaults
 from lqconvert.sensitivity import Sensitivity
 from lqconvert.sweeping import Run
 from lqconvert.text import printable
+from lqconvert.writing import write_all
 
 MARKERS = "osD^vP"
 
@@ -142,5 +143,5 @@ def _curves(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    figure.savefig(path, dpi=110)
+    write_all({path: lambda part: figure.savefig(part, format="png", dpi=110)})
     return path

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.util
 import math
+import os
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lqconvert.errors import LqError
 from lqconvert.text import to_json
-from lqconvert.writing import make_folders
+from lqconvert.writing import make_folders, refuse_links
 
 if TYPE_CHECKING:
     from lqconvert.finetuning import Progress
@@ -27,7 +30,7 @@ class JsonLines:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         make_folders([self.path])
-        existed = self.path.exists()
+        existed = os.path.lexists(self.path)
         self._write()  # what cannot be written is to be known before the run, not after its first look
         if not existed:
             self.path.unlink()  # a run that is refused leaves nothing
@@ -41,11 +44,22 @@ class JsonLines:
 
     def _write(self, **entry: object) -> None:
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            with open(self.path, "a", encoding="utf-8", opener=_opened) as file:
                 if entry:
                     file.write(to_json({"time": round(time.time(), 3), **entry}, indent=None) + "\n")
         except OSError as error:
+            refuse_links(self.path)
             raise LqError(f"{self.path}: cannot be written ({error.strerror})") from error
+
+
+def _opened(path: str, flags: int) -> int:
+    """Opens a file, but follows no link to one, and waits for no reader of a pipe."""
+    extra = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    opened = os.open(path, flags | extra, 0o666)
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise OSError(errno.EINVAL, "no file", path)
+    return opened
 
 
 class TensorBoard:

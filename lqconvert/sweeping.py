@@ -20,10 +20,12 @@ from lqconvert.errors import LqError
 from lqconvert.granularity import GRANULARITIES
 from lqconvert.schemes import SCHEMES
 from lqconvert.text import csv_cell
-from lqconvert.writing import make_folders, write_all
+from lqconvert.writing import make_folders, refuse_links, write_all
 
 #: A run whose process has not been heard of for this long (in seconds) counts as dead and is repeated.
 GRACE = 120
+#: The end of a SQLite journal that names another file, which SQLite removes: of transactions over several.
+JOURNAL_OF_SEVERAL = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,15 @@ def sweep(
     model, data = (f"{Path(path).name}{_checksum(Path(path))}" for path in (model_path, data_spec))
     # So that two processes neither make the same tables at once nor take the same run.
     lock = FileLock(folder / ".study.lock")
+    database = folder / "study.db"
+    if storage is None:
+        _refuse_foreign(database)
+    refuse_links(folder / ".study.lock")
     with lock:
         study = optuna.create_study(
             study_name=f"{model} on {data}, {given}",
             storage=optuna.storages.RDBStorage(
-                storage or f"sqlite:///{folder / 'study.db'}",
+                storage or f"sqlite:///{database}",
                 heartbeat_interval=GRACE // 4,
                 grace_period=GRACE,
             ),
@@ -167,6 +173,20 @@ def sweep(
         raise next(iter(failed.values()))
     write_csv(folder / "sweep.csv", runs)
     return runs
+
+
+def _refuse_foreign(database: Path) -> None:
+    """Fails where SQLite would write to, or remove, what is not the study's."""
+    journal = database.with_name(f"{database.name}-journal")
+    refuse_links(database, journal, *(database.with_name(f"{database.name}-{end}") for end in ("wal", "shm")))
+    try:
+        with journal.open("rb") as file:
+            file.seek(max(0, journal.stat().st_size - len(JOURNAL_OF_SEVERAL)))
+            several = file.read() == JOURNAL_OF_SEVERAL
+    except OSError:
+        return
+    if several:
+        raise LqError(f"{journal}: names other files, and no sweep wrote it; remove it and {database.name}")
 
 
 def _checksum(path: Path) -> str:
