@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from lqconvert import __version__
 from lqconvert.budget import Budget
-from lqconvert.errors import LqError
+from lqconvert.errors import LqError, Terminated
 from lqconvert.granularity import GRANULARITIES
 from lqconvert.matplotlibrc import ignore
 from lqconvert.options import (
@@ -33,6 +33,7 @@ from lqconvert.options import (
 from lqconvert.output import Console, Table, install, move_stderr, say, spelled
 from lqconvert.preprocessing import Preprocessing
 from lqconvert.project import defaults, find
+from lqconvert.signals import Guard, guarded
 from lqconvert.text import printable
 
 #: Of a run there is one.
@@ -44,8 +45,22 @@ _LEFT = {
 }
 
 
+class _Command(click.Command):
+    """Ends with exit code 0 only by coming to its end: what it calls cannot end it so."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.exceptions.Exit as end:
+            if end.exit_code:
+                raise
+            raise LqError("ended by what it called, before its end") from end
+
+
 class _Group(click.Group):
     """Ends a mistake of the user's in two lines at most and exit code 1; --debug shows the traceback."""
+
+    command_class = _Command
 
     def main(self, *args: Any, **settings: Any) -> Any:
         install()
@@ -68,38 +83,40 @@ class _Group(click.Group):
             raise
         except (click.exceptions.Exit, click.Abort):
             raise
-        except LqError as error:
-            if debug:
+        except BaseException as error:
+            ended_by = _ended_by(error, ctx.obj)
+            if ended_by is not None:
+                ctx.obj.end(ended_by)
+                say(ctx.obj.messages[ended_by], err=True)
+                ctx.exit(128 + ended_by)
+            if debug and not isinstance(error, SystemExit):
                 raise
-            say(f"error: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except (KeyboardInterrupt, _Terminated) as error:
-            terminated = isinstance(error, _Terminated)
-            left = _LEFT.get(ctx.invoked_subcommand or "", "nothing was written")
-            say(f"{'terminated' if terminated else 'interrupted'}: {left}", err=True)
-            ctx.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
-        except Exception as error:
-            if debug:
-                raise
-            if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
-                what = _first_line(error)
-                way = f"error: out of memory ({what}); give it more and --resume, or a smaller --batch-size"
-                trains = ctx.invoked_subcommand == "quantize"
-                say(way if trains else f"error: out of memory ({what})", err=True)
-            else:
-                say(f"error: {_first_line(error)} (--debug shows where)", err=True)
-        ctx.exit(1)
+            say(f"error: {_said(error, ctx.invoked_subcommand == 'quantize')}", err=True)
+            ctx.exit(error.exit_code if isinstance(error, LqError) else 1)
 
 
-class _Terminated(BaseException):
-    """SIGTERM, as a scheduler sends it: ends a run as Ctrl-C does, but exports nothing."""
+def _ended_by(error: BaseException, guard: Guard | None) -> int | None:
+    """The signal that ended a command, even if what raised the error was in its way."""
+    if guard is None:
+        return None
+    if isinstance(error, Terminated) or signal.SIGTERM in guard.received:
+        return signal.SIGTERM
+    if isinstance(error, KeyboardInterrupt) or (guard.received and not isinstance(error, LqError)):
+        return signal.SIGINT
+    return None
 
 
-def _terminate(*_: Any) -> None:
-    raise _Terminated
+def _said(error: BaseException, trains: bool) -> str:
+    """What a user is told of an error."""
+    if isinstance(error, LqError):
+        return str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        way = "; give it more and --resume, or a smaller --batch-size" if trains else ""
+        return f"out of memory ({_first_line(error)}){way}"
+    return f"{_first_line(error)} (--debug shows where)"
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     """The user's mistake that a tf.data worker wrapped, or the error's first line."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     wrapped = [line for line in lines if "LqError: " in line]
@@ -112,10 +129,10 @@ def _first_line(error: Exception) -> str:
 def main(context: click.Context) -> None:
     """Makes trained Keras models small enough for phones and microcontrollers.
 
-    Defaults of options are read from the table [tool.lqconvert.COMMAND] of the project's pyproject.toml.
+    Defaults of most options are read from the table [tool.lqconvert.COMMAND] of the project's pyproject.toml.
     """
-    before = signal.signal(signal.SIGTERM, _terminate)
-    context.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
+    left = _LEFT.get(context.invoked_subcommand or "", "nothing was written")
+    context.obj = context.with_resource(guarded(left))
     project = find(Path.cwd())
     if project is not None:
         context.default_map = defaults(project, main.commands)
@@ -381,7 +398,9 @@ def check(
     if len(files) > 1 and (against or save_baseline or junit or form == "json"):
         raise click.UsageError("--against, --save-baseline, --junit and --json take a single file")
     budgets = ("max_size", "max_ram", "min_accuracy", "max_drop", "target")
-    if not (against or save_baseline) and all(settings[name] is None for name in budgets):
+    source = click.get_current_context().get_parameter_source("save_baseline")
+    asked = against or (save_baseline and source is ParameterSource.COMMANDLINE)
+    if not asked and all(settings[name] is None for name in budgets):
         raise click.UsageError("no budget to check: give --max-size, --min-accuracy, --against, ...")
     _import_quietly(debug)
 
@@ -415,7 +434,7 @@ def check(
     if save_baseline is not None and result.holds:
         writers[Path(save_baseline)] = lambda path: path.write_bytes(result.measured.to_json().encode())
     write_all(writers)
-    if broken or not all(result.holds for result in results):
+    if broken or not results or not all(result.holds for result in results):
         click.get_current_context().exit(1)
 
 

@@ -30,6 +30,10 @@ class Interrupted(LqError):
     exit_code = 130
 
 
+class Terminated(BaseException):
+    """SIGTERM, as a scheduler sends it: ends a run as Ctrl-C does, but exports nothing."""
+
+
 class CannotRun(LqError):
     """A runtime does not run a file; the message has its reason."""
 

@@ -1,0 +1,67 @@
+"""Ctrl-C and SIGTERM end a command: in good order, and for certain, whatever it is at."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+INT, TERM, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
+#: What a command may be at: a loop in C neither looks for signals nor lets another thread run.
+AT = {
+    "python": "time.sleep(60)",
+    "native": "sum(range(10**13))",
+    "deaf": "while True:\n        try: time.sleep(60)\n        except BaseException: pass",
+}
+PROGRAM = """
+import time
+import lqconvert.signals
+from lqconvert.cli import main
+lqconvert.signals.SECONDS = lqconvert.signals.MORE = 0.5
+@main.command()
+def work():
+    print("ready", flush=True)
+    {}
+main(["work"])
+"""
+
+
+def ended(at, signals):
+    """The exit code of a command that gets signals, what it says, and the seconds since the last of them."""
+    command = [sys.executable, "-c", PROGRAM.format(AT[at])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    for number in signals:
+        time.sleep(0.5)
+        process.send_signal(number)
+    began = time.monotonic()
+    _, said = process.communicate(timeout=30)  # the watchdog has stderr, too: it has ended then
+    return process.returncode, said, time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    ("at", "signals", "code"),
+    [
+        ("python", [INT], 130),
+        ("python", [TERM], 143),
+        ("deaf", [TERM], 143),
+        ("deaf", [INT, INT], 130),
+        ("deaf", [INT, TERM], 143),
+        # The kernel ends it: a shell says 130 and 143.
+        ("native", [TERM], -TERM),
+        ("native", [INT, INT], -INT),
+        ("native", [INT, TERM], -TERM),
+    ],
+)
+def test_signals_end_a_command_with_a_line(at, signals, code):
+    returned, said, seconds = ended(at, signals)
+    word = "terminated" if signals[-1] == TERM else "interrupted"
+    assert (returned, said) == (code, f"{word}: nothing was written\n")
+    assert seconds < 5
+
+
+def test_the_watchdog_ends_with_what_it_watches():
+    returned, said, seconds = ended("native", [KILL])
+    assert (returned, said) == (-KILL, "")
+    assert seconds < 5
