@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lqconvert.arrays import load_npy, load_npz
-from lqconvert.errors import LqError
+from lqconvert.errors import LqError, Terminated
 from lqconvert.image_files import UNREADABLE, ImageFolder, ZippedImages, decoded
 from lqconvert.splits import Data, Split
 
@@ -196,15 +196,29 @@ def _tfds(name: str) -> tuple[Arrays, Arrays]:
 
 
 def _function(spec: str, input_rank: int) -> tuple[Arrays, Arrays]:
-    """What the user's function returns: x, (x, y), a tf.data.Dataset, or a pair (train, test) of those."""
+    """What the user's function returns: x, (x, y), a tf.data.Dataset, or a pair (train, test) of those.
+
+    Every other way out of it is an error, an exit too: nothing that went on from there would be known. Only a
+    function that ends the whole process (os._exit) is out of reach.
+    """
     module, _, function = spec.partition(":")
-    sys.path.insert(0, os.getcwd())
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
     try:
         result = getattr(importlib.import_module(module), function)()
-    except Exception as error:  # it is the user's own code
-        raise LqError(f"{spec}: cannot call {function} of the Python module {module}: {error}") from error
+        return _returned(spec, result, input_rank)
+    except (LqError, KeyboardInterrupt, Terminated):
+        raise
+    except BaseException as error:  # it is the user's own code
+        what = str(error) if isinstance(error, Exception) and str(error) else repr(error)
+        raise LqError(f"{spec}: cannot call {function} of the Python module {module}: {what}") from error
     finally:
-        sys.path.pop(0)
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def _returned(spec: str, result: Any, input_rank: int) -> tuple[Arrays, Arrays]:
+    """(x, y) of train and of test from what a user's function returned."""
 
     def pair(values: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(values) != 2:

@@ -34,7 +34,7 @@ class ShapeType(click.ParamType):
             return value
         if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", str(value)):
             self.fail(f"'{value}' is no shape, such as 96,96,3", param, ctx)
-        return tuple(int(part) for part in value.split(","))
+        return tuple(int(part) for part in str(value).split(","))
 
 
 class SizeType(click.ParamType):
