@@ -18,6 +18,7 @@ from lqconvert.errors import LqError
 from lqconvert.flatbuffer import operator_name, read
 from lqconvert.output import Shown, Table
 from lqconvert.packing import DECODE
+from lqconvert.reading import read_bytes
 from lqconvert.text import MOST_OF_A_NAME, printable
 
 _TYPES = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
@@ -122,7 +123,7 @@ class TfliteInspection(Shown):
 
 
 def inspect_tflite(path: Path) -> TfliteInspection:
-    tflite = path.read_bytes()
+    tflite = read_bytes(path)
     try:
         flat = read(tflite)
     except LqError as error:

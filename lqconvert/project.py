@@ -16,7 +16,8 @@ from typing import Any
 import click
 
 from lqconvert.errors import LqError
-from lqconvert.outputs import BASELINE, JUNIT, LOG, PAGE, SUMMARIES, SWEEP, TFLITE, Kind
+from lqconvert.file_kinds import BASELINE, JUNIT, LOG, PAGE, SUMMARIES, SWEEP, TFLITE, Kind
+from lqconvert.reading import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -103,12 +104,8 @@ def defaults(path: Path, commands: Mapping[str, click.Command]) -> dict[str, dic
 
 def _table(path: Path) -> dict[str, Any]:
     """[tool.lqconvert] of a pyproject.toml, which may have none."""
+    text = read_text(path, MAX_BYTES)
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise LqError(f"{path}: more than {MAX_BYTES:,} bytes are no settings of a project")
-        text = data.decode()
         if any(line.count(".") > MAX_DOTS for line in text.split("\n")):
             raise LqError(f"{path}: a line has more than {MAX_DOTS} dots")
         table = tomllib.loads(text).get("tool", {}).get("lqconvert", {})

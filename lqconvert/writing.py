@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lqconvert.errors import LqError
-from lqconvert.outputs import SOURCE
+from lqconvert.file_kinds import SOURCE
 
 try:
     import fcntl

@@ -18,8 +18,8 @@ from lqconvert import LqError
 from lqconvert.checkpoint import locked
 from lqconvert.cli import main
 from lqconvert.figures import codes
+from lqconvert.file_kinds import SOURCE
 from lqconvert.logs import JsonLines
-from lqconvert.outputs import SOURCE
 from lqconvert.sweeping import sweep
 from lqconvert.writing import PREFIX, SUFFIX, Paths, _refuse_irregular, write_all
 
