@@ -1,13 +1,11 @@
-"""Reads all attributes of an HDF5 file (or of a .keras's weights) once, as a process of its own.
+"""Reads all attributes of an HDF5 file once, as a process of its own.
 
 python -m lqconvert.attributes FILE BYTES
 
 A damaged attribute may claim gigabytes, which HDF5 allocates before it looks: here it has only so many.
 """
 
-import io
 import sys
-import zipfile
 from typing import Any
 
 import h5py
@@ -20,12 +18,8 @@ def _read(item: Any) -> None:
 
 
 def main(name: str, limit: str) -> None:
-    source: Any = name
-    if zipfile.is_zipfile(name):
-        with zipfile.ZipFile(name) as archive:
-            source = io.BytesIO(archive.read("model.weights.h5"))
     confine(int(limit))
-    with h5py.File(source, "r") as file:
+    with h5py.File(name, "r") as file:
         _read(file)
         file.visititems(lambda _, item: _read(item))  # that gives None: all else would end the visit
 

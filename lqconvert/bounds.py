@@ -1,4 +1,8 @@
-"""Bounds on what a model may take while Keras builds it: a small config can ask for terabytes."""
+"""Bounds on what a model may take: a small config can ask for terabytes, or for days.
+
+What a config alone tells is refused before Keras sees it; weights are counted as TensorFlow makes them, in
+this thread only; all else of the rebuilt model, which is of symbols until then, before anything of it runs.
+"""
 
 from __future__ import annotations
 
@@ -12,33 +16,32 @@ from lqconvert.errors import LqError
 
 #: Calls of layers, those in nested models counted each time; NASNetLarge has 1,040 layers.
 MOST_CALLS = 5_000
+#: Tensors that calls are given, counted likewise.
+MOST_REFERENCES = 20_000
 #: Values of one example in one tensor (512 x 512 x 64), and in all.
 LARGEST_TENSOR, MOST_VALUES = 1 << 24, 1 << 28
 #: Multiplications for one example: three times VGG19's. No phone runs more.
 MOST_WORK = 1 << 36
+#: Steps of recurrent layers together: each takes some 50 microseconds, whatever little it computes.
+MOST_STEPS = 1 << 14
 #: Keras 3 builds what Bidirectional wraps so many times.
 REBUILT = 4
+#: Numbers that are no weights, such as the states of random generators.
+UNCOUNTED = 1 << 16
 #: A length that is unknown counts as this; models are checked at this size.
 UNKNOWN = 32
 #: tf_keras repeats along an axis, and unrolls a loop, with an operation for each place.
 MOST_REPEATS = 1 << 16
+UNROLLED = 16
 
 
 @dataclass
 class Cost:
-    """What building a model has taken so far, of one example; ``refusal`` is what stopped it."""
+    """What a flat model takes, of one example."""
 
-    most_values: int = MOST_VALUES
-    weights: int = 0
-    calls: int = 0
     values: int = 0
     work: int = 0
-    refusal: LqError | None = None
-
-    def refuse(self, layer: Any, what: str) -> None:
-        # Keras decorates what is raised in it: the caller raises this one.
-        self.refusal = LqError(f"layer '{layer.name}' ({type(layer).__name__}): {what}")
-        raise self.refusal
+    steps: int = 0
 
     def examples(self, wanted: int) -> int:
         """How many examples the model may be run on at once, at least one."""
@@ -46,82 +49,169 @@ class Cost:
         return max(1, min(wanted, fit))
 
 
-@contextmanager
-def bounded(api: Any, weights: int, *, most_values: int = MOST_VALUES) -> Iterator[Cost]:
-    """Counts what layers of ``api`` (keras or tf_keras) take while a model is built, and stops it.
+def refuse_calls(config: dict[str, Any]) -> None:
+    """Refuses a vetted config whose layers call each other too often: models in models multiply."""
+    if sum(_calls(config, _nodes)) > MOST_CALLS:
+        raise LqError(f"the model calls layers more than {MOST_CALLS:,} times")
+    if sum(_calls(config, _references)) > MOST_REFERENCES:
+        raise LqError(f"the model's layers take more than {MOST_REFERENCES:,} tensors")
 
-    Layers of other threads are counted, too: their class is changed meanwhile.
+
+def layers_of(config: Any) -> list[dict[str, Any]]:
+    """The configs of a model's layers; none of what is no model."""
+    inner = config.get("config") if isinstance(config, dict) else None
+    layers = inner.get("layers") if isinstance(inner, dict) else inner  # a list in old Sequential models
+    return [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
+
+
+def _calls(model: dict[str, Any], count: Callable[[dict[str, Any]], int]) -> tuple[int, int]:
+    """What Keras counts (of nodes, or of tensors) to make the model, and to call it once more."""
+    made = called = 0
+    for layer in layers_of(model):
+        inner_made, inner_called = _calls(layer, count)
+        times = count(layer) * max(inner_called, 1)
+        made, called = made + inner_made + times, called + times
+    return made, called
+
+
+def _nodes(layer: dict[str, Any]) -> int:
+    inbound = layer.get("inbound_nodes")
+    return max(len(inbound), 1) if isinstance(inbound, (list, dict)) else 1
+
+
+def _references(layer: dict[str, Any]) -> int:
+    def count(value: Any) -> int:
+        values = list(value.values()) if isinstance(value, dict) else value
+        if not isinstance(values, list):
+            return 0
+        named = len(values) > 2 and isinstance(values[0], str)  # [layer, node, tensor]
+        return named + sum(map(count, values))
+
+    return max(count(layer.get("inbound_nodes")), 1)
+
+
+@contextmanager
+def limited_weights(most: int) -> Iterator[None]:
+    """Stops Keras (either one) where it makes more than so many weights within, REBUILT times.
+
+    TensorFlow keeps such scopes for each thread: others make what they like.
+
+    Raises:
+        LqError: instead of what Keras makes of it.
+    """
+    import tensorflow as tf
+
+    made, scratch = 0, tf.Graph()
+
+    def counted(make: Callable[..., Any], **settings: Any) -> Any:
+        nonlocal made
+        shape = _shape(settings, scratch)
+        made += math.prod(shape)
+        if made > REBUILT * most + UNCOUNTED:
+            name = str(settings.get("name"))[:80]
+            raise LqError(f"weights '{name}' are to be {shape}, more than there are in the file")
+        return make(**settings)
+
+    try:
+        with tf.variable_creator_scope(counted):
+            yield
+    except Exception as error:
+        refusal = refusal_in(error)
+        if refusal is None:
+            raise
+        raise LqError(str(refusal)) from error
+
+
+def _shape(settings: dict[str, Any], scratch: Any) -> tuple[int, ...]:
+    """The shape of a variable that TensorFlow is about to make, before its memory is taken."""
+    shape, value = settings.get("shape"), settings.get("initial_value")
+    for cell in getattr(value, "__closure__", None) or ():  # of Keras 3: a function of its own variable
+        if shape is None and hasattr(cell.cell_contents, "_initialize_with_initializer"):
+            shape = cell.cell_contents.shape
+    if shape is None and callable(value):
+        with scratch.as_default():  # of symbols
+            value = value()
+    return tuple(int(n) for n in (getattr(value, "shape", ()) if shape is None else shape))
+
+
+def refusal_in(error: BaseException | None) -> LqError | None:
+    """The refusal that an exception was made of: Keras wraps what is raised in it, once for each model."""
+    while error is not None and not isinstance(error, LqError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def check_repeats(name: str, steps: int | None, repeats: int) -> None:
+    """Refuses what tf_keras would write out with an operation for each of ``steps`` x ``repeats``."""
+    if (UNKNOWN if steps is None else int(steps)) * int(repeats) > MOST_REPEATS:
+        raise LqError(f"layer '{name}': {steps or UNKNOWN:,} steps are too many to be written out one by one")
+
+
+def check_tensors(tensors: list[Any]) -> None:
+    """Refuses symbolic tensors of tf_keras that are larger than any network's."""
+    for tensor in tensors:
+        values = math.prod(_known(tensor.shape[1:]))
+        if values > LARGEST_TENSOR:
+            _refuse_output(tensor._keras_history.layer, tensor.shape[1:])
+
+
+def measure(model: Any, most_values: int) -> Cost:
+    """What a flat tf_keras model, of which nothing has run yet, takes.
 
     Args:
-        weights: how many numbers the file has: no model of it needs more, but for layers built anew.
         most_values: of one example in all tensors together.
 
     Raises:
-        LqError: where the model takes more.
+        LqError: if that is more than any network takes.
     """
-    cost, cls = Cost(most_values), api.layers.Layer
-    add_weight, call = cls.add_weight, cls.__call__
-
-    def counted_weight(self: Any, *args: Any, **kwargs: Any) -> Any:
-        shapes = (kwargs.get("shape"), *args)
-        shape = next((tuple(each) for each in shapes if each is not None and not isinstance(each, str)), ())
-        cost.weights += math.prod(int(n) for n in shape)
-        if cost.weights > REBUILT * weights:
-            cost.refuse(self, f"asks for weights of shape {shape}, more than there are in the file")
-        return add_weight(self, *args, **kwargs)
-
-    def counted_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        cost.calls += 1
-        if cost.calls > MOST_CALLS:
-            cost.refuse(self, f"the model calls layers more than {MOST_CALLS:,} times")
-        shapes = _shapes(args)
-        length = shapes[0][1] if shapes and len(shapes[0]) > 1 else 1
-        repeats = int(self.size) if type(self).__name__ == "UpSampling1D" else 0
-        if getattr(self, "unroll", False):
-            repeats = 16
-        if length * repeats > MOST_REPEATS:
-            cost.refuse(self, f"{length:,} steps are too many to be written out one by one")
-        outputs = call(self, *args, **kwargs)
-        if not hasattr(self, "layers"):  # models are the sum of their layers
-            _count(cost, self, shapes, _shapes(outputs))
-        return outputs
-
-    cls.add_weight, cls.__call__ = counted_weight, counted_call
-    try:
-        yield cost
-    except Exception as error:
-        raise (cost.refusal or error) from error
-    finally:
-        cls.add_weight, cls.__call__ = add_weight, call
+    cost = Cost()
+    for layer in model.layers:
+        node = layer.inbound_nodes[0]
+        inputs = [_known(tensor.shape) for tensor in _listed(node.input_tensors)]
+        for tensor in _listed(node.outputs):
+            _add(cost, layer, inputs, _known(tensor.shape), most_values)
+        # Dilated kernels run on an input that is padded to their reach.
+        reach = _largest(layer, "dilation_rate") * _largest(layer, "kernel_size")
+        for shape in inputs:
+            if _largest(layer, "dilation_rate") > 1 and _padded(shape, reach) > LARGEST_TENSOR:
+                raise LqError(f"layer '{layer.name}': its dilated kernel reaches too far")
+    return cost
 
 
-def _shapes(tensors: Any) -> list[tuple[int, ...]]:
-    """The shapes of tensors in lists of lists, with a number for each unknown length."""
-    if isinstance(tensors, (list, tuple)):
-        return [shape for each in tensors for shape in _shapes(each)]
-    try:
-        return [tuple(UNKNOWN if n is None else int(n) for n in tensors.shape)]
-    except (AttributeError, TypeError, ValueError):  # no tensor, or of unknown rank
-        return []
-
-
-def _count(cost: Cost, layer: Any, inputs: list[tuple[int, ...]], outputs: list[tuple[int, ...]]) -> None:
-    per_position = sum(math.prod(weight.shape) for weight in layer.weights)
-    if hasattr(layer, "unroll") and inputs and len(inputs[0]) > 1:  # recurrent: once for each step
+def _add(
+    cost: Cost, layer: Any, inputs: list[tuple[int, ...]], output: tuple[int, ...], most_values: int
+) -> None:
+    kind, name = type(layer).__name__, layer.name
+    values, per_position = math.prod(output[1:]), sum(math.prod(weight.shape) for weight in layer.weights)
+    cost.values += values
+    cost.work += values * _window(layer, "pool_size") + per_position * math.prod(output[1:-1])
+    if kind == "MatMul":
+        cost.work += values * inputs[0][-1]
+    if hasattr(layer, "unroll"):  # recurrent: once for each step
+        cost.steps += inputs[0][1]
         cost.work += per_position * inputs[0][1]
-    for shape in outputs:
-        values = math.prod(shape[1:])
-        cost.values += values
-        cost.work += values * _window(layer, "pool_size") + per_position * math.prod(shape[1:-1])
-        if values > LARGEST_TENSOR or cost.values > cost.most_values:
-            cost.refuse(layer, f"its output {shape[1:]} is too large, or the model's outputs together are")
-    # Dilated kernels run on an input that is padded to their reach.
-    reach = _largest(layer, "dilation_rate") * _largest(layer, "kernel_size")
-    for shape in inputs:
-        if _largest(layer, "dilation_rate") > 1 and _padded(shape, reach) > LARGEST_TENSOR:
-            cost.refuse(layer, "its dilated kernel reaches too far")
+    if values > LARGEST_TENSOR or cost.values > most_values:
+        _refuse_output(layer, output[1:])
     if cost.work > MOST_WORK:
-        cost.refuse(layer, f"the model needs more than {MOST_WORK:,} multiplications for one example")
+        raise LqError(f"layer '{name}': the model needs more than {MOST_WORK:,} multiplications an example")
+    if cost.steps > MOST_STEPS:
+        raise LqError(f"layer '{name}': the model's recurrent layers take more than {MOST_STEPS:,} steps")
+
+
+def _refuse_output(layer: Any, shape: Any) -> None:
+    raise LqError(
+        f"layer '{layer.name}' ({type(layer).__name__}): its output {tuple(shape)} is too large, "
+        "or the model's outputs together are"
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _known(shape: Any) -> tuple[int, ...]:
+    """A shape with a number for each unknown length."""
+    return tuple(UNKNOWN if n is None else int(n) for n in shape)
 
 
 def _numbers(layer: Any, attribute: str, join: Callable[[tuple[int, ...]], int]) -> int:

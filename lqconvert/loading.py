@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import tempfile
-import zipfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,30 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from lqconvert.bounds import MOST_VALUES, Cost, bounded
-from lqconvert.errors import LqError, about, first_line
+from lqconvert.bounds import (
+    MOST_CALLS,
+    MOST_VALUES,
+    Cost,
+    check_tensors,
+    limited_weights,
+    measure,
+    refusal_in,
+    refuse_calls,
+)
+from lqconvert.building import Source, build_with_keras3, build_with_tf_keras
+from lqconvert.errors import LqError, first_line, without
 from lqconvert.operations import is_tensor, operate
-from lqconvert.stored import weight_count, write_archive
-from lqconvert.twins import CUSTOM_LAYERS, twin
+from lqconvert.stored import unpack_weights, weight_count
+from lqconvert.twins import twin
 from lqconvert.vetting import MODELS, read_config, refuse_endless, refuse_unknown
 
 log = logging.getLogger("lqconvert")
 
 #: Rebuilt, a layer that is called several times has its weights as often: so many times the file's are let
-#: pass, or so many numbers in all (and REBUILT times that, see :func:`lqconvert.bounds.bounded`).
+#: pass, or so many numbers in all (and REBUILT times that, see :func:`lqconvert.bounds.limited_weights`).
 SHARED, SHARED_WEIGHTS = 4, 1 << 24
+#: One model at a time: Keras keeps much of what it does in one place for all threads.
+LOADING = threading.RLock()
 #: Where Keras 3 has its operations, which are no layers.
 OPS = "keras.src.ops"
 
@@ -52,64 +63,62 @@ def load_model(
     config, version = read_config(path)
     try:
         refuse_unknown(config, trust_model)
-        weights = weight_count(path)
-        loaded = _load(path, config, version, trust_model, weights)
-        for layer in _layers(loaded):
-            for weight in layer.weights:
-                if not np.all(np.isfinite(np.asarray(weight))):
-                    raise LqError(f"layer '{layer.name}' has NaN or infinite weights ({weight.name})")
-        # What Keras's operations and attention take shows here, where all are layers, and more of them.
-        with bounded(tf_keras, max(SHARED * weights, SHARED_WEIGHTS), most_values=2 * MOST_VALUES) as cost:
-            model = rebuild(loaded, input_shape)
-        _check_equal(loaded, model, cost)
-    except LqError as error:
-        raise LqError(about(path, error)) from error
-    except Exception as error:  # what an odd but loadable model makes Keras raise
-        log.debug("%s", error, exc_info=True)
-        raise LqError(f"{path}: the model cannot be rebuilt in tf_keras: {first_line(error)}") from error
+        refuse_calls(config)
+        with LOADING:
+            return _load(path, config, version, input_shape, trust_model)
+    except Exception as error:
+        refusal = refusal_in(error)
+        if refusal is None:  # what an odd but loadable model makes Keras raise
+            log.debug("%s", error, exc_info=True)
+            what = f"the model cannot be rebuilt in tf_keras: {first_line(error)}"
+        else:
+            what = without(path, refusal)
+        raise LqError(f"{path}: {what}") from error
+
+
+def _load(
+    path: Path,
+    config: dict[str, Any],
+    version: str,
+    input_shape: tuple[int, ...] | None,
+    trusted: bool,
+) -> tf_keras.Model:
+    with tempfile.TemporaryDirectory() as folder:
+        weights = unpack_weights(path, Path(folder))
+        try:
+            count = weight_count(weights, attributes=weights != path)  # those of an .h5 have been
+        except LqError as error:
+            raise LqError(str(error).replace(str(weights), str(path), 1)) from error
+        source = Source(config, weights, count, archived=weights.parent == Path(folder), trusted=trusted)
+        loaded = _build(source, version)
+    for layer in _layers(loaded):
+        for weight in layer.weights:
+            if not np.all(np.isfinite(np.asarray(weight))):
+                raise LqError(f"layer '{layer.name}' has NaN or infinite weights ({weight.name})")
+    with limited_weights(max(SHARED * count, SHARED_WEIGHTS)):
+        model = rebuild(loaded, input_shape)
+    # Operations and attention are written with more layers, of which each has an output.
+    _check_equal(loaded, model, measure(model, 2 * MOST_VALUES))
     return model
 
 
-def _load(path: Path, config: dict[str, Any], version: str, trusted: bool, weights: int) -> Any:
-    """The file's model, which has so many weights, as Keras loads it within bounds."""
-
-    def with_tf_keras(file: Path) -> Any:
-        from tf_keras.src.applications.convnext import LayerScale
-        from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
-
-        refuse_endless(config, keras3=False)
-        own = {"LayerScale": LayerScale, "CustomScaleLayer": CustomScaleLayer, **CUSTOM_LAYERS}
-        with bounded(tf_keras, weights):
-            return tf_keras.models.load_model(file, compile=False, custom_objects=own, safe_mode=not trusted)
-
-    def with_keras3(file: Path) -> Any:
-        refuse_endless(config, keras3=True)
-        os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-        import keras
-        from keras.src.applications.convnext import LayerScale
-        from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
-
-        own = {"LayerScale": LayerScale, "CustomScaleLayer": CustomScaleLayer}
-        with bounded(keras, weights):
-            return keras.models.load_model(file, compile=False, custom_objects=own, safe_mode=not trusted)
-
-    loaders = [with_keras3, with_tf_keras] if version.startswith("3") else [with_tf_keras, with_keras3]
-    if path.is_dir():  # in a folder Keras 3 would look for a config of its own, which is not vetted
-        loaders = [with_tf_keras]
+def _build(source: Source, version: str) -> Any:
+    """The file's model, in the Keras that saved it, or else in the other one."""
+    ways = [(build_with_tf_keras, False), (build_with_keras3, True)]
+    if version.startswith("3"):
+        ways.reverse()
+    if source.weights.is_dir():
+        ways = ways[:1]
     errors: list[Exception] = []
-    with tempfile.TemporaryDirectory() as folder:
-        file = path
-        if zipfile.is_zipfile(path):
-            file = Path(folder) / "model.keras"
-            write_archive(path, config, file)
-        for loader in loaders:
-            try:
-                return loader(file)
-            except Exception as error:  # whatever a damaged file makes Keras raise
-                log.debug("%s: %s", loader.__name__, error)
-                errors.append(error)
-    refusals = [error for error in errors if isinstance(error, LqError)]
-    raise refusals[0] if refusals else LqError(f"Keras cannot load the model: {first_line(errors[0])}")
+    for build, keras3 in ways:
+        try:
+            refuse_endless(source.config, keras3)
+            return build(source)
+        except Exception as error:  # whatever a damaged file makes Keras raise
+            log.debug("%s: %s", build.__name__, error)
+            errors.append(error)
+    refusal = next(filter(None, map(refusal_in, errors)), None)
+    raise refusal or LqError(f"Keras cannot load the model: {first_line(errors[0])}")
 
 
 def _layers(model: Any) -> list[Any]:
@@ -134,6 +143,8 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
         while name in names:
             name, number = f"{base}_{number}", number + 1
         names.add(name)
+        if len(names) > 2 * MOST_CALLS:
+            raise LqError(f"the model would become more than {2 * MOST_CALLS:,} layers")
         return name
 
     def run(part: Any, inputs: list[Any]) -> list[Any]:
@@ -173,6 +184,7 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
                     _check_call(layer, kwargs)
                     value = values if len(values) > 1 else values[0]
                     results = _tensors(twin(layer, value, unique(layer.name), unique))
+                check_tensors(results)
                 outputs = _tensors(node.output_tensors if keras3 else node.outputs)
                 tensors |= {id(output): result for output, result in zip(outputs, results, strict=True)}
         return [tensors[id(output)] for output in part.outputs]
@@ -182,6 +194,7 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
         tf_keras.Input(shape, name=unique(str(tensor.name).split(":")[0]), dtype=_input_type(model, tensor))
         for shape, tensor in zip(shapes, model.inputs, strict=True)
     ]
+    check_tensors(inputs)
     outputs = run(model, inputs)
     single = len(outputs) == 1
     # A fixed name: Keras's counter would make its way into the exported file.

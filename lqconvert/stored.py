@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import logging
 import math
 import shutil
@@ -11,30 +9,33 @@ import stat
 import subprocess
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 
 from lqconvert.children import run_module
 from lqconvert.errors import LqError, first_line
+from lqconvert.reading import LARGEST_FILE, check_catalogue, open_regular
+from lqconvert.saved_model import count_numbers
 
 log = logging.getLogger("lqconvert")
 #: A config of this size has some ten thousand layers, and takes Python about a second to read.
 LARGEST_CONFIG = 16 << 20
-#: Of a whole file: no network for phones is near it.
-LARGEST_FILE = 4 << 30
-#: An archive's entry may unpack to so many times its bytes; float weights hardly shrink at all.
-LARGEST_RATIO = 100
+#: Weights in an archive may always unpack to this, and beyond it to so many times their bytes there: float
+#: weights hardly shrink at all, and take some six times their own bytes until they have been compared.
+UNSUSPICIOUS, LARGEST_RATIO = 64 << 20, 10
 #: Groups, datasets and links in an HDF5 file; a network of a thousand layers has some ten thousand.
 MOST_OBJECTS = 200_000
 #: Address space and seconds for reading a file's attributes in a process of its own.
 ATTRIBUTE_BYTES, ATTRIBUTE_TIMEOUT = 3 << 29, 15
+CATALOGUE_BYTES = 1 << 16  # of an archive of three entries
 ENTRIES = {"config.json", "metadata.json", "model.weights.h5"}
 
 
-def open_archive(path: Path) -> zipfile.ZipFile:
+def open_archive(path: Path, file: BinaryIO) -> zipfile.ZipFile:
     """A .keras archive of the three entries that Keras writes, each once, each of a credible size."""
-    archive = zipfile.ZipFile(path)
+    check_catalogue(path, file, CATALOGUE_BYTES)
+    archive = zipfile.ZipFile(file)
     infos = archive.infolist()
     names = [info.filename for info in infos]
     for info in infos:
@@ -42,8 +43,10 @@ def open_archive(path: Path) -> zipfile.ZipFile:
             raise LqError(f"{path}: the archive holds {info.filename[:80]!r}, which no known layer needs")
         if stat.S_ISLNK(info.external_attr >> 16):
             raise LqError(f"{path}: {info.filename} in the archive is a symbolic link")
-        limit = LARGEST_FILE if info.filename.endswith(".h5") else LARGEST_CONFIG
-        if info.file_size > min(limit, LARGEST_RATIO * info.compress_size + (1 << 20)):
+        largest = LARGEST_CONFIG
+        if info.filename.endswith(".h5"):
+            largest = min(LARGEST_FILE, max(UNSUSPICIOUS, LARGEST_RATIO * info.compress_size))
+        if info.file_size > largest:
             raise LqError(
                 f"{path}: {info.filename} unpacks from {info.compress_size:,} bytes to {info.file_size:,}"
             )
@@ -54,54 +57,60 @@ def open_archive(path: Path) -> zipfile.ZipFile:
     return archive
 
 
-def write_archive(path: Path, config: dict[str, Any], target: Path) -> None:
-    """A .keras of the vetted config and the other entries of ``path``: nothing else reaches Keras."""
-    with open_archive(path) as before, zipfile.ZipFile(target, "w") as after:
-        after.writestr("config.json", json.dumps({**config, "compile_config": None}))
-        after.writestr("metadata.json", before.read("metadata.json"))
-        with (
-            before.open("model.weights.h5") as source,
-            after.open("model.weights.h5", "w", force_zip64=True) as copy,
-        ):
-            shutil.copyfileobj(source, copy)
+def unpack_weights(path: Path, folder: Path) -> Path:
+    """A file in the folder with the weights of a .keras archive; what is no archive has them itself."""
+    if path.is_dir():
+        return path
+    with open_regular(path) as file:
+        if not zipfile.is_zipfile(file):
+            return path
+        target = folder / "model.weights.h5"
+        try:
+            with (
+                open_archive(path, file) as archive,
+                archive.open(target.name) as source,
+                target.open("wb") as copy,
+            ):
+                shutil.copyfileobj(source, copy, 1 << 20)
+        except LqError:
+            raise
+        except Exception as error:  # whatever a damaged archive makes zipfile and zlib raise
+            raise LqError(f"{path}: the weights are damaged ({first_line(error)})") from error
+    return target
 
 
-def check_attributes(path: Path) -> None:
-    """Refuses a file, whose links :func:`weight_count` has followed, with attributes that are not in it."""
-    limit = ATTRIBUTE_BYTES + 2 * path.stat().st_size
-    try:
-        child = run_module("attributes", path.resolve(), limit, timeout=ATTRIBUTE_TIMEOUT)
-    except subprocess.TimeoutExpired as error:
-        raise LqError(f"{path}: its attributes took more than {ATTRIBUTE_TIMEOUT} s to read") from error
-    if child.returncode:
-        log.debug("%s", child.stderr)
-        raise LqError(f"{path}: the file is damaged (an attribute of it cannot be read)")
+def weight_count(path: Path, *, attributes: bool = True) -> int:
+    """How many numbers a file of weights (HDF5), or the checkpoint of a SavedModel's folder, holds.
 
-
-def weight_count(path: Path, file: h5py.File | None = None) -> int:
-    """How many numbers a file of weights holds (HDF5, in an archive or not, or a SavedModel's checkpoint).
+    Args:
+        attributes: check those of the file, too.
 
     Raises:
         LqError: if they do not lie in the file, plainly, as Keras writes them.
     """
-    if file is not None:
-        return _hdf5_count(path, file, path.stat().st_size)
     if path.is_dir():
-        return _checkpoint_count(path)
+        return count_numbers(path)
     try:
-        if not zipfile.is_zipfile(path):
-            with h5py.File(path, "r") as opened:
-                return _hdf5_count(path, opened, path.stat().st_size)
-        with open_archive(path) as archive:
-            weights = archive.read("model.weights.h5")
-        with h5py.File(io.BytesIO(weights), "r") as opened:
-            count = _hdf5_count(path, opened, len(weights))
-        check_attributes(path)
+        with h5py.File(path, "r") as file:
+            count = _hdf5_count(path, file, path.stat().st_size)
+        if attributes:
+            check_attributes(path)
         return count
     except LqError:
         raise
     except Exception as error:  # whatever damaged weights make h5py raise
         raise LqError(f"{path}: the weights are damaged ({first_line(error)})") from error
+
+
+def check_attributes(path: Path) -> None:
+    """Refuses an HDF5 file, whose links have been followed, with attributes that are not in it."""
+    try:
+        child = run_module("attributes", path.resolve(), ATTRIBUTE_BYTES, timeout=ATTRIBUTE_TIMEOUT)
+    except subprocess.TimeoutExpired as error:
+        raise LqError(f"{path}: its attributes took more than {ATTRIBUTE_TIMEOUT} s to read") from error
+    if child.returncode:
+        log.debug("%s", child.stderr)
+        raise LqError(f"{path}: the file is damaged (an attribute of it cannot be read)")
 
 
 def _hdf5_count(path: Path, file: h5py.File, size: int) -> int:
@@ -147,17 +156,3 @@ def _refuse_odd_attributes(path: Path, item: Any) -> None:
         attribute = h5py.h5a.open(item.id, name.encode())
         if math.prod(attribute.shape or ()) * attribute.dtype.itemsize > LARGEST_CONFIG:
             raise LqError(f"{path}: attribute {name!r} is larger than a model's config can be")
-
-
-def _checkpoint_count(path: Path) -> int:
-    import tensorflow as tf
-
-    try:
-        shapes = tf.train.load_checkpoint(str(path / "variables" / "variables")).get_variable_to_shape_map()
-        size = sum(file.stat().st_size for file in (path / "variables").glob("variables.data-*"))
-    except Exception as error:  # whatever a damaged checkpoint makes TensorFlow raise
-        raise LqError(f"{path}: the weights are damaged ({first_line(error)})") from error
-    count = sum(math.prod(shape) for shape in shapes.values())
-    if count > size:
-        raise LqError(f"{path}: the weights are larger than their file: damaged, or hostile")
-    return count

@@ -17,6 +17,7 @@ import tf_keras
 from tf_keras import layers as keras_layers
 from tf_keras.utils import register_keras_serializable
 
+from lqconvert.bounds import UNROLLED, check_repeats
 from lqconvert.errors import LqError
 
 #: Gives every layer of the rebuilt model a name of its own.
@@ -35,8 +36,8 @@ PLAIN = {
     *("BatchNormalization", "Softmax", "PReLU", "MaxPooling1D", "MaxPooling2D", "AveragePooling1D"),
     *("AveragePooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalMaxPooling1D"),
     *("GlobalMaxPooling2D", "Maximum", "Minimum", "Concatenate", "Flatten", "Reshape"),
-    *("Permute", "ZeroPadding1D", "ZeroPadding2D", "Cropping1D", "Cropping2D", "UpSampling1D"),
-    *("UpSampling2D", "RepeatVector"),
+    *("Permute", "ZeroPadding1D", "ZeroPadding2D", "Cropping1D", "Cropping2D", "UpSampling2D"),
+    "RepeatVector",
 }
 RECURRENT = {"LSTM", "GRU", "SimpleRNN"}
 #: Activations that layers keep: :func:`lqconvert.folding.fold` sets them apart.
@@ -401,6 +402,8 @@ def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Un
     cls = getattr(keras_layers, f"{type(layer).__name__}Cell")
     activation = _activation_name(layer.cell)
     cell = _copy(layer.cell, f"{name}_cell", cls, activation=activation, dropout=0.0, recurrent_dropout=0.0)
+    if config["unroll"]:
+        check_repeats(name, x.shape[1], UNROLLED)
     settings = {key: config[key] for key in ("return_sequences", "go_backwards", "unroll")}
     copy = keras_layers.RNN(cell, name=name, **settings)
     y = copy(x)
@@ -448,6 +451,11 @@ def _lambda(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Uniqu
     return TrustedFunction(len(TrustedFunction.FUNCTIONS) - 1, name=name)(x)
 
 
+def _upsampling(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    check_repeats(name, x.shape[1], config["size"])
+    return _plain(layer, config, x, name, unique)
+
+
 def _embedding(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     if config.get("mask_zero"):
         raise LqError(f"layer '{name}': Embedding with mask_zero; TFLite has no masks")
@@ -477,6 +485,7 @@ TWINS: dict[str, Twin] = {
     "Bidirectional": _bidirectional,
     "TimeDistributed": _time_distributed,
     "Embedding": _embedding,
+    "UpSampling1D": _upsampling,
     "Lambda": _lambda,
     "Normalization": _normalization,
     "Rescaling": lambda layer, config, x, name, unique: scaled(x, config["scale"], config["offset"], name),

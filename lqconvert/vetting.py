@@ -10,13 +10,16 @@ import json
 import re
 import zipfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import h5py
 
+from lqconvert.bounds import layers_of
 from lqconvert.errors import LqError, first_line
 from lqconvert.operations import KERAS3, TENSORFLOW
-from lqconvert.stored import LARGEST_CONFIG, LARGEST_FILE, check_attributes, open_archive, weight_count
+from lqconvert.reading import open_regular
+from lqconvert.saved_model import saved_config
+from lqconvert.stored import LARGEST_CONFIG, open_archive, weight_count
 from lqconvert.twins import CUSTOM_LAYERS, DROPPED, LAYERS
 
 MODELS = {"Sequential", "Functional", "Model"}
@@ -45,6 +48,8 @@ MODULES = re.compile(r"(tf_)?keras(\.\w+)*|lqconvert(\.\w+)*|builtins")
 DEEPEST = 100
 #: NASNetLarge has 1,040.
 MOST_LAYERS = 5_000
+#: Into so many parts an operation may split a tensor.
+MOST_PARTS = 1_000
 #: Keras writes layers in order, but for those that are called at several depths.
 MOST_ROUNDS = 100
 LARGEST_NUMBER = (1 << 31) - 1
@@ -56,31 +61,32 @@ def read_config(path: Path) -> tuple[dict[str, Any], str]:
     Raises:
         LqError: if there is no model in the file, or something that Keras would not write.
     """
-    if not path.exists():
-        raise LqError(f"{path}: no such file")
     if path.is_dir():
-        if not (path / "keras_metadata.pb").exists():
-            raise LqError(f"{path}: a folder, but not the SavedModel of a Keras model")
         return _saved_model_config(path), "2"
-    size = path.stat().st_size
-    if size == 0:
-        raise LqError(f"{path}: the file is empty")
-    if size > LARGEST_FILE:
-        raise LqError(f"{path}: {size:,} bytes are more than lqconvert reads ({LARGEST_FILE:,})")
-    if zipfile.is_zipfile(path):
-        try:
-            with open_archive(path) as archive:
-                config = _parsed(archive.read("config.json"), path)
-                version = _parsed(archive.read("metadata.json"), path).get("keras_version", "3")
-        except LqError:
-            raise
-        except Exception as error:  # whatever a damaged archive makes zipfile raise
-            raise LqError(f"{path}: not a Keras model archive ({first_line(error)})") from error
-        return config, str(version)
+    with open_regular(path) as file:
+        if not file.read(1):
+            raise LqError(f"{path}: the file is empty")
+        if zipfile.is_zipfile(file):
+            return _archive_config(path, file)
+    return _hdf5_config(path)
+
+
+def _archive_config(path: Path, file: BinaryIO) -> tuple[dict[str, Any], str]:
+    try:
+        with open_archive(path, file) as archive:
+            config = _parsed(archive.read("config.json"), path)
+            version = _parsed(archive.read("metadata.json"), path).get("keras_version", "3")
+    except LqError:
+        raise
+    except Exception as error:  # whatever a damaged archive makes zipfile raise
+        raise LqError(f"{path}: not a Keras model archive ({first_line(error)})") from error
+    return config, str(version)
+
+
+def _hdf5_config(path: Path) -> tuple[dict[str, Any], str]:
     try:
         with h5py.File(path, "r") as file:
-            weight_count(path, file)
-            check_attributes(path)
+            weight_count(path)
             text = file.attrs.get("model_config")
             version = file.attrs.get("keras_version", "2")
     except LqError:
@@ -118,34 +124,12 @@ def _parsed(text: Any, path: Path) -> dict[str, Any]:
 
 
 def _saved_model_config(path: Path) -> dict[str, Any]:
-    """The layers that Keras would make of a SavedModel, as a model's config; its graph may only compute."""
-    from tensorflow.core.protobuf import saved_model_pb2
-    from tf_keras.protobuf import saved_metadata_pb2
-
-    metadata, saved = saved_metadata_pb2.SavedMetadata(), saved_model_pb2.SavedModel()
-    for name, message in (("keras_metadata.pb", metadata), ("saved_model.pb", saved)):
-        file = path / name
-        if not file.exists() or file.stat().st_size > LARGEST_CONFIG * 16:
-            raise LqError(f"{path}: {name} is missing, or larger than a graph can be")
-        try:
-            message.ParseFromString(file.read_bytes())
-        except Exception as error:  # protobuf's DecodeError
-            raise LqError(f"{path}: {name} is damaged") from error
-    for graph in saved.meta_graphs:
-        functions = graph.graph_def.library.function
-        nodes = [*graph.graph_def.node, *(node for function in functions for node in function.node_def)]
-        for node in nodes:
-            # Reading and writing of the weights themselves: SaveV2, RestoreV2, ShardedFilename.
-            if re.search(r"File(?!name)|PyFunc|Print|Summary|ImmutableConst|Dataset|Debug", node.op):
-                raise LqError(f"{path}: the graph holds the operator {node.op}, which no known layer needs")
-        if any(each.WhichOneof("kind") in ("asset", "resource") for each in graph.object_graph_def.nodes):
-            raise LqError(f"{path}: holds tables or other files, which no known layer needs")
-    layers = [
-        {key: value for key, value in _parsed(node.metadata, path).items() if key in ("class_name", "config")}
-        for node in metadata.nodes
-        if node.identifier != "_tf_keras_metric"
-    ]
-    return {"class_name": "Functional", "config": {"name": path.name, "layers": layers}}
+    """The config of the model in a SavedModel, of which nothing else is looked at but the weights."""
+    metadata = _parsed(saved_config(path), path)
+    # With the numbers of shared objects in it, where there is one.
+    config = metadata.get("model_config")
+    config = config if isinstance(config, dict) and "config" in config else metadata
+    return {key: config[key] for key in ("class_name", "config") if key in config}
 
 
 def refuse_unknown(config: dict[str, Any], trusted: bool = False) -> None:
@@ -161,9 +145,21 @@ def refuse_unknown(config: dict[str, Any], trusted: bool = False) -> None:
     kind = str(config.get("class_name"))
     if kind not in MODELS:
         raise LqError(f"the model is a {kind}, not a Sequential or functional model: it cannot be rebuilt")
+    if _layer_count(config) > MOST_LAYERS:
+        raise LqError(f"the model has more than {MOST_LAYERS:,} layers")
     # Of the outermost compile_config nothing is read: models are loaded without.
     outermost = {key: value for key, value in config.items() if key != "compile_config"}
     _vet(outermost, f"the {kind} model", trusted, 0)
+
+
+def _layer_count(value: Any) -> int:
+    """The layers of a model, those of models in it, too, at any depth."""
+    count, stack = 0, [value]
+    while stack:
+        layers = layers_of(stack.pop())
+        count += len(layers)
+        stack += layers
+    return count
 
 
 def _vet(value: Any, where: str, trusted: bool, depth: int) -> None:
@@ -176,13 +172,13 @@ def _vet(value: Any, where: str, trusted: bool, depth: int) -> None:
             raise LqError(f"{where}: compiled inside another model; save the model with compile(...) undone")
         if value.get("data_format") == "channels_first":
             raise LqError(f"{where}: data_format channels_first; build the model with channels_last")
-        if isinstance(value.get("layers"), list) and len(value["layers"]) > MOST_LAYERS:
-            raise LqError(f"{where}: has more than {MOST_LAYERS:,} layers")
         for key, inner in value.items():
             if key == "shared_object_id" and isinstance(inner, int):  # Python's id of it
                 continue
             if key.endswith("activation") and isinstance(inner, str) and inner not in FUNCTIONS:
                 raise LqError(f"{where}: activation '{inner[:80]}' is not known to lqconvert")
+            if key in ("num_or_size_splits", "indices_or_sections") and _parts(inner) > MOST_PARTS:
+                raise LqError(f"{where}: splits a tensor into more than {MOST_PARTS:,} parts")
             if key == "epsilon" and not isinstance(inner, (int, float)):  # Keras loads it, folding needs it
                 raise LqError(f"{where}: epsilon is no number")
             _vet(inner, where, trusted, depth + 1)
@@ -191,6 +187,10 @@ def _vet(value: Any, where: str, trusted: bool, depth: int) -> None:
             _vet(inner, where, trusted, depth + 1)
     elif isinstance(value, int) and abs(value) > LARGEST_NUMBER:
         raise LqError(f"{where}: {str(value)[:20]} is too large for anything in a layer")
+
+
+def _parts(value: Any) -> int:
+    return value if isinstance(value, int) else len(value) if isinstance(value, list) else 0
 
 
 def refuse_endless(value: Any, keras3: bool) -> None:

@@ -139,7 +139,7 @@ def test_sizes_that_need_no_weights(name, seeds, tmp_path):
 
     for change in (upsampled, wide):
         path = edited(seeds[name], tmp_path / name, change)
-        refused(path, "too large, or the model's outputs together|more than there are in the file")
+        refused(path, "is too large|more than there are in the file|incompatible with the layer")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -339,20 +339,6 @@ def test_an_attribute_that_claims_gigabytes_behind_a_group_without_any(tmp_path)
     damaged[size : size + 8] = (2**31).to_bytes(8, "little")
     path.write_bytes(damaged)
     refused(path, "an attribute of it cannot be read")
-
-
-def test_a_graph_that_reads_files(tmp_path):
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    model = tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(2)])
-    model.save(tmp_path / "saved", save_format="tf")
-    file, saved = tmp_path / "saved" / "saved_model.pb", saved_model_pb2.SavedModel()
-    saved.ParseFromString(file.read_bytes())
-    saved.meta_graphs[0].graph_def.library.function[0].node_def.add(name="evil", op="WriteFile")
-    file.write_bytes(saved.SerializeToString())
-    refused(tmp_path / "saved", "the operator WriteFile")
-    file.write_bytes(b"\xff" * 100)
-    refused(tmp_path / "saved", "saved_model.pb is damaged")
 
 
 def test_modules_beside_a_file_are_not_imported(tmp_path, seeds, monkeypatch):
