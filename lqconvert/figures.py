@@ -23,7 +23,6 @@ from lqconvert.writing import write_all
 MARKERS = "osD^vP"
 
 
-@defaults()
 def draw(folder: Path, runs: Sequence[Run], sensitivities: Sequence[Sensitivity]) -> list[Path]:
     """Draws all figures of a sweep into its folder and gives their paths."""
     reports = {
@@ -42,6 +41,7 @@ def draw(folder: Path, runs: Sequence[Run], sensitivities: Sequence[Sensitivity]
     return paths
 
 
+@defaults()
 def pareto(path: Path, runs: Sequence[Run], report: dict[str, Any]) -> Path:
     """Test score against the number of integers and against bytes: a curve a scheme and granularity."""
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -75,6 +75,7 @@ def pareto(path: Path, runs: Sequence[Run], report: dict[str, Any]) -> Path:
     return _save(figure, path)
 
 
+@defaults()
 def epochs(path: Path, runs: Sequence[Run], reports: dict[str, Any]) -> Path:
     """Validation score and loss while fine-tuning: a row a scheme and granularity, a line a penalty."""
     curves = _curves(runs)
@@ -99,6 +100,7 @@ def epochs(path: Path, runs: Sequence[Run], reports: dict[str, Any]) -> Path:
     return _save(figure, path)
 
 
+@defaults()
 def codes(path: Path, kernels: dict[str, np.ndarray]) -> Path:
     """How often each integer code occurs, for every kernel."""
     columns = min(4, len(kernels))
@@ -116,6 +118,7 @@ def codes(path: Path, kernels: dict[str, np.ndarray]) -> Path:
     return _save(figure, path)
 
 
+@defaults()
 def sensitivity(path: Path, rows: Sequence[Sensitivity], unit: str) -> Path:
     """By how much the score drops when one layer is coarsened: a group of bars for each layer."""
     layers = list(dict.fromkeys(row.layer for row in rows))

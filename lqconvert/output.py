@@ -64,8 +64,8 @@ class Stream(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        if not isinstance(text, str):
-            raise TypeError("text is written here, not bytes")
+        if not isinstance(text, str):  # what tells the two kinds of streams apart tries this
+            raise TypeError("text is written here; bytes go to the buffer")
         lines = text.replace("\r\n", "\n").replace("\r", "\n")
         self.put(re.sub(r"[^\n\t]+", lambda match: printable(match[0]), lines))
         return len(text)
@@ -109,9 +109,26 @@ class Stream(io.TextIOBase):
         self.raw = io.StringIO()
 
     @property
+    def buffer(self) -> io.BufferedIOBase:
+        """For those who write bytes, as click does for the completion of commands."""
+        return _Bytes(self)
+
+    @property
     def colored(self) -> TextIO:
         """The same stream for Rich, which writes control characters of its own where it is a terminal."""
         return cast(TextIO, _Colored(self))
+
+
+class _Bytes(io.BufferedIOBase):
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.stream.write(bytes(data).decode("utf-8", "backslashreplace"))
+        return len(data)
 
 
 class _Colored:

@@ -18,9 +18,11 @@ from lqconvert.html_report import Evidence, as_pictures, most_different, render
 from lqconvert.noise import LayerNoise
 from lqconvert.proving import KernelRow, Proven
 from lqconvert.report import Measured, Report, TargetFile, layer_rows, versions
+from lqconvert.text import printable
 
 HOSTILE = (
     "</title></svg><script>alert(1)</script>\"'><img src=http://example.com/x onerror=alert(2)> $x_1$ {{7*7}}"
+    "\x1b[31m\0\u202e\ud800"
 )
 RNG = np.random.default_rng(0)
 
@@ -136,7 +138,8 @@ def test_strangers_names_stay_text():
     seen = page(name=HOSTILE, class_names=[HOSTILE] * 3)
     harmless = page(class_names=["a"] * 3)
     assert [tag for tag, _ in seen.elements] == [tag for tag, _ in harmless.elements]
-    assert seen.text.count(HOSTILE) > 10
+    assert seen.text.count(printable(HOSTILE)) > 10
+    assert not set("\x1b\0\u202e\ud800") & set(seen.text)
     assert "49" not in seen.text_of("h1", "title")
 
 

@@ -160,6 +160,12 @@ def test_streams_take_any_text(encoding):
     assert buffer.getvalue().decode(encoding).endswith("\n")
 
 
+def test_streams_take_bytes_too():
+    raw = io.StringIO()
+    Stream.of(raw).buffer.write(b"::a \x1b\xff \xc3\xa9\n")
+    assert raw.getvalue() == "\\x3a:a \\x1b\\xff é\n"
+
+
 @settings(max_examples=50)
 @given(NAMES)
 def test_a_console_of_any_settings_prints_names(name):
@@ -359,6 +365,15 @@ def test_tables_of_a_sweep(tmp_path):
     assert len(lines) == 2
     assert lines[1].startswith(("\"'=x", "'=x"))
     assert "-0.5" in lines[1]
+
+
+def test_names_are_no_formulas_of_figures(tmp_path):
+    from lqconvert.figures import codes, sensitivity
+    from lqconvert.sensitivity import Sensitivity
+
+    name = f"$\\frac{{$ {CUSTOM}"
+    assert codes(tmp_path / "a.png", {name: np.arange(9)}).exists()
+    assert sensitivity(tmp_path / "b.png", [Sensitivity(name, 1, 2, 0.5, 0.25)], "points").exists()
 
 
 # Streams of all kinds, and files of any name.
