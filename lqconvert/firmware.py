@@ -78,6 +78,18 @@ def _ports(symbol: str, side: str, details: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def including(header: Path) -> str:
+    """The line that includes a header.
+
+    Raises:
+        LqError: if no source can include a file of such a name.
+    """
+    try:
+        return c_include(header.name)
+    except ValueError as error:
+        raise LqError(f"{header}: no C++ source can include a file of this name; give -o another") from error
+
+
 def c_sources(tflite: bytes, path: Path, arena_bytes: int | None) -> dict[Path, str]:
     """The .cc and the .h of a file, to be written beside it.
 
@@ -89,10 +101,6 @@ def c_sources(tflite: bytes, path: Path, arena_bytes: int | None) -> dict[Path, 
         LqError: if no source can include a file of such a name.
     """
     symbol, header = c_identifier(path.stem), path.with_suffix(".h")
-    try:
-        include = c_include(header.name)
-    except ValueError as error:
-        raise LqError(f"{header}: no C++ source can include a file of this name; give -o another") from error
     lines = [
         f"// {c_comment(path.name)}: an int8 model for TensorFlow Lite Micro, made by lqconvert.",
         "#pragma once",
@@ -114,6 +122,6 @@ def c_sources(tflite: bytes, path: Path, arena_bytes: int | None) -> dict[Path, 
     lines += [f"//   {line}" for line in resolver_lines(operators(tflite))]
     rows = np.frombuffer(tflite, np.uint8)
     body = [", ".join(f"0x{byte:02x}" for byte in rows[i : i + 12]) for i in range(0, len(rows), 12)]
-    source = [include, "", f"alignas(16) const unsigned char g_{symbol}[] = {{"]
+    source = [including(header), "", f"alignas(16) const unsigned char g_{symbol}[] = {{"]
     source += [f"    {row}," for row in body] + ["};"]
     return {header: "\n".join(lines) + "\n", path.with_suffix(".cc"): "\n".join(source) + "\n"}

@@ -21,6 +21,7 @@ from lqconvert.checkpoint import Checkpoint
 from lqconvert.datasets import load_data
 from lqconvert.errors import LqError
 from lqconvert.exporting import Template, learned_codes
+from lqconvert.firmware import including
 from lqconvert.folding import fold
 from lqconvert.loading import load_model
 from lqconvert.preprocessing import Preprocessing, choose_preprocessing
@@ -224,6 +225,8 @@ def paths_of(
         raise LqError("--c-array: phones load the .tflite itself; it goes with --target tflm")
     for target in targets:
         target.check_installed()
+    for name in sources:
+        including(paths.tflite(name).with_suffix(".h"))
     return paths
 
 

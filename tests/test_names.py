@@ -314,6 +314,7 @@ def evil(tmp_path_factory):
         ("export e.codes.npz", 1),
         ("quantize m.h5 --data d\x1b.npz", 1),
         ("quantize m.h5 --data \x1b[1m::", 1),
+        ("export e.codes.npz --target tflm --c-array -o \x1b.tflite", 1),
     ],
 )
 def test_commands_show_names(command, code, evil):
