@@ -164,6 +164,48 @@ def test_the_action_installs_itself(tmp_path):
     assert what == f"{ROOT}[tflm]"
 
 
+SHADOWED = ("pip", "lqconvert", "click", "numpy", "tensorflow", "sitecustomize")
+
+
+@pytest.mark.parametrize("path", [None, ".", "", ":/nowhere"])
+@pytest.mark.parametrize("what", ["install", "check", "hook"])
+def test_nothing_is_imported_from_the_checkout(what, path, int8, tmp_path):
+    for name in SHADOWED:
+        (tmp_path / name).mkdir()
+        for file in ("__init__.py", "__main__.py"):
+            (tmp_path / name / file).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (tmp_path / "small.tflite").write_bytes(int8.read_bytes())
+    variables = {} if path is None else {"PYTHONPATH": path}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONPATH", raising=False)
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        if what == "install":  # of nothing, which takes no network
+            step = {**INSTALL, "run": INSTALL["run"].replace("${GITHUB_ACTION_PATH}[tflm]", "/nowhere")}
+            result, _ = act(step, tmp_path, {})
+            assert "/nowhere" in result.stderr
+        elif what == "check":
+            result, _ = act(CHECK, tmp_path, {"file": "small.tflite", "max-size": "1MB"})
+            assert result.returncode == 0, result.stderr
+        else:
+            command = [*shlex.split(HOOK["entry"]), "--max-size=1MB", "small.tflite"]
+            result = subprocess.run(
+                command, cwd=tmp_path, env=environment(), check=False, capture_output=True, text=True
+            )
+            assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "page", ["action.yml", ".pre-commit-hooks.yaml", "docs/ci/workflow.yml", "docs/ci/job.sh"]
+)
+def test_python_is_called_without_the_working_folder(page):
+    calls = re.findall(r"\bpython[\d.]* .*", (ROOT / page).read_text())
+    calls = [call for call in calls if call.split()[1].startswith("-")]
+    assert calls
+    assert [call for call in calls if not call.startswith("python -I ")] == []
+
+
 def test_the_example_workflow_is_of_this_version():
     """Its commands parse, and what it gives the action are inputs of it."""
     steps = WORKFLOW["jobs"]["model"]["steps"]
