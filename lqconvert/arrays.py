@@ -10,12 +10,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lqconvert.errors import LqError, first_line
+from lqconvert.reading import check_catalogue, open_regular
 
 #: An .npz may always unpack to this, ...
 UNSUSPICIOUS = 256 << 20
-#: ... and beyond to so many times its own bytes: one-hot labels and black images shrink well, too.
-LARGEST_RATIO = 100
-MOST_MEMBERS = 100_000
+#: ... and beyond it to so many times its own bytes: what shrinks better, such as one-hot labels, is small.
+LARGEST_RATIO = 10
+MOST_MEMBERS, CATALOGUE_BYTES = 100_000, 16 << 20
+LARGEST_ARRAYS = 1 << 40  # data sets may be larger than models
 
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:
@@ -25,9 +27,12 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
         LqError: if it is damaged, holds Python objects, or unpacks to far more than it has.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path, LARGEST_ARRAYS) as file:
+            size = file.seek(0, 2)
+            check_catalogue(path, file, CATALOGUE_BYTES)
+            archive = zipfile.ZipFile(file)
             infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-            total, size = sum(info.file_size for info in infos), path.stat().st_size
+            total = sum(info.file_size for info in infos)
             if total > max(UNSUSPICIOUS, LARGEST_RATIO * size) or len(infos) > MOST_MEMBERS:
                 raise LqError(f"{path}: {size:,} bytes that unpack to {total:,} are no data set")
             arrays = {}
@@ -48,8 +53,12 @@ def load_npy(path: Path) -> np.ndarray:
         LqError: as for :func:`load_npz`.
     """
     try:
-        with path.open("rb") as stream:
-            return _read(stream, path.stat().st_size)
+        with open_regular(path, LARGEST_ARRAYS) as stream:
+            size = stream.seek(0, 2)
+            stream.seek(0)
+            return _read(stream, size)
+    except LqError:
+        raise
     except Exception as error:  # whatever damaged bytes make NumPy raise
         raise LqError(f"{path}: not a readable .npy array ({first_line(error)})") from error
 

@@ -128,15 +128,15 @@ def _several(path: Path, inputs: dict[str, tuple[int, ...]]) -> tuple[Arrays, Ar
         missing = [name for name in inputs if name + suffix not in arrays]
         if missing:
             return None
-        flat = []
+        parts = []
         for name, shape in inputs.items():
             x = _array(f"{path}: {name + suffix}", arrays[name + suffix])
             if x.shape[1:] != shape:
                 raise LqError(f"{path}: {name + suffix} is {x.shape}, the model takes (n, {shape})")
-            flat.append(x.reshape(len(x), -1).astype(np.float32))
-        if len({len(x) for x in flat}) > 1:
+            parts.append(x.reshape(len(x), -1))
+        if len({len(x) for x in parts}) > 1:
             raise LqError(f"{path}: the inputs have different numbers of examples")
-        return np.concatenate(flat, axis=1), arrays.get(f"y{suffix}")
+        return np.concatenate(parts, axis=1, dtype=np.float32), arrays.get(f"y{suffix}")
 
     train, test = part("_train") or part(""), part("_test")
     if train is None:
@@ -300,8 +300,9 @@ def _array_split(
         x = x.astype(np.float32, copy=False)
         if not np.all(np.isfinite(x)):
             raise LqError(f"{spec}: the inputs contain NaN or infinite values")
-    elif x.dtype != np.uint8:
-        x = x.astype(np.uint8 if x.size and x.min() >= 0 and x.max() <= 255 else np.float32)
+    elif x.dtype != np.uint8 and x.size and x.min() >= 0 and x.max() <= 255:
+        x = x.astype(np.uint8)
+    kept = x.dtype if x.dtype in (np.uint8, np.float32) else np.dtype(np.float32)
     if kind == "none" or y is None:
         y = np.zeros((len(x), 0), np.float32)
     elif kind == "values":
@@ -319,8 +320,9 @@ def _array_split(
         wrong = y[(y < 0) | (y >= max(classes, 2))]
         if len(wrong):
             raise LqError(f"{spec}: label {wrong[0]} is out of range: the model has {classes} outputs")
-    specs = ((tuple(shape), x.dtype.name), (y.shape[1:], y.dtype.name))
-    return Split(y, lambda index: x[index], specs)
+    specs = ((tuple(shape), kept.name), (y.shape[1:], y.dtype.name))
+    # Other integers become floats as they are asked for: of int8 that is four times as much.
+    return Split(y, lambda index: x[index].astype(kept, copy=False), specs)
 
 
 def _image_folders(path: Path, input_shape: tuple[int | None, ...]) -> tuple[Split, Split, list[str]]:

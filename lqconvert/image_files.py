@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import threading
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
@@ -14,12 +16,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lqconvert.errors import LqError
+from lqconvert.reading import check_catalogue, open_regular, read_bytes
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
-LARGEST_FILE = 64 << 20
+LARGEST_FILE, LARGEST_ARCHIVE = 64 << 20, 1 << 40
+#: Of a zip with a million images.
+CATALOGUE_BYTES = 160 << 20
+MOST_ENTRIES, DEEPEST = 4_000_000, 32
+#: Of an image, in all of its frames; cameras make a tenth of it.
+MOST_PIXELS = 1 << 27
 #: What reading a file raises where it is damaged or gone.
 UNREADABLE = (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error)
 
@@ -39,7 +47,7 @@ class ImageFolder:
         return self.names[number]
 
     def read(self, number: int) -> bytes:
-        return (self.path / self.name(number)).read_bytes()
+        return read_bytes(self.path / self.name(number), LARGEST_FILE)
 
 
 class ZippedImages:
@@ -53,8 +61,10 @@ class ZippedImages:
     ENTRY = ("header_offset", "compress_size", "file_size", "CRC", "compress_type", "flag_bits")
 
     def __init__(self, path: Path) -> None:
+        file = open_regular(path, LARGEST_ARCHIVE)
         try:
-            self.archive = zipfile.ZipFile(path)
+            check_catalogue(path, file, CATALOGUE_BYTES)
+            self.archive = zipfile.ZipFile(file)
         except UNREADABLE as error:
             raise LqError(f"{path}: not a readable zip file ({error})") from error
         catalogue = self.archive.NameToInfo
@@ -87,22 +97,48 @@ class ZippedImages:
 
 
 def _files_in(path: Path) -> Iterator[str]:
-    """Names of all files below a folder, relative to it; links are followed, but not in circles."""
-    for folder, below, files in os.walk(path, followlinks=True):
-        here = Path(folder).resolve()
-        below[:] = [name for name in below if not here.is_relative_to((here / name).resolve())]
-        yield from (os.path.relpath(os.path.join(folder, name), path) for name in files)
+    """Names of all files below a folder, relative to it.
+
+    Links are followed, but into each folder once, by the shortest way: folders may link to each other.
+
+    Raises:
+        LqError: if there are more than any data set has.
+    """
+    seen, waiting, count = set(), deque([("", 0)]), 0
+    while waiting:
+        folder, depth = waiting.popleft()
+        try:
+            status = os.stat(path / folder)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(path / folder) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError:  # gone meanwhile, or not ours to read
+            continue
+        count += len(found)
+        if count > MOST_ENTRIES or depth > DEEPEST:
+            raise LqError(f"{path}: more than {MOST_ENTRIES:,} files, or folders {DEEPEST} deep")
+        for entry in found:
+            name = os.path.join(folder, entry.name)
+            if entry.is_dir():
+                waiting.append((name, depth + 1))
+            elif entry.is_file():
+                yield name
 
 
 def decoded(data: bytes, channels: int) -> tf.Tensor:
     """An image file as uint8 [height, width, 1 or 3].
 
     Raises:
-        ValueError: if it has a palette that TensorFlow would not look up.
+        ValueError: if it has a palette that TensorFlow would not look up, or too many pixels.
         tf.errors.InvalidArgumentError: if it is damaged, or of no kind that TensorFlow knows.
     """
     import tensorflow as tf
 
+    pixels = _pixels(data)
+    if pixels > MOST_PIXELS:
+        raise ValueError(f"{pixels:,} pixels")
     if data[:2] == b"BM" and _has_colors(data):
         raise ValueError("a .bmp with a palette")
     try:
@@ -112,6 +148,46 @@ def decoded(data: bytes, channels: int) -> tf.Tensor:
             raise
     # TensorFlow makes .bmp, .gif and CMYK gray in no other way.
     return tf.image.rgb_to_grayscale(tf.io.decode_image(data, channels=3, expand_animations=False))
+
+
+def _pixels(data: bytes) -> int:
+    """How many pixels an image file says that it has; none where it does not say so."""
+    import tensorflow as tf
+
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return math.prod(struct.unpack_from(">II", data, 16))
+    if data[:2] == b"BM":
+        return math.prod(map(abs, struct.unpack_from("<ii", data, 18)))
+    if data[:3] == b"GIF":
+        return _gif_pixels(data)
+    if data[:2] == b"\xff\xd8":
+        height, width, _ = tf.io.extract_jpeg_shape(data).numpy().tolist()
+        return int(height * width)
+    return 0
+
+
+def _gif_pixels(data: bytes) -> int:
+    """Of all frames of a .gif together: TensorFlow unpacks them all, whichever are asked for."""
+
+    def behind_colors(at: int, flags: int) -> int:
+        return at + (3 << ((flags & 7) + 1) if flags & 128 else 0)
+
+    def behind_blocks(at: int) -> int:
+        while data[at]:
+            at += data[at] + 1
+        return at + 1
+
+    pixels, at = math.prod(struct.unpack_from("<HH", data, 6)), behind_colors(13, data[10])
+    try:
+        while data[at] in (0x21, 0x2C):  # an extension, or a frame
+            if data[at] == 0x21:
+                at = behind_blocks(at + 2)
+                continue
+            pixels += math.prod(struct.unpack_from("<HH", data, at + 5))
+            at = behind_blocks(behind_colors(at + 10, data[at + 9]) + 1)
+    except (IndexError, struct.error):
+        pass  # truncated: TensorFlow says so
+    return pixels
 
 
 def _has_colors(bmp: bytes) -> bool:

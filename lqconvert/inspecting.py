@@ -45,6 +45,10 @@ def inspect(
     return _inspect_model(path, input_shape, trust_model)
 
 
+#: Of what is shown of a name: it may be a stranger's, of megabytes.
+LONGEST_NAME = 200
+
+
 @dataclass(frozen=True)
 class LayerRow:
     """A layer of the model file or of the graph that is made of it, and what becomes of it."""
@@ -95,9 +99,11 @@ def _inspect_model(path: Path, input_shape: tuple[int, ...] | None, trust_model:
     from lqconvert.loading import load_model
     from lqconvert.rewriting import rewrite
     from lqconvert.schemes import Rate
-    from lqconvert.vetting import read_config
+    from lqconvert.vetting import MOST_LAYERS, layer_count, read_config
 
     config = read_config(path)[0]
+    if layer_count(config) > MOST_LAYERS:  # a row for each would be no answer
+        raise LqError(f"{path}: the model has more than {MOST_LAYERS:,} layers")
     rows, parameters = _config_rows(config, trust_model), 0
     try:
         model = load_model(path, input_shape=input_shape, trust_model=trust_model)
@@ -134,21 +140,21 @@ def describe(path: Path, model: Any, rows: list[LayerRow], tflite: bytes) -> Mod
 
 def _config_layers(config: dict[str, Any] | None) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(name, class, config) of the layers of a model's config, those of nested models in their place."""
+    from lqconvert.bounds import layers_of
     from lqconvert.vetting import MODELS
 
-    inner = (config or {}).get("config")
-    layers = inner.get("layers") if isinstance(inner, dict) else inner
-    # Nothing is vetted yet: a stranger's config may hold anything anywhere.
-    for layer in layers if isinstance(layers, list) else []:
-        if not isinstance(layer, dict):
-            continue
+    # Nothing is vetted yet: a stranger's config may hold anything anywhere, at any depth.
+    stack = layers_of(config)[::-1]
+    while stack:
+        layer = stack.pop()
         kind = str(layer.get("class_name")).split(">")[-1]
         if kind in MODELS:
-            yield from _config_layers(layer)
+            stack += layers_of(layer)[::-1]
         else:
             settings = layer.get("config")
             name = settings.get("name") if isinstance(settings, dict) else None
-            yield str(name or layer.get("name", "?")).replace("/", "_"), kind, layer
+            name = str(name or layer.get("name", "?")).replace("/", "_")
+            yield name[:LONGEST_NAME], kind[:LONGEST_NAME], layer
 
 
 def _config_rows(config: dict[str, Any] | None, trusted: bool) -> list[LayerRow]:

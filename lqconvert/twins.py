@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import itertools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -154,19 +156,30 @@ class LayerNorm(tf_keras.layers.Layer):
 
 @register_keras_serializable("lqconvert")
 class TrustedFunction(tf_keras.layers.Layer):
-    """What a Lambda layer of a trusted file computes: the number of a function in this process."""
+    """What a Lambda layer of a trusted file computes: a function of this process, by its number in a config.
 
-    FUNCTIONS: ClassVar[list[Callable[[Any], Any]]] = []
+    Layers own their functions, and their copies find them: the last one that goes takes its function along.
+    """
+
+    FUNCTIONS: ClassVar[weakref.WeakValueDictionary[int, Any]] = weakref.WeakValueDictionary()
+    NUMBERS: ClassVar[Iterator[int]] = itertools.count()
 
     def __init__(self, number: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.number = number
+        self.function = self.FUNCTIONS[number]
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], name: str) -> TrustedFunction:
+        number = next(cls.NUMBERS)
+        cls.FUNCTIONS[number] = function
+        return cls(number, name=name)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"number": self.number}
 
     def call(self, inputs: Any) -> Any:
-        return self.FUNCTIONS[self.number](inputs)
+        return self.function(inputs)
 
 
 #: Layers of our own, by the names under which configurations know them.
@@ -447,8 +460,7 @@ def _normalization(layer: Any, config: dict[str, Any], x: Any, name: str, unique
 
 
 def _lambda(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
-    TrustedFunction.FUNCTIONS.append(functools.partial(layer.function, **(layer.arguments or {})))
-    return TrustedFunction(len(TrustedFunction.FUNCTIONS) - 1, name=name)(x)
+    return TrustedFunction.of(functools.partial(layer.function, **(layer.arguments or {})), name)(x)
 
 
 def _upsampling(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:

@@ -145,14 +145,14 @@ def refuse_unknown(config: dict[str, Any], trusted: bool = False) -> None:
     kind = str(config.get("class_name"))
     if kind not in MODELS:
         raise LqError(f"the model is a {kind}, not a Sequential or functional model: it cannot be rebuilt")
-    if _layer_count(config) > MOST_LAYERS:
+    if layer_count(config) > MOST_LAYERS:
         raise LqError(f"the model has more than {MOST_LAYERS:,} layers")
     # Of the outermost compile_config nothing is read: models are loaded without.
     outermost = {key: value for key, value in config.items() if key != "compile_config"}
     _vet(outermost, f"the {kind} model", trusted, 0)
 
 
-def _layer_count(value: Any) -> int:
+def layer_count(value: Any) -> int:
     """The layers of a model, those of models in it, too, at any depth."""
     count, stack = 0, [value]
     while stack:
