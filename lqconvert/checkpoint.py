@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from lqconvert.arrays import load_npz
 from lqconvert.budget import Point
 from lqconvert.errors import LqError
-from lqconvert.writing import refuse_links, write_all
+from lqconvert.writing import UNFINISHED, refuse_links, write_all
 
 
 @dataclass
@@ -101,9 +101,11 @@ def locked(output: Path) -> Iterator[None]:
         raise LqError(f"{path}: is no file, and a lock is to be; remove it, or give another name")
     try:
         with FileLock(path, timeout=0):
+            UNFINISHED.add(path)
             try:
                 yield
             finally:
+                UNFINISHED.discard(path)
                 path.unlink(missing_ok=True)
     except Timeout as error:
         raise LqError(f"{output}: another run is making it; wait for that, or give another name") from error

@@ -23,8 +23,8 @@ except ImportError:  # Windows
 Writer = Callable[[Path], object]
 #: What a file that is being written is called meanwhile, beside its place, around a random middle.
 PREFIX, SUFFIX = ".lqconvert-", ".part"
-#: Those of this process: what ends it at once removes them.
-_parts: set[Path] = set()
+#: Those of this process, and its locks: what ends it at once removes them.
+UNFINISHED: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -154,14 +154,14 @@ def write_all(writers: dict[Path, Writer]) -> None:
 def _part(folder: Path) -> Iterator[Path]:
     """A new, empty file in a folder, locked while it is written, and removed if it is still there then."""
     path = folder / f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"
-    _parts.add(path)
+    UNFINISHED.add(path)
     opened = -1
     try:
         opened = _created(path)
         yield path
     finally:
         path.unlink(missing_ok=True)
-        _parts.discard(path)
+        UNFINISHED.discard(path)
         if opened >= 0:
             os.close(opened)
 
@@ -197,6 +197,6 @@ def _clean(folder: Path) -> None:
 
 def discard() -> None:
     """Removes what is half written, for a process that is about to end without a word."""
-    for path in list(_parts):
+    for path in list(UNFINISHED):
         with contextlib.suppress(OSError):
             path.unlink()

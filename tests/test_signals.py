@@ -40,6 +40,38 @@ def ended(at, signals):
     return process.returncode, said, time.monotonic() - began
 
 
+WRITES = """
+import time
+from pathlib import Path
+from lqconvert.checkpoint import locked
+from lqconvert.cli import main
+from lqconvert.writing import write_all
+def write(path):
+    path.write_text("half")
+    print("ready", flush=True)
+    while True:
+        try: time.sleep(60)
+        except BaseException: pass
+@main.command()
+def work():
+    with locked(Path("m.tflite")):
+        write_all({Path("m.tflite"): write})
+main(["work"])
+"""
+
+
+def test_what_is_half_written_is_removed(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", WRITES], stdout=subprocess.PIPE, cwd=tmp_path)
+    process.stdout.readline()
+    assert len(list(tmp_path.iterdir())) == 2
+    for _ in range(2):
+        process.send_signal(INT)
+        time.sleep(0.5)
+    process.communicate()
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("at", "signals", "code"),
     [
