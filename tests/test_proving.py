@@ -260,7 +260,7 @@ def test_sources_number_several_outputs(dense, tmp_path):
     graph.tensors[graph.outputs[0]].name = b"a\n#error"
     header = c_sources(write(flat), tmp_path / "m.tflite", None)[tmp_path / "m.h"]
     assert re.findall(r"g_m_(\w+)_scale", header) == ["input", "output_0", "output_1"]
-    assert "a__error" in header
+    assert "a_n_error" in header
 
 
 def test_resolver_names_every_operator(dense):
