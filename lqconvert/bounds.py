@@ -135,10 +135,12 @@ def _shape(settings: dict[str, Any], scratch: Any) -> tuple[int, ...]:
 
 
 def refusal_in(error: BaseException | None) -> LqError | None:
-    """The refusal that an exception was made of: Keras wraps what is raised in it, once for each model."""
-    while error is not None and not isinstance(error, LqError):
+    """The refusal that an exception was made of: tf_keras wraps what is raised in it in more words."""
+    found = None
+    while error is not None:
+        found = error if isinstance(error, LqError) else found
         error = error.__cause__ or error.__context__
-    return error
+    return found
 
 
 def check_repeats(name: str, steps: int | None, repeats: int) -> None:

@@ -22,7 +22,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.graph_transfor
 
 from lqconvert.errors import LqError
 from lqconvert.granularity import KEPT_AXES, LINEAR, class_name, kernel_name
-from lqconvert.loading import random_inputs
+from lqconvert.loading import outputs_of, random_inputs
 from lqconvert.twins import CUSTOM_LAYERS
 
 
@@ -260,5 +260,5 @@ def fold(model: tf_keras.Model) -> tf_keras.Model:
 
 
 def _outputs(model: tf_keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    outputs = model(inputs if len(inputs) > 1 else inputs[0], training=False)
-    return [np.asarray(y) for y in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
+    loops = any(isinstance(layer, tf_keras.layers.RNN) for layer in model.layers)
+    return outputs_of(model, inputs if len(inputs) > 1 else inputs[0], loops=loops)

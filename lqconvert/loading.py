@@ -25,11 +25,10 @@ from lqconvert.bounds import (
     check_tensors,
     limited_weights,
     measure,
-    refusal_in,
     refuse_calls,
 )
 from lqconvert.building import Source, build_with_keras3, build_with_tf_keras
-from lqconvert.errors import LqError, first_line, without
+from lqconvert.errors import LqError, about, first_line
 from lqconvert.operations import is_tensor, operate
 from lqconvert.stored import unpack_weights, weight_count
 from lqconvert.twins import twin
@@ -67,14 +66,11 @@ def load_model(
         refuse_calls(config)
         with LOADING:
             return _load(path, config, version, input_shape, trust_model)
-    except Exception as error:
-        refusal = refusal_in(error)
-        if refusal is None:  # what an odd but loadable model makes Keras raise
-            log.debug("%s", error, exc_info=True)
-            what = f"the model cannot be rebuilt in tf_keras: {first_line(error)}"
-        else:
-            what = without(path, refusal)
-        raise LqError(f"{path}: {what}") from error
+    except LqError as error:
+        raise LqError(about(path, error)) from error
+    except Exception as error:  # what an odd but loadable model makes Keras raise
+        log.debug("%s", error, exc_info=True)
+        raise LqError(f"{path}: the model cannot be rebuilt in tf_keras: {first_line(error)}") from error
 
 
 def _load(
@@ -118,8 +114,8 @@ def _build(source: Source, version: str) -> Any:
         except Exception as error:  # whatever a damaged file makes Keras raise
             log.debug("%s: %s", build.__name__, error)
             errors.append(error)
-    refusal = next(filter(None, map(refusal_in, errors)), None)
-    raise refusal or LqError(f"Keras cannot load the model: {first_line(errors[0])}")
+    refusals = [error for error in errors if isinstance(error, LqError)]
+    raise refusals[0] if refusals else LqError(f"Keras cannot load the model: {first_line(errors[0])}")
 
 
 def _layers(model: Any) -> list[Any]:
@@ -257,18 +253,23 @@ def _check_equal(loaded: Any, rebuilt: tf_keras.Model, cost: Cost) -> None:
     tolerance = 3e-2 if halves else 1e-3
     inputs = random_inputs(rebuilt, batch=cost.examples(4))
     x: Any = inputs if len(inputs) > 1 else inputs[0]
-    results = []
-    for model in (loaded, rebuilt):
-        run = functools.partial(model, training=False)
-        # A step of a loop takes a twentieth in a graph; all else is done before one is made.
-        results.append(_tensors(tf.function(run)(x) if cost.steps else run(x)))
-    for before, after in zip(*results, strict=True):
-        before, after = np.asarray(before), np.asarray(after)
+    pairs = zip(*(outputs_of(model, x, loops=cost.steps > 0) for model in (loaded, rebuilt)), strict=True)
+    for before, after in pairs:
         difference = float(np.max(np.abs(before - after)))
         log.debug("rebuilt in tf_keras: max difference %.3g", difference)
         # float32 sums in another order; relative, because a softmax over 1,000 classes is small.
         if not difference <= tolerance * (np.max(np.abs(before)) + 1e-6):
             raise LqError(f"the model rebuilt in tf_keras differs from the file's by {difference:.3g}")
+
+
+def outputs_of(model: Any, inputs: Any, *, loops: bool) -> list[np.ndarray]:
+    """What a model of either Keras gives for an input, or for a list of them.
+
+    Args:
+        loops: there are recurrent layers: in a graph a step takes a twentieth, and making one takes a while.
+    """
+    run = functools.partial(model, training=False)
+    return [np.asarray(y) for y in _tensors(tf.function(run)(inputs) if loops else run(inputs))]
 
 
 def random_inputs(model: tf_keras.Model, batch: int, seed: int = 0) -> list[np.ndarray]:

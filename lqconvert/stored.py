@@ -21,9 +21,9 @@ from lqconvert.saved_model import count_numbers
 log = logging.getLogger("lqconvert")
 #: A config of this size has some ten thousand layers, and takes Python about a second to read.
 LARGEST_CONFIG = 16 << 20
-#: Weights in an archive may always unpack to this, and beyond it to so many times their bytes there: float
-#: weights hardly shrink at all, and take some six times their own bytes until they have been compared.
-UNSUSPICIOUS, LARGEST_RATIO = 64 << 20, 10
+#: Weights in an archive may always unpack to this, and beyond it to so many times their bytes there: Keras
+#: does not pack them, floats hardly shrink, and a command takes some fifteen times what they have.
+UNSUSPICIOUS, LARGEST_RATIO = 32 << 20, 3
 #: Groups, datasets and links in an HDF5 file; a network of a thousand layers has some ten thousand.
 MOST_OBJECTS = 200_000
 #: Address space and seconds for reading a file's attributes in a process of its own.

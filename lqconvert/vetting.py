@@ -48,6 +48,7 @@ MODULES = re.compile(r"(tf_)?keras(\.\w+)*|lqconvert(\.\w+)*|builtins")
 DEEPEST = 100
 #: NASNetLarge has 1,040.
 MOST_LAYERS = 5_000
+LONGEST_NAME = 1_000
 #: Into so many parts an operation may split a tensor.
 MOST_PARTS = 1_000
 #: Keras writes layers in order, but for those that are called at several depths.
@@ -177,6 +178,8 @@ def _vet(value: Any, where: str, trusted: bool, depth: int) -> None:
                 continue
             if key.endswith("activation") and isinstance(inner, str) and inner not in FUNCTIONS:
                 raise LqError(f"{where}: activation '{inner[:80]}' is not known to lqconvert")
+            if key == "name" and isinstance(inner, str) and len(inner) > LONGEST_NAME:
+                raise LqError(f"{where}: a name of {len(inner):,} characters")
             if key in ("num_or_size_splits", "indices_or_sections") and _parts(inner) > MOST_PARTS:
                 raise LqError(f"{where}: splits a tensor into more than {MOST_PARTS:,} parts")
             if key == "epsilon" and not isinstance(inner, (int, float)):  # Keras loads it, folding needs it

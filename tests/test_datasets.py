@@ -1,6 +1,8 @@
 """Data from every source in three splits that never mix."""
 
 import io
+import os
+import struct
 import sys
 import tracemalloc
 import zipfile
@@ -11,7 +13,8 @@ import pytest
 import tensorflow as tf
 
 from lqconvert import LqError, load_data
-from lqconvert.image_files import ZippedImages
+from lqconvert import image_files as images_of
+from lqconvert.image_files import ImageFolder, ZippedImages
 from lqconvert.preprocessing import PREPROCESSINGS, Preprocessing, choose_preprocessing
 
 RNG = np.random.default_rng(0)
@@ -418,3 +421,73 @@ def test_preprocessing_names_round_trip(text):
 def test_unknown_preprocessings(text):
     with pytest.raises(ValueError):  # noqa: PT011
         Preprocessing.parse(text)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_folders_that_link_to_each_other(tmp_path):
+    """Each is walked once, by the shortest way, however many ways there are."""
+    for name in "ab":
+        (tmp_path / "img" / name).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "img" / name / f"{number}.png").write_bytes(b"")
+    for number in range(5):
+        (tmp_path / "img" / "a" / f"to_b{number}").symlink_to("../b")
+        (tmp_path / "img" / "b" / f"to_a{number}").symlink_to("../a")
+        (tmp_path / "img" / "b" / f"up{number}").symlink_to("..")
+    found = ImageFolder(tmp_path / "img")
+    assert [found.name(number) for number in range(len(found))] == [
+        f"{x}/{n}.png" for x in "ab" for n in range(3)
+    ]
+
+
+def test_folders_with_more_than_data_sets_have(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for number in range(6):
+        (tmp_path / "a" / f"{number}.png").write_bytes(b"")
+    monkeypatch.setattr(images_of, "MOST_ENTRIES", 5)
+    with pytest.raises(LqError, match="more than 5 files"):
+        ImageFolder(tmp_path)
+    monkeypatch.setattr(images_of, "MOST_ENTRIES", 50)
+    monkeypatch.setattr(images_of, "DEEPEST", 1)
+    with pytest.raises(LqError, match="folders 1 deep"):
+        ImageFolder(tmp_path)
+
+
+def gif(frames, width, height):
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x01\x44\0"
+    extension = b"\x21\xf9\x04\0\0\0\0\0"
+    return (
+        b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + bytes(6) + (extension + frame) * frames + b";"
+    )
+
+
+def jpeg(width, height):
+    data = bytearray(tf.io.encode_jpeg(X[0]).numpy())
+    struct.pack_into(">HH", data, data.index(b"\xff\xc0") + 5, height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 1 << 15, 1 << 13),
+        b"BM" + bytes(16) + struct.pack("<ii", 1 << 15, -(1 << 13)),
+        gif(5, 1 << 13, 1 << 13),
+        jpeg(60_000, 50_000),
+    ],
+    ids=["png", "bmp", "gif", "jpg"],
+)
+def test_images_of_more_pixels_than_there_are_cameras(data):
+    """Kilobytes that would unpack to gigabytes: of a .gif all frames do."""
+    with pytest.raises(ValueError, match="pixels"):
+        images_of.decoded(data, 3)
+
+
+def test_integers_become_floats_as_they_are_asked_for(tmp_path):
+    x = np.arange(-100, 100, dtype=np.int8).reshape(100, 2)
+    np.savez(tmp_path / "x.npz", x=x, y=np.arange(100) % 2)
+    data = load_data(str(tmp_path / "x.npz"), (2,), 2)
+    found, _ = data.train.arrays()
+    assert found.dtype == np.float32
+    assert found.min() < 0
+    assert set(map(tuple, found)) <= set(map(tuple, x.astype(np.float32)))

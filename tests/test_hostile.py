@@ -1,5 +1,6 @@
 """Files of strangers: each is refused in one line, in bounded time and memory, and nothing in it is run."""
 
+import gc
 import io
 import json
 import stat
@@ -22,9 +23,11 @@ from lqconvert.cli import main
 from lqconvert.codes import Int8File
 from lqconvert.convert import export_codes
 from lqconvert.flatbuffer import add_constant, add_tensor, new_operator, read, write
+from lqconvert.folding import fold
 from lqconvert.inspecting_tflite import Allowance, Constants
 from lqconvert.rewriting import float_layers
 from lqconvert.runtime import Runner, check_loads, run_micro
+from lqconvert.twins import TrustedFunction
 
 FUZZED = 60
 
@@ -600,3 +603,137 @@ def test_fuzz(seeds, tmp_path):
         assert list(tmp_path.iterdir()) == []
     finally:
         worker.stop()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_that_are_named_again_and_again(name, seeds, tmp_path):
+    """A reader of .h5 files takes them as often as they are named; archives name none."""
+
+    def change(file):
+        layer = file["model_weights/first"]
+        layer.attrs["weight_names"] = list(layer.attrs["weight_names"]) * 50
+
+    if name.endswith(".h5"):
+        refused(hdf5(seeds[name], tmp_path / name, change), "are named several times")
+
+
+def stepping(api, kind, steps):
+    x = api.Input((steps, 1))
+    layer = getattr(api.layers, kind)(1)
+    layer = api.layers.Bidirectional(layer) if kind == "GRU" else layer
+    return api.Model(x, api.layers.Dense(2)(layer(x)))
+
+
+@pytest.mark.parametrize(("api", "suffix"), [(tf_keras, ".h5"), (keras, ".keras")])
+@pytest.mark.parametrize("kind", ["SimpleRNN", "GRU"])
+def test_a_recurrent_layer_over_millions_of_steps(api, suffix, kind, tmp_path):
+    path = tmp_path / f"model{suffix}"
+    stepping(api, kind, 1 << 22).save(path)
+    refused(path, r"recurrent layers take more than 16,384 steps")
+
+
+def test_steps_of_all_layers_together(tmp_path, monkeypatch):
+    """Bidirectional ones take each step twice."""
+    monkeypatch.setattr(bounds, "MOST_STEPS", 50)
+    for steps, kind in ((40, "SimpleRNN"), (20, "GRU")):
+        stepping(tf_keras, kind, steps).save(tmp_path / "model.h5")
+        load_model(tmp_path / "model.h5")
+    stepping(tf_keras, "GRU", 40).save(tmp_path / "model.h5")
+    refused(tmp_path / "model.h5", "more than 50 steps")
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+@pytest.mark.parametrize("api", [tf_keras, keras])
+@pytest.mark.parametrize("kind", ["UpSampling1D", "LSTM", "Bidirectional"])
+def test_what_would_be_written_out_step_by_step(kind, api, suffix, tmp_path):
+    """An operation for each of a million steps, in a graph that Keras makes before it can be measured."""
+    x = api.Input((8, 1))
+    if kind == "UpSampling1D":
+        y = api.layers.Flatten()(api.layers.UpSampling1D(1)(x))
+    else:
+        y = api.layers.LSTM(1, unroll=True)
+        y = (api.layers.Bidirectional(y) if kind == "Bidirectional" else y)(x)
+    api.Model(x, y).save(tmp_path / f"seed{suffix}")
+    load_model(tmp_path / f"seed{suffix}")
+
+    def change(config):
+        for layer in config["config"]["layers"]:
+            layer.pop("build_config", None)
+            for key in layer["config"].keys() & {"batch_shape", "batch_input_shape"}:
+                layer["config"][key] = [None, 1 << 20, 1]
+
+    path = edited(tmp_path / f"seed{suffix}", tmp_path / f"model{suffix}", change)
+    refused(path, "1,048,576 steps are too many to be written out one by one")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_that_take_tensors_again_and_again(name, seeds, tmp_path):
+    """A sum of a hundred thousand tensors, in a config of a megabyte."""
+
+    def change(config):
+        for layer in config["config"]["layers"]:
+            if layer["config"].get("name") == "add":
+                node = layer["inbound_nodes"][0]
+                (node["args"][0] if isinstance(node, dict) else node).extend(
+                    (node["args"][0] if isinstance(node, dict) else node)[:1] * 100_000
+                )
+
+    refused(edited(seeds[name], tmp_path / name, change), "take more than 20,000 tensors")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_more_layers_than_there_are_networks(name, seeds, tmp_path):
+    def change(config):
+        config["config"]["layers"] = [{"class_name": "x", "config": {}}] * 100_000
+
+    path = edited(seeds[name], tmp_path / name, change)
+    refused(path, "more than 5,000 layers")
+    with pytest.raises(LqError, match="more than 5,000 layers"):  # and no row for each
+        inspect(path)
+
+
+def test_a_name_of_megabytes_is_cut_short(seeds, tmp_path):
+    change = lambda config: config["config"]["layers"][1]["config"].update(name="a" * 1_000_000)  # noqa: E731
+    path = edited(seeds["cnn-keras.keras"], tmp_path / "m.keras", change)
+    refused(path, r"a name of 1,000,000 characters")
+    assert max(len(row.name) for row in inspect(path).layers) <= 200
+
+
+def test_splits_into_millions(tmp_path):
+    x = keras.Input((1024,))
+    parts = keras.ops.split(x, 4, axis=1)
+    keras.Model(x, keras.layers.Dense(2)(parts[0])).save(tmp_path / "seed.keras")
+
+    def change(config):
+        for layer in config["config"]["layers"]:
+            if layer["class_name"] == "Split":
+                layer["config"]["indices_or_sections"] = 1 << 24
+
+    path = edited(tmp_path / "seed.keras", tmp_path / "m.keras", change)
+    refused(path, "into more than 1,000 parts")
+
+
+def test_catalogues_of_zips(seeds, tmp_path):
+    """Python makes an object of half a kilobyte of each entry before anyone may look."""
+    entries = [(f"{number:0200}", b"") for number in range(1_000)]
+    refused(
+        archive(seeds["cnn-keras.keras"], tmp_path / "m.keras", more=entries), "a catalogue of [0-9,]+ bytes"
+    )
+
+
+def test_trusted_functions_go_with_their_model(tmp_path):
+    x = tf_keras.Input((4,))
+    doubled = tf_keras.layers.Lambda(lambda x: x * 2)(x)
+    model = tf_keras.Model(x, tf_keras.layers.Dense(4, kernel_initializer="identity")(doubled))
+    model.save(tmp_path / "m.h5")
+    functions = TrustedFunction.FUNCTIONS
+    gc.collect()
+    before = len(functions)
+    models = [load_model(tmp_path / "m.h5", trust_model=True) for _ in range(3)]
+    copy = fold(models[0])
+    assert len(functions) == before + 3
+    models.clear()
+    tf_keras.backend.clear_session()
+    gc.collect()
+    assert len(functions) == before + 1
+    np.testing.assert_allclose(copy(np.ones((1, 4), np.float32)), 2 * np.ones((1, 4)))
