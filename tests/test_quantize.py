@@ -396,7 +396,7 @@ def test_mistakes_end_in_one_line(model, data, message, tmp_path, samples):
 
 
 def test_unwritable_output(samples):
-    command = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", "-o", "/proc/no/x.tflite"]
+    command = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", "-o", "/sys/no/x.tflite"]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 1
     assert "cannot be written" in result.stderr
