@@ -62,12 +62,12 @@ def account(tflite: bytes, layers: Mapping[int, str] = {}) -> Account:
     flat, touched = read_places(tflite)
     found = Account(flat, Counter())
     spans: dict[tuple[int, int], tuple[str, str]] = {}
-    start = np.frombuffer(tflite, np.uint8).ctypes.data
+    start = np.frombuffer(touched.source, np.uint8).ctypes.data
 
     def claim(arrays: Iterable[Any], row: str, kind: str) -> None:
         for array in arrays:
             if array is not None and len(array):
-                first = np.asarray(array).ctypes.data - start  # the tree's arrays are views of the file
+                first = np.asarray(array).ctypes.data - start  # the tree's arrays are views of it
                 spans.setdefault((first, first + array.nbytes), (row, kind))
 
     allowance = Allowance(tflite)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,7 +44,7 @@ def read(tflite: bytes) -> Any:
     Raises:
         LqError: if the bytes are no .tflite file, are damaged, or refer to what is not there.
     """
-    return _read(tflite)[0]
+    return _read(_Source(tflite))
 
 
 @dataclass
@@ -55,11 +55,13 @@ class Touched:
     texts: list[tuple[int, int]] = field(default_factory=list)
     vectors: list[tuple[int, int]] = field(default_factory=list)  # of numbers, without their lengths
     links: list[tuple[int, int]] = field(default_factory=list)  # lengths of vectors, and what these refer by
+    source: bytes = b""  # the copy of the file that the tree's arrays are views of
 
 
 def read_places(tflite: bytes) -> tuple[Any, Touched]:
-    """As :func:`read`, and where it all lies. The tree's arrays are views of the file's bytes."""
-    return _read(tflite)
+    """As :func:`read`, and where it all lies."""
+    source = _Source(tflite)
+    return _read(source), replace(source.touched, source=source)
 
 
 class _Source(bytes):
@@ -132,10 +134,9 @@ def _counting_schema() -> Any:
 _SCHEMA = _counting_schema()
 
 
-def _read(tflite: bytes) -> tuple[Any, Touched]:
-    if len(tflite) < 8 or tflite[4:8] != b"TFL3":
+def _read(source: _Source) -> Any:
+    if len(source) < 8 or source[4:8] != b"TFL3":
         raise LqError("not a .tflite file (it does not begin as one)")
-    source = _Source(tflite)
     try:
         flat = _SCHEMA.ModelT.InitFromPackedBuf(source, 0)
         _refuse_dangling(flat)
@@ -143,7 +144,7 @@ def _read(tflite: bytes) -> tuple[Any, Touched]:
         raise
     except Exception as error:  # whatever wild offsets make the schema's reader raise
         raise LqError(f"the .tflite file is damaged ({type(error).__name__})") from error
-    return flat, source.touched
+    return flat
 
 
 def _refuse_dangling(flat: Any) -> None:
