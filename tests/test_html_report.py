@@ -230,7 +230,7 @@ def test_a_run_without_a_budget():
     [
         ("page.json", "m.tflite", "ends in .html"),
         ("folder.html", "m.tflite", "is a folder"),
-        ("/proc/no/page.html", "m.tflite", "cannot be written"),
+        ("/sys/no/page.html", "m.tflite", "cannot be written"),
     ],
 )
 def test_a_page_that_cannot_be_written_is_refused_first(html, output, message, tmp_path):
