@@ -97,7 +97,7 @@ def refused(case: str, folder: Path, sample: Path) -> tuple[list[str], str]:
     """The arguments of a run that cannot be, and what is said of it."""
     model, data, options, reason = str(sample), "digits", [], ""
     if case == "no folder":
-        options, reason = ["-o", "/proc/no/m.tflite"], "cannot be written"
+        options, reason = ["-o", "/sys/no/m.tflite"], "cannot be written"
     elif case == "a folder":
         (folder / "m.codes.npz").mkdir()
         options, reason = ["-o", str(folder / "m.tflite")], "m.codes.npz: is a folder"
