@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import re
 import tempfile
 import threading
 from pathlib import Path
@@ -135,7 +136,10 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
     names: set[str] = set()
 
     def unique(name: str) -> str:
-        base = name = name.replace("/", "_")
+        name = name.replace("/", "_")
+        if not re.match("[A-Za-z0-9.]", name):  # TensorFlow's scopes begin with nothing else
+            name = f"layer{name}"
+        base = name
         number = 1
         while name in names:
             name, number = f"{base}_{number}", number + 1

@@ -1,11 +1,13 @@
 """Files of both Keras generations give the same flat tf_keras model; nothing in them is executed."""
 
+import h5py
 import keras
 import numpy as np
 import pytest
 import tf_keras
 
 from lqconvert import LqError, calibrate, export, load_model, rewrite
+from lqconvert.folding import fold
 from lqconvert.runtime import Runner
 
 
@@ -173,3 +175,16 @@ def test_weights_only(tmp_path):
 )
 def test_published_models(name, layers, shared):
     assert len(load_model(shared / "models" / name).layers) == layers
+
+
+def test_a_name_that_begins_no_scope_of_tensorflows(tmp_path):
+    x, name = tf_keras.Input((4,)), "_hidden"
+    model = tf_keras.Model(x, tf_keras.layers.Dense(3, name="plain")(x))
+    model.save(tmp_path / "m.h5")
+    with h5py.File(tmp_path / "m.h5", "r+") as file:  # Keras would not save this
+        file.attrs["model_config"] = file.attrs["model_config"].replace("plain", name)
+        file["model_weights"].attrs["layer_names"] = [b"input_1", name.encode()]
+        file["model_weights"].move("plain", name)
+        file["model_weights"][name].attrs["weight_names"] = [f"{name}/kernel:0", f"{name}/bias:0"]
+        file["model_weights"][name].move("plain", name)
+    rewrite(fold(load_model(tmp_path / "m.h5")))
