@@ -373,7 +373,7 @@ def _decoding(
     def decode(number: int) -> np.ndarray:
         try:
             image = decoded(files.read(number), shape[2])
-        except (tf.errors.InvalidArgumentError, *UNREADABLE) as error:
+        except (LqError, tf.errors.InvalidArgumentError, *UNREADABLE) as error:
             raise LqError(f"{path}: {files.name(number)} is not a readable image") from error
         if tuple(image.shape) != shape:
             with tf.device("CPU"):  # one image at a time is no work for a GPU

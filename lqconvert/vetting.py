@@ -47,7 +47,7 @@ MODULES = re.compile(r"(tf_)?keras(\.\w+)*|lqconvert(\.\w+)*|builtins")
 #: Each nested model adds about six levels; Keras's own readers recurse.
 DEEPEST = 100
 #: NASNetLarge has 1,040.
-MOST_LAYERS = 5_000
+MOST_LAYERS = 3_500
 LONGEST_NAME = 1_000
 #: Into so many parts an operation may split a tensor.
 MOST_PARTS = 1_000

@@ -687,8 +687,8 @@ def test_a_model_of_more_layers_than_there_are_networks(name, seeds, tmp_path):
         config["config"]["layers"] = [{"class_name": "x", "config": {}}] * 100_000
 
     path = edited(seeds[name], tmp_path / name, change)
-    refused(path, "more than 5,000 layers")
-    with pytest.raises(LqError, match="more than 5,000 layers"):  # and no row for each
+    refused(path, "more than 3,500 layers")
+    with pytest.raises(LqError, match="more than 3,500 layers"):  # and no row for each
         inspect(path)
 
 
