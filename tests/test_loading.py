@@ -178,12 +178,12 @@ def test_published_models(name, layers, shared):
 
 
 def test_a_name_that_begins_no_scope_of_tensorflows(tmp_path):
-    x, name = tf_keras.Input((4,)), "_hidden"
+    x, name = tf_keras.Input((4,), name="input"), "_hidden"
     model = tf_keras.Model(x, tf_keras.layers.Dense(3, name="plain")(x))
     model.save(tmp_path / "m.h5")
     with h5py.File(tmp_path / "m.h5", "r+") as file:  # Keras would not save this
         file.attrs["model_config"] = file.attrs["model_config"].replace("plain", name)
-        file["model_weights"].attrs["layer_names"] = [b"input_1", name.encode()]
+        file["model_weights"].attrs["layer_names"] = [b"input", name.encode()]
         file["model_weights"].move("plain", name)
         file["model_weights"][name].attrs["weight_names"] = [f"{name}/kernel:0", f"{name}/bias:0"]
         file["model_weights"][name].move("plain", name)
