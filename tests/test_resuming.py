@@ -218,7 +218,7 @@ def test_data_that_disappear_are_named(job, tmp_path, monkeypatch):
     monkeypatch.setattr("lqconvert.logs.JsonLines.progress", lambda self, at: gone(at))
     result = CliRunner().invoke(main, [*arguments, "--epochs", "1", "--log", str(tmp_path / "log")])
     assert result.exit_code == 1
-    assert re.search(r"images/\d+/\d+\.png: no such file", " ".join(result.stderr.split()))
+    assert re.search(r"images: \d+/\d+\.png is not a readable image", " ".join(result.stderr.split()))
     assert not (tmp_path / "m.tflite").exists()
 
 
