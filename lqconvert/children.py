@@ -129,5 +129,5 @@ def took_too_long(returncode: int) -> bool:
 def ended_by(returncode: int) -> str:
     """How a child ended that did not end by itself."""
     if took_too_long(returncode):
-        return "it ran for too long (on other inputs than zeros: far longer than on zeros)"
+        return "it ran for too long (over 20 times its first run on zeros, or that run over its limit)"
     return f"it ended with signal {-returncode}"

@@ -16,7 +16,7 @@ import numpy as np
 #: Bytes for data besides the arena, the model and the examples.
 BASE_BYTES = 1 << 29
 #: Processor seconds for the first inference: TFLite Micro's portable kernels are slow.
-FIRST_SECONDS = 15
+FIRST_SECONDS = 12
 
 
 def main(model: str, inputs: str, outputs: str, arena: str, input_count: str, output_count: str) -> None:

@@ -440,7 +440,9 @@ def _child(tflite: bytes, inputs: np.ndarray, arena: int) -> tuple[np.ndarray, f
         if child.returncode or total is None:
             lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
             ended = [ended_by(child.returncode)] if child.returncode < 0 else []
-            reason = next((line for line in lines if "Traceback" not in line), "no reason given")
+            said = next((line for line in lines if "Traceback" not in line), "")
+            reason = said or (ended[0] if ended else "no reason given")
+            ended = ended if said else []
             if "DENSIFY" in reason:
                 reason += "; it is packed for LiteRT, quantize and export make others with --target tflm"
             late = took_too_long(child.returncode)

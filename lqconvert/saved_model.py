@@ -28,7 +28,7 @@ LAYER = re.compile(r"layer(_with_weights)?-\d+")
 
 
 def saved_config(folder: Path) -> str:
-    """The config of the model in a SavedModel, as JSON with more beside it.
+    """The config of the model in a SavedModel: JSON text, which has other keys too.
 
     Raises:
         LqError: as for :func:`read_metadata`, or if it is no model.

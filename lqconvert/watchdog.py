@@ -1,4 +1,4 @@
-"""Ends lqconvert for certain: a small process beside it, which needs neither its interpreter nor its memory.
+"""Ends lqconvert for certain: a small second process, which shares neither interpreter nor memory with it.
 
     python -I -S watchdog.py PID SECONDS MESSAGE_2 MESSAGE_15
 

@@ -49,7 +49,7 @@ def files(tmp_path_factory):
 
 
 def answer(path):
-    """What becomes of a file, as text."""
+    """What a file gives, or the error, as text."""
     try:
         if path.suffix == ".npz":
             return str(load_data(str(path), (6,), 3).train.arrays()[0].sum())
