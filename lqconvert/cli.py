@@ -111,8 +111,10 @@ def _said(error: BaseException, trains: bool) -> str:
     if isinstance(error, LqError):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
-        way = "; give it more and --resume, or a smaller --batch-size" if trains else ""
-        return f"out of memory ({_first_line(error)}){way}"
+        line = _first_line(error)
+        if trains:
+            return f"out of memory ({line}); give it more and --resume, or a smaller --batch-size"
+        return f"out of memory ({line})"
     return f"{_first_line(error)} (--debug shows where)"
 
 

@@ -104,7 +104,7 @@ def test_quoted_messages_are_those_of_the_source():
     assert quoted
     for heading in quoted:
         pattern = re.compile(".*".join(map(re.escape, heading.split("..."))), re.DOTALL)
-        assert any(pattern.search(message) for message in messages), heading
+        assert any(map(pattern.search, messages)), heading
 
 
 def test_the_notebook_runs(samples, tmp_path):
