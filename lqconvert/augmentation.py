@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from lqconvert.metrics import guesses
 from lqconvert.preprocessing import Preprocessing
-from lqconvert.scoring import guesses
 from lqconvert.splits import Data
 
 SHIFTS = (1 / 8, 1 / 16, 1 / 32)
@@ -95,7 +95,8 @@ def choose_augmentation(
     those that it was trained on by heart: what it says of them is no more than their labels do.
     """
     x, y = data.validation.arrays(samples)
-    if data.labels != "classes" or x.ndim != 4 or min(x.shape[1:3]) < 16:
+    head = data.heads.single
+    if head is None or not head.classifies or x.ndim != 4 or min(x.shape[1:3]) < 16:
         return Augmentation()
 
     def accuracy(x: np.ndarray, y: np.ndarray, vary: Callable[[np.ndarray], np.ndarray]) -> float:

@@ -5,34 +5,64 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+#: A point of any metric.
+POINT = 0.01
 
 
 @dataclass(frozen=True)
 class Point:
-    """One look at the model during fine-tuning: a point of the curve of score against bytes."""
+    """One look at the model during fine-tuning: a point of the curve of score against bytes.
+
+    Scores, qualities and errors have an entry for each criterion: for each metric that the budget judges.
+    """
 
     step: int
-    score: float  # of the validation split: accuracy, or minus the mean squared error
-    confidence: float  # 1 - Brier score at the temperature that suits best; 0 where there are no classes
-    error: float  # standard error of the difference of quality from the float model's, example by example
-    loss: float  # of the validation split: cross-entropy in nats, or the mean squared error
+    scores: tuple[float, ...]  # the metrics on the validation split
+    qualities: tuple[float, ...]  # what a budget of accuracy judges (:meth:`lqconvert.tasks.Heads.qualities`)
+    errors: tuple[float, ...]  # standard errors of the differences from the float model's, example by example
+    loss: float  # of the validation split
     bytes: int  # of the target's file, packed
     estimated_weight_bytes: int  # from the entropy of the codes, and what was packed at the points before
     weight_bytes: int  # deflated codes
     pressure: float  # factor on the scheme's penalty
 
+    def numbers(self) -> np.ndarray:
+        """All of it, float64 [3 criteria + 6]."""
+        rest = self.step, self.loss, self.bytes, self.estimated_weight_bytes, self.weight_bytes, self.pressure
+        return np.array([*rest, *self.scores, *self.qualities, *self.errors], np.float64)
+
+    @classmethod
+    def of_numbers(cls, numbers: np.ndarray) -> Point:
+        """The inverse of :meth:`numbers`."""
+        (step, loss, size, estimated, packed, pressure), criteria = numbers[:6].tolist(), numbers[6:]
+        scores, qualities, errors = (tuple(part.tolist()) for part in np.split(criteria, 3))
+        sizes = int(size), int(estimated), int(packed)
+        return cls(int(step), scores, qualities, errors, loss, *sizes, pressure)
+
+    @classmethod
+    def of_json(cls, fields: dict[str, Any]) -> Point:
+        """One of the fields that JSON has, where a tuple is a list."""
+        tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+        return cls(**fields | tuples)
+
+    @property
+    def score(self) -> float:
+        """The first metric."""
+        return self.scores[0]
+
     @property
     def quality(self) -> float:
-        """What a budget of accuracy judges: the mean of score and confidence, or the score alone.
-
-        Accuracy is what counts, and a noisy count of rare errors; confidence shows damage much earlier.
-        """
-        return (self.score + self.confidence) / 2 if self.confidence else self.score
+        """The first criterion's."""
+        return self.qualities[0]
 
     @property
-    def sampling_error(self) -> float:
-        """By how much the validation split may flatter or belittle the quality: one side of a test at 5%."""
-        return 1.645 * self.error
+    def sampling_errors(self) -> tuple[float, ...]:
+        """By how much the split may flatter or belittle a quality: one side of a test at 5%."""
+        return tuple(1.645 * error for error in self.errors)
 
 
 @dataclass(frozen=True)
@@ -40,9 +70,10 @@ class Budget:
     """The smallest file within ``max_drop``, or the best within ``max_size``; neither: no steering.
 
     Args:
-        max_drop: how far the validation score may be under the float model's: in points of accuracy, or in
-            percent of the targets' variance.
+        max_drop: how far each metric that is judged may be under the float model's on the validation split,
+            in points: hundredths of it.
         max_size: bytes of the .tflite as the target stores it.
+        asked: somebody asked for it; else the run ends with a file, whatever was reached.
 
     >>> str(Budget(max_drop=0.5)), str(Budget(max_size=64_000))
     ('at most 0.5 points under float', 'at most 64,000 bytes')
@@ -50,6 +81,7 @@ class Budget:
 
     max_drop: float | None = None
     max_size: int | None = None
+    asked: bool = True
 
     @property
     def steers(self) -> bool:
@@ -84,12 +116,11 @@ class Steering:
 
     Args:
         budget: what is asked for.
-        float_quality: the float model's :attr:`Point.quality` on the validation split.
-        point: what a point of score is (see :class:`Budget`).
+        float_qualities: the float model's :attr:`Point.qualities` on the validation split.
         keep_last: without a budget the last look counts, not the one of the best score: for schemes that
             coarsen as they learn.
-        perfect: the float model is measured against itself, for want of labels. No codes reach that, and a
-            drop is one from the best that was seen.
+        perfect: of each criterion whether the float model is measured against itself, for want of labels.
+            No codes reach that, and a drop is one from the best that was seen.
     """
 
     CYCLES = 6
@@ -108,17 +139,17 @@ class Steering:
     def __init__(
         self,
         budget: Budget,
-        float_quality: float,
+        float_qualities: Sequence[float],
         *,
-        point: float,
         keep_last: bool = True,
-        perfect: bool = False,
+        perfect: Sequence[bool] = (),
     ) -> None:
-        self.budget, self.point = budget, point
-        self.floor = float_quality - (budget.max_drop or 0.0) * point
+        self.budget = budget
+        self.floors = [quality - (budget.max_drop or 0.0) * POINT for quality in float_qualities]
         self.target = (budget.max_size or 0) * self.SIZE_MARGIN
         self.keep_last = keep_last
-        self.perfect, self.best = perfect, -math.inf
+        self.perfect = list(perfect) or [False] * len(self.floors)
+        self.best = [-math.inf] * len(self.floors)
         self.cycles = budget.cycles
         self.pressure = self.START if budget.steers else 1.0
         self.low, self.high = 0.0, math.inf
@@ -130,9 +161,10 @@ class Steering:
 
     def see(self, point: Point) -> None:
         """Takes note of what can be reached, to be called with each look first."""
-        self.best = max(self.best, point.quality)
-        if self.perfect:
-            self.floor = self.best - (self.budget.max_drop or 0.0) * self.point
+        self.best = list(map(max, self.best, point.qualities))
+        for place, perfect in enumerate(self.perfect):
+            if perfect:
+                self.floors[place] = self.best[place] - (self.budget.max_drop or 0.0) * POINT
         if self.exceeds(point):
             self.larger = point
 
@@ -166,27 +198,39 @@ class Steering:
             return point.bytes <= self.budget.max_size
         if self.budget.max_drop is None:
             return True
-        return point.quality + self.tolerance(point) >= self.floor
+        above = zip(self.margins(point), self.tolerances(point), strict=True)
+        return all(margin + tolerance >= 0 for margin, tolerance in above)
 
-    def tolerance(self, point: Point) -> float:
-        """What a quality may be under the floor without counting as worse: its sampling error.
+    def margins(self, point: Point) -> list[float]:
+        """How far each quality is above what the budget asks for."""
+        return [quality - floor for quality, floor in zip(point.qualities, self.floors, strict=True)]
+
+    def margin(self, point: Point) -> float:
+        """That of the criterion which fares worst."""
+        return min(self.margins(point))
+
+    def tolerances(self, point: Point) -> list[float]:
+        """What each quality may be under the floor without counting as worse: its sampling error.
 
         But a noisy split may flatter besides, and is no license: a standard error and what passes come to
         half a point at most, as long as a tenth is left, which 8 bits alone may cost.
         """
-        return min(point.sampling_error, max(self.point / 2 - point.error, self.point / 10))
+        return [
+            min(sampling, max(POINT / 2 - error, POINT / 10))
+            for sampling, error in zip(point.sampling_errors, point.errors, strict=True)
+        ]
 
     def collapsed(self, point: Point) -> bool:
         """Whether learning was too fast for the model: it is far below what any code should cost."""
-        return point.quality < self.floor - self.COLLAPSE * self.point
+        return self.margin(point) < -self.COLLAPSE * POINT
 
     def rank(self, point: Point) -> tuple[float, ...]:
         """The higher, the better a point serves the budget."""
         if self.budget.max_size is not None:
-            return (1, point.quality, point.step) if self.fits(point) else (0, -point.bytes)
+            return (1, self.margin(point), point.step) if self.fits(point) else (0, -point.bytes)
         if self.budget.max_drop is not None:
             size = round(math.log(point.bytes) / math.log(self.ALIKE))
-            return (1, -size, point.quality) if self.holds(point) else (0, point.quality)
+            return (1, -size, self.margin(point)) if self.holds(point) else (0, self.margin(point))
         return (point.step,) if self.keep_last else (point.score, point.step)
 
     def next_pressure(self, point: Point) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -18,6 +18,7 @@ from lqconvert.flatbuffer import read
 from lqconvert.output import Shown
 from lqconvert.reading import read_bytes, read_text
 from lqconvert.targets import LITERT, TFLM
+from lqconvert.tasks import Score, Wishes, metric_named
 from lqconvert.text import markdown, to_json, xml
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Measurements:
     size: int  # bytes of the .tflite
     deflated_bytes: int
     arena_bytes: int | None = None
-    accuracy: float | None = None  # on the test split
+    scores: dict[str, float] = field(default_factory=dict)  # on the test split, by label
     examples: int | None = None  # of the test split that were run
 
     def to_json(self) -> str:
@@ -62,18 +63,22 @@ class Measurements:
         except LqError as error:
             raise LqError(f"{error}; --save-baseline writes such a file") from error
         kinds = {"target": str, "size": int, "deflated_bytes": int}
-        optional = {"arena_bytes": int, "accuracy": float, "examples": int}
+        optional = {"arena_bytes": int, "examples": int}
         try:
             fields = json.loads(text)
             required = {name: fields[name] for name in kinds}
             rest = {name: fields.get(name) for name in optional}
+            scores = dict(fields.get("scores") or {})
+            if fields.get("accuracy") is not None:  # of an older version
+                scores["accuracy"] = fields["accuracy"]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise LqError(f"{path}: not what --save-baseline writes") from error
         typed = [isinstance(required[name], kind) for name, kind in kinds.items()]
         typed += [rest[name] is None or isinstance(rest[name], kind) for name, kind in optional.items()]
+        typed += [isinstance(score, float) for score in scores.values()]
         if not all(typed):
             raise LqError(f"{path}: not what --save-baseline writes")
-        return cls(**required, **rest)
+        return cls(**required, **rest, scores=scores)
 
 
 @dataclass(frozen=True)
@@ -130,12 +135,13 @@ def check(
     target: str | None = None,
     max_size: int | None = None,
     max_ram: int | None = None,
-    min_accuracy: float | None = None,
+    limits: dict[str, float] | None = None,
     max_drop: float | None = None,
     baseline: str | Path | None = None,
     against: Measurements | None = None,
     data_spec: str | None = None,
     preprocess: Preprocessing | None = None,
+    wishes: Wishes | None = None,
 ) -> Check:
     """Holds a .tflite against budgets. TensorFlow is imported only where it is scored.
 
@@ -145,13 +151,14 @@ def check(
             tflm where there is a budget of RAM, and what :func:`lqconvert.evaluate` takes otherwise.
         max_size: bytes of the file.
         max_ram: bytes of TFLite Micro's tensor arena, as measured on this machine.
-        min_accuracy: on the test split, 0..1.
-        max_drop: points of accuracy that the file may be under ``baseline``, on the same examples, or under
-            what ``against`` says.
+        limits: what metrics have to reach on the test split, by name ({"accuracy": 0.97, "MAE": 3.0}): at
+            least, or at most where they are errors. Where there are several outputs each of them that has it.
+        max_drop: points that each metric which budgets judge (:mod:`lqconvert.tasks`) may be under
+            ``baseline``, on the same examples, or under what ``against`` says.
         baseline: a float model or a .tflite.
         against: what an earlier file measured: neither size nor arena may have grown since.
         data_spec: labelled data; see :func:`lqconvert.load_data`.
-        preprocess: see :func:`lqconvert.evaluate`.
+        preprocess, wishes: see :func:`lqconvert.evaluate`.
 
     Raises:
         LqError: if a file or the data cannot be read, or a budget cannot be told.
@@ -159,7 +166,8 @@ def check(
     path, tflite = Path(path), _read(path)
     if max_ram is not None or (against is not None and against.arena_bytes is not None):
         target = target or TFLM.name
-    _refuse(target, max_ram, min_accuracy, max_drop, baseline, against, data_spec)
+    least = limits or {}
+    _refuse(target, max_ram, least, max_drop, baseline, against, data_spec)
     measured, verdicts = Measurements(target or LITERT.name, len(tflite), deflated(tflite)), []
     if max_size is not None:
         verdicts.append(_at_most("size", len(tflite), max_size, "bytes"))
@@ -178,11 +186,11 @@ def check(
         if target is not None:
             verdicts.append(Verdict("runs", None, None, True, f"on {target}"))
     if measured.arena_bytes is not None:
-        limits = {"ram": max_ram, "ram growth": None if against is None else against.arena_bytes}
+        arenas = {"ram": max_ram, "ram growth": None if against is None else against.arena_bytes}
         verdicts += [
-            _at_most(name, measured.arena_bytes, limit, "bytes of arena")
-            for name, limit in limits.items()
-            if limit is not None
+            _at_most(name, measured.arena_bytes, arena, "bytes of arena")
+            for name, arena in arenas.items()
+            if arena is not None
         ]
     if data_spec is not None:
         files = [file] if baseline is None else [file, open_file(baseline)]
@@ -190,20 +198,17 @@ def check(
         count = (
             against.examples if against is not None and max_drop is not None and baseline is None else None
         )
-        asked = min_accuracy is not None or max_drop is not None
-        accuracies, examples = _accuracies(files, data_spec, preprocess, count, asked=asked)
-        if accuracies:
-            measured = dataclasses.replace(measured, accuracy=accuracies[0], examples=examples)
-        on = f"(on {examples:,} test examples)"
-        if min_accuracy is not None:
-            words = f"at least {min_accuracy:.2%} {on}"
-            verdicts.append(_at_least("accuracy", accuracies[0], min_accuracy, words))
-        if max_drop is not None:
-            before = accuracies[1] if baseline is not None else against.accuracy if against else None
-            if before is None:
-                raise LqError("--max-drop: the baseline has no accuracy; save it with --data")
-            words = f"at most {max_drop:g} points under {before:.2%} {on}"
-            verdicts.append(_at_least("drop", accuracies[0], before - max_drop / 100, words))
+        asked = bool(least) or max_drop is not None
+        scored = _scored(files, data_spec, preprocess, count, wishes, asked=asked)
+        if scored is not None:
+            own = {score.label: score.value for score in scored.scores[0]}
+            measured = dataclasses.replace(measured, scores=own, examples=scored.examples)
+            verdicts += _of_limits(least, scored)
+        if max_drop is not None and scored is not None:
+            before = against.scores if against else {}
+            if baseline is not None:
+                before = {score.label: score.value for score in scored.scores[1]}
+            verdicts += _of_drops(max_drop, before, scored)
     return Check(str(path), measured, verdicts)
 
 
@@ -222,7 +227,7 @@ def _read(path: str | Path) -> bytes:
 def _refuse(
     target: str | None,
     max_ram: int | None,
-    min_accuracy: float | None,
+    least: dict[str, float],
     max_drop: float | None,
     baseline: str | Path | None,
     against: Measurements | None,
@@ -233,7 +238,7 @@ def _refuse(
         raise LqError("--max-ram: LiteRT has no arena of a fixed size; it goes with --target tflm")
     if against is not None and target not in (None, against.target):
         raise LqError(f"--against: was saved for {against.target}; save one with --target {target}")
-    if data_spec is None and (min_accuracy is not None or max_drop is not None):
+    if data_spec is None and (least or max_drop is not None):
         raise LqError("--min-accuracy and --max-drop need --data to score the file on")
     if max_drop is not None and baseline is None and against is None:
         raise LqError(
@@ -241,37 +246,79 @@ def _refuse(
         )
 
 
-def _accuracies(
+@dataclass(frozen=True)
+class _Scored:
+    """The scores of files on the same test examples."""
+
+    scores: list[tuple[Score, ...]]
+    examples: int
+    judged: list[str]  # labels of the scores that budgets judge
+
+
+def _scored(
     files: list[Runnable],
     data_spec: str,
     preprocess: Preprocessing | None,
     count: int | None,
+    wishes: Wishes | None,
     *,
     asked: bool,
-) -> tuple[list[float], int]:
-    """The files' accuracies on the same test examples (``count`` of them, if given), and how many these are.
+) -> _Scored | None:
+    """The files' scores on the same test examples (``count`` of them, if given).
 
-    Where nobody asked for them there are none without classes: a project may name its data for all commands.
+    Where nobody asked for them there are none without labels: a project may name its data for all commands.
     """
     from lqconvert.evaluating import data_for, measure, preprocessing_of, shared_examples
 
-    data = data_for(files, data_spec)
-    if data.labels != "classes":
+    data = data_for(files, data_spec, wishes)
+    if not data.labelled:
         if not asked:
-            return [], 0
-        raise LqError(f"{data_spec}: has no class labels, which accuracy takes")
+            return None
+        raise LqError(f"{data_spec}: has no labels to score by")
     if count is not None and count > data.test.size:
         what = f"was scored on {count:,} test examples, {data_spec} has {data.test.size:,}"
         raise LqError(f"--against: {what}; save another with --save-baseline")
     examples = shared_examples(files, data, count)
-    scores = [measure(each, data, preprocess or preprocessing_of(each, data), examples)[0] for each in files]
-    return [score.score or 0.0 for score in scores], len(examples)
+    measured = [
+        measure(each, data, preprocess or preprocessing_of(each, data), examples)[0] for each in files
+    ]
+    return _Scored([each.scores for each in measured], len(examples), data.heads.criterion_labels)
+
+
+def _of_limits(limits: dict[str, float], scored: _Scored) -> list[Verdict]:
+    verdicts, on = [], f"(on {scored.examples:,} test examples)"
+    for name, limit in limits.items():
+        metric = metric_named(name)
+        own = [score for score in scored.scores[0] if score.metric == name]
+        if not own:
+            there = ", ".join(score.label for score in scored.scores[0])
+            raise LqError(f"--{metric.option}: there is no {name} of such data, but {there}")
+        for score in own:
+            words = f"{score.text}, at {'most' if metric.error else 'least'} {metric.text(limit)} {on}"
+            # Shares of the same examples differ by whole examples: what a limit rounds to is no drop.
+            holds = score.value <= limit + 1e-9 if metric.error else score.value >= limit - 1e-9
+            verdicts.append(Verdict(score.label, score.value, limit, holds, words))
+    return verdicts
+
+
+def _of_drops(max_drop: float, before: dict[str, float], scored: _Scored) -> list[Verdict]:
+    verdicts, several = [], len(scored.judged) > 1
+    for score in scored.scores[0]:
+        if score.label not in scored.judged:
+            continue
+        if score.label not in before:
+            raise LqError(f"--max-drop: the baseline has no {score.label}; save it with --data")
+        metric, was = metric_named(score.metric), before[score.label]
+        if metric.error:
+            raise LqError(f"--max-drop: {score.metric} has no points; take --{metric.option}")
+        least = was - max_drop / 100
+        words = f"at most {max_drop:g} points under {metric.text(was)} (on {scored.examples:,} test examples)"
+        name = f"drop of {score.label}" if several else "drop"
+        verdicts.append(
+            Verdict(name, score.value, least, score.value >= least - 1e-9, f"{score.text}, {words}")
+        )
+    return verdicts
 
 
 def _at_most(budget: str, value: int, limit: int, unit: str) -> Verdict:
     return Verdict(budget, value, limit, value <= limit, f"{value:,} {unit}, at most {limit:,}")
-
-
-def _at_least(budget: str, accuracy: float, least: float, words: str) -> Verdict:
-    # Shares of the same examples differ by whole examples: what a limit in points rounds to is no drop.
-    return Verdict(budget, accuracy, least, accuracy >= least - 1e-9, f"{accuracy:.2%}, {words}")

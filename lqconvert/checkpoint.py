@@ -73,7 +73,7 @@ class Checkpoint:
             for kind in cls.ARRAYS:
                 count = sum(name.startswith(f"{kind}/") for name in arrays)
                 plain[kind] = [arrays[f"{kind}/{n}"] for n in range(count)]
-            plain["points"] = [Point(**point) for point in plain["points"]]
+            plain["points"] = [Point.of_json(point) for point in plain["points"]]
             checkpoint = cls(**plain)
         except LqError as error:
             raise LqError(f"{error}; leave out --resume") from error

@@ -23,12 +23,17 @@ from lqconvert.options import (
     SCHEMES,
     SWEPT,
     TARGETS,
+    NamedType,
     PreprocessingType,
     SizeType,
+    metric_limits,
+    metric_options,
     model_options,
     quiet_option,
     target_options,
     target_settings,
+    task_options,
+    task_wishes,
 )
 from lqconvert.output import Console, Table, install, move_stderr, say, spelled
 from lqconvert.preprocessing import Preprocessing
@@ -176,6 +181,21 @@ def main(context: click.Context) -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="Of the scales.  [default: 3e-3 for rate, 1e-3 for the thesis's, else 2e-4]",
 )
+@task_options
+@click.option(
+    "--steer-on",
+    type=click.Choice(("auto", "validation", "test-half")),
+    default="auto",
+    show_default=True,
+    help="test-half: steer on half of the test part, report on the other.",
+)
+@click.option(
+    "--weight",
+    "weights",
+    multiple=True,
+    type=NamedType(number=True),
+    help="Of an output's loss among those of others.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on from where an interrupted run was.")
 @click.option("--log", type=click.Path(), help="Append a line of JSON for every look at the run, too.")
@@ -223,9 +243,10 @@ def quantize(
         raise click.UsageError("--max-drop, --max-size and --penalty exclude one another")
     if scheme == "lsq" and penalty is not None:
         raise click.UsageError("--scheme lsq has no penalty")
-    if scheme == "rate" and max_size is None and penalty is None:
-        max_drop = max_drop or 0.0
-    budget = Budget(max_drop, max_size)
+    asked = max_drop is not None or max_size is not None
+    if scheme == "rate" and not asked and penalty is None:
+        max_drop = 0.0
+    budget = Budget(max_drop, max_size, asked)
     if not os.path.exists(model):
         raise LqError(f"{model}: no such file")
     _import_quietly(debug)
@@ -244,6 +265,7 @@ def quantize(
         console.print(f"--distribute {distribute}: there is but one device, which has nothing to share with")
     job = model, data, output or _beside(model, ".tflite")
     settings |= target_settings(settings) | {"scheme": _scheme(scheme, bits, penalty), "budget": budget}
+    settings["wishes"] = task_wishes(settings)
     settings["say"] = console.print
     if dry_run:
         _show(plan(*job, **settings), as_json)
@@ -339,6 +361,7 @@ def explain(file: str, as_json: bool, debug: bool, **settings: Any) -> None:
 @click.option("--data", required=True, help="As for quantize.")
 @click.option("--target", type=click.Choice(TARGETS), help="Where to run it.  [default: what runs it]")
 @click.option("--preprocess", type=PreprocessingType(), help="As for quantize.")
+@task_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @model_options
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
@@ -347,13 +370,14 @@ def evaluate(file: str, data: str, as_json: bool, debug: bool, **settings: Any) 
     _import_quietly(debug)
     from lqconvert.evaluating import evaluate as run
 
-    _show(run(file, data, **settings), as_json)
+    _show(run(file, data, wishes=task_wishes(settings), **settings), as_json)
 
 
 @main.command()
 @click.argument("files", type=click.Path(), nargs=-1, required=True)
 @click.option("--data", required=True, help="As for quantize.")
 @click.option("--preprocess", type=PreprocessingType(), help="Of all files.  [default: found out for each]")
+@task_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @model_options
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
@@ -367,14 +391,14 @@ def compare(files: tuple[str, ...], data: str, as_json: bool, debug: bool, **set
     _import_quietly(debug)
     from lqconvert.comparing import compare as run
 
-    _show(run(files, data, **settings), as_json)
+    _show(run(files, data, wishes=task_wishes(settings), **settings), as_json)
 
 
 @main.command()
 @click.argument("files", type=click.Path(), nargs=-1, required=True)
 @click.option("--max-size", type=SizeType(), help="Of each file.")
 @click.option("--max-ram", type=SizeType(), help="Tensor arena in TFLite Micro, as measured on this machine.")
-@click.option("--min-accuracy", type=click.FloatRange(0, 1), metavar="SHARE", help="On the test split: 0.97.")
+@metric_options
 @click.option("--max-drop", type=click.FloatRange(0), metavar="POINTS", help="Under --baseline or --against.")
 @click.option("--baseline", type=click.Path(), help="The float model, or a .tflite: scored beside the file.")
 @click.option("--data", help="As for quantize: scores the file.")
@@ -382,6 +406,7 @@ def compare(files: tuple[str, ...], data: str, as_json: bool, debug: bool, **set
 @click.option("--against", type=click.Path(), help="Fail where the file grew since --save-baseline.")
 @click.option("--save-baseline", type=click.Path(), help="Write what was measured, if all budgets hold.")
 @click.option("--preprocess", type=PreprocessingType(), help="As for quantize.")
+@task_options
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a table for a job summary.")
 @click.option("--junit", type=click.Path(), help="Write JUnit XML.")
@@ -399,10 +424,11 @@ def check(
     """Holds FILES, .tflite of any tool, against budgets: exit code 1 where one is over one."""
     if len(files) > 1 and (against or save_baseline or junit or form == "json"):
         raise click.UsageError("--against, --save-baseline, --junit and --json take a single file")
-    budgets = ("max_size", "max_ram", "min_accuracy", "max_drop", "target")
+    limits = metric_limits(settings)
+    budgets = ("max_size", "max_ram", "max_drop", "target")
     source = click.get_current_context().get_parameter_source("save_baseline")
     asked = against or (save_baseline and source is ParameterSource.COMMANDLINE)
-    if not asked and all(settings[name] is None for name in budgets):
+    if not asked and not limits and all(settings[name] is None for name in budgets):
         raise click.UsageError("no budget to check: give --max-size, --min-accuracy, --against, ...")
     _import_quietly(debug)
 
@@ -410,12 +436,13 @@ def check(
     from lqconvert.checking import check as run
     from lqconvert.writing import Writer, make_folders, write_all
 
+    wishes = task_wishes(settings)
     make_folders(Path(path) for path in (junit, save_baseline) if path is not None)
     before = None if against is None else Measurements.load(against)
     results, broken = [], False
     for file in files:
         try:
-            result = run(file, data_spec=data, against=before, **settings)
+            result = run(file, data_spec=data, against=before, limits=limits, wishes=wishes, **settings)
         except LqError as error:
             if len(files) == 1:
                 raise
@@ -510,9 +537,7 @@ def sweep(
         model,
         data,
         folder,
-        done=lambda run: console.print(
-            f"{run.name}: {run.deflated_bytes:,} bytes, {abs(run.test_score):.4g}"
-        ),
+        done=lambda run: console.print(f"{run.name}: {run.deflated_bytes:,} bytes, {run.test_score:.4g}"),
         say=console.print,
         **model_settings,
         **settings,
@@ -528,14 +553,12 @@ def sweep(
             str(each.integers),
             f"{each.bytes:,}",
             f"{each.deflated_bytes:,}",
-            f"{abs(each.test_score):.4g}",
+            f"{each.test_score:.4g}",
             f"{each.minutes:.1f}",
         )
     layers = Table("layer", "weights", "bits", "validation score", "drop")
     for row in rows:
-        layers.add_row(
-            row.layer, f"{row.weights:,}", str(row.bits), f"{abs(row.score):.4g}", f"{row.drop:.3g}"
-        )
+        layers.add_row(row.layer, f"{row.weights:,}", str(row.bits), f"{row.score:.4g}", f"{row.drop:.3g}")
     for each_table in (table, layers):
         Console().print(each_table)
     figures = ", ".join(path.name for path in paths[:2])

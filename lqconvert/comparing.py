@@ -22,12 +22,13 @@ from lqconvert.evaluating import (
     shared_examples,
 )
 from lqconvert.inspecting_tflite import dimensions
+from lqconvert.metrics import agreement
 from lqconvert.noise import LayerNoise, decibels, layer_noise
 from lqconvert.output import Shown, Table
 from lqconvert.preprocessing import Preprocessing
-from lqconvert.scoring import agreement
 from lqconvert.splits import Data, as_numpy
 from lqconvert.targets import TFLM
+from lqconvert.tasks import Wishes
 from lqconvert.text import to_json
 
 #: Examples that the noise of layers is measured on.
@@ -57,8 +58,8 @@ class Comparison(Shown):
 
     def shown(self) -> Iterator[str | Table]:
         first = self.files[0].evaluation
-        score = "accuracy" if first.score_name == "accuracy" else "error"
-        table = Table("file", "bytes", "ratio", "download", score, "agrees", "latency", "arena")
+        scores = [score.label for score in first.scores]
+        table = Table("file", "bytes", "ratio", "download", *scores, "agrees", "latency", "arena")
         table.columns[0].overflow = "fold"
         for each in self.files:
             file = each.evaluation
@@ -67,7 +68,7 @@ class Comparison(Shown):
                 f"{file.size:,}",
                 f"{first.size / file.size:.1f}x",
                 f"{file.deflated_bytes:,}",
-                file.score_text,
+                *(score.text for score in file.scores),
                 _likeness(each),
                 f"{1e3 * file.latency_s:.3f} ms",
                 f"{file.arena_bytes:,}" if file.arena_bytes else "",
@@ -102,6 +103,7 @@ def compare(
     data_spec: str,
     *,
     preprocess: Preprocessing | None = None,
+    wishes: Wishes | None = None,
     input_shape: tuple[int, ...] | None = None,
     trust_model: bool = False,
 ) -> Comparison:
@@ -112,17 +114,18 @@ def compare(
         data_spec: see :func:`lqconvert.load_data`; without labels there are no scores.
         preprocess: what all of them were trained on; by default found out for each (see
             :func:`lqconvert.evaluate`).
-        input_shape, trust_model: see :func:`lqconvert.load_model`.
+        wishes, input_shape, trust_model: see :func:`lqconvert.evaluate`.
 
     Raises:
         LqError: if a file or the data cannot be read or run, or they do not fit together.
     """
     files = [open_file(path, input_shape=input_shape, trust_model=trust_model) for path in paths]
-    data = data_for(files, data_spec)
+    data = data_for(files, data_spec, wishes)
     examples = shared_examples(files, data)
     wanted = [preprocess or preprocessing_of(file, data) for file in files]
     measured = [measure(file, data, how, examples) for file, how in zip(files, wanted, strict=True)]
     reference = measured[0][1]
+    classifies = data.heads.single is not None and data.heads.single.classifies
     compared = []
     for number, (evaluation, outputs) in enumerate(measured):
         if outputs.shape != reference.shape:
@@ -131,7 +134,7 @@ def compare(
         compared.append(
             Compared(
                 evaluation,
-                agreement(outputs, reference) if number and data.labels == "classes" else None,
+                agreement(outputs, reference) if number and classifies else None,
                 decibels(np.sum(reference**2), np.sum((reference - outputs) ** 2)) if number else None,
                 _noise(both, data, examples[:NOISE_EXAMPLES]) if number else [],
             )

@@ -15,20 +15,23 @@ from lqconvert.datasets import load_data
 from lqconvert.deflating import gzipped
 from lqconvert.distributing import Distribution
 from lqconvert.errors import BudgetMissed, Interrupted, LqError
+from lqconvert.evaluating import outputs_of
 from lqconvert.exporting import Exported, convert, export, learned_codes
 from lqconvert.finetuning import Finetuned, Progress, finetune
 from lqconvert.firmware import c_sources
+from lqconvert.metrics import agreement, guesses
+from lqconvert.model_outputs import joined, predict
 from lqconvert.noise import layer_noise
 from lqconvert.preparing import Prepared, paths_of, prepare
 from lqconvert.preprocessing import Preprocessing
 from lqconvert.proving import PROOF_EXAMPLES, Limits, examples_in, prove, run, smallest
 from lqconvert.quantizers import QuantizedLayer
-from lqconvert.report import Exports, Measured, Report, TargetFile, layer_rows, versions
+from lqconvert.report import ClassRecall, Exports, Measured, Report, TargetFile, layer_rows, versions
 from lqconvert.runtime import Interface, Runner, isolated
 from lqconvert.schemes import Scheme
-from lqconvert.scoring import agreement, answers, joined, logits_of, predict, score_outputs
 from lqconvert.splits import Data, Split, as_numpy
 from lqconvert.targets import LITERT, Target
+from lqconvert.tasks import Score, Wishes
 from lqconvert.writing import Paths, Writer, make_folders, write_all
 
 
@@ -48,6 +51,8 @@ def quantize(
     rounding: str = "nearest",
     start: float | None = None,
     preprocess: Preprocessing | None = None,
+    wishes: Wishes | None = None,
+    steer_on: str = "auto",
     epochs: int | None = None,
     batch_size: int = 128,
     learning_rate: float | None = None,
@@ -73,12 +78,16 @@ def quantize(
         gzip: write OUTPUT.tflite.gz, too: a download that any inflater reads.
         html: write the report as a page with figures, too: an .html file that loads nothing.
         scheme: how scales are learned; ``Rate()`` by default.
-        budget: what the file may lose or weigh. By default it may lose nothing (``Budget(max_drop=0)``);
-            where a scheme is given, there is no budget. Schemes without a penalty take none.
+        budget: what the file may lose or weigh. By default it is to lose nothing, and is the best that was
+            reached where that is not to be had; where a scheme is given, there is no budget. Schemes without
+            a penalty take none.
         granularity: which weights share a scale; one for each output channel by default, but one
             for a Dense kernel with ``Rate()``: each scale costs bytes.
         epochs, learning_rate: what suits the scheme, by default.
         preprocess: what the model was trained on; found out by scoring the float model when None.
+        wishes: what outputs are for and how they are scored, where that is not to be found out.
+        steer_on: "validation", or "test-half": steer on one half of the test part and report on the other,
+            which is done by default where the float model was trained on the validation split.
         resume: go on from where a run into the same output was interrupted or died; the result is that of an
             undisturbed one. Where none did, this begins.
         input_shape, trust_model: see :func:`lqconvert.loading.load_model`.
@@ -94,8 +103,8 @@ def quantize(
 
     Raises:
         LqError: for every mistake of the user's; nothing is written then.
-        BudgetMissed: if no codes hold the budget. Where no file of the codes holds it, or its limits, the
-            codes alone are written.
+        BudgetMissed: if no codes hold a budget that was given. Where no file of the codes holds it, or its
+            limits, the codes alone are written.
         Interrupted: if Ctrl-C came before any codes held it.
     """
     distribution = distribution or Distribution()
@@ -115,6 +124,8 @@ def quantize(
             rounding=rounding,
             start=start,
             preprocess=preprocess,
+            wishes=wishes,
+            steer_on=steer_on,
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,
@@ -174,21 +185,27 @@ def _learn(
         say=say,
     )
     if budget.max_drop is not None:
-        best, asked = finetuned.best, f"{finetuned.floor:.4f} asked for ({budget})"
-        say(
-            f"quality on validation data at step {best.step:,}: {best.quality:.4f}, of {asked}"
-            f" less {finetuned.tolerance:.4f} (sampling error {best.sampling_error:.4f})"
-        )
-        if finetuned.seen:
+        best = finetuned.best
+        labels = ready.data.heads.criterion_labels
+        for label, quality, floor, tolerance in zip(
+            labels, best.qualities, finetuned.floors, finetuned.tolerances, strict=True
+        ):
+            say(
+                f"quality ({label}) on validation data at step {best.step:,}: {quality:.4f}, of {floor:.4f}"
+                f" asked for ({budget}) less {tolerance:.4f} (sampling error); a point is 0.01"
+            )
+        if finetuned.seen and not ready.steers_on_test:
             say("the float model is as good on validation as on training data: if it was trained on both,")
             say("it knows the answers, and the budget asks for more than it seems to")
         if finetuned.holds and not finetuned.best.step:
             say("nothing learned holds the budget: the weights stay as they were")
     if not finetuned.holds:
-        if not finetuned.finished:
+        if not finetuned.finished and (budget.asked or budget.max_size is not None):
             raise Interrupted(f"interrupted, {_missed(budget, finetuned)}; to go on, add --resume")
-        path.unlink()
-        raise BudgetMissed(_missed(budget, finetuned))
+        if budget.asked:
+            path.unlink()
+            raise BudgetMissed(_missed(budget, finetuned))
+        say(_best_so_far(ready, finetuned))
     if not finetuned.finished:
         say("interrupted: exporting the best so far; to go on, run the same command with --resume")
     return finetuned
@@ -203,12 +220,12 @@ def _export(
     exported = export(quantized, ready.batches)
     float_tflite = convert(ready.folded, integer=False)
 
-    test_labels = data.test.y
+    heads = data.heads
     teacher = predict(joined(ready.model), data.test, preprocess)
     fine_tuned = predict(joined(quantized), data.test, preprocess)
     runner, float_latency = Runner(exported.tflite), Runner(float_tflite).latency()
     outputs = runner.run(as_numpy(x) for _, x, _ in data.test.batches(256, preprocessing=preprocess))
-    classifies = data.labels == "classes" or logits_of(ready.model)[1] != ""
+    classifies = heads.single is not None and heads.single.answers_classes
     int8_file = Int8File(exported.tflite, exported.order, (preprocess.scale, preprocess.offset))
     codes: dict[Path, Writer] = {
         paths.codes: lambda path: learned_codes(quantized).save(path, int8_file),
@@ -232,9 +249,10 @@ def _export(
         data=data.name,
         splits=data.sizes,
         settings=ready.settings,
-        score_name=_score_name(data),
-        float_=Measured.of(float_tflite, score_outputs(teacher, test_labels, teacher), float_latency),
-        int8=Measured.of(exported.tflite, score_outputs(outputs, test_labels, teacher), runner.latency()),
+        tasks={head.output.name: head.describe() for head in heads},
+        criteria=heads.criterion_labels,
+        float_=Measured.of(float_tflite, heads.scores(teacher, data.test.y, teacher), float_latency),
+        int8=Measured.of(exported.tflite, heads.scores(outputs, data.test.y, teacher), runner.latency()),
         files=files,
         agreement_with_graph=agreement(outputs, fine_tuned) if classifies else None,
         agreement_with_float=agreement(outputs, teacher) if classifies else None,
@@ -244,7 +262,8 @@ def _export(
         outputs=output_scales,
         float_layers=ready.float_layers,
         layers=layer_rows(exported.codes),
-        bar=finetuned.floor if budget.max_drop is not None else None,
+        classes=_recalls(data, teacher, made.first),
+        bar=finetuned.floors if budget.max_drop is not None else None,
         best=finetuned.best,
         curve=finetuned.curve,
         finished=finetuned.finished,
@@ -265,6 +284,31 @@ def _export(
     return report
 
 
+def _recalls(
+    data: Data, teacher: np.ndarray, made: tuple[np.ndarray, np.ndarray] | None
+) -> list[ClassRecall]:
+    """Of every class of every output, by what the first target's file answers (places, outputs)."""
+    assert made is not None  # a run has data
+    places, outputs = made
+    heads, rows = data.heads, []
+    labels = heads.cut_labels(data.test.y[places])
+    for head, truth, before, after in zip(
+        heads, labels, heads.cut(teacher[places]), heads.cut(outputs), strict=True
+    ):
+        if not head.classifies:
+            continue
+        flat = (each.reshape(len(truth), -1) for each in (before, after))
+        was, now = (guesses(each, head.threshold) == truth for each in flat)
+        for label in np.unique(truth):
+            of = truth == label
+            name = head.class_names[label] if label < len(head.class_names) else str(label)
+            output = head.output.name if len(heads) > 1 else ""
+            rows.append(
+                ClassRecall(output, name, int(of.sum()), float(was[of].mean()), float(now[of].mean()))
+            )
+    return rows
+
+
 def _page(
     report: Report,
     data: Data,
@@ -283,8 +327,8 @@ def _page(
     assert made.first is not None  # a run has data
     examples, outputs = made.first
     float_outputs = teacher[examples]
-    if data.labels == "classes":
-        float_outputs, outputs = answers(float_outputs), answers(outputs)
+    if classifies:
+        float_outputs, outputs = (each.reshape(len(each), -1) for each in (float_outputs, outputs))
     different = most_different(float_outputs, outputs)
     raw = data.test.fetch(examples[different])
     evidence = Evidence(
@@ -336,13 +380,13 @@ def export_codes(
         raise LqError(f"{codes}: holds no int8 file that LiteRT loads ({error})") from error
     data = None
     if data_spec is not None:
-        data = load_data(data_spec, interface.input_shapes, interface.output_shape)
-        if data.labels == "none":
+        data = load_data(data_spec, interface.input_shapes, outputs_of(int8_file.tflite, interface))
+        if not data.labelled:
             raise LqError(f"{data_spec}: has no labels to score by; leave out --data")
     made = _files(int8_file, interface, paths, targets, limits, data, None)
     make_folders(paths.for_targets())
     write_all(made.writers)
-    return Exports(str(codes), len(int8_file.tflite), _score_name(data) if data else "", made.files)
+    return Exports(str(codes), len(int8_file.tflite), made.files)
 
 
 @dataclass
@@ -380,18 +424,21 @@ def _files(
     for target in targets:
         path = paths.tflite(target.name)
         tflite, proven = prove(int8_file.tflite, target, inputs, int8_file.layers, limits)
-        score, float_score, scored = None, None, 0
+        scores: tuple[Score, ...] = ()
+        float_scores: tuple[Score, ...] = ()
+        scored = 0
         if data is not None:
             scored = examples_in(target, proven.latency_s, data.test.size)
             part = order[:scored]
             batches = _int8_batches(interface, int8_file, data.test.pick(part))
             codes, labels = run(tflite, target, batches)
             outputs = interface.dequantize(codes)
-            truth = labels if teacher is None else teacher[part]
-            score = score_outputs(outputs, labels, truth)
+            answers = None if teacher is None else teacher[part]
+            scores = data.heads.scores(outputs, labels, answers)
             made.first = made.first or (part, outputs)
-            float_score = None if teacher is None else score_outputs(truth, labels, truth)
-        made.files.append(TargetFile(str(path), score, float_score, scored, proven))
+            if answers is not None:
+                float_scores = data.heads.scores(answers, labels, answers)
+        made.files.append(TargetFile(str(path), scores, float_scores, scored, proven))
         made.writers[path] = _writer(tflite)
         if paths.gzip:
             made.writers[paths.download(target.name)] = _writer(gzipped(tflite))
@@ -414,10 +461,6 @@ def _int8_batches(
         yield interface.quantize(as_numpy(x)), y.numpy()
 
 
-def _score_name(data: Data) -> str:
-    return "accuracy" if data.labels == "classes" else "mean squared error"
-
-
 def _writer(data: bytes) -> Writer:
     return lambda path: path.write_bytes(data)
 
@@ -426,6 +469,25 @@ def _missed(budget: Budget, finetuned: Finetuned) -> str:
     if budget.max_size is not None:
         smallest = min(point.bytes for point in finetuned.curve)
         return f"no codes of {budget}: the smallest file was {smallest:,} bytes"
-    best = max(finetuned.curve, key=lambda point: point.quality)
-    reached = f"{best.quality:.4f} at {best.bytes:,} bytes, {finetuned.floor:.4f} was asked for"
-    return f"no codes {budget}: the best quality on validation data was {reached}"
+    best = finetuned.best
+    reached = zip(best.qualities, finetuned.floors, strict=True)
+    worst = min(reached, key=lambda pair: pair[0] - pair[1])
+    listed = f"{worst[0]:.4f} at {best.bytes:,} bytes, {worst[1]:.4f} was asked for"
+    return f"no codes {budget}: the best quality on validation data was {listed}"
+
+
+def _best_so_far(ready: Prepared, finetuned: Finetuned) -> str:
+    """What is said where nobody asked for a budget, and nothing is as good as the float model."""
+    best = finetuned.best
+    drops = {
+        label: 100 * (floor - quality)
+        for label, quality, floor in zip(
+            ready.data.heads.criterion_labels, best.qualities, finetuned.floors, strict=True
+        )
+    }
+    label = max(drops, key=lambda name: drops[name])
+    weights = "weights of 8 bits, not learned" if not best.step else f"weights of step {best.step:,}"
+    return (
+        f"nothing is as good as the float model on validation data; the best is written: {weights}, "
+        f"{drops[label]:.2f} points of quality ({label}) under it. --max-drop says how much may be lost"
+    )

@@ -11,8 +11,8 @@ import importlib.resources
 import math
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -22,6 +22,7 @@ from lqconvert.arrays import load_npy, load_npz
 from lqconvert.errors import LqError, Terminated
 from lqconvert.image_files import UNREADABLE, ImageFolder, ZippedImages, decoded
 from lqconvert.splits import Data, Split
+from lqconvert.tasks import Head, Heads, Output, Wishes, find_head, head_labels
 
 KERAS_DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 TRAIN_FOLDERS, TEST_FOLDERS = ("train", "training"), ("test", "testing", "val", "valid", "validation")
@@ -32,70 +33,182 @@ CACHED_BYTES = 1 << 28
 def load_data(
     spec: str,
     input_shape: tuple[int | None, ...] | dict[str, tuple[int, ...]],
-    outputs: int | tuple[int | None, ...],
+    outputs: int | tuple[int | None, ...] | Sequence[Output],
+    wishes: Wishes | None = None,
 ) -> Data:
-    """Finds, checks and splits a data set.
+    """Finds, checks and splits a data set, and finds out what each output of the model is for.
 
     Args:
         spec: a name (digits, mnist, fashion_mnist, cifar10, cifar100), a .npz, a .npy, a folder or zip of
             class folders of images, tfds:NAME, or module:function.
         input_shape: the model's, without the batch axis; by name where it may have several inputs.
-        outputs: the shape of what the model gives, without the batch axis, or the length of its only one:
-            class labels must be below the last axis, other targets have as many values.
+        outputs: the model's, or the shape of its only one, without the batch axis, or the length of that.
+        wishes: what the user says of the outputs' tasks.
 
     For several inputs the data are a .npz of an array for each, by the inputs' names (NAME, or NAME_train and
-    NAME_test).
+    NAME_test). So are the labels of several outputs (NAME or y_NAME); one array y may hold them all, as
+    columns one behind the other.
 
     The split is always the same, whatever the seed of a run: a float model may have been trained on it.
 
     Raises:
         LqError: if the data cannot be found or read, or do not fit the model.
     """
-    path = Path(spec)
-    given = (outputs,) if isinstance(outputs, int) else outputs or (1,)
-    names: list[str] = []
-    several: dict[str, tuple[int, ...]] = {}
-    if isinstance(input_shape, dict):
-        several = input_shape if len(input_shape) > 1 else {}
-        shapes = list(input_shape.values())
-        input_shape = shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
-    if several:
-        arrays = _several(path, several)
-        kind, pixels = _kind(spec, arrays, given)[0], False
-        train, test = (_array_split(spec, part, input_shape, given, kind) for part in arrays)
-        train, test = (replace(part, parts=tuple(several.values())) for part in (train, test))
-    elif path.exists() and (path.is_dir() or path.suffix == ".zip"):
-        train, test, names = _image_folders(path, input_shape)
-        kind, pixels = "classes", True
+    wishes, outputs = wishes or Wishes(), _outputs(outputs)
+    wishes.check(outputs)
+    source = _source(spec, input_shape, outputs, wishes)
+    train, test = source.train, source.test
+    if train.x.size < 20:
+        raise LqError(f"{spec}: {train.x.size} examples are too few to split; give at least 20")
+    labels = [_labels_of(spec, train.y, output, outputs) for output in outputs]
+    heads = Heads(
+        tuple(
+            find_head(spec, output, label, train.inputs, wishes, class_names=source.class_names)
+            for output, label in zip(outputs, labels, strict=True)
+        )
+    )
+    splits = [train.x.relabelled(_joined_labels(spec, heads, train, outputs))]
+    if test.x.size:
+        splits.append(test.x.relabelled(_joined_labels(spec, heads, test, outputs)))
     else:
-        arrays = _arrays(spec, len(input_shape))
-        kind, pixels = _kind(spec, arrays, given)
-        train, test = (_array_split(spec, part, input_shape, given, kind) for part in arrays)
-    classes = given[-1] or 1
-    if kind == "classes" and math.prod(n or 1 for n in given) > classes:
-        raise LqError(f"{spec}: one label for each example, but the model's answers are of shape {given}")
-    if kind == "classes" and names and len(names) != max(classes, 2):  # labels are places among the names
-        raise LqError(f"{spec}: {len(names)} class folders, but the model has {classes} outputs")
-    if train.size < 20:
-        raise LqError(f"{spec}: {train.size} examples are too few to split; give at least 20")
-    if test.size == 0:
-        order = np.random.default_rng(0).permutation(train.size)
-        held_out = max(train.size // 5, 5)
-        test, train = train.pick(order[:held_out]), train.pick(order[held_out:])
-    order = np.random.default_rng(0).permutation(train.size)
+        order = np.random.default_rng(0).permutation(train.x.size)
+        held_out = max(train.x.size // 5, 5)
+        splits = [splits[0].pick(order[held_out:]), splits[0].pick(order[:held_out])]
+    order = np.random.default_rng(0).permutation(splits[0].size)
     # Enough to tell a drop from noise: a quarter of a small set, a tenth of a large one.
-    held_out = max(5, min(train.size // 4, max(2000, train.size // 10), 5000))
+    held_out = max(5, min(splits[0].size // 4, max(2000, splits[0].size // 10), 5000))
     return Data(
-        spec, train.pick(np.sort(order[held_out:])), train.pick(order[:held_out]), test, kind, pixels, names
+        spec,
+        splits[0].pick(np.sort(order[held_out:])),
+        splits[0].pick(order[:held_out]),
+        splits[1],
+        heads,
+        source.pixels,
+        own_test=test.x.size > 0,
+        notes=source.notes,
     )
 
 
-Arrays = tuple[np.ndarray, "np.ndarray | None"]
+#: An array, one for each output by name (or in order), or none.
+Labels = Any
 
 
-def _arrays(spec: str, input_rank: int) -> tuple[Arrays, Arrays]:
+@dataclass(frozen=True)
+class _Part:
+    """The training or the test part of a source: its examples, without labels, and these as given."""
+
+    x: Split
+    y: Labels
+    inputs: np.ndarray  # [n, ...] in memory; of files, and of several inputs, only as long
+
+
+@dataclass(frozen=True)
+class _Source:
+    train: _Part
+    test: _Part
+    pixels: bool  # integers in 0..255
+    class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _outputs(outputs: int | tuple[int | None, ...] | Sequence[Output]) -> list[Output]:
+    if isinstance(outputs, int):
+        return [Output("", (outputs,))]
+    if all(isinstance(each, Output) for each in outputs) and outputs:
+        return list(outputs)  # type: ignore[arg-type]
+    return [Output("", tuple(n or 1 for n in outputs) or (1,))]  # type: ignore[misc]
+
+
+def _source(
+    spec: str,
+    input_shape: tuple[int | None, ...] | dict[str, tuple[int, ...]],
+    outputs: list[Output],
+    wishes: Wishes,
+) -> _Source:
+    path = Path(spec)
+    if isinstance(input_shape, dict) and len(input_shape) > 1:
+        arrays, notes = _several(path, input_shape, outputs)
+        flat = (sum(map(math.prod, input_shape.values())),)
+        train, test = (_part(spec, part, flat, parts=tuple(input_shape.values())) for part in arrays)
+        return _Source(train, test, pixels=False, notes=notes)
+    if isinstance(input_shape, dict):
+        (input_shape,) = input_shape.values()
+    if path.exists() and (path.is_dir() or path.suffix == ".zip"):
+        return _image_folders(path, input_shape, outputs[0], wishes)
+    arrays, notes = _arrays(spec, len(input_shape), outputs)
+    x = arrays[0][0]
+    if x.dtype.kind not in "uifb":
+        raise LqError(f"{spec}: inputs of type {x.dtype}; give numbers")
+    pixels = x.dtype == np.uint8 or (x.dtype.kind in "ui" and x.size > 0 and x.min() >= 0 and x.max() <= 255)
+    train, test = (_part(spec, part, input_shape) for part in arrays)
+    return _Source(train, test, pixels, notes=notes)
+
+
+def _labels_of(spec: str, labels: Labels, output: Output, outputs: list[Output]) -> np.ndarray | None:
+    """The labels of an output, as they were given; None where there are none."""
+    if labels is None:
+        return None
+    if isinstance(labels, dict):
+        return None if output.name not in labels else np.asarray(labels[output.name])
+    if isinstance(labels, (list, tuple)) and len(labels) == len(outputs) > 1:
+        return np.asarray(labels[outputs.index(output)])
+    array = np.asarray(labels)
+    if len(outputs) == 1:
+        return array
+    ends = np.cumsum([each.size for each in outputs])
+    if array.ndim != 2 or array.shape[1] != ends[-1]:
+        names = ", ".join(each.name for each in outputs)
+        raise LqError(f"{spec}: the model has several outputs; give the labels of each by its name: {names}")
+    place = outputs.index(output)
+    return array[:, ends[place] - output.size : ends[place]]
+
+
+def _joined_labels(spec: str, heads: Heads, part: _Part, outputs: list[Output]) -> np.ndarray:
+    """All labels of a part as :class:`Heads` joins them."""
+    count, columns = part.x.size, []
+    for head in heads:
+        labels = _labels_of(spec, part.y, head.output, outputs)
+        if head.task == "reconstruction":
+            columns.append(_reconstruction_labels(spec, head, labels, part.inputs))
+        elif not head.label_size:
+            columns.append(np.zeros((count, 0), np.float32))
+        elif labels is None:
+            raise LqError(f"{spec}: the training part has labels, the test part has none (y_test)")
+        else:
+            columns.append(head_labels(spec, head, labels, count))
+    return heads.join_labels(columns)
+
+
+def _reconstruction_labels(
+    spec: str, head: Head, labels: np.ndarray | None, inputs: np.ndarray
+) -> np.ndarray:
+    """The inputs, and of each example whether it is an anomaly (NaN where that is not known)."""
+    anomalies = np.full(len(inputs), np.nan, np.float32)
+    if labels is not None and labels.size == len(labels):
+        if len(labels) != len(inputs):
+            raise LqError(f"{spec}: {len(inputs)} inputs but {len(labels)} labels")
+        anomalies = labels.reshape(-1).astype(np.float32)
+    flat = inputs.reshape(len(inputs), -1).astype(np.float32)
+    if flat.shape[1] != head.output.size:
+        wanted = f"what is reconstructed has {head.output.size}"
+        raise LqError(f"{spec}: inputs of {flat.shape[1]} values, but {wanted}")
+    return np.concatenate([flat, anomalies[:, np.newaxis]], axis=1)
+
+
+Arrays = tuple[np.ndarray, Labels]
+#: Train and test, and what the user is to know of them.
+Found = tuple[tuple[Arrays, Arrays], tuple[str, ...]]
+
+
+def _arrays(spec: str, input_rank: int, outputs: list[Output]) -> Found:
     """(x, y) of train and of test (empty where the source has none), as they lie in the source."""
     path = Path(spec)
+    if path.suffix == ".npz" and path.exists():
+        return _npz(path, outputs)
+    return _named(spec, path, input_rank), ()
+
+
+def _named(spec: str, path: Path, input_rank: int) -> tuple[Arrays, Arrays]:
     if spec == "digits":
         with importlib.resources.files("lqconvert").joinpath("data/digits.npz").open("rb") as file:
             archive = np.load(file)
@@ -103,8 +216,6 @@ def _arrays(spec: str, input_rank: int) -> tuple[Arrays, Arrays]:
         return (x, y), (x[:0], y[:0])
     if spec in KERAS_DATASETS:
         return _keras_dataset(spec)
-    if path.suffix == ".npz" and path.exists():
-        return _npz(path)
     if path.suffix == ".npy" and path.exists():
         x = _array(spec, load_npy(path))
         return (x, None), (x[:0], None)
@@ -118,7 +229,7 @@ def _arrays(spec: str, input_rank: int) -> tuple[Arrays, Arrays]:
     raise LqError(f"{spec}: no such data; give a file, a folder of class folders, or one of {known}")
 
 
-def _several(path: Path, inputs: dict[str, tuple[int, ...]]) -> tuple[Arrays, Arrays]:
+def _several(path: Path, inputs: dict[str, tuple[int, ...]], outputs: list[Output]) -> Found:
     """(x, y) of train and of test, x float32 [n, total]: the inputs flat, one behind the other."""
     if path.suffix != ".npz" or not path.exists():
         raise LqError(f"{path}: a model of several inputs takes a .npz with {', '.join(inputs)} (and y)")
@@ -130,38 +241,62 @@ def _several(path: Path, inputs: dict[str, tuple[int, ...]]) -> tuple[Arrays, Ar
             return None
         parts = []
         for name, shape in inputs.items():
-            x = _array(f"{path}: {name + suffix}", arrays[name + suffix])
+            x = _array(f"{path}: {name + suffix}", arrays.pop(name + suffix))
             if x.shape[1:] != shape:
                 raise LqError(f"{path}: {name + suffix} is {x.shape}, the model takes (n, {shape})")
             parts.append(x.reshape(len(x), -1))
         if len({len(x) for x in parts}) > 1:
             raise LqError(f"{path}: the inputs have different numbers of examples")
-        return np.concatenate(parts, axis=1, dtype=np.float32), arrays.get(f"y{suffix}")
+        return np.concatenate(parts, axis=1, dtype=np.float32), _labels(path, arrays, suffix, outputs)
 
+    held = ", ".join(arrays) or "nothing"
     train, test = part("_train") or part(""), part("_test")
     if train is None:
-        raise LqError(f"{path}: holds {', '.join(arrays) or 'nothing'}; give {', '.join(inputs)} (and y)")
-    return train, test or (train[0][:0], None)
+        raise LqError(f"{path}: holds {held}; give {', '.join(inputs)} (and y)")
+    return (train, test or (train[0][:0], None)), _unused(path, arrays)
 
 
-def _npz(path: Path) -> tuple[Arrays, Arrays]:
-    given = load_npz(path)
-    used = ("x", "y", "x_train", "y_train", "x_test", "y_test")
-    arrays = {name: _array(f"{path}: {name}", given[name]) for name in used if name in given}
-    if "x_train" in arrays:
-        x = arrays["x_train"]
-        test = (arrays.get("x_test", x[:0]), arrays.get("y_test"))
-        return (x, arrays.get("y_train")), test
-    if "x" in arrays:
-        return (arrays["x"], arrays.get("y")), (arrays["x"][:0], None)
-    raise LqError(
-        f"{path}: holds {', '.join(given) or 'nothing'}; give x_train, y_train, x_test, y_test or x, y"
-    )
+def _npz(path: Path, outputs: list[Output]) -> Found:
+    arrays = load_npz(path)
+    held = ", ".join(arrays) or "nothing"
+
+    def part(suffix: str) -> Arrays | None:
+        if f"x{suffix}" not in arrays:
+            return None
+        x = _array(f"{path}: x{suffix}", arrays.pop(f"x{suffix}"))
+        return x, _labels(path, arrays, suffix, outputs)
+
+    train = part("_train")
+    test = part("_test") if train else None
+    train = train or part("")
+    if train is None:
+        raise LqError(f"{path}: holds {held}; give x_train, y_train, x_test, y_test or x, y")
+    return (train, test or (train[0][:0], None)), _unused(path, arrays)
 
 
-def _array(source: str, array: np.ndarray) -> np.ndarray:
-    """The array, if it is one of numbers with an axis of examples."""
-    if array.ndim == 0 or array.dtype.kind not in "uifb":
+def _labels(path: Path, arrays: dict[str, np.ndarray], suffix: str, outputs: list[Output]) -> Labels:
+    """The labels of a part, taken from the arrays: by name where there are several outputs."""
+    names = [output.name for output in outputs if output.name]
+    found = {}
+    for name in names if len(names) > 1 else []:
+        for key in (f"y_{name}{suffix}", f"{name}{suffix}"):
+            if key in arrays:
+                found[name] = _array(f"{path}: {key}", arrays.pop(key), named=True)
+                break
+    if found:
+        return found
+    keys = [f"y{suffix}", *(f"{name}{suffix}" for name in names[:1] if len(names) == 1)]
+    held = [key for key in keys if key in arrays]
+    return _array(f"{path}: {held[0]}", arrays.pop(held[0]), named=True) if held else None
+
+
+def _unused(path: Path, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
+    return (f"{path}: nothing uses {', '.join(arrays)}",) if arrays else ()
+
+
+def _array(source: str, array: np.ndarray, *, named: bool = False) -> np.ndarray:
+    """The array, if it is one of numbers (or of classes' names) with an axis of examples."""
+    if array.ndim == 0 or array.dtype.kind not in ("uifbUS" if named else "uifb"):
         raise LqError(f"{source}: a {array.dtype} of shape {array.shape}; give numbers, one row an example")
     return array
 
@@ -171,7 +306,7 @@ def _keras_dataset(name: str) -> tuple[Arrays, Arrays]:
     folders = [Path(os.environ["LQCONVERT_DATA"])] if os.environ.get("LQCONVERT_DATA") else []
     for folder in [*folders, cache]:
         if (folder / f"{name}.npz").exists():
-            return _npz(folder / f"{name}.npz")
+            return _npz(folder / f"{name}.npz", [])[0]
     import tf_keras
 
     try:
@@ -255,38 +390,10 @@ def _stacked(spec: str, dataset: Any, input_rank: int) -> Arrays:
     return x, y[0] if y else None
 
 
-def _kind(spec: str, arrays: tuple[Arrays, Arrays], outputs: tuple[int | None, ...]) -> tuple[str, bool]:
-    """("classes", "values" or "none"; whether the inputs are integers in 0..255)."""
-    (x, y), _ = arrays
-    if x.dtype.kind not in "uifb":
-        raise LqError(f"{spec}: inputs of type {x.dtype}; give numbers")
-    pixels = x.dtype == np.uint8 or (x.dtype.kind in "ui" and x.size > 0 and x.min() >= 0 and x.max() <= 255)
-    if y is None:
-        return "none", pixels
-    y = np.asarray(y)
-    if y.dtype.kind not in "uifb":
-        raise LqError(f"{spec}: labels of type {y.dtype}; give numbers")
-    single = y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)
-    whole = single and y.dtype.kind in "uib"
-    as_wide = not single and outputs == y.shape[1:] and y.ndim == 2
-    one_hot = as_wide and bool(np.all((y == 0) | (y == 1)) and np.all(y.sum(axis=1) == 1))
-    return ("classes" if whole or one_hot else "values"), pixels
-
-
-def _array_split(
-    spec: str,
-    part: Arrays,
-    input_shape: tuple[int | None, ...],
-    outputs: tuple[int | None, ...],
-    kind: str,
-) -> Split:
+def _part(
+    spec: str, part: Arrays, input_shape: tuple[int | None, ...], *, parts: tuple[tuple[int, ...], ...] = ()
+) -> _Part:
     x, y = np.asarray(part[0]), part[1]
-    if len(x) == 0 and y is None:
-        y = np.zeros(0, np.int64)
-    if y is None and kind != "none":
-        raise LqError(f"{spec}: the training part has labels, the test part has none (y_test)")
-    if y is not None and len(y) != len(x):
-        raise LqError(f"{spec}: {len(x)} inputs but {len(y)} labels")
     shape = tuple(b if a is None else a for a, b in zip(input_shape, x.shape[1:], strict=False))
     same_size = len(x) == 0 or np.prod(x.shape[1:]) == np.prod([n or 1 for n in input_shape])
     fits = len(shape) == len(x.shape[1:]) == len(input_shape) and shape == x.shape[1:]
@@ -303,29 +410,17 @@ def _array_split(
     elif x.dtype != np.uint8 and x.size and x.min() >= 0 and x.max() <= 255:
         x = x.astype(np.uint8)
     kept = x.dtype if x.dtype in (np.uint8, np.float32) else np.dtype(np.float32)
-    if kind == "none" or y is None:
-        y = np.zeros((len(x), 0), np.float32)
-    elif kind == "values":
-        y = np.asarray(y, np.float32).reshape(len(x), math.prod(np.shape(y)[1:]))
-        if not np.all(np.isfinite(y)):
-            raise LqError(f"{spec}: the labels contain NaN or infinite values")
-        given = math.prod(n or 1 for n in outputs)
-        if None not in outputs and len(y) and y.shape[1] != given:
-            values = f"{y.shape[1]} values for each example, but the model gives {given}"
-            raise LqError(f"{spec}: labels of {values}; numbers of classes have to be integers")
-    else:
-        y = np.asarray(y)
-        y = (y.argmax(axis=1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(len(y))).astype(np.int64)
-        classes = outputs[-1] or 1
-        wrong = y[(y < 0) | (y >= max(classes, 2))]
-        if len(wrong):
-            raise LqError(f"{spec}: label {wrong[0]} is out of range: the model has {classes} outputs")
-    specs = ((tuple(shape), kept.name), (y.shape[1:], y.dtype.name))
+    specs = ((tuple(shape), kept.name), ((0,), "float32"))
     # Other integers become floats as they are asked for: of int8 that is four times as much.
-    return Split(y, lambda index: x[index].astype(kept, copy=False), specs)
+    split = Split(
+        np.zeros((len(x), 0), np.float32), lambda index: x[index].astype(kept, copy=False), specs, parts
+    )
+    return _Part(split, y, x if not parts else x[:, :0])
 
 
-def _image_folders(path: Path, input_shape: tuple[int | None, ...]) -> tuple[Split, Split, list[str]]:
+def _image_folders(
+    path: Path, input_shape: tuple[int | None, ...], output: Output, wishes: Wishes
+) -> _Source:
     """Train and test splits of a folder or zip of class folders, decoded as they are asked for."""
     if len(input_shape) != 3 or input_shape[2] not in (1, 3):
         raise LqError(f"{path}: a folder of images, but the model takes {input_shape}, not images")
@@ -347,18 +442,41 @@ def _image_folders(path: Path, input_shape: tuple[int | None, ...]) -> tuple[Spl
     if len(depths) > 1:
         one, other = list(depths.values())[:2]
         raise LqError(f"{path}: {one} and {other} are at different depths: which folders are classes?")
-    names = sorted(set(folders))
-    places = {name: place for place, name in enumerate(names)}
+    names, places = _classes(path, sorted(set(folders)), output, wishes)
     labels = np.array([places[folder] for folder in folders], np.int64)
     fetch = _decoding(path, files, input_shape)  # type: ignore[arg-type]
 
-    def split(chosen: np.ndarray) -> Split:
+    def chosen_part(chosen: np.ndarray) -> _Part:
         (numbers,) = np.nonzero(chosen)
-        specs = ((input_shape, "uint8"), ((), "int64"))
-        return Split(labels[numbers], lambda index: fetch(numbers[index]), specs)  # type: ignore[arg-type]
+        specs: Any = ((input_shape, "uint8"), ((0,), "float32"))
+        unlabelled = np.zeros((len(numbers), 0), np.float32)
+        inputs = np.broadcast_to(np.uint8(0), (len(numbers), *input_shape))  # type: ignore[arg-type]
+        return _Part(Split(unlabelled, lambda index: fetch(numbers[index]), specs), labels[numbers], inputs)
 
     test = parts == min(parts[parts >= 0], default=len(TEST_FOLDERS))
-    return split(parts < 0), split(test), names
+    return _Source(chosen_part(parts < 0), chosen_part(test), pixels=True, class_names=names)
+
+
+def _classes(
+    path: Path, folders: list[str], output: Output, wishes: Wishes
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The names of the model's classes, where they are known, and the class that each folder is of.
+
+    The folders may be some of the classes only: their names then say which, by ``--classes`` or as numbers.
+    """
+    if wishes.classes:
+        missing = [name for name in folders if name not in wishes.classes]
+        if missing:
+            raise LqError(f"{path}: folder {missing[0]} is none of the names in --classes")
+        return wishes.classes, {name: wishes.classes.index(name) for name in folders}
+    numbered = all(name.isascii() and name.isdigit() and int(name) < output.classes for name in folders)
+    if numbered and len(folders) < output.classes:
+        return (), {name: int(name) for name in folders}
+    if len(folders) != max(output.classes, 2):
+        way = "name the model's classes with --classes FILE" if len(folders) < output.classes else ""
+        counts = f"{len(folders)} class folders, but the model has {output.classes} outputs"
+        raise LqError(f"{path}: {counts}{way and f'; {way}'}")
+    return tuple(folders), {name: place for place, name in enumerate(folders)}
 
 
 def _decoding(

@@ -60,10 +60,10 @@ def curve(
     figure, axis = _figure()
     steps = [point.step for point in points]
     for name, text, style in [(field, label, "o-"), *([(*extra, "s--")] if extra else [])]:
-        values = [abs(getattr(point, name)) for point in points]
+        values = [getattr(point, name) for point in points]
         color = AFTER if name == field else BEFORE
         axis.plot(steps, values, style, color=color, label=text)
-    axis.plot(best.step, abs(getattr(best, field)), "o", label="exported", **_ring())
+    axis.plot(best.step, getattr(best, field), "o", label="exported", **_ring())
     axis.set(xlabel="step", ylabel=label)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if field == "bytes":
@@ -74,16 +74,18 @@ def curve(
 
 
 @defaults(STYLE)
-def budget_curve(points: Sequence[Point], best: Point, bar: float | None, budget: Budget, label: str) -> str:
+def budget_curve(
+    points: Sequence[Point], best: Point, bars: Sequence[float], budget: Budget, label: str
+) -> str:
     """Quality on validation data against bytes: what was looked at, what was exported, what was asked for."""
     figure, axis = _figure()
     axis.plot(
-        [point.bytes for point in points], [abs(point.quality) for point in points], "o", color=AFTER,
+        [point.bytes for point in points], [point.quality for point in points], "o", color=AFTER,
         label="looked at",
     )  # fmt: skip
-    axis.plot(best.bytes, abs(best.quality), "o", label="exported", **_ring())
-    if bar is not None:
-        axis.axhline(abs(bar), color=MARK, linestyle="--", label="budget")
+    axis.plot(best.bytes, best.quality, "o", label="exported", **_ring())
+    for bar in bars[:1]:
+        axis.axhline(bar, color=MARK, linestyle="--", label="budget")
     if budget.max_size is not None:
         axis.axvline(budget.max_size, color=MARK, linestyle="--", label="budget")
     axis.set(xlabel="bytes of the file", ylabel=label)

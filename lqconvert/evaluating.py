@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,14 +20,14 @@ from lqconvert.flatbuffer import operator_name, read
 from lqconvert.inspecting_tflite import dimensions
 from lqconvert.output import Shown, Table
 from lqconvert.packing import DECODE
-from lqconvert.preprocessing import PREPROCESSINGS, Preprocessing, choose_preprocessing
+from lqconvert.preprocessing import PREPROCESSINGS, Choice, Preprocessing, choose_preprocessing
 from lqconvert.proving import examples_in
 from lqconvert.reading import read_bytes
 from lqconvert.runtime import Interface, isolated, run_micro
-from lqconvert.scoring import answers, score_outputs
 from lqconvert.splits import Data, as_numpy
 from lqconvert.targets import LITERT, TARGETS, TFLM, Target
-from lqconvert.text import printable
+from lqconvert.tasks import Output, Score, Wishes
+from lqconvert.text import printable, to_json
 
 #: The seconds of an inference in TFLite Micro are the median over so many.
 MICRO_RUNS = 16
@@ -43,24 +44,28 @@ class Evaluation(Shown):
     runtime: str  # package and version
     size: int  # bytes of the .tflite; of a Keras model, of its float32 .tflite
     deflated_bytes: int
-    score: float | None  # of the test split: accuracy, or minus the mean squared error; None without labels
-    score_name: str
+    scores: tuple[Score, ...]  # of the test split; none without labels
     examples: int  # that it was scored on
     preprocess: str
     latency_s: float
     arena_bytes: int | None  # None for LiteRT, which has no arena of a fixed size
 
     @property
-    def score_text(self) -> str:
-        if self.score is None:
-            return ""
-        return f"{self.score:.2%}" if self.score_name == "accuracy" else f"{abs(self.score):.4g}"
+    def score(self) -> float | None:
+        """The first of them."""
+        return self.scores[0].value if self.scores else None
+
+    def to_json(self) -> str:
+        """As JSON; the first score is at hand for scripts."""
+        first = {"score": self.score, "score_name": self.scores[0].label if self.scores else ""}
+        return to_json(dataclasses.asdict(self) | first)
 
     def shown(self) -> Iterator[str | Table]:
         table = Table("", self.file)
         table.add_row("bytes", f"{self.size:,}")
         table.add_row("download", f"{self.deflated_bytes:,}")
-        table.add_row(f"test {self.score_name}", self.score_text)
+        for score in self.scores:
+            table.add_row(f"test {score.label}", score.text)
         table.add_row("of test examples", f"{self.examples:,}")
         table.add_row("preprocessing", self.preprocess)
         table.add_row("latency here", f"{1e3 * self.latency_s:.3f} ms")
@@ -76,6 +81,7 @@ def evaluate(
     *,
     target: str | None = None,
     preprocess: Preprocessing | None = None,
+    wishes: Wishes | None = None,
     input_shape: tuple[int, ...] | None = None,
     trust_model: bool = False,
 ) -> Evaluation:
@@ -88,14 +94,15 @@ def evaluate(
         preprocess: what the model was trained on. By default that under which pixels fill the range of a
             quantized input, or else the one of the best score on the validation split; none where
             the data are no pixels and no better than chance under any.
+        wishes: what the user says of the outputs' tasks.
         input_shape, trust_model: see :func:`lqconvert.load_model`.
 
     Raises:
         LqError: if the file or the data cannot be read, do not fit together, or the target does not run it.
     """
     file = open_file(path, target=target, input_shape=input_shape, trust_model=trust_model)
-    data = data_for([file], data_spec)
-    if data.labels == "none":
+    data = data_for([file], data_spec, wishes)
+    if not data.labelled:
         raise LqError(f"{data_spec}: has no labels to score by")
     preprocess = preprocess or preprocessing_of(file, data)
     return measure(file, data, preprocess, shared_examples([file], data))[0]
@@ -161,7 +168,7 @@ def _float32(path: Path, input_shape: tuple[int, ...] | None, trust_model: bool)
     return convert(load_model(path, input_shape=input_shape, trust_model=trust_model), integer=False)
 
 
-def data_for(files: Sequence[Runnable], data_spec: str) -> Data:
+def data_for(files: Sequence[Runnable], data_spec: str, wishes: Wishes | None = None) -> Data:
     """The data set, loaded for files that all take and give the same."""
     first, *others = files
     for other in others:
@@ -174,7 +181,35 @@ def data_for(files: Sequence[Runnable], data_spec: str) -> Data:
         raise LqError(
             f"{first.name}: its inputs have no names (--strip-all), and no data can be found for each"
         )
-    return load_data(data_spec, shapes, first.interface.output_shape)
+    data = load_data(data_spec, shapes, outputs_of(first.tflite, first.interface), wishes)
+    if any(head.task == "reconstruction" for head in data.heads):
+        data = data.retargeted(_choose(first, data).target)
+    return data
+
+
+#: Operators that give probabilities or unit vectors, and those that leave values as they are.
+ACTIVATIONS = {"SOFTMAX": "softmax", "LOGISTIC": "sigmoid", "L2_NORMALIZATION": "l2"}
+UNCHANGED = ("QUANTIZE", "DEQUANTIZE", "RESHAPE")
+
+
+def outputs_of(tflite: bytes, interface: Interface) -> list[Output]:
+    """What is known of a file's outputs, in order."""
+    flat = read(tflite)
+    graph = flat.subgraphs[0]
+    makers = {int(index): operator for operator in graph.operators for index in operator.outputs}
+
+    def activation(index: int) -> str:
+        operator = makers.get(index)
+        name = operator_name(flat, operator) if operator is not None else ""
+        if operator is not None and name in UNCHANGED and len(operator.inputs):
+            del makers[index]  # a hostile file may go in circles
+            return activation(int(operator.inputs[0]))
+        return ACTIVATIONS.get(name, "")
+
+    return [
+        Output(_plain(detail["name"]), tuple(int(n) for n in detail["shape"][1:]), activation(int(index)))
+        for detail, index in zip(interface.outputs, graph.outputs, strict=True)
+    ]
 
 
 def _ports(file: Runnable) -> str:
@@ -189,7 +224,7 @@ def _ports(file: Runnable) -> str:
 
 def _plain(name: str) -> str:
     """An input's name without what converters put around it."""
-    return re.sub(r"^serving_default_|:0$", "", name)
+    return re.sub(r"^serving_default_|:0$", "", name).removesuffix("_quantized")
 
 
 def preprocessing_of(file: Runnable, data: Data) -> Preprocessing:
@@ -205,15 +240,19 @@ def preprocessing_of(file: Runnable, data: Data) -> Preprocessing:
             ends = known.offset, 255 * known.scale + known.offset
             if np.allclose(ends, (low, high), atol=2 * scale):
                 return known
-    if data.labels == "none":
+    if not data.labelled:
         return Preprocessing()
-    samples = examples_in(file.target, len(PREPROCESSINGS) * file.latency_s, 2000)
     try:
-        return choose_preprocessing(lambda x: file.predict([x]), data, samples=samples)[0]
+        return _choose(file, data).preprocessing
     except LqError:  # no better than chance: it may just be bad, which is for its score to say
         if data.integer_pixels:
             raise
         return Preprocessing()
+
+
+def _choose(file: Runnable, data: Data) -> Choice:
+    samples = examples_in(file.target, len(PREPROCESSINGS) * file.latency_s, 2000)
+    return choose_preprocessing(lambda x: file.predict([x]), data, samples=samples)
 
 
 def fed(file: Runnable, data: Data, preprocess: Preprocessing) -> Preprocessing:
@@ -262,9 +301,9 @@ def measure(
     part = data.test.pick(examples)
     batches = part.batches(256, preprocessing=fed(file, data, preprocess))
     outputs = file.predict(as_numpy(x) for _, x, _ in batches)
-    labels = part.y
-    if data.labels == "classes":  # other tools' files may have axes of length 1 before it
-        outputs = answers(outputs)
+    head = data.heads.single
+    if head is not None and head.classifies:  # other tools' files may have axes of length 1 before it
+        outputs = outputs.reshape(len(outputs), -1)
         if outputs.shape[1] != file.interface.output_units:
             raise LqError(
                 f"{file.name}: gives more than one answer for an example; {data.name} has one label"
@@ -275,8 +314,7 @@ def measure(
         file.target.runtime,
         len(file.tflite),
         deflated(file.tflite),
-        None if data.labels == "none" else score_outputs(outputs, labels, labels),
-        "accuracy" if data.labels == "classes" else "mean squared error",
+        data.heads.scores(outputs, part.y, None),
         len(examples),
         str(preprocess),
         file.latency_s,

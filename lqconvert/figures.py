@@ -35,9 +35,7 @@ def draw(folder: Path, runs: Sequence[Run], sensitivities: Sequence[Sensitivity]
         for run in runs
     ]
     if sensitivities:
-        accuracy = next(iter(reports.values()))["score_name"] == "accuracy"
-        unit = "points" if accuracy else "mean squared error"
-        paths += [sensitivity(folder / "sensitivity.png", sensitivities, unit)]
+        paths += [sensitivity(folder / "sensitivity.png", sensitivities)]
     return paths
 
 
@@ -59,11 +57,11 @@ def pareto(path: Path, runs: Sequence[Run], report: dict[str, Any]) -> Path:
         for axis, values in zip(
             axes, ([r.integers for r in curve], [r.deflated_bytes for r in curve]), strict=True
         ):
-            axis.plot(values, [abs(run.test_score) for run in curve], **style)  # errors are negative scores
+            axis.plot(values, [run.test_score for run in curve], **style)
     for axis, label in zip(
         axes, ("different integers in all kernels", "bytes of the .tflite, deflated"), strict=True
     ):
-        axis.axhline(abs(report["float"]["score"]), color="0.5", linestyle="--", label="float32")
+        axis.axhline(report["float"]["score"], color="0.5", linestyle="--", label="float32")
         axis.set(xlabel=label, xscale="log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -87,8 +85,11 @@ def epochs(path: Path, runs: Sequence[Run], reports: dict[str, Any]) -> Path:
             per_epoch = report["splits"]["train"] / report["settings"]["batch_size"]
             at = [point["step"] / per_epoch for point in report["curve"]]
             color = colormaps["viridis"](number / max(len(curve) - 1, 1) * 0.9)
-            for axis, field in zip(row, ("score", "loss"), strict=True):
-                values = [abs(point[field]) for point in report["curve"]]
+            curves_of = (
+                [point["scores"][0] for point in report["curve"]],
+                [point["loss"] for point in report["curve"]],
+            )
+            for axis, values in zip(row, curves_of, strict=True):
                 axis.plot(at, values, color=color, label=f"penalty x{run.penalty:g}")
         row[0].set(title=label, ylabel=f"validation {report['score_name']}")
         row[1].set(title=label, ylabel="validation loss")
@@ -119,7 +120,7 @@ def codes(path: Path, kernels: dict[str, np.ndarray]) -> Path:
 
 
 @defaults()
-def sensitivity(path: Path, rows: Sequence[Sensitivity], unit: str) -> Path:
+def sensitivity(path: Path, rows: Sequence[Sensitivity]) -> Path:
     """By how much the score drops when one layer is coarsened: a group of bars for each layer."""
     layers = list(dict.fromkeys(row.layer for row in rows))
     widths = sorted({row.bits for row in rows})
@@ -132,7 +133,7 @@ def sensitivity(path: Path, rows: Sequence[Sensitivity], unit: str) -> Path:
         axis.barh(np.arange(len(layers)) + number * height, drops, height, label=f"{bits} bits")
     axis.set_yticks(np.arange(len(layers)) + 0.4 - height / 2, list(map(printable, layers)))
     axis.invert_yaxis()
-    axis.set_xlabel(f"drop of the validation score, one layer coarsened ({unit})")
+    axis.set_xlabel("drop of the validation score, one layer coarsened (points)")
     axis.legend()
     axis.grid(alpha=0.3, axis="x")
     return _save(figure, path)

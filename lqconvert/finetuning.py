@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -21,17 +20,10 @@ from lqconvert.deflating import deflated, independent_bytes, stored
 from lqconvert.distributing import Distribution
 from lqconvert.errors import LqError
 from lqconvert.exporting import learned_codes
+from lqconvert.model_outputs import logits_of, predict
 from lqconvert.preprocessing import Preprocessing
-from lqconvert.scoring import (
-    activated,
-    confidences,
-    log_likelihoods,
-    logits_of,
-    predict,
-    qualities,
-    score_outputs,
-)
-from lqconvert.splits import Data
+from lqconvert.splits import Data, Split
+from lqconvert.tasks import AGAINST_FLOAT
 from lqconvert.training import Trainer, assign, values
 
 #: Fine-tuning of a small data set still takes at least this many steps, and so does each of its cycles.
@@ -61,8 +53,8 @@ class Finetuned:
     finished: bool  # False if Ctrl-C ended it early
     best: Point
     holds: bool  # the best point holds the budget
-    floor: float  # the quality on the validation split that a budget of accuracy asked for
-    tolerance: float  # by which the best may be below
+    floors: list[float]  # the qualities on the validation split that a budget of accuracy asked for
+    tolerances: list[float]  # by which the best may be below
     seen: bool  # the float model may have been trained on the validation split
     curve: list[Point]
 
@@ -114,11 +106,10 @@ def finetune(
     Raises:
         LqError: if it diverges, however slowly the model learns.
     """
-    validation_teacher = predict(logits_of(teacher)[0], data.validation, preprocessing)
-    seen = _seen(logits_of(teacher)[0], data, preprocessing, validation_teacher)
+    validation_teacher = predict(logits_of(teacher), data.validation, preprocessing)
+    seen = _seen(logits_of(teacher), data, preprocessing, validation_teacher)
     distribution = distribution or Distribution()
-    activation = logits_of(model)[1]
-    steering = _steering(budget or Budget(), data, validation_teacher, activation, keep_last, distribution)
+    steering = _steering(budget or Budget(), data, validation_teacher, keep_last, distribution)
     cycle = cycle_steps(data.train.size, epochs, batch_size, steering.cycles)
     schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, cycle, t_mul=1.0)
     trainer = Trainer.of(
@@ -152,8 +143,8 @@ def finetune(
         finished,
         best,
         steering.holds(best),
-        steering.floor,
-        steering.tolerance(best),
+        steering.floors,
+        steering.tolerances(best),
         seen,
         course.points,
     )
@@ -173,34 +164,27 @@ def _seen(
 
     Then it was either trained on both (people train on all that they have), or has learned nothing by heart.
     """
-    if data.labels != "classes":
+    if not data.labelled:
         return False
     train = data.train.pick(np.random.default_rng(0).permutation(data.train.size)[: data.validation.size])
-    known = confidences(predict(teacher, train, preprocessing), train.y)
-    others = confidences(validation_logits, data.validation.y)
+    known = float_qualities(data, predict(teacher, train, preprocessing), train)[0]
+    others = float_qualities(data, validation_logits, data.validation)[0]
     error = math.sqrt(known.var() / len(known) + others.var() / len(others))
     return bool(known.mean() - others.mean() < 2 * error)
 
 
+def float_qualities(data: Data, logits: np.ndarray, split: Split) -> np.ndarray:
+    """[criteria, n]: what budgets judge of the float model itself."""
+    return data.heads.qualities(logits, split.y, data.heads.activated(logits))
+
+
 def _steering(
-    budget: Budget,
-    data: Data,
-    logits: np.ndarray,
-    activation: str,
-    keep_last: bool,
-    distribution: Distribution,
+    budget: Budget, data: Data, logits: np.ndarray, keep_last: bool, distribution: Distribution
 ) -> Steering:
-    """The budget in terms of this data set's score."""
-    labels = data.validation.y
-    teacher = activated(logits, activation)
-    quality = float(distribution.agreed(qualities(logits, teacher, labels, teacher).mean()))
-    point = 0.01
-    if data.labels != "classes":
-        targets = labels if labels.size else teacher
-        point = float(np.var(targets, axis=0).mean()) / 100
-    return Steering(
-        budget, quality, point=point, keep_last=keep_last, perfect=data.labels == "none" and not quality
-    )
+    """The budget in terms of this data set's scores."""
+    qualities = distribution.agreed(float_qualities(data, logits, data.validation).mean(axis=1))
+    perfect = [head.task in AGAINST_FLOAT for head, _ in data.heads.criteria]
+    return Steering(budget, [float(quality) for quality in qualities], keep_last=keep_last, perfect=perfect)
 
 
 def packing_overhead(independent: float, known: list[tuple[float, float]]) -> float:
@@ -231,10 +215,9 @@ class _Look:
         self.file_size = file_size
         self.overheads: list[tuple[float, float]] = []  # (independent, packed bytes over it), at each look
         self.codes_in_use = 0  # different integers, summed over the tensors
-        logits, self.activation = logits_of(quantized)
-        self.teacher = activated(teacher_logits, self.activation)
-        labels = data.validation.y
-        self.float_qualities = qualities(teacher_logits, self.teacher, labels, self.teacher)
+        logits = logits_of(quantized)
+        self.teacher = data.heads.activated(teacher_logits)
+        self.float_qualities = float_qualities(data, teacher_logits, data.validation)
         self.call = tf.function(lambda x: logits(x, training=False), reduce_retracing=True)
 
     def __call__(self, step: int, pressure: float) -> Point:
@@ -248,18 +231,17 @@ class _Look:
         packed = deflated(kernels)
         known = self.overheads or [(independent, packed / independent)]
         estimated = independent * packing_overhead(independent, known)
-        outputs = activated(logits, self.activation)
-        score = score_outputs(outputs, labels, self.teacher)
-        likelihoods = log_likelihoods(logits, labels)
-        classes = self.data.labels == "classes"
-        differences = qualities(logits, outputs, labels, self.teacher) - self.float_qualities
-        error = float(differences.std()) / math.sqrt(len(differences))
+        heads = self.data.heads
+        scores = heads.judged_scores(heads.activated(logits), labels, self.teacher)
+        qualities = heads.qualities(logits, labels, self.teacher)
+        differences = qualities - self.float_qualities
+        errors = differences.std(axis=1) / math.sqrt(differences.shape[1])
         point = Point(
             step,
-            score,
-            float(confidences(logits, labels).mean()),
-            error,
-            float(-np.maximum(likelihoods, math.log(1e-7)).mean()) if classes else -score,
+            tuple(scores),
+            tuple(qualities.mean(axis=1).tolist()),
+            tuple(errors.tolist()),
+            heads.loss(logits, labels, self.teacher),
             self.file_size(codes),
             round(estimated),
             packed,
@@ -357,9 +339,8 @@ class _Course:
 
     def _look(self) -> Point:
         """What the chief sees, on every worker: they are to decide alike."""
-        point = dataclasses.astuple(self.look(self.step, self.steering.pressure))
-        chiefs = self.trainer.distribution.agreed(np.array(point, np.float64))
-        return Point(*(type(own)(number) for own, number in zip(point, chiefs, strict=True)))
+        point = self.look(self.step, self.steering.pressure)
+        return Point.of_numbers(self.trainer.distribution.agreed(point.numbers()))
 
     def _see(self, point: Point, loss: float = math.nan) -> None:
         """Puts a point on the curve. Ctrl-C may come at any line of it."""

@@ -20,10 +20,11 @@ from matplotlib.image import imsave
 from lqconvert import drawing
 from lqconvert.budget import Budget
 from lqconvert.codes import Codes
+from lqconvert.metrics import guesses
 from lqconvert.noise import LayerNoise
 from lqconvert.plotting import defaults
 from lqconvert.report import Report, TargetFile, notes
-from lqconvert.scoring import guesses
+from lqconvert.tasks import metric_named
 from lqconvert.text import printable
 
 #: More of these are not shown: a report is to be read, and sent by mail.
@@ -147,7 +148,7 @@ def render(report: Report, evidence: Evidence) -> str:
     return environment.from_string(source).render(
         report=report,
         file_name=Path(report.files[0].path).name,
-        noun="accuracy" if report.score_name == "accuracy" else _error_name(evidence),
+        cards=[(file, _score_cards(report, file)) for file in report.files],
         comparison=report.comparison(),
         weights=[(file, _weights(report, file)) for file in report.files],
         learning=_learning(report),
@@ -169,8 +170,30 @@ def _printable(value: Any) -> Any:
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _error_name(evidence: Evidence) -> str:
-    return "mean squared error" if evidence.labels.size else "mean squared error against the float model"
+@dataclass(frozen=True)
+class ScoreCard:
+    """A score of a file beside the float model's, and by how many points it changed."""
+
+    label: str
+    before: str
+    after: str
+    change: str
+    worse: bool  # by more than half a point
+
+
+def _score_cards(report: Report, file: TargetFile) -> list[ScoreCard]:
+    """The scores that budgets judge."""
+    before = {score.label: score for score in file.float_scores}
+    cards = []
+    for score in file.scores:
+        if score.label in report.criteria:
+            was = before.get(score.label)
+            metric = metric_named(score.metric)
+            points = 100 * (score.value - was.value) if was is not None and not metric.error else None
+            change = "" if points is None else f"{points:+.2f} points"
+            worse = points is not None and points < -0.5
+            cards.append(ScoreCard(score.label, was.text if was else "", score.text, change, worse))
+    return cards
 
 
 def _shape(shape: Iterable[int]) -> str:
@@ -207,23 +230,29 @@ def _weights(report: Report, file: TargetFile) -> list[Weights]:
 def _learning(report: Report) -> list[Drawing]:
     """The curves of fine-tuning, and of what was to be had for how many bytes."""
     points, best = report.curve, report.best
-    classes = report.score_name == "accuracy"
-    quality = ("quality", "quality") if any(point.confidence for point in points) else None
+    differs = any(point.quality != point.score for point in points)
+    quality = ("quality", "quality") if differs else None
     budget = Budget(**report.settings["budget"])
 
     def along(
         title: str, field: str, label: str, note: str = "", extra: tuple[str, str] | None = None
     ) -> Drawing:
-        spoken = "; ".join(f"{abs(getattr(point, field)):.4g} at step {point.step}" for point in points)
+        spoken = "; ".join(f"{getattr(point, field):.4g} at step {point.step}" for point in points)
         return Drawing.of(title, drawing.curve(points, field, label, best, extra), note, spoken)
 
-    score = f"{best.score:.2%}" if classes else f"{abs(best.score):.4g}"
-    exported = f"Exported: {report.score_name} {score} at step {best.step:,}."
+    named = zip(report.criteria, best.scores, strict=True)
+    # A criterion ends with the name of its metric, which may be the user's own.
+    metrics = [score.metric for score in report.float_.scores if score.label in report.criteria]
+    texts = [
+        f"{label} {metric_named(metric).text(value)}"
+        for (label, value), metric in zip(named, metrics, strict=True)
+    ]
+    exported = f"Exported: {', '.join(texts)} at step {best.step:,}."
     asked = f"Asked for: {budget}" if budget.steers else ""
     if budget.max_drop is not None:
         asked += ", which a look may miss by what its sampling error allows"
-    judged = "quality" if quality else report.score_name
-    bought = drawing.budget_curve(points, best, report.bar, budget, judged)
+    judged = f"quality ({report.criteria[0]})" if quality else report.score_name
+    bought = drawing.budget_curve(points, best, report.bar or [], budget, judged)
     return [
         along("Score on validation data", "score", report.score_name, exported, quality),
         along("Loss on validation data", "loss", "loss"),
@@ -232,7 +261,7 @@ def _learning(report: Report) -> list[Drawing]:
             "What could be had for how many bytes",
             bought,
             asked,
-            "; ".join(f"{abs(point.quality):.4g} at {point.bytes:,} bytes" for point in points),
+            "; ".join(f"{point.quality:.4g} at {point.bytes:,} bytes" for point in points),
         ),
     ]
 

@@ -37,7 +37,8 @@ class JsonLines:
 
     def progress(self, at: Progress) -> None:
         loss = at.loss if math.isfinite(at.loss) else None  # JSON has no NaN
-        self._write(steps=at.steps, training_loss=loss, codes=at.codes, **dataclasses.asdict(at.point))
+        point = dataclasses.asdict(at.point) | {"score": at.point.score, "quality": at.point.quality}
+        self._write(steps=at.steps, training_loss=loss, codes=at.codes, **point)
 
     def say(self, message: str) -> None:
         self._write(message=message)
@@ -83,7 +84,11 @@ class TensorBoard:
     def progress(self, at: Progress) -> None:
         import tensorflow as tf
 
-        values = {"training_loss": at.loss, "codes": at.codes, **dataclasses.asdict(at.point)}
+        values = {"training_loss": at.loss, "codes": at.codes}
+        for name, value in dataclasses.asdict(at.point).items():
+            first, *others = value if isinstance(value, tuple) else (value,)
+            singular = {"scores": "score", "qualities": "quality", "errors": "error"}.get(name, name)
+            values |= {singular: first} | {f"{singular}/{n}": each for n, each in enumerate(others, 2)}
         step = values.pop("step")
         with self.writer.as_default(step=step):
             for name, value in values.items():

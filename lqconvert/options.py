@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import click
 
+from lqconvert.metrics import METRICS
 from lqconvert.preprocessing import Preprocessing
+from lqconvert.reading import read_text
+from lqconvert.tasks import TASKS, Wishes, users_metric
 
 SCHEMES = ("rate", "lsq", "gradient-threshold", "maxbin", "inverse", "difference")
 SWEPT = tuple(scheme for scheme in SCHEMES if scheme != "lsq")
@@ -57,10 +62,108 @@ class SizeType(click.ParamType):
         return size
 
 
+class NamedType(click.ParamType):
+    """VALUE, or OUTPUT=VALUE where a model has several outputs: a pair (output or "", value)."""
+
+    def __init__(self, values: Iterable[str] = (), *, number: bool = False) -> None:
+        self.values, self.number = tuple(values), number
+        what = "W" if number else "|".join(self.values) or "NAME|MODULE:FUNCTION"
+        self.name = f"[OUTPUT=]{what}"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        output, _, given = str(value).rpartition("=")
+        if self.number:
+            try:
+                weight = float(given)
+            except ValueError:
+                weight = -1.0
+            if not 0 < weight < math.inf:
+                self.fail(f"'{given}' is no positive number", param, ctx)
+            return output, weight
+        known = {name.lower(): name for name in self.values}
+        if given.lower() not in known and not (":" in given and param.name == "metrics"):
+            self.fail(f"'{given}' is none of {', '.join(self.values)}", param, ctx)
+        return output, known.get(given.lower(), given)
+
+
+def task_options(command: Any) -> Any:
+    """What outputs are for, shared by the commands that score."""
+    options = (
+        click.option(
+            "--task",
+            "tasks",
+            multiple=True,
+            type=NamedType(TASKS),
+            help="What an output is for.  [default: found out]",
+        ),
+        click.option(
+            "--metric",
+            "metrics",
+            multiple=True,
+            type=NamedType(METRICS),
+            help="What budgets judge, or your own function of (y_true, y_pred), where higher is better.",
+        ),
+        click.option(
+            "--threshold",
+            type=click.FloatRange(0, 1),
+            default=0.5,
+            show_default=True,
+            help="Of probability, for two classes and several labels.",
+        ),
+        click.option("--classes", type=click.Path(), help="A file of the classes' names, a line an output."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def task_wishes(settings: dict[str, Any]) -> Wishes:
+    """What :func:`task_options` gave, as the API takes it; it is taken from the settings."""
+    path = settings.pop("classes")
+    names = [line.strip() for line in read_text(path).splitlines()] if path else []
+    for _, metric in settings["metrics"]:
+        if metric not in METRICS:
+            users_metric(metric)
+    return Wishes(
+        tasks=dict(settings.pop("tasks")),
+        metrics=dict(settings.pop("metrics")),
+        weights=dict(settings.pop("weights", ())),
+        threshold=settings.pop("threshold"),
+        classes=tuple(name for name in names if name),
+    )
+
+
+def metric_options(command: Any) -> Any:
+    """A limit for each metric: --min-accuracy, --max-mae, ..."""
+    for metric in reversed(METRICS.values()):
+        if metric.against_float:  # there is none beside
+            continue
+        bound = click.FloatRange(0) if metric.error else click.FloatRange(max=1)
+        command = click.option(
+            f"--{metric.option}",
+            metric.option.replace("-", "_"),
+            type=bound,
+            metavar="VALUE",
+            help=f"{metric.name} on the test split.",
+        )(command)
+    return command
+
+
+def metric_limits(settings: dict[str, Any]) -> dict[str, float]:
+    """What :func:`metric_options` gave, by the metrics' names; it is taken from the settings."""
+    given = {metric.name: settings.pop(metric.option.replace("-", "_"), None) for metric in METRICS.values()}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 quiet_option = click.option("--quiet", is_flag=True, help="Say nothing on stderr but errors.")
 
 
-MAX_DROP = "Make the smallest file at most so far under float on validation data.  [default: 0]"
+MAX_DROP = (
+    "Make the smallest file whose metrics are at most so many points (hundredths) under float's on "
+    "validation data, or none.  [default: the smallest that loses nothing, or the best]"
+)
 
 
 def model_options(command: Any) -> Any:

@@ -13,7 +13,6 @@ from lqconvert.inspecting import ModelInspection, describe, quantized_rows
 from lqconvert.inspecting_tflite import dimensions
 from lqconvert.output import Shown, Table
 from lqconvert.preparing import prepare
-from lqconvert.scoring import joined
 from lqconvert.vetting import read_config
 
 
@@ -32,8 +31,7 @@ class Plan(Shown):
     model: ModelInspection
     data: str
     splits: dict[str, int]
-    labels: str  # "classes", "values" or "none"
-    classes: int | None
+    tasks: dict[str, str]  # of the outputs, in words
     inputs: dict[str, tuple[int, ...]]  # their shapes, without the batch
     budget: str  # of the file, in words, and what it may take on its targets
     limits: str
@@ -46,9 +44,10 @@ class Plan(Shown):
 
     def shown(self) -> Iterator[str | Table]:
         yield from self.model.shown()
-        labels = {"classes": f"{self.classes} classes", "values": "target values", "none": "no labels"}
         splits = ", ".join(f"{size:,} {name}" for name, size in self.splits.items())
-        yield f"data: {self.data}, {splits} examples; {labels[self.labels]}"
+        yield f"data: {self.data}, {splits} examples"
+        for name, task in self.tasks.items():
+            yield f"output {name}: {task}"
         for name, shape in self.inputs.items():
             yield f"input {name}: {dimensions(shape)}"
         settings = self.settings
@@ -85,13 +84,11 @@ def plan(
     rows = quantized_rows(ready.quantized, model, read_config(Path(model_path))[0])
     tflite = ready.template.fill(learned_codes(ready.quantized))
     checkpoint = str(paths.checkpoint) if paths.checkpoint.exists() else None
-    classes = len(data.class_names) or max(joined(model).output_shape[-1], 2)
     return Plan(
         model=describe(Path(model_path), model, rows, tflite),
         data=data.name,
         splits=data.sizes,
-        labels=data.labels,
-        classes=classes if data.labels == "classes" else None,
+        tasks={head.output.name: head.describe() for head in data.heads},
         inputs={name: tuple(x.shape[1:]) for name, x in zip(model.input_names, model.inputs, strict=True)},
         budget=str(ready.budget),
         limits=str(ready.limits),

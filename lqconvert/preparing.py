@@ -24,13 +24,15 @@ from lqconvert.exporting import Template, learned_codes
 from lqconvert.firmware import including
 from lqconvert.folding import fold
 from lqconvert.loading import load_model
+from lqconvert.memorized import steer
+from lqconvert.model_outputs import joined, outputs_of
 from lqconvert.preprocessing import Preprocessing, choose_preprocessing
 from lqconvert.proving import Limits, check_runs
 from lqconvert.rewriting import float_layers, rewrite
 from lqconvert.schemes import Rate, Scheme
-from lqconvert.scoring import joined
 from lqconvert.splits import Data, as_numpy
 from lqconvert.targets import LITERT, TFLM, Target
+from lqconvert.tasks import Wishes
 from lqconvert.writing import Paths
 
 
@@ -59,6 +61,7 @@ class Prepared:
     settings: dict[str, Any]  # of the run, as the report has them
     identity: dict[str, Any]  # all that decides what it learns
     checkpoint: Checkpoint | None  # what it goes on from
+    steers_on_test: bool = False  # on one half of it, that is: the report is of the other half
 
 
 def prepare(
@@ -77,6 +80,8 @@ def prepare(
     rounding: str = "nearest",
     start: float | None = None,
     preprocess: Preprocessing | None = None,
+    wishes: Wishes | None = None,
+    steer_on: str = "auto",
     epochs: int | None = None,
     batch_size: int = 128,
     learning_rate: float | None = None,
@@ -94,11 +99,11 @@ def prepare(
     Raises:
         LqError: for every mistake of the user's that shows before training.
     """
-    limits = limits or Limits()
+    limits, wishes = limits or Limits(), wishes or Wishes()
     paths = paths_of(output, targets, limits, c_array=c_array, gzip=gzip, html=html)
     if Path(model_path).resolve() in [path.resolve() for path in paths.all()]:
         raise LqError(f"{model_path}: is the model itself; give the .tflite another name")
-    budget = budget or Budget(max_drop=0.0 if scheme is None else None)
+    budget = budget or Budget(max_drop=0.0 if scheme is None else None, asked=False)
     scheme = scheme or Rate()
     if budget.steers and type(scheme).penalty is Scheme.penalty:
         raise LqError(f"scheme {scheme.name} has no penalty to steer to a budget with; take rate")
@@ -110,10 +115,14 @@ def prepare(
     kept = float_layers(folded)
     _check_integer(kept, targets, strict)
     shapes = input_shapes(model)
-    data = load_data(data_spec, shapes, joined(model).output_shape[1:])
+    data = load_data(data_spec, shapes, outputs_of(model), wishes)
+    for note in data.notes:
+        say(note)
     _check_indices(model, data)
-    if preprocess is None:
-        preprocess = find_preprocessing(model, data, say)
+    for head in data.heads:
+        say(f"task{f' of {head.output.name}' if len(data.heads) > 1 else ''}: {head.describe()}")
+    data, preprocess = preprocessed(model, data, preprocess, say)
+    data, steers_on_test = steer(folded, data, preprocess, steer_on, say)
     preprocess.refuse_indices(
         name for name, x in zip(model.input_names, model.inputs, strict=True) if x.dtype.is_integer
     )
@@ -145,6 +154,11 @@ def prepare(
         "rounding": rounding,
         "start": start,
         "preprocess": str(preprocess),
+        "tasks": {head.output.name: head.task for head in data.heads},
+        "judged": {head.output.name: head.judged for head in data.heads},
+        "weights": {head.output.name: head.weight for head in data.heads},
+        "threshold": wishes.threshold,
+        "steer_on": "test-half" if steers_on_test else "validation",
         "limits": dataclasses.asdict(limits),
         "augmentation": str(augmentation),
         "epochs": epochs,
@@ -184,6 +198,7 @@ def prepare(
         settings=settings,
         identity=identity,
         checkpoint=Checkpoint.load(paths.checkpoint, identity) if resumes else None,
+        steers_on_test=steers_on_test,
     )
 
 
@@ -273,21 +288,37 @@ def _predictions(model: tf_keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: one.predict(x, verbose=0)
 
 
-def find_preprocessing(
-    model: tf_keras.Model, data: Data, say: Callable[[str], None] = lambda _: None
-) -> Preprocessing:
-    """What the model was trained on, as far as labelled images tell.
+def preprocessed(
+    model: tf_keras.Model,
+    data: Data,
+    preprocess: Preprocessing | None,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[Data, Preprocessing]:
+    """The data, with what is reconstructed as the model reconstructs it, and what the model was trained on.
+
+    Args:
+        preprocess: what the user says of that; else it is found out, as far as labelled images tell.
 
     Raises:
         LqError: if it is no better than chance under any that is known.
     """
     if not _takes_images(model):
-        say("inputs are taken as they are")
-        return Preprocessing()
-    if data.labels == "none":
-        say("no labels to find the preprocessing by: inputs are taken as they are (see --preprocess)")
-        return Preprocessing()
-    preprocess, scores = choose_preprocessing(_predictions(model), data)
-    listed = ", ".join(f"{name} {value:.3g}" for name, value in scores.items())
-    say(f"preprocessing: {preprocess} (float model's scores on validation data: {listed})")
-    return preprocess
+        if preprocess is None:
+            say("inputs are taken as they are")
+        return data, preprocess or Preprocessing()
+    if not data.labelled:
+        if preprocess is None:
+            say("no labels to find the preprocessing by: inputs are taken as they are (see --preprocess)")
+        return data, preprocess or Preprocessing()
+    if preprocess is not None:
+        return data.retargeted(preprocess), preprocess
+    choice = choose_preprocessing(_predictions(model), data)
+    listed = ", ".join(f"{name} {value:.3g}" for name, value in choice.scores.items())
+    say(f"preprocessing: {choice.preprocessing} (float model's scores on validation data: {listed})")
+    for head in choice.doubts:
+        if head.task == "reconstruction":
+            say("the outputs are no reconstruction of the inputs: they are held against the float model's")
+            data = data.held_against_float(head)
+        else:
+            say(f"output {head.output.name}: the float model is no better than chance on its labels")
+    return data.retargeted(choice.target), choice.preprocessing

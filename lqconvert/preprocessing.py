@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lqconvert.errors import LqError
+from lqconvert.metrics import METRICS, log_probabilities
 from lqconvert.splits import Data, as_numpy
+from lqconvert.tasks import TASKS, Head
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Preprocessing:
         if not 0 < scale < math.inf or not math.isfinite(offset):
             raise ValueError("the scale has to be positive, and both finite")
         return cls(scale, offset)
+
+    def __call__(self, raw: np.ndarray) -> np.ndarray:
+        """Raw values as float32 for the model."""
+        return (raw * np.float32(self.scale) + np.float32(self.offset)).astype(np.float32)
 
     def __str__(self) -> str:
         names = [name for name, known in PREPROCESSINGS.items() if known == self]
@@ -91,41 +97,106 @@ PREPROCESSINGS = {
 }
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The preprocessing under which a model does best, and how it does.
+
+    Attributes:
+        scores: of each that is known, the mean over the heads of what budgets judge (R² counts from -1 on).
+        target: what the inputs are to go through to be what a model reconstructs.
+        doubts: the outputs that are no better than chance, though others are.
+    """
+
+    preprocessing: Preprocessing
+    scores: dict[str, float]
+    target: Preprocessing = Preprocessing()
+    doubts: tuple[Head, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How an output does on examples."""
+
+    score: float
+    noise: float  # of scores that count as alike
+    chance: float  # what a score has to be above
+    likelihood: float  # decides among those
+    target: Preprocessing = Preprocessing()
+
+    @classmethod
+    def of(cls, head: Head, outputs: np.ndarray, labels: np.ndarray) -> _Fit:
+        if head.classifies:
+            return cls._of_classes(head, outputs, labels)
+        if head.task == "reconstruction":
+            fits = [
+                cls(measured(head, outputs, target(labels)), 0.0, 0.0, 0.0, target)
+                for target in PREPROCESSINGS.values()
+            ]
+            return max(fits, key=lambda fit: fit.score)
+        score = measured(head, outputs, labels)
+        chance = 0.5 if head.task == "multi-label" else 0.0
+        if head.task == "segmentation":  # the most frequent class everywhere
+            counts = np.bincount(labels.ravel())
+            chance = counts.max() / counts.sum() / np.count_nonzero(counts)
+        return cls(score, 0.0, float(chance), score)
+
+    @classmethod
+    def _of_classes(cls, head: Head, outputs: np.ndarray, labels: np.ndarray) -> _Fit:
+        outputs = outputs.reshape(len(labels), -1)
+        counts = np.bincount(labels)
+        present = counts[counts > 0]
+        if head.uneven:  # balanced accuracy: each class counts alike
+            score, guess = METRICS["balanced accuracy"].measure(outputs, labels, 0.5), 1 / len(present)
+            independent = int(present.min()) * len(present)
+        else:
+            score, guess = METRICS["accuracy"].measure(outputs, labels, 0.5), present.max() / len(labels)
+            independent = len(labels)
+        noise = 3 * math.sqrt(max(score * (1 - score), 1 / independent) / independent)
+        # Few examples tell little, but a perfect model is never a guess.
+        above = min(3 * math.sqrt(guess * (1 - guess) / independent), (1 - guess) / 2)
+        likelihoods = log_probabilities(outputs)[np.arange(len(labels)), labels]
+        return cls(score, noise, float(guess + above), float(np.mean(likelihoods)))
+
+
+def measured(head: Head, outputs: np.ndarray, labels: np.ndarray) -> float:
+    """The first metric that is judged, where more is better; R² from -1 on."""
+    metric = METRICS[TASKS[head.task][0]]
+    return max(metric.measure(outputs, labels, head.threshold), -1.0)
+
+
 def choose_preprocessing(
     predict: Callable[[np.ndarray], np.ndarray], data: Data, *, samples: int = 2000
-) -> tuple[Preprocessing, dict[str, float]]:
-    """Scores the float model under each known preprocessing on the validation split; the best and all scores.
+) -> Choice:
+    """Scores the float model under each known preprocessing on the validation split.
 
-    Among accuracies that differ by less than their sampling error the likelihood of the labels decides:
+    Among scores that differ by less than their sampling error the likelihood of the labels decides:
     a ReLU network without large biases classifies scaled inputs alike, but with wrong confidence.
 
     Raises:
-        LqError: if none is clearly better than chance.
+        LqError: if none of the outputs that have labels is clearly better than chance under any.
     """
-    from lqconvert.scoring import guesses, log_probabilities
-
     part = data.validation.pick(np.arange(min(samples, data.validation.size)))
-    scores, likelihoods, y = {}, {}, part.y
+    labels = data.heads.cut_labels(part.y)
+    labelled = [place for place, head in enumerate(data.heads) if head.label_size]
+    heads = [data.heads.heads[place] for place in labelled]
+    fits: dict[str, list[_Fit]] = {}
     for name, preprocessing in PREPROCESSINGS.items():
         batches = part.batches(256, preprocessing=preprocessing)
-        outputs = np.concatenate([predict(as_numpy(x)) for _, x, _ in batches]).reshape(len(y), -1)
-        if data.labels == "values":
-            scores[name] = likelihoods[name] = -float(np.mean((outputs - y) ** 2))
-            continue
-        scores[name] = float(np.mean(guesses(outputs) == y))
-        likelihoods[name] = float(np.mean(log_probabilities(outputs)[np.arange(len(y)), y]))
-    best, noise = max(scores.values()), 0.0
-    if data.labels == "values":
-        chance = -float(np.mean((y - y.mean(axis=0)) ** 2))
-    else:
-        noise = 3 * np.sqrt(max(best * (1 - best), 1 / len(y)) / len(y))
-        guess = float(np.bincount(y).max() / len(y))
-        chance = guess + 3 * float(np.sqrt(guess * (1 - guess) / len(y)))
-    if not best > chance:
+        outputs = data.heads.cut(np.concatenate([predict(as_numpy(x)) for _, x, _ in batches]))
+        fits[name] = [_Fit.of(data.heads.heads[place], outputs[place], labels[place]) for place in labelled]
+    scores = {name: float(np.mean([fit.score for fit in each])) for name, each in fits.items()}
+    best = max(scores, key=lambda name: scores[name])
+    known = [fit for head, fit in zip(heads, fits[best], strict=True) if head.task != "reconstruction"]
+    if known and not any(fit.score > fit.chance for fit in known):
         listed = ", ".join(f"{name} {score:.3g}" for name, score in scores.items())
         raise LqError(
             f"the model is no better than chance on {data.name} under any preprocessing ({listed}); "
             "is it the right data? If so, give --preprocess."
         )
-    close = [name for name, score in scores.items() if score >= best - noise]
-    return PREPROCESSINGS[max(close, key=lambda name: likelihoods[name])], scores
+    noise = float(np.mean([fit.noise for fit in fits[best]]))
+    close = [name for name, score in scores.items() if score >= scores[best] - noise]
+    chosen = max(close, key=lambda name: np.mean([fit.likelihood for fit in fits[name]]))
+    fitted = list(zip(heads, fits[chosen], strict=True))
+    targets = [fit.target for head, fit in fitted if head.task == "reconstruction"]
+    doubts = tuple(head for head, fit in fitted if not fit.score > fit.chance)
+    return Choice(PREPROCESSINGS[chosen], scores, targets[0] if targets else Preprocessing(), doubts)

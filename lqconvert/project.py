@@ -17,6 +17,7 @@ import click
 
 from lqconvert.errors import LqError
 from lqconvert.file_kinds import BASELINE, JUNIT, LOG, PAGE, SUMMARIES, SWEEP, TFLITE, Kind
+from lqconvert.metrics import METRICS
 from lqconvert.reading import read_text
 
 if sys.version_info >= (3, 11):
@@ -31,14 +32,16 @@ MAX_BYTES, MAX_DOTS = 1 << 17, 200
 #: Options that change what a command does with what it was given, and nothing else.
 PLAIN = frozenset(
     (
-        *("target", "max-ram", "max-latency", "max-size", "max-drop", "min-accuracy"),
+        *("target", "max-ram", "max-latency", "max-size", "max-drop"),
+        *(metric.option for metric in METRICS.values() if not metric.against_float),
+        *("task", "threshold", "weight", "steer-on"),
         *("c-array", "gzip", "strip-all", "int4-convolutions", "strict", "resume", "distribute"),
         *("scheme", "bits", "penalty", "granularity", "rounding", "start", "preprocess", "input-shape"),
         *("epochs", "batch-size", "learning-rate", "seed", "json", "markdown", "quiet"),
     )
 )
 #: Options that name a file to be read.
-READ = frozenset(("data", "baseline", "against"))
+READ = frozenset(("data", "baseline", "against", "classes"))
 #: Options that name a file to be written, and what kind of file.
 WRITTEN: dict[str, Kind] = {
     "report": PAGE,

@@ -19,21 +19,41 @@ from lqconvert.output import Shown, Table
 from lqconvert.packing import DECODE
 from lqconvert.proving import Proven
 from lqconvert.targets import TFLM
+from lqconvert.tasks import Score, metric_named
 from lqconvert.text import to_json
+
+#: More classes are in the JSON and on the page only.
+MOST_CLASSES = 20
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One .tflite: its bytes as they are and deflated, its test score and median seconds an inference."""
+    """One .tflite: its bytes as they are and deflated, its test scores and median seconds an inference."""
 
     size: int
     deflated_bytes: int
-    score: float
+    scores: tuple[Score, ...]
     latency_s: float
 
     @classmethod
-    def of(cls, tflite: bytes, score: float, latency: float) -> Measured:
-        return cls(len(tflite), deflated(tflite), score, latency)
+    def of(cls, tflite: bytes, scores: tuple[Score, ...], latency: float) -> Measured:
+        return cls(len(tflite), deflated(tflite), scores, latency)
+
+    @property
+    def score(self) -> float:
+        """The first one."""
+        return self.scores[0].value
+
+
+@dataclass(frozen=True)
+class ClassRecall:
+    """The share of a class's test examples that is answered right."""
+
+    output: str  # "" where there is only one
+    name: str
+    examples: int
+    float_recall: float
+    recall: float  # of the first target's file
 
 
 @dataclass(frozen=True)
@@ -54,13 +74,22 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class TargetFile:
-    """A file for a target: its score on so many test examples, in the target's runtime."""
+    """A file for a target: its scores on so many test examples, in the target's runtime."""
 
     path: str
-    score: float | None  # None where there are no data
-    float_score: float | None  # the float model's on the same examples; None where it is not at hand
+    scores: tuple[Score, ...]  # none where there are no data
+    float_scores: tuple[Score, ...]  # the float model's on the same examples; none where it is not at hand
     examples: int
     proven: Proven
+
+    @property
+    def score(self) -> float | None:
+        """The first one."""
+        return self.scores[0].value if self.scores else None
+
+    @property
+    def float_score(self) -> float | None:
+        return self.float_scores[0].value if self.float_scores else None
 
 
 @dataclass(frozen=True)
@@ -69,16 +98,13 @@ class Exports(Shown):
 
     codes: str
     int8_size: int
-    score_name: str
     files: list[TargetFile]
 
     def shown(self) -> Iterator[str | Table]:
         columns = ["target", "bytes", "of int8", "download", "latency here", "tensor arena"]
-        table = Table(*columns, *([f"test {self.score_name}"] if self.score_name else []))
+        table = Table(*columns, *(f"test {score.label}" for score in self.files[0].scores))
         for file in self.files:
-            proven, score = file.proven, []
-            if file.score is not None:
-                score = [f"{file.score:.2%}" if self.score_name == "accuracy" else f"{abs(file.score):.4g}"]
+            proven = file.proven
             table.add_row(
                 proven.target,
                 f"{proven.size:,}",
@@ -86,7 +112,7 @@ class Exports(Shown):
                 f"{proven.deflated_bytes:,}",
                 f"{1e3 * proven.latency_s:.3f} ms",
                 f"{proven.arena_bytes:,}" if proven.arena_bytes else "",
-                *score,
+                *(score.text for score in file.scores),
             )
         for file in self.files:
             yield kernel_table(file.proven)
@@ -133,13 +159,14 @@ def notes(file: TargetFile) -> list[str]:
 
 @dataclass(frozen=True)
 class Report(Shown):
-    """All that one run measured. Scores are of the test split; errors are negative scores."""
+    """All that one run measured. Scores are of the test split."""
 
     model: str
     data: str
     splits: dict[str, int]
     settings: dict[str, Any]
-    score_name: str
+    tasks: dict[str, str]  # of the outputs, in words
+    criteria: list[str]  # the metrics that the budget judges; each entry of a look is of one of them
     float_: Measured
     int8: Measured  # the plain int8 file that the others are made of, in LiteRT
     files: list[TargetFile]
@@ -151,7 +178,8 @@ class Report(Shown):
     outputs: dict[str, tuple[float, int]]
     float_layers: dict[str, str]  # the layers that compute in float, by name, and what they are
     layers: list[LayerRow]
-    bar: float | None  # the quality on the validation split that a budget of accuracy asked for
+    classes: list[ClassRecall]
+    bar: list[float] | None  # the qualities on the validation split that a budget of accuracy asked for
     best: Point  # of the curve: the point that was exported
     curve: list[Point]
     finished: bool  # False where Ctrl-C ended fine-tuning early
@@ -165,7 +193,17 @@ class Report(Shown):
     def to_json(self) -> str:
         fields = dataclasses.asdict(self)
         fields["float"] = fields.pop("float_")
-        return to_json(fields | {"size_ratio": self.ratio}) + "\n"
+        # At hand for scripts: the first of several.
+        for file in (fields["float"], fields["int8"], *fields["files"]):
+            file["score"] = file["scores"][0]["value"]
+        for point in (fields["best"], *fields["curve"]):
+            point |= {"score": point["scores"][0], "quality": point["qualities"][0]}
+        return to_json(fields | {"score_name": self.score_name, "size_ratio": self.ratio}) + "\n"
+
+    @property
+    def score_name(self) -> str:
+        """What the first score is."""
+        return self.float_.scores[0].label
 
     def shown(self) -> Iterator[str | Table]:
         layers = Table("layer", "shape", "scales", "codes", "range", "entropy", "share")
@@ -189,6 +227,9 @@ class Report(Shown):
         for cells in lines:
             table.add_row(*cells)
         yield table
+        recalls = self.class_table()
+        if recalls is not None:
+            yield recalls
         for file in self.files:
             yield from notes(file)
         examples = f"on {self.splits['test']:,} test examples"
@@ -214,14 +255,7 @@ class Report(Shown):
         rows.append(["", "", *(f"{self.float_.size / size:.1f}x smaller" for size in sizes[1:])])
         deflated_sizes = [*(each.deflated_bytes for each in both), *(each.deflated_bytes for each in proven)]
         rows.append(["download", *(f"{size:,}" for size in deflated_sizes)])
-        scores = [self.float_.score, self.int8.score, *(file.score or 0.0 for file in self.files)]
-        floats = [self.float_.score, *(file.float_score or 0.0 for file in self.files)]
-        if self.score_name == "accuracy":
-            rows.append(["test accuracy", *(f"{score:.2%}" for score in scores)])
-            drops = (100 * (score - before) for score, before in zip(scores[1:], floats, strict=True))
-            rows.append(["", "", *(f"{drop:+.2f} points" for drop in drops)])
-        else:
-            rows.append([self.score_name, *(f"{abs(score):.4g}" for score in scores)])
+        rows += self._score_rows()
         counts = [self.splits["test"]] * 2 + [file.examples for file in self.files]
         if len(set(counts)) > 1:
             rows.append(["of test examples", *(f"{count:,}" for count in counts)])
@@ -236,6 +270,31 @@ class Report(Shown):
             arenas = (f"{each.arena_bytes:,}" if each.arena_bytes else "" for each in proven)
             rows.append(["tensor arena", "", "", *arenas])
         return rows
+
+    def _score_rows(self) -> list[list[str]]:
+        """A row for each score, and for those that are judged how many points they changed by."""
+        rows = []
+        for number, score in enumerate(self.float_.scores):
+            files = [self.int8.scores, *(file.scores for file in self.files)]
+            floats = [self.float_.scores, *(file.float_scores for file in self.files)]
+            rows.append([f"test {score.label}", score.text, *(scores[number].text for scores in files)])
+            metric = metric_named(score.metric)
+            if score.label in self.criteria and not metric.error:
+                pairs = zip(files, floats, strict=True)
+                drops = (100 * (after[number].value - before[number].value) for after, before in pairs)
+                rows.append(["", "", *(f"{drop:+.2f} points" for drop in drops)])
+        return rows
+
+    def class_table(self) -> Table | None:
+        """How many of each class are answered right, where accuracy does not tell: classes are uneven."""
+        uneven = any(label.endswith("balanced accuracy") for label in self.criteria)
+        if not uneven or len(self.classes) > MOST_CLASSES:
+            return None
+        table = Table("class", "examples", "float", "file", title="recall", title_justify="left")
+        for row in self.classes:
+            name = f"{row.output} {row.name}".strip()
+            table.add_row(name, f"{row.examples:,}", f"{row.float_recall:.2%}", f"{row.recall:.2%}")
+        return table
 
     def feeding(self) -> list[str]:
         """How to feed the file, a line for each input."""

@@ -13,12 +13,12 @@ from lqconvert.datasets import load_data
 from lqconvert.folding import fold
 from lqconvert.granularity import kernel_name
 from lqconvert.loading import load_model
-from lqconvert.preparing import find_preprocessing, input_shapes
+from lqconvert.model_outputs import joined, outputs_of, predict
+from lqconvert.preparing import input_shapes, preprocessed
 from lqconvert.preprocessing import Preprocessing
 from lqconvert.quantizers import QuantizedLayer, WeightQuantizer
 from lqconvert.rewriting import rewrite
 from lqconvert.schemes import LSQ
-from lqconvert.scoring import joined, predict, score_outputs
 from lqconvert.splits import as_numpy
 
 
@@ -26,7 +26,8 @@ from lqconvert.splits import as_numpy
 class Sensitivity:
     """The validation score with one layer's weights at ``bits`` and all others at 8.
 
-    ``drop`` is how far it is under the score with all at 8: in points of accuracy, or in the error's unit.
+    The score is the first metric that budgets judge; ``drop`` is how many points it is under the one with
+    all at 8.
     """
 
     layer: str
@@ -51,8 +52,8 @@ def sensitivities(
     quantization is scored, not a file: only differences between layers are of interest.
     """
     model = load_model(model_path, input_shape=input_shape, trust_model=trust_model)
-    data = load_data(data_spec, input_shapes(model), joined(model).output_shape[1:])
-    preprocess = preprocess or find_preprocessing(model, data)
+    data = load_data(data_spec, input_shapes(model), outputs_of(model))
+    data, preprocess = preprocessed(model, data, preprocess)
     quantized = rewrite(model, LSQ())
     few = data.train.batches(256, shuffle_seed=0, preprocessing=preprocess).take(4)
     calibrate(quantized, [as_numpy(x) for _, x, _ in few])
@@ -63,9 +64,9 @@ def sensitivities(
     call = tf.function(lambda x: outputs(x, training=False), reduce_retracing=True)
 
     def score() -> float:
-        return score_outputs(np.concatenate([call(x).numpy() for _, x, _ in validation]), labels, targets)
+        reached = np.concatenate([call(x).numpy() for _, x, _ in validation])
+        return data.heads.judged_scores(reached, labels, targets)[0]
 
-    unit = 100 if data.labels == "classes" else 1
     baseline, rows = score(), []
     for layer in quantized.layers:
         if not isinstance(layer, QuantizedLayer):
@@ -80,7 +81,7 @@ def sensitivities(
             kernel.assign(narrow.codes(floats, coarse) * coarse)
             quantizer.set_scale(coarse)
             reached = score()
-            rows.append(Sensitivity(layer.name, floats.size, width, reached, unit * (baseline - reached)))
+            rows.append(Sensitivity(layer.name, floats.size, width, reached, 100 * (baseline - reached)))
         kernel.assign(floats)
         quantizer.set_scale(scale)
     return rows

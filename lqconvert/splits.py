@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from lqconvert.tasks import TASKS, Head, Heads
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -123,27 +125,91 @@ class Split:
         """The examples at the given positions."""
         return replace(self, y=self.y[indices], fetch=lambda index: self.fetch(indices[index]))
 
+    def relabelled(self, y: np.ndarray) -> Split:
+        """The same examples with other labels [n, ...]."""
+        x, _ = self.signature
+        return replace(self, y=y, signature=(x, (y.shape[1:], y.dtype.name)))
+
+    def with_more(self, other: Split) -> Split:
+        """These examples and, behind them, those of another split of the same data."""
+        size = self.size
+
+        def fetch(index: np.ndarray) -> np.ndarray:
+            behind = index >= size
+            first, more = self.fetch(index[~behind]), other.fetch(index[behind] - size)
+            x = np.empty((len(index), *first.shape[1:]), first.dtype)
+            x[~behind], x[behind] = first, more
+            return x
+
+        return replace(self, y=np.concatenate([self.y, other.y]), fetch=fetch)
+
 
 @dataclass(frozen=True)
 class Data:
     """The three splits of one data set.
 
-    ``labels`` is "classes" (int64), "values" (float32 targets) or "none". ``integer_pixels`` says that the
-    raw inputs are integers in 0..255.
+    Attributes:
+        heads: what the model's outputs are for; the labels are theirs.
+        integer_pixels: the raw inputs are integers in 0..255.
+        own_test: the source has a test part; else it was taken from the training part.
+        notes: what the user is to know of the data, a line each.
     """
 
     name: str
     train: Split
     validation: Split
     test: Split
-    labels: str
+    heads: Heads
     integer_pixels: bool
-    class_names: list[str] = field(default_factory=list)
+    own_test: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:
         """Examples by split."""
         return {"train": self.train.size, "validation": self.validation.size, "test": self.test.size}
+
+    @property
+    def labelled(self) -> bool:
+        return self.heads.labelled
+
+    def held_against_float(self, head: Head) -> Data:
+        """Without the labels of an output: the float model's answers are the truth."""
+        place = self.heads.heads.index(head)
+        heads = list(self.heads)
+        heads[place] = replace(head, task="raw", label_size=0, judged=TASKS["raw"][:1])
+
+        def relabelled(split: Split) -> Split:
+            labels = self.heads.cut_labels(split.y)
+            labels[place] = labels[place][:, :0]
+            return split.relabelled(self.heads.join_labels(labels))
+
+        train, validation, test = map(relabelled, (self.train, self.validation, self.test))
+        return replace(self, train=train, validation=validation, test=test, heads=Heads(tuple(heads)))
+
+    def retargeted(self, target: Callable[[np.ndarray], np.ndarray]) -> Data:
+        """With what is reconstructed in another form: the labels hold the raw inputs at first."""
+        places = [place for place, head in enumerate(self.heads) if head.task == "reconstruction"]
+        if not places:
+            return self
+
+        def relabelled(split: Split) -> Split:
+            labels = self.heads.cut_labels(split.y)
+            for place in places:
+                size = self.heads.heads[place].output.size
+                labels[place] = np.concatenate(
+                    [target(labels[place][:, :size]), labels[place][:, size:]], axis=1
+                )
+            return split.relabelled(self.heads.join_labels(labels))
+
+        splits = (self.train, self.validation, self.test)
+        train, validation, test = map(relabelled, splits)
+        return replace(self, train=train, validation=validation, test=test)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of the only output, where it has classes with names."""
+        return list(self.heads.single.class_names) if self.heads.single else []
 
 
 def as_numpy(x: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,11 @@ import tf_keras
 from lqconvert.augmentation import Augmentation
 from lqconvert.distributing import Distribution
 from lqconvert.granularity import kernel_name
+from lqconvert.model_outputs import logits_of, predict
 from lqconvert.preprocessing import Preprocessing
 from lqconvert.quantizers import QuantizedLayer
-from lqconvert.scoring import logits_of, predict
 from lqconvert.splits import Data
+from lqconvert.tasks import Head, Heads
 
 #: A teacher's outputs on the training split are kept up to this many bytes, else made anew for each batch.
 CACHED_BYTES = 1 << 28
@@ -40,7 +41,7 @@ class Trainer:
         distribution: Distribution,
     ) -> None:
         self.model, self.teacher, self.optimizer = model, teacher, optimizer
-        self.student, _ = logits_of(model)
+        self.student = logits_of(model)
         self.loss, self.batches, self.distribution = loss, batches, distribution
         self.seek(0)
 
@@ -67,12 +68,13 @@ class Trainer:
                 more, and where images vary.
         """
         distribution = distribution or Distribution()
-        _, activation = logits_of(model)
-        teacher_logits, _ = logits_of(teacher)
+        teacher_logits = logits_of(teacher)
         augment = augmentation or Augmentation()
         outputs = 4 * data.train.size * math.prod(n or 1 for n in teacher_logits.output_shape[1:])
         caches = augment == Augmentation() and outputs <= cached_bytes
-        cached = tf.constant(predict(teacher_logits, data.train, preprocessing)) if caches else None
+        answers = predict(teacher_logits, data.train, preprocessing) if caches else None
+        cached = None if answers is None else tf.constant(answers)
+        spreads = _spreads(data, teacher_logits, preprocessing, answers)
 
         def batches(start: int, context: tf.distribute.InputContext) -> tf.data.Dataset:
             """Batches (x, y, size of the batch of which this is a part)."""
@@ -101,12 +103,12 @@ class Trainer:
         with distribution.strategy.scope():
             learning = distribution.copied(model)
             optimizer = RelativeAdam(learning, learning_rate, damping)
-            optimizer.build(logits_of(learning)[0].trainable_variables)
+            optimizer.build(logits_of(learning).trainable_variables)
         return cls(
             learning,
             None if caches else distribution.copied(teacher_logits),
             optimizer,
-            _distillation(activation, teacher_logits.output_shape[-1], data.labels, augment.blend),
+            _distillation(data.heads, spreads, blended=augment.blend),
             batches,
             distribution,
         )
@@ -214,39 +216,107 @@ def assign(variables: Iterable[tf.Variable], arrays: Iterable[np.ndarray]) -> No
         variable.assign(array)
 
 
-def _distillation(activation: str, outputs: int, labels: str, blended: bool) -> Callable[[Any, Any], Any]:
-    """Loss [b] of (teacher outputs and label side by side [b, n (+ label)], student's [b, ..., outputs]).
+#: The scales of outputs are told by so many examples, where the teacher answers each batch anew.
+SPREAD_EXAMPLES = 2048
+Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
-    Softmax is over the last axis, whatever is in front of it. The labels of blended examples do not count.
+
+def _spreads(
+    data: Data, teacher: tf_keras.Model, preprocessing: Preprocessing, answers: np.ndarray | None
+) -> list[np.ndarray]:
+    """Of each head the variances of its values, [size] or [1]: what squared errors are counted in."""
+    part = data.train
+    if answers is None:
+        mixed = np.random.default_rng(0).permutation(part.size)[:SPREAD_EXAMPLES]
+        part = part.pick(mixed)
+        answers = predict(teacher, part, preprocessing)
+    spreads = []
+    for head, outputs, labels in zip(
+        data.heads, data.heads.cut(answers), data.heads.cut_labels(part.y), strict=True
+    ):
+        values = outputs.reshape(len(outputs), -1)
+        if head.task in ("regression", "reconstruction"):
+            values = labels[:, : head.output.size]
+        variances = np.var(values, axis=0)
+        together = np.mean(variances, keepdims=True)
+        alike = head.task != "regression" or not np.all(variances > 1e-6 * together)
+        spreads.append(np.maximum(together if alike else variances, 1e-12).astype(np.float32))
+    return spreads
+
+
+def _distillation(heads: Heads, spreads: Sequence[np.ndarray], *, blended: bool) -> Loss:
+    """Loss [b] of (teacher's logits and labels side by side [b, n + labels], student's logits [b, ...]).
+
+    Half of it is towards the labels, where there are any, and half towards the teacher. Those of several
+    heads add up, by their weights: each is in nats, or in the variance of its targets. The labels of blended
+    examples do not count.
     """
-    share = 1.0 if blended or labels == "none" else 0.5
+    sizes, label_sizes = [head.output.size for head in heads], [head.label_size for head in heads]
+    losses = [_head_loss(head, spread, blended=blended) for head, spread in zip(heads, spreads, strict=True)]
 
     def loss(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        y_pred = _flat(y_pred)
-        width = tf.shape(y_pred)[1]
-        from_teacher, label = y_true[:, :width], y_true[:, width:]
-        if activation == "softmax" or (labels == "classes" and outputs > 1):
-            each = tf.nn.softmax_cross_entropy_with_logits(
-                tf.nn.softmax(tf.reshape(from_teacher, (-1, outputs))), tf.reshape(y_pred, (-1, outputs))
-            )
-            value = tf.reduce_mean(tf.reshape(each, (tf.shape(y_pred)[0], -1)), axis=-1)
-            if labels == "classes":
-                truth = tf.cast(label[:, 0], tf.int32)
-                hard = tf.nn.sparse_softmax_cross_entropy_with_logits(truth, y_pred)
-                value = share * value + (1 - share) * hard
-            return value
-        if activation == "sigmoid":
-            cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits
-            value = tf.reduce_mean(cross_entropy(tf.sigmoid(from_teacher), y_pred), axis=-1)
-            if labels == "classes":
-                value = share * value + (1 - share) * tf.reduce_mean(cross_entropy(label, y_pred), axis=-1)
-            return value
-        value = tf.reduce_mean((y_pred - from_teacher) ** 2, axis=-1)
-        if labels == "values":
-            value = share * value + (1 - share) * tf.reduce_mean((y_pred - label) ** 2, axis=-1)
-        return value
+        students = tf.split(_flat(y_pred), sizes, axis=1)
+        both = tf.split(y_true, [*sizes, *label_sizes], axis=1)
+        teachers, labels = both[: len(sizes)], both[len(sizes) :]
+        each = zip(heads, losses, teachers, labels, students, strict=True)
+        values = [head.weight * one(teacher, label, student) for head, one, teacher, label, student in each]
+        return tf.add_n(values) / sum(head.weight for head in heads)
 
     return loss
+
+
+def _head_loss(
+    head: Head, spread: np.ndarray, *, blended: bool
+) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Loss [b] of a head: (teacher's logits [b, size], labels [b, label_size], student's [b, size])."""
+    classes, activation = head.output.classes, head.output.activation
+    share = 1.0 if blended or not head.label_size else 0.5
+    targets = head.task in ("regression", "reconstruction")
+    numbered = head.classifies or head.task == "segmentation"  # labels are numbers of classes
+
+    def by_class(values: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(values, (tf.shape(values)[0], -1, classes))
+
+    def softmax(teacher: tf.Tensor, label: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
+        student = by_class(student)
+        soft = tf.nn.softmax_cross_entropy_with_logits(tf.nn.softmax(by_class(teacher)), student)
+        if share == 1.0:
+            return tf.reduce_mean(soft, axis=-1)
+        hard = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(label, tf.int32), student)
+        return tf.reduce_mean(share * soft + (1 - share) * hard, axis=-1)
+
+    def sigmoid(teacher: tf.Tensor, label: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
+        cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits
+        soft = cross_entropy(tf.sigmoid(teacher), student)
+        if numbered and classes > 1:
+            label = _flat(tf.one_hot(tf.cast(label, tf.int32), classes))
+        hard = cross_entropy(label, student) if share < 1.0 else soft
+        return tf.reduce_mean(share * soft + (1 - share) * hard, axis=-1)
+
+    def squares(teacher: tf.Tensor, label: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
+        student, teacher = (output(student), output(teacher)) if targets else (student, teacher)
+        soft = (student - teacher) ** 2 / spread
+        hard = (student - label[:, : head.output.size]) ** 2 / spread if share < 1.0 else soft
+        return tf.reduce_mean(share * soft + (1 - share) * hard, axis=-1)
+
+    def output(logits: tf.Tensor) -> tf.Tensor:
+        """On the targets' scale."""
+        if activation == "softmax":
+            return tf.reshape(tf.nn.softmax(by_class(logits)), tf.shape(logits))
+        return tf.sigmoid(logits) if activation == "sigmoid" else logits
+
+    if targets or not (activation or head.label_size):
+        one = squares
+    elif activation == "softmax" or (numbered and classes > 1 and activation != "sigmoid"):
+        one = softmax
+    else:
+        one = squares if activation == "l2" else sigmoid
+    if not head.class_weights or blended:
+        return one
+    weights = tf.constant(head.class_weights, tf.float32)
+    return lambda teacher, label, student: (
+        tf.gather(weights, tf.cast(label[:, 0], tf.int32)) * one(teacher, label, student)
+    )
 
 
 def _flat(values: tf.Tensor) -> tf.Tensor:

@@ -76,7 +76,7 @@ def assert_disjoint_and_complete(data, examples):
 def test_image_folders(images, layout, test_size):
     data = load_data(images(image_files(layout)), (6, 5, 3), 2)
     assert data.class_names == ["cat", "dog"]
-    assert data.labels == "classes"
+    assert data.heads.single.classifies
     assert data.integer_pixels
     assert data.test.size == test_size
     assert_disjoint_and_complete(data, X)
@@ -244,26 +244,29 @@ def test_an_npz_may_hold_more(tmp_path):
 def test_npy_has_no_labels(tmp_path):
     np.save(tmp_path / "x.npy", X)
     data = load_data(str(tmp_path / "x.npy"), (6, 5, 3), 2)
-    assert data.labels == "none"
+    assert data.heads.single.task == "raw"
+    assert not data.labelled
     assert data.train.arrays()[1].shape == (data.train.size, 0)
     assert_disjoint_and_complete(data, X)
 
 
 @pytest.mark.parametrize(
-    ("y", "labels"),
+    ("y", "task"),
     [
-        (np.eye(2)[Y], "classes"),
-        (Y[:, np.newaxis], "classes"),
-        (RNG.normal(size=(60, 2)), "values"),
-        (RNG.integers(0, 2, (60, 2)), "values"),
+        (np.eye(2)[Y], "binary"),
+        (Y[:, np.newaxis], "binary"),
+        (Y.astype(bool), "binary"),
+        (np.array(["cat", "dog"])[Y], "binary"),
+        (RNG.normal(size=(60, 2)), "regression"),
+        (RNG.integers(0, 2, (60, 2)), "multi-label"),
     ],
-    ids=["one-hot", "column", "values", "several of them"],
+    ids=["one-hot", "column", "booleans", "names", "values", "several of them"],
 )
-def test_kinds_of_labels(y, labels, tmp_path):
+def test_kinds_of_labels(y, task, tmp_path):
     np.savez(tmp_path / "data.npz", x=X, y=y)
     data = load_data(str(tmp_path / "data.npz"), (6, 5, 3), 2)
-    assert data.labels == labels
-    if labels == "classes":
+    assert data.heads.single.task == task
+    if task == "binary":
         assert set(data.train.arrays()[1]) == {0, 1}
 
 
@@ -278,7 +281,7 @@ def test_kinds_of_labels(y, labels, tmp_path):
             r"one label for each example, but the model's answers are of shape \(4, 2\)",
         ),
         ({"x": X, "y": np.full(60, np.nan)}, 1, "labels contain NaN"),
-        ({"x": X, "y": Y.astype(str)}, 2, "y: a <U21 of shape"),
+        ({"x": X, "y": np.full(60, None)}, 2, "Python objects"),
         ({"x_train": X, "y_train": Y, "x_test": X}, 2, "the test part has none"),
     ],
 )
@@ -327,7 +330,7 @@ def my_data(tmp_path, monkeypatch):
 )
 def test_own_function(my_data, function, test_size):
     data = load_data(f"my_data:{function}", (6, 5, 3), 2)
-    assert data.labels == ("none" if function == "unlabeled" else "classes")
+    assert data.labelled == (function != "unlabeled")
     assert data.test.size == test_size
     assert_disjoint_and_complete(data, X)
 
@@ -391,9 +394,9 @@ def test_preprocessing_is_found(name, outputs, tmp_path):
         one, other = (logit / 2, -logit / 2) if "logit" in outputs else (p, 1 - p)
         return np.stack([other, one], axis=1) if "two" in outputs else one[:, np.newaxis]
 
-    found, scores = choose_preprocessing(model, load_data(str(tmp_path / "data.npz"), (4,), 2))
-    assert found == truth
-    assert set(scores) == set(PREPROCESSINGS)
+    found = choose_preprocessing(model, load_data(str(tmp_path / "data.npz"), (4,), 2))
+    assert found.preprocessing == truth
+    assert set(found.scores) == set(PREPROCESSINGS)
 
 
 def test_among_logits_of_like_accuracy_the_likelihood_decides(tmp_path):
@@ -407,9 +410,9 @@ def test_among_logits_of_like_accuracy_the_likelihood_decides(tmp_path):
         logit = 4 * (inputs[:, 0] - inputs[:, 1])
         return np.stack([-logit / 2, logit / 2], axis=1)
 
-    found, scores = choose_preprocessing(model, load_data(str(tmp_path / "data.npz"), (2,), 2))
-    assert len(set(scores.values())) == 1
-    assert found == PREPROCESSINGS["0-1"]
+    found = choose_preprocessing(model, load_data(str(tmp_path / "data.npz"), (2,), 2))
+    assert len(set(found.scores.values())) == 1
+    assert found.preprocessing == PREPROCESSINGS["0-1"]
 
 
 @pytest.mark.parametrize("text", ["none", "0-1", "-1-1", "0.5,-3"])

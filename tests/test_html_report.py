@@ -18,6 +18,7 @@ from lqconvert.html_report import Evidence, as_pictures, most_different, render
 from lqconvert.noise import LayerNoise
 from lqconvert.proving import KernelRow, Proven
 from lqconvert.report import Measured, Report, TargetFile, layer_rows, versions
+from lqconvert.tasks import Score
 from lqconvert.text import printable
 
 HOSTILE = (
@@ -27,7 +28,7 @@ HOSTILE = (
 RNG = np.random.default_rng(0)
 
 
-def made_up(layers=2, name="layer", score_name="accuracy", **evidence):
+def made_up(layers=2, name="layer", metric="accuracy", **evidence):
     """A report and its evidence, of so many layers, without a run."""
     rng = np.random.default_rng(0)
     kernels = [TensorCodes(rng.integers(-90, 90, (3, 3, 8, 16)), rng.random((1, 1, 1, 16)) + 0.1)]
@@ -43,21 +44,24 @@ def made_up(layers=2, name="layer", score_name="accuracy", **evidence):
     proven = Proven(
         "tflm", size, size, "runtime", 9, {"x": 0}, 1e-3, 1e-3, 5000, 4000, size, ["CONV_2D"], rows, [name]
     )  # fmt: skip
-    sign = 1 if score_name == "accuracy" else -1
     looks = [
-        Point(n * 100, sign * 0.5, 0.4 if sign > 0 else 0.0, 0.1, 0.3, size + 900 - n, 9, 9, 1.0)
+        Point(
+            n * 100, (0.5,), (0.45 if metric == "accuracy" else 0.5,), (0.1,), 0.3, size + 900 - n, 9, 9, 1.0
+        )
         for n in range(5)
     ]
-    measured = Measured(10 * size, size, sign * 0.9, 1e-4)
+    scores = [(Score("", metric, value),) for value in (0.9, 0.8)]
+    measured = Measured(10 * size, size, scores[0], 1e-4)
     report = Report(
         model=name,
         data=name,
         splits={"train": 9, "validation": 9, "test": 9},
         settings={"scheme": {"name": name}, "budget": {"max_drop": 0.0, "max_size": 9000}, "start": None},
-        score_name=score_name,
+        tasks={name: "a task"},
+        criteria=[metric],
         float_=measured,
         int8=measured,
-        files=[TargetFile(f"{name}.tflite", sign * 0.8, sign * 0.9, 9, proven)],
+        files=[TargetFile(f"{name}.tflite", scores[1], scores[0], 9, proven)],
         agreement_with_graph=None,
         agreement_with_float=None,
         max_lsb_from_graph=0.0,
@@ -66,7 +70,8 @@ def made_up(layers=2, name="layer", score_name="accuracy", **evidence):
         outputs={name: (0.1, 0)},
         float_layers={name: "LSTM"},
         layers=layer_rows(codes),
-        bar=sign * 0.45,
+        classes=[],
+        bar=[0.45],
         best=looks[-1],
         curve=looks,
         finished=False,
@@ -144,7 +149,7 @@ def test_strangers_names_stay_text():
 
 
 @pytest.mark.parametrize(
-    ("score_name", "evidence", "absent"),
+    ("metric", "evidence", "absent"),
     [
         ("accuracy", {}, set()),
         (
@@ -153,13 +158,13 @@ def test_strangers_names_stay_text():
             set(),
         ),
         (
-            "mean squared error",
+            "R²",
             {"classifies": False, "labels": RNG.random((9, 3)), "outputs": RNG.random((9, 3))},
             {"Classes"},
         ),
-        ("mean squared error", {"labels": np.zeros((9, 0))}, {"Classes"}),
+        ("R² to float", {"labels": np.zeros((9, 0))}, {"Classes"}),
         (
-            "mean squared error",
+            "R² to float",
             {
                 "classifies": False,
                 "labels": np.zeros((9, 0)),
@@ -176,8 +181,8 @@ def test_strangers_names_stay_text():
     ],
     ids=["classes", "one sigmoid", "regression", "no labels", "no labels, images out", "no difference"],
 )
-def test_every_kind_of_model_has_a_page(score_name, evidence, absent):
-    seen = page(score_name=score_name, **evidence)
+def test_every_kind_of_model_has_a_page(metric, evidence, absent):
+    seen = page(metric=metric, **evidence)
     known = {"Error by layer", "Classes", "Where file and float model differ most"}
     assert known - set(seen.headings) == absent
 

@@ -381,7 +381,7 @@ def test_names_are_no_formulas_of_figures(tmp_path):
 
     name = f"$\\frac{{$ {CUSTOM}"
     assert codes(tmp_path / "a.png", {name: np.arange(9)}).exists()
-    assert sensitivity(tmp_path / "b.png", [Sensitivity(name, 1, 2, 0.5, 0.25)], "points").exists()
+    assert sensitivity(tmp_path / "b.png", [Sensitivity(name, 1, 2, 0.5, 0.25)]).exists()
 
 
 # Streams of all kinds, and files of any name.

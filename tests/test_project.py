@@ -18,7 +18,7 @@ OPTIONS = {
     if option.startswith("--")
 }
 #: What only the command line may say.
-REFUSED = {"trust-model", "storage", "debug", "dry-run"}
+REFUSED = {"trust-model", "storage", "debug", "dry-run", "metric"}
 
 
 @pytest.fixture

@@ -7,21 +7,19 @@ import tf_keras
 from tf_keras import layers
 
 from lqconvert.augmentation import Augmentation, choose_augmentation
+from lqconvert.metrics import METRICS, confidences, guesses, log_likelihoods, log_softmax, sigmoid
+from lqconvert.model_outputs import joined
 from lqconvert.preprocessing import Preprocessing
-from lqconvert.scoring import (
-    activated,
-    confidences,
-    guesses,
-    joined,
-    log_likelihoods,
-    log_softmax,
-    score_outputs,
-)
 from lqconvert.splits import Data, Split
+from lqconvert.tasks import Head, Heads, Output
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(500, 4))
-LABELS = np.array([RNG.choice(4, p=p) for p in activated(LOGITS, "softmax")])
+LABELS = np.array([RNG.choice(4, p=p) for p in np.exp(log_softmax(LOGITS))])
+
+
+def accuracy(outputs, labels):
+    return METRICS["accuracy"].measure(outputs, labels, 0.5)
 
 
 @pytest.mark.parametrize("measure", [confidences, log_likelihoods])
@@ -34,7 +32,7 @@ def test_what_a_model_knows_does_not_depend_on_how_sure_it_is(measure):
 
 def test_confidence_is_that_in_the_right_class_where_probabilities_are_true():
     # Labels were drawn from the softmax: the temperature is near 1.
-    probabilities = activated(LOGITS, "softmax")
+    probabilities = np.exp(log_softmax(LOGITS))
     known = confidences(LOGITS, LABELS).mean()
     assert known == pytest.approx(probabilities[range(500), LABELS].mean(), abs=0.03)
     assert known == pytest.approx(1 - np.mean(np.sum((probabilities - np.eye(4)[LABELS]) ** 2, 1)), abs=0.005)
@@ -45,7 +43,7 @@ def test_confidence_is_that_in_the_right_class_where_probabilities_are_true():
 
 def test_answers_with_axes_of_length_1_count_as_others():
     deep = LOGITS.reshape(500, 1, 1, 4)
-    assert score_outputs(deep, LABELS, deep) == score_outputs(LOGITS, LABELS, LOGITS)
+    assert accuracy(deep, LABELS) == accuracy(LOGITS, LABELS)
     for measure in (confidences, log_likelihoods):
         np.testing.assert_array_equal(measure(deep, LABELS), measure(LOGITS, LABELS))
 
@@ -61,12 +59,14 @@ def test_outputs_are_joined_whatever_layers_are_called(name):
 
 def test_two_classes_in_one_unit():
     logits = LOGITS[:, :1]
-    labels = (RNG.uniform(size=500) < activated(logits, "sigmoid")[:, 0]).astype(int)
+    labels = (RNG.uniform(size=500) < sigmoid(logits)[:, 0]).astype(int)
     both = np.concatenate([np.zeros_like(logits), logits], axis=1)
     for measure in (confidences, log_likelihoods):
         assert measure(logits, labels) == pytest.approx(measure(both, labels))
-    accuracy = score_outputs(activated(logits, "sigmoid"), labels, logits)
-    assert accuracy == score_outputs(both, labels, both)
+    assert accuracy(sigmoid(logits), labels) == accuracy(both, labels)
+
+
+CLASSES = Heads((Head(Output("", (2,)), "classification", judged=("accuracy",)),))
 
 
 def brightest(side):
@@ -77,7 +77,7 @@ def brightest(side):
     x[np.arange(400), RNG.integers(3, 13, 400), columns] = 255
     y = side(columns).astype(np.int64)
     split = Split(y, lambda index: x[index], (((16, 16, 1), "uint8"), ((), "int64")))
-    return Data("spots", split, split, split, "classes", True)
+    return Data("spots", split, split, split, CLASSES, True)
 
 
 def spots(side):
@@ -114,7 +114,7 @@ def test_images_that_the_model_knows_by_heart_are_blended(known, others, blend):
         y[round(400 * right) :] ^= 1
         return Split(y, lambda index: x[index], (((16, 16, 1), "uint8"), ((), "int64")))
 
-    data = Data("greys", split(known), split(others), split(others), "classes", True)
+    data = Data("greys", split(known), split(others), split(others), CLASSES, True)
     assert choose_augmentation(answers, data, Preprocessing()) == Augmentation(True, 1 / 8, blend)
 
 

@@ -1,0 +1,436 @@
+"""How good answers are: the field's metrics, in NumPy, and what they say example by example.
+
+Outputs are float [n, ...]. Labels are int64 [n] (classes), int64 [n, positions] (a class at each position),
+or float [n, k] (0 or 1 for each of k labels, or targets).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Logits are tried to be divided by these: 1/8 to 8.
+TEMPERATURES = 2.0 ** np.arange(-3, 3.01, 0.125)
+#: Metrics that are no mean over examples are measured without each of so many groups of them.
+GROUPS = 32
+
+Measure = Callable[[np.ndarray, np.ndarray, float], float]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that says how good answers are.
+
+    Attributes:
+        name: as tables have it.
+        measure: (outputs, labels, threshold) -> the number; NaN where the labels do not tell.
+        share: it is written as 97.50%, other numbers with four digits.
+        error: less is better, in the targets' unit.
+        each: (outputs, labels, threshold) -> [n], of which the number is the mean, if it is one.
+    """
+
+    name: str
+    measure: Measure
+    share: bool = True
+    error: bool = False
+    each: Callable[[np.ndarray, np.ndarray, float], np.ndarray] | None = None
+
+    @property
+    def against_float(self) -> bool:
+        """Whether the truth is the float model's answer."""
+        return self.name.endswith("float")
+
+    def text(self, value: float) -> str:
+        """The number as people write it.
+
+        >>> METRICS["accuracy"].text(0.975), METRICS["MAE"].text(17.6123)
+        ('97.50%', '17.61')
+        """
+        if np.isnan(value):
+            return "-"
+        return f"{value:.2%}" if self.share else f"{value:.4g}"
+
+    @property
+    def option(self) -> str:
+        """The option of ``lqconvert check`` that holds it.
+
+        >>> METRICS["balanced accuracy"].option, METRICS["RMSE"].option, METRICS["R²"].option
+        ('min-balanced-accuracy', 'max-rmse', 'min-r2')
+        """
+        name = self.name.lower().replace("²", "2").replace(" ", "-")
+        return f"{'max' if self.error else 'min'}-{name}"
+
+    def qualities(self, outputs: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
+        """[n] whose mean is about the number, and whose spread tells its sampling error; more is better.
+
+        A point is 0.01 of it: an error counts in standard deviations of the targets. Where the number is no
+        mean over examples, these are jackknife pseudo-values of groups of them (Quenouille, 1956).
+        """
+        if self.each is not None:
+            values = self.each(outputs, labels, threshold)
+        else:
+            values = _pseudo_values(self.measure, outputs, labels, threshold)
+        return -values / (_spread(labels) or 1.0) if self.error else values
+
+    def drop(self, value: float, before: float, labels: np.ndarray) -> float:
+        """By how many points a number is worse than another, on examples of these labels."""
+        if self.error:
+            return 100 * (value - before) / (_spread(labels) or 1.0)
+        return 100 * (before - value)
+
+
+def _spread(labels: np.ndarray) -> float:
+    """The targets' standard deviation."""
+    return float(np.sqrt(np.mean(np.var(_flat(labels), axis=0))))
+
+
+def _pseudo_values(measure: Measure, outputs: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
+    whole, n = measure(outputs, labels, threshold), len(outputs)
+    groups = np.arange(n) % min(GROUPS, n)
+    count = int(groups.max()) + 1
+    if count == 1:
+        return np.full(n, whole)
+    values = []
+    for group in range(count):
+        rest = groups != group
+        without = measure(outputs[rest], labels[rest], threshold)
+        values.append(whole if np.isnan(without) else count * whole - (count - 1) * without)
+    # Such that the mean of n values has the standard error that the mean of the groups has.
+    centered = (np.array(values) - np.mean(values)) * np.sqrt(n / count)
+    return whole + centered[groups]
+
+
+# Answers of classifiers
+
+
+def are_logits(outputs: np.ndarray) -> bool:
+    """Whether outputs of a classifier are no probabilities, which kernels compute to some digits only."""
+    return bool(np.min(outputs, initial=0.0) < -1e-3 or np.max(outputs, initial=0.0) > 1 + 1e-3)
+
+
+def guesses(outputs: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+    """The classes [...] that outputs [..., classes] speak for: the largest, or a side of the threshold.
+
+    The threshold is of the second class's probability, where there are two classes (or one output).
+    """
+    if outputs.shape[-1] > 2 or (outputs.shape[-1] == 2 and threshold == 0.5):
+        return outputs.argmax(axis=-1)
+    return (positive(outputs) > threshold).astype(np.int64)
+
+
+def positive(outputs: np.ndarray) -> np.ndarray:
+    """The second class's probability [...], from outputs [..., 1 or 2] of two classes."""
+    if outputs.shape[-1] == 1:
+        return sigmoid(outputs[..., 0]) if are_logits(outputs) else outputs[..., 0]
+    return sigmoid(outputs[..., 1] - outputs[..., 0]) if are_logits(outputs) else outputs[..., 1]
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0.0, -logits))
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def log_probabilities(outputs: np.ndarray) -> np.ndarray:
+    """Of the classes [n, classes] (of two, where there is one output), from probabilities or logits."""
+    logits = are_logits(outputs)
+    if outputs.shape[-1] == 1:
+        other = np.zeros_like(outputs) if logits else 1 - outputs
+        outputs = np.concatenate([other, outputs], axis=-1)
+    return log_softmax(outputs) if logits else np.log(np.clip(outputs, 1e-30, 1.0))
+
+
+def balance(labels: np.ndarray) -> np.ndarray:
+    """Weights [n] of examples under which the classes there are count alike; their mean is 1."""
+    classes, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return (len(labels) / (len(classes) * counts))[places]
+
+
+def confidences(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Of each example 1 minus the Brier score of its class probabilities.
+
+    Where probabilities are right about themselves this is, on average, that of the right class. But that one
+    follows every change of temperature; this hardly does near the best one, so that models can be compared.
+    """
+
+    def score(log_probabilities: np.ndarray) -> np.ndarray:
+        probabilities = np.exp(log_probabilities)
+        return 2 * probabilities[np.arange(len(labels)), labels] - np.sum(probabilities**2, axis=-1)
+
+    return _calibrated(logits, score, weights)
+
+
+def log_likelihoods(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Of each example that of its right class, in nats."""
+    return _calibrated(logits, lambda each: each[np.arange(len(labels)), labels], None)
+
+
+def _calibrated(
+    logits: np.ndarray, score: Callable[[np.ndarray], np.ndarray], weights: np.ndarray | None
+) -> np.ndarray:
+    """Scores of log-probabilities [n, classes], at the temperature at which they are highest on average.
+
+    So that they say how much a model knows and not how sure of itself it is (Guo et al., "On Calibration of
+    Modern Neural Networks", ICML 2017).
+    """
+    logits = _flat(logits)
+    if logits.shape[-1] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits], axis=-1)
+    candidates = (score(log_softmax(logits.astype(np.float64) / t)) for t in TEMPERATURES)
+    return max(candidates, key=lambda each: np.mean(each if weights is None else each * weights))
+
+
+# Metrics: (outputs, labels, threshold) -> number, or [n]
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    return values.reshape(len(values), -1)
+
+
+def _right(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
+    return (guesses(_flat(outputs), threshold) == labels).astype(np.float64)
+
+
+def _accuracy(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
+    return float(np.mean(_right(outputs, labels, threshold)))
+
+
+def _right_balanced(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
+    return _right(outputs, labels, threshold) * balance(labels)
+
+
+def _balanced_accuracy(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
+    return float(np.mean(_right_balanced(outputs, labels, threshold)))
+
+
+def _among_five(outputs: np.ndarray, labels: np.ndarray, _: float) -> np.ndarray:
+    outputs = _flat(outputs)
+    of_label = outputs[np.arange(len(labels)), labels]
+    return (np.sum(outputs > of_label[:, np.newaxis], axis=-1) < 5).astype(np.float64)
+
+
+def _top_5(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
+    return float(np.mean(_among_five(outputs, labels, threshold)))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """The place of each value [n] among all, from 1 on; equal ones share their mean."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - (counts - 1) / 2)[places]
+
+
+def area_under_curve(scores: np.ndarray, labels: np.ndarray) -> float:
+    """AUC: the chance that an example [n] of label 1 has a higher score than one of label 0; ties count half.
+
+    As the rank sum of Mann and Whitney (1947).
+    """
+    ones = labels == 1
+    first, other = int(ones.sum()), int((~ones).sum())
+    if not first or not other:
+        return float("nan")
+    return float((_ranks(scores)[ones].sum() - first * (first + 1) / 2) / (first * other))
+
+
+def _auc(outputs: np.ndarray, labels: np.ndarray, _: float) -> float:
+    return area_under_curve(positive(_flat(outputs)), labels)
+
+
+def _counts(guessed: np.ndarray, labels: np.ndarray) -> tuple[int, int, int]:
+    """True positives, all that is guessed to be positive, all that is."""
+    return int(np.sum(guessed & labels)), int(guessed.sum()), int(labels.sum())
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")
+
+
+def _binary(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> tuple[int, int, int]:
+    return _counts(positive(_flat(outputs)) > threshold, labels == 1)
+
+
+def _precision(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
+    both, guessed, _ = _binary(outputs, labels, threshold)
+    return _ratio(both, guessed)
+
+
+def _recall(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
+    both, _, there = _binary(outputs, labels, threshold)
+    return _ratio(both, there)
+
+
+def _f1(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
+    both, guessed, there = _binary(outputs, labels, threshold)
+    return _ratio(2 * both, guessed + there)
+
+
+def _mean_auc(outputs: np.ndarray, labels: np.ndarray, _: float) -> float:
+    outputs = _flat(outputs)
+    areas = [area_under_curve(column, label) for column, label in zip(outputs.T, labels.T, strict=True)]
+    with warnings.catch_warnings():  # no label varies
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return float(np.nanmean(areas))
+
+
+def _micro_f1(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
+    outputs = _flat(outputs)
+    probabilities = sigmoid(outputs) if are_logits(outputs) else outputs
+    both, guessed, there = _counts(probabilities > threshold, labels == 1)
+    return _ratio(2 * both, guessed + there)
+
+
+def _maps(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
+    """The classes [n, positions] that outputs [n, ..., classes] speak for."""
+    return guesses(outputs.reshape(len(outputs), labels.shape[1], -1), threshold)
+
+
+def _right_positions(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
+    return np.mean(_maps(outputs, labels, threshold) == labels, axis=1)
+
+
+def _pixel_accuracy(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
+    return float(np.mean(_right_positions(outputs, labels, threshold)))
+
+
+def class_overlaps(guessed: np.ndarray, labels: np.ndarray) -> dict[int, float]:
+    """Of each class in the labels its intersection over union, over all positions."""
+    count = int(max(guessed.max(initial=0), labels.max(initial=0))) + 1
+    pairs = np.bincount((labels * count + guessed).ravel(), minlength=count * count).reshape(count, count)
+    both, there, said = np.diag(pairs), pairs.sum(axis=1), pairs.sum(axis=0)
+    return {int(label): both[label] / (there + said - both)[label] for label in np.flatnonzero(there)}
+
+
+def _mean_overlap(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
+    return float(np.mean([*class_overlaps(_maps(outputs, labels, threshold), labels).values()]))
+
+
+def _explained(outputs: np.ndarray, labels: np.ndarray, _: float) -> np.ndarray:
+    """Of each example 1 minus its squared error over the variance: the mean over columns that vary."""
+    labels, variances = labels.astype(np.float64), np.var(labels.astype(np.float64), axis=0)
+    errors, vary = (_flat(outputs) - labels) ** 2, variances > 0
+    if not vary.any():
+        return np.full(len(labels), np.nan)
+    return 1 - np.mean(errors[:, vary] / variances[vary], axis=1)
+
+
+def _r2(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
+    return float(np.mean(_explained(outputs, labels, threshold)))
+
+
+def _explained_together(outputs: np.ndarray, labels: np.ndarray, _: float = 0.5) -> np.ndarray:
+    """Of each example 1 minus its squared error over the targets' variance, all columns together."""
+    labels = _flat(labels).astype(np.float64)
+    errors, variance = np.mean((_flat(outputs) - labels) ** 2, axis=1), np.mean(np.var(labels, axis=0))
+    return 1 - errors / variance if variance > 0 else np.where(errors > 0, np.nan, 1.0)
+
+
+def _total_r2(outputs: np.ndarray, labels: np.ndarray, _: float) -> float:
+    return float(np.mean(_explained_together(outputs, labels)))
+
+
+def _reconstructed(outputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Outputs and targets [n, k], and of each example whether it is an anomaly (NaN: not known).
+
+    Labels [n, k] are the targets; a column behind them is of the anomalies.
+    """
+    outputs = _flat(outputs)
+    targets, known = labels[:, : outputs.shape[1]], labels[:, outputs.shape[1] :]
+    return outputs, targets, known[:, 0] if known.size else np.full(len(labels), np.nan)
+
+
+def _reconstruction_each(outputs: np.ndarray, labels: np.ndarray, _: float) -> np.ndarray:
+    outputs, targets, _anomalies = _reconstructed(outputs, labels)
+    return _explained_together(outputs, targets)
+
+
+def _reconstruction(outputs: np.ndarray, labels: np.ndarray, _: float) -> float:
+    """R² of all that is no anomaly, which is not to be reconstructed."""
+    outputs, targets, anomalies = _reconstructed(outputs, labels)
+    usual = anomalies != 1
+    return float(np.mean(_explained_together(outputs[usual], targets[usual]))) if usual.any() else np.nan
+
+
+def reconstruction_errors(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Of each example [n] the mean squared error: what tells anomalies."""
+    outputs, targets, _anomalies = _reconstructed(outputs, labels)
+    return np.mean((outputs - targets) ** 2, axis=1)
+
+
+def _reconstruction_rmse(outputs: np.ndarray, labels: np.ndarray, _: float) -> float:
+    outputs, targets, anomalies = _reconstructed(outputs, labels)
+    usual = anomalies != 1
+    return float(np.sqrt(np.mean((outputs[usual] - targets[usual]) ** 2))) if usual.any() else np.nan
+
+
+def _anomaly_auc(outputs: np.ndarray, labels: np.ndarray, _: float) -> float:
+    anomalies = _reconstructed(outputs, labels)[2]
+    known = ~np.isnan(anomalies)
+    return area_under_curve(reconstruction_errors(outputs, labels)[known], anomalies[known])
+
+
+def _distances(outputs: np.ndarray, labels: np.ndarray, _: float) -> np.ndarray:
+    return np.mean(np.abs(_flat(outputs).astype(np.float64) - _flat(labels)), axis=1)
+
+
+def _mae(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
+    return float(np.mean(_distances(outputs, labels, threshold)))
+
+
+def _rmse(outputs: np.ndarray, labels: np.ndarray, _: float) -> float:
+    return float(np.sqrt(np.mean((_flat(outputs).astype(np.float64) - _flat(labels)) ** 2)))
+
+
+def _cosines(outputs: np.ndarray, labels: np.ndarray, _: float) -> np.ndarray:
+    a, b = _flat(outputs).astype(np.float64), _flat(labels).astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.sum(a * b, axis=1) / np.maximum(lengths, 1e-12)
+
+
+def _cosine(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
+    return float(np.mean(_cosines(outputs, labels, threshold)))
+
+
+def _same(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
+    return (guesses(_flat(outputs), threshold) == guesses(_flat(labels), threshold)).astype(np.float64)
+
+
+def agreement(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of examples whose outputs [n, classes] have the same top class (or the same side of 1/2)."""
+    return _agreement(a, b, 0.5)
+
+
+def _agreement(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
+    return float(np.mean(_same(outputs, labels, threshold)))
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", _accuracy, each=_right),
+        Metric("balanced accuracy", _balanced_accuracy, each=_right_balanced),
+        Metric("top-5", _top_5, each=_among_five),
+        Metric("AUC", _auc, share=False),
+        Metric("F1", _f1, share=False),
+        Metric("precision", _precision),
+        Metric("recall", _recall),
+        Metric("mean AUC", _mean_auc, share=False),
+        Metric("micro-F1", _micro_f1, share=False),
+        Metric("mIoU", _mean_overlap),
+        Metric("pixel accuracy", _pixel_accuracy, each=_right_positions),
+        Metric("R²", _r2, share=False, each=_explained),
+        Metric("MAE", _mae, share=False, error=True, each=_distances),
+        Metric("RMSE", _rmse, share=False, error=True),
+        Metric("reconstruction R²", _reconstruction, share=False, each=_reconstruction_each),
+        Metric("reconstruction RMSE", _reconstruction_rmse, share=False, error=True),
+        Metric("anomaly AUC", _anomaly_auc, share=False),
+        Metric("cosine similarity", _cosine, share=False, each=_cosines),
+        Metric("agreement with float", _agreement, each=_same),
+        Metric("R² to float", _total_r2, share=False, each=_explained_together),
+    )
+}

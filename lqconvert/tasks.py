@@ -1,0 +1,527 @@
+"""What a model is for: a task for each of its outputs, with the metrics that score it.
+
+Labels tell most of it: whole numbers below the number of outputs are classes, other values are targets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from lqconvert.errors import LqError
+from lqconvert.metrics import METRICS, Metric, balance, confidences, log_likelihoods, log_softmax, sigmoid
+
+#: The metrics of each task; the first one is what budgets judge, where classes are even.
+TASKS: dict[str, tuple[str, ...]] = {
+    "classification": ("accuracy", "balanced accuracy", "top-5"),
+    "binary": ("accuracy", "balanced accuracy", "AUC", "F1", "precision", "recall"),
+    "multi-label": ("mean AUC", "micro-F1"),
+    "segmentation": ("mIoU", "pixel accuracy"),
+    "regression": ("R²", "MAE", "RMSE"),
+    "reconstruction": ("reconstruction R²", "reconstruction RMSE", "anomaly AUC"),
+    "embedding": ("cosine similarity", "R² to float"),
+    "raw": ("R² to float", "agreement with float"),
+}
+#: Tasks of which each example is one of some classes.
+CLASSIFIES = ("classification", "binary")
+#: Tasks without labels: the float model's outputs are the truth.
+AGAINST_FLOAT = ("embedding", "raw")
+#: Classes are uneven where the rarest has less than this part of its even share.
+UNEVEN = 0.5
+#: With more classes the top five are counted, too.
+FEW_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of a model, without the batch axis."""
+
+    name: str
+    shape: tuple[int, ...]
+    activation: str = ""  # "softmax", "sigmoid", "l2" (normalized), or none that is known
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def classes(self) -> int:
+        """The last axis."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def positions(self) -> int:
+        """All other axes: 1 for one answer an example."""
+        return self.size // self.classes
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric of an output of a file, on some examples."""
+
+    output: str  # its name; "" where there is only one
+    metric: str
+    value: float
+
+    @property
+    def text(self) -> str:
+        return metric_named(self.metric).text(self.value)
+
+    @property
+    def label(self) -> str:
+        """What it is of, in a table."""
+        return f"{self.output} {self.metric}".strip()
+
+
+@dataclass(frozen=True)
+class Head:
+    """An output and what it is for.
+
+    Attributes:
+        label_size: how many columns its labels take.
+        judged: the metrics that budgets hold, by name.
+        threshold: of probability, where there are two classes or several labels.
+        weight: of its loss among those of other outputs.
+        class_weights: of the loss of an example, by its class; none where classes are even.
+    """
+
+    output: Output
+    task: str
+    label_size: int = 1
+    class_names: tuple[str, ...] = ()
+    judged: tuple[str, ...] = ()
+    uneven: bool = False
+    threshold: float = 0.5
+    weight: float = 1.0
+    class_weights: tuple[float, ...] = ()
+
+    @property
+    def classifies(self) -> bool:
+        return self.task in CLASSIFIES
+
+    @property
+    def answers_classes(self) -> bool:
+        """Whether each example's answer is a class, known or not."""
+        several = self.output.activation == "softmax" and self.output.positions == 1
+        return self.classifies or (self.task == "raw" and (several or self.output.activation == "sigmoid"))
+
+    @property
+    def classes(self) -> int:
+        """How many there are, where it classifies or segments."""
+        return max(self.output.classes, 2)
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """Those that score it, the judged ones first."""
+        names = [*self.judged, *(name for name in TASKS[self.task] if name not in self.judged)]
+        hidden = set()
+        if self.classes <= FEW_CLASSES:
+            hidden.add("top-5")
+        if not self.uneven:
+            hidden.add("balanced accuracy")
+        if self.output.activation not in ("softmax", "sigmoid") or self.output.positions > 1:
+            hidden.add("agreement with float")
+        return [metric_named(name) for name in names if name in self.judged or name not in hidden]
+
+    def truth(self, labels: np.ndarray, teacher: np.ndarray) -> np.ndarray:
+        """What outputs are held against: the labels, or the float model's outputs where there are none."""
+        if self.task in AGAINST_FLOAT or not labels.size:
+            return teacher.reshape(len(teacher), -1)
+        return labels
+
+    def activated(self, logits: np.ndarray) -> np.ndarray:
+        """The outputs that logits [n, size] mean."""
+        if self.output.activation == "softmax":
+            by_class = logits.reshape(len(logits), -1, self.output.classes)
+            return np.exp(log_softmax(by_class)).reshape(logits.shape)
+        return sigmoid(logits) if self.output.activation == "sigmoid" else logits
+
+    def describe(self) -> str:
+        """The task in words, such as "classification of 10 classes"."""
+        words = self.task
+        if self.task in ("classification", "segmentation"):
+            words += f" of {self.classes} classes"
+        elif self.task in ("multi-label", "regression") and self.output.size > 1:
+            words += f" of {self.output.size} values"
+        elif self.task == "raw":
+            words = "no labels, so against the float model"
+        judged = " and ".join(self.judged)
+        return f"{words}, judged by {judged}" + (" (classes are uneven)" if self.uneven else "")
+
+
+def metric_named(name: str) -> Metric:
+    """One of METRICS, or a user's own, ``module:function``."""
+    return METRICS.get(name) or USERS[name]
+
+
+#: Metrics of the user's own, by what was given for them.
+USERS: dict[str, Metric] = {}
+
+
+def users_metric(spec: str) -> Metric:
+    """The metric of ``module:function``: (y_true, y_pred) -> a number, higher is better.
+
+    Raises:
+        LqError: if there is no such function. What it raises itself is an error when it is called.
+    """
+    if spec in USERS:
+        return USERS[spec]
+    module, _, name = spec.partition(":")
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except Exception as error:  # it is the user's own code
+        raise LqError(f"--metric {spec}: cannot be imported ({error})") from error
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+
+    def measure(outputs: np.ndarray, labels: np.ndarray, _: float) -> float:
+        try:
+            return float(function(labels, outputs))
+        except Exception as error:  # it is the user's own code
+            raise LqError(f"--metric {spec}: {error or type(error).__name__}") from error
+
+    return USERS.setdefault(spec, Metric(spec, measure, share=False))
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The outputs of a model, in order, each with its task.
+
+    Outputs of several heads lie flat in one array, one behind the other: float32 [n, total]; so do their
+    labels. Of a single one both have their own shape.
+    """
+
+    heads: tuple[Head, ...]
+
+    def __iter__(self) -> Iterator[Head]:
+        return iter(self.heads)
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    @property
+    def single(self) -> Head | None:
+        """The only one, or None."""
+        return self.heads[0] if len(self.heads) == 1 else None
+
+    @property
+    def labelled(self) -> bool:
+        return any(head.label_size for head in self.heads)
+
+    @property
+    def criteria(self) -> list[tuple[Head, Metric]]:
+        """What budgets judge."""
+        return [(head, metric_named(name)) for head in self.heads for name in head.judged]
+
+    @property
+    def criterion_labels(self) -> list[str]:
+        """What budgets judge, as :attr:`Score.label` has it."""
+        several = len(self.heads) > 1
+        return [
+            f"{head.output.name if several else ''} {metric.name}".strip() for head, metric in self.criteria
+        ]
+
+    def cut(self, outputs: np.ndarray) -> list[np.ndarray]:
+        """Each head's outputs, [n, ...] of its shape."""
+        if len(self.heads) == 1:
+            return [outputs]
+        parts = _columns(outputs, [head.output.size for head in self.heads])
+        return [part.reshape(-1, *head.output.shape) for part, head in zip(parts, self.heads, strict=True)]
+
+    def cut_labels(self, labels: np.ndarray) -> list[np.ndarray]:
+        """Each head's labels."""
+        if len(self.heads) == 1:
+            return [labels]
+        parts = _columns(labels, [head.label_size for head in self.heads])
+        return [as_labels(part, head.task) for part, head in zip(parts, self.heads, strict=True)]
+
+    def join_labels(self, labels: Sequence[np.ndarray]) -> np.ndarray:
+        """The inverse of :meth:`cut_labels`."""
+        if len(self.heads) == 1:
+            return labels[0]
+        return np.concatenate([part.reshape(len(part), -1).astype(np.float32) for part in labels], axis=1)
+
+    def activated(self, logits: np.ndarray) -> np.ndarray:
+        """The outputs that logits mean, in the same shape."""
+        if len(self.heads) == 1:
+            return self.heads[0].activated(logits.reshape(len(logits), -1)).reshape(logits.shape)
+        parts = _columns(logits, [head.output.size for head in self.heads])
+        return np.concatenate([h.activated(part) for h, part in zip(self.heads, parts, strict=True)], axis=1)
+
+    def _parts(
+        self, outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray
+    ) -> Iterator[tuple[Head, np.ndarray, np.ndarray]]:
+        """Each head, its outputs, and what they are held against."""
+        cut = self.cut(outputs), self.cut_labels(labels), self.cut(teacher)
+        for head, out, label, float_out in zip(self.heads, *cut, strict=True):
+            yield head, out, head.truth(label, float_out)
+
+    def scores(
+        self, outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray | None
+    ) -> tuple[Score, ...]:
+        """All metrics of all heads; of each head those that are judged come first.
+
+        Args:
+            outputs, teacher: of a file and of the float model, on the examples of the labels. Without the
+                latter, outputs that have no labels have no scores.
+        """
+        if teacher is None:
+            teacher = np.full_like(outputs, np.nan)
+        return tuple(
+            Score(head.output.name if len(self.heads) > 1 else "", metric.name, value)
+            for head, out, truth in self._parts(outputs, labels, teacher)
+            for metric in head.metrics
+            if not math.isnan(value := metric.measure(out, truth, head.threshold))
+        )
+
+    def judged_scores(self, outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> list[float]:
+        """The metrics that budgets judge, [criteria]; see :meth:`scores`."""
+        return [
+            metric_named(name).measure(out, truth, head.threshold)
+            for head, out, truth in self._parts(outputs, labels, teacher)
+            for name in head.judged
+        ]
+
+    def qualities(self, logits: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> np.ndarray:
+        """[criteria, n]: what budgets judge, on average over examples; a point is 0.01.
+
+        Of accuracies it is the mean of 1 or 0 for a right or wrong answer and of the confidence: accuracy is
+        what counts, and a noisy count of rare errors; confidence shows damage much earlier.
+
+        Args:
+            logits: outputs before a final softmax or sigmoid.
+            teacher: the float model's outputs.
+        """
+        return np.stack(
+            [
+                _qualities(head, metric_named(name), logit, out, truth)
+                for (head, out, truth), logit in zip(
+                    self._parts(self.activated(logits), labels, teacher), self.cut(logits), strict=True
+                )
+                for name in head.judged
+            ]
+        )
+
+    def loss(self, logits: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> float:
+        """What looks at the run show: cross-entropy in nats, or the error as a part of the variance."""
+        parts = zip(self._parts(self.activated(logits), labels, teacher), self.cut(logits), strict=True)
+        return sum(_loss(head, logit, out, truth) for (head, out, truth), logit in parts)
+
+
+def _loss(head: Head, logits: np.ndarray, outputs: np.ndarray, truth: np.ndarray) -> float:
+    if head.classifies:
+        return -float(np.maximum(log_likelihoods(logits, truth), math.log(1e-7)).mean())
+    if head.task == "multi-label" or (head.task == "segmentation" and head.output.classes == 1):
+        signs = 2 * truth.reshape(len(truth), -1) - 1
+        return float(np.logaddexp(0.0, -signs * logits.reshape(len(logits), -1)).mean())
+    if head.task == "segmentation":
+        by_class = log_softmax(logits.reshape(*truth.shape, head.output.classes))
+        return -float(np.take_along_axis(by_class, truth[..., np.newaxis], axis=-1).mean())
+    outputs = outputs.reshape(len(outputs), -1)
+    truth = truth[:, : outputs.shape[1]]
+    return float(np.mean((outputs - truth) ** 2) / (np.mean(np.var(truth, axis=0)) or 1.0))
+
+
+def _qualities(
+    head: Head, metric: Metric, logits: np.ndarray, outputs: np.ndarray, truth: np.ndarray
+) -> np.ndarray:
+    if metric.name not in ("accuracy", "balanced accuracy"):
+        return metric.qualities(outputs, truth, head.threshold)
+    weights = balance(truth) if metric.name == "balanced accuracy" else np.ones(len(truth))
+    right = METRICS["accuracy"].qualities(outputs, truth, head.threshold)
+    return weights * (right + confidences(logits, truth, weights)) / 2
+
+
+def _columns(values: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    return np.split(values.reshape(len(values), -1), np.cumsum(sizes)[:-1], axis=1)
+
+
+def as_labels(columns: np.ndarray, task: str) -> np.ndarray:
+    """A head's columns of labels in their own type and shape."""
+    if task in CLASSIFIES:
+        return columns[:, 0].astype(np.int64)
+    return columns.astype(np.int64) if task == "segmentation" else columns.astype(np.float32)
+
+
+# Finding it out
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user says of tasks; by the outputs' names, "" for all of them."""
+
+    tasks: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    threshold: float = 0.5
+    classes: tuple[str, ...] = ()  # the names of the model's classes, in the order of its outputs
+
+    def task(self, output: Output) -> str | None:
+        return self.tasks.get(output.name, self.tasks.get(""))
+
+    def metric(self, output: Output) -> str | None:
+        return self.metrics.get(output.name, self.metrics.get(""))
+
+    def check(self, outputs: Sequence[Output]) -> None:
+        """Raises an LqError for a name that no output has."""
+        names = [output.name for output in outputs]
+        for option, given in (("--task", self.tasks), ("--metric", self.metrics), ("--weight", self.weights)):
+            for name in given:
+                if name and name not in names:
+                    raise LqError(f"{option} {name}: the model has no such output, but {', '.join(names)}")
+
+
+def find_head(
+    source: str,
+    output: Output,
+    labels: np.ndarray | None,
+    inputs: np.ndarray,
+    wishes: Wishes,
+    *,
+    class_names: Sequence[str] = (),
+) -> Head:
+    """The task of an output, from the labels of the training part.
+
+    Args:
+        source: what messages name.
+        labels: as the user gave them; None where there are none.
+        inputs: [n, ...], of the training part.
+        class_names: of integer labels, where they are known.
+
+    Raises:
+        LqError: if the labels do not fit the output, or the user's wishes do not.
+    """
+    task = wishes.task(output) or _task(source, output, labels, inputs)
+    head = Head(output, task, threshold=wishes.threshold, class_names=tuple(class_names))
+    if task in AGAINST_FLOAT:
+        head = replace(head, label_size=0)
+    elif labels is None and task != "reconstruction":
+        raise LqError(f"{source}: {task} needs labels; --task raw holds outputs against the float model's")
+    if labels is not None and labels.dtype.kind in "US":
+        head = replace(head, class_names=tuple(str(name) for name in np.unique(labels)))
+    if labels is not None and task != "reconstruction" and task not in AGAINST_FLOAT:
+        normal = head_labels(source, head, labels, len(inputs))
+        head = replace(head, label_size=math.prod(normal.shape[1:]))
+        if head.classifies:
+            head = _weighed(head, normal)
+    if task == "reconstruction":  # of targets that are made of the inputs, and anomalies where they are known
+        head = replace(head, label_size=output.size + 1)
+    judged: tuple[str, ...] = TASKS[task][:1]
+    if head.uneven:
+        judged = ("balanced accuracy", "AUC") if task == "binary" else ("balanced accuracy",)
+    wish = wishes.metric(output)
+    if wish is not None:
+        if wish not in METRICS:
+            users_metric(wish)
+        elif wish not in TASKS[task]:
+            raise LqError(f"--metric {wish}: is none of {task}; take {', '.join(TASKS[task])}")
+        judged = (wish,)
+    return replace(head, judged=judged, weight=wishes.weights.get(output.name, 1.0))
+
+
+def _weighed(head: Head, labels: np.ndarray) -> Head:
+    """The head, with weights of the classes [n] where they are uneven: under these they count alike."""
+    counts = np.bincount(labels, minlength=head.classes)
+    even = len(labels) / max(int(np.count_nonzero(counts)), 1)
+    if not len(labels) or counts[counts > 0].min() >= UNEVEN * even:
+        return head
+    return replace(head, uneven=True, class_weights=tuple((even / np.maximum(counts, 1)).tolist()))
+
+
+def _task(source: str, output: Output, labels: np.ndarray | None, inputs: np.ndarray) -> str:
+    """The task that labels and outputs speak for."""
+    as_input = output.size == math.prod(inputs.shape[1:]) > 1 and output.activation != "softmax"
+    if labels is None:
+        if output.activation == "l2":
+            return "embedding"
+        return "reconstruction" if as_input else "raw"
+    count, size = len(labels), output.size
+    values = math.prod(labels.shape[1:])
+    named, whole = labels.dtype.kind in "US", labels.dtype.kind in "uib"
+    flags = not named and bool(np.all((labels == 0) | (labels == 1)))
+    numbers = whole or named or (output.activation == "softmax" and bool(np.all(labels == np.round(labels))))
+    if as_input and values == 1 and flags and size > 2:
+        return "reconstruction"  # the labels say what is an anomaly
+    if size == 1 and values == 1:
+        return "binary" if named or (flags and (whole or output.activation == "sigmoid")) else "regression"
+    if output.positions == 1 and values == 1 and numbers:
+        return "binary" if output.classes == 2 else "classification"
+    if output.positions > 1 and values == output.positions and (numbers or flags):
+        return "segmentation"
+    if values == size:
+        by_class = labels.reshape(count, -1, output.classes)
+        sums = by_class.sum(axis=-1)
+        if output.classes > 1 and ((flags and np.all(sums == 1)) or _shares(output, by_class, sums)):
+            kinds = "binary" if output.classes == 2 else "classification"
+            return kinds if output.positions == 1 else "segmentation"
+        if flags and output.positions == 1:
+            return "multi-label"
+        if as_input and np.array_equal(labels.reshape(count, -1), inputs.reshape(count, -1)):
+            return "reconstruction"
+        return "regression"
+    if output.positions > 1 and values == 1 and numbers:
+        raise LqError(
+            f"{source}: one label for each example, but the model's answers are of shape {output.shape}"
+        )
+    raise LqError(
+        f"{source}: labels of {values} values for each example, but the model gives {size}; "
+        "numbers of classes have to be integers"
+    )
+
+
+def _shares(output: Output, by_class: np.ndarray, sums: np.ndarray) -> bool:
+    """Whether labels are probabilities of a softmax, such as smoothed ones."""
+    return output.activation == "softmax" and bool(by_class.min() >= 0 and np.allclose(sums, 1, atol=1e-3))
+
+
+def head_labels(source: str, head: Head, labels: np.ndarray, count: int) -> np.ndarray:
+    """Labels as the head's metrics take them: int64 [n] or [n, positions], or float32 [n, k].
+
+    Raises:
+        LqError: if there are not as many as examples, or they do not fit.
+    """
+    if len(labels) != count:
+        raise LqError(f"{source}: {count} inputs but {len(labels)} labels")
+    if labels.dtype.kind in "US":
+        names = np.array(head.class_names)
+        places = np.minimum(np.searchsorted(names, labels), max(len(names) - 1, 0))
+        if len(labels) and not (len(names) and np.array_equal(names[places], labels)):
+            raise LqError(f"{source}: the test part has classes that the training part has not")
+        labels = places
+    if labels.dtype.kind not in "uifb":
+        raise LqError(f"{source}: labels of type {labels.dtype}; give numbers")
+    if labels.dtype.kind == "f" and not np.all(np.isfinite(labels)):
+        raise LqError(f"{source}: the labels contain NaN or infinite values")
+    if head.classifies or head.task == "segmentation":
+        return _class_numbers(source, head, labels, count)
+    flat = labels.astype(np.float32).reshape(count, math.prod(labels.shape[1:]))
+    if flat.shape[1] != head.output.size:
+        given = f"{flat.shape[1]} values for each example, but the model gives {head.output.size}"
+        raise LqError(f"{source}: labels of {given}; numbers of classes have to be integers")
+    return flat
+
+
+def _class_numbers(source: str, head: Head, labels: np.ndarray, count: int) -> np.ndarray:
+    positions = head.output.positions if head.task == "segmentation" else 1
+    values = math.prod(labels.shape[1:])
+    if values == positions * head.output.classes and head.output.classes > 1:
+        labels = labels.reshape(count, positions, head.output.classes).argmax(axis=-1)
+    elif values != positions:
+        given = f"labels of shape {labels.shape[1:]}"
+        raise LqError(f"{source}: {given}, but {head.task} takes {positions} for each example")
+    numbers = labels.reshape(count, positions).astype(np.int64)
+    wrong = numbers[(numbers < 0) | (numbers >= head.classes)]
+    if len(wrong):
+        outputs = f"the model has {head.output.classes} outputs"
+        raise LqError(f"{source}: label {wrong[0]} is out of range: {outputs}")
+    return numbers if head.task == "segmentation" else numbers[:, 0]
