@@ -196,6 +196,8 @@ class Report(Shown):
         # At hand for scripts: the first of several.
         for file in (fields["float"], fields["int8"], *fields["files"]):
             file["score"] = file["scores"][0]["value"]
+        for file in fields["files"]:
+            file["float_score"] = file["float_scores"][0]["value"]
         for point in (fields["best"], *fields["curve"]):
             point |= {"score": point["scores"][0], "quality": point["qualities"][0]}
         return to_json(fields | {"score_name": self.score_name, "size_ratio": self.ratio}) + "\n"
