@@ -35,6 +35,7 @@ class Checkpoint:
     best: int  # place in ``points``
     overheads: list[tuple[float, float]]  # at each point of independent codes: bytes, packed bytes over them
     rollbacks: int
+    cycle: int  # its steps
     larger_variables: list[np.ndarray] = field(default_factory=list)  # of the smallest look over a size
 
     ARRAYS = ("variables", "optimizer", "best_variables", "larger_variables")

@@ -173,7 +173,12 @@ def main(context: click.Context) -> None:
 @click.option(
     "--epochs",
     type=click.IntRange(1),
-    help="More where they are few steps.  [default: 20 for rate, 10 for the thesis's, else 3]",
+    help="At most.  [default: 20 for rate, 10 for the thesis's, else 3; more where these are few steps]",
+)
+@click.option(
+    "--max-minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="End fine-tuning by then, with the best so far.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
 @click.option(

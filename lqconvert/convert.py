@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +56,7 @@ def quantize(
     wishes: Wishes | None = None,
     steer_on: str = "auto",
     epochs: int | None = None,
+    max_minutes: float | None = None,
     batch_size: int = 128,
     learning_rate: float | None = None,
     seed: int = 0,
@@ -83,7 +86,10 @@ def quantize(
             a penalty take none.
         granularity: which weights share a scale; one for each output channel by default, but one
             for a Dense kernel with ``Rate()``: each scale costs bytes.
-        epochs, learning_rate: what suits the scheme, by default.
+        epochs, learning_rate: what suits the scheme, by default. Epochs that are given are no more than that:
+            by default, small data sets are passed over more often.
+        max_minutes: when fine-tuning is to end, counted from the call, with the best so far; its cycles are
+            shortened to that. Files are exported and proven after it.
         preprocess: what the model was trained on; found out by scoring the float model when None.
         wishes: what outputs are for and how they are scored, where that is not to be found out.
         steer_on: "validation", or "test-half": steer on one half of the test part and report on the other,
@@ -107,6 +113,7 @@ def quantize(
             limits, the codes alone are written.
         Interrupted: if Ctrl-C came before any codes held it.
     """
+    deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
     distribution = distribution or Distribution()
     with distribution.placed(output, html) as (output, html):
         ready = prepare(
@@ -127,6 +134,7 @@ def quantize(
             wishes=wishes,
             steer_on=steer_on,
             epochs=epochs,
+            max_minutes=max_minutes,
             batch_size=batch_size,
             learning_rate=learning_rate,
             seed=seed,
@@ -147,7 +155,7 @@ def quantize(
             say(f"starting over, where --resume would have gone on from {ready.paths.checkpoint}")
         make_folders(ready.paths.all())
         with locked(ready.paths.first):
-            finetuned = _learn(ready, targets[0], distribution, progress, say)
+            finetuned = _learn(ready, targets[0], distribution, deadline, progress, say)
             report = _export(ready, finetuned, targets, say)
             if finetuned.finished:
                 ready.paths.checkpoint.unlink()
@@ -158,6 +166,7 @@ def _learn(
     ready: Prepared,
     target: Target,
     distribution: Distribution,
+    deadline: float,
     progress: Callable[[Progress], None],
     say: Callable[[str], None],
 ) -> Finetuned:
@@ -169,7 +178,7 @@ def _learn(
         ready.folded,
         ready.data,
         ready.preprocess,
-        epochs=ready.epochs,
+        steps=ready.steps,
         batch_size=ready.batch_size,
         learning_rate=ready.learning_rate,
         damping=ready.scheme.damping(depth),
@@ -180,6 +189,7 @@ def _learn(
         file_size=lambda codes: len(smallest(ready.template.fill(codes), target).tflite),
         checkpoint=ready.checkpoint,
         distribution=distribution,
+        deadline=deadline,
         save=lambda state: state.save(path, ready.identity),
         progress=progress,
         say=say,

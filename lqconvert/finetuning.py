@@ -21,12 +21,13 @@ from lqconvert.distributing import Distribution
 from lqconvert.errors import LqError
 from lqconvert.exporting import learned_codes
 from lqconvert.model_outputs import logits_of, predict
+from lqconvert.pacing import Pace
 from lqconvert.preprocessing import Preprocessing
 from lqconvert.splits import Data, Split
 from lqconvert.tasks import AGAINST_FLOAT
 from lqconvert.training import Trainer, assign, values
 
-#: Fine-tuning of a small data set still takes at least this many steps, and so does each of its cycles.
+#: Fine-tuning of a small data set still takes so many steps, and each cycle these, unless epochs are given.
 MINIMUM_STEPS, MINIMUM_CYCLE = 500, 300
 #: Between two checkpoints.
 SAVE_SECONDS = 60
@@ -65,7 +66,7 @@ def finetune(
     data: Data,
     preprocessing: Preprocessing,
     *,
-    epochs: int = 3,
+    steps: int = MINIMUM_STEPS,
     batch_size: int = 128,
     learning_rate: float = 2e-4,
     damping: float = 1.0,
@@ -76,6 +77,7 @@ def finetune(
     file_size: Callable[[Codes], int],
     checkpoint: Checkpoint | None = None,
     distribution: Distribution | None = None,
+    deadline: float = math.inf,
     save: Callable[[Checkpoint], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
@@ -89,8 +91,7 @@ def finetune(
         model: what :func:`lqconvert.rewrite` gives, calibrated.
         teacher: the float model as :func:`lqconvert.folding.fold` gives it; its outputs are half of the
             target (all of it without labels).
-        epochs: passes over the training split; more where they make fewer than 500 steps, or 300 for each
-            cycle of a steered run (:attr:`lqconvert.budget.Steering.CYCLES`).
+        steps: of the whole run, in cycles of equal length (see :func:`total_steps`).
         learning_rate: Adam's for the scales, falling to 0 along a cosine.
         damping: factor on the learning rate of all else.
         augmentation: how training images are varied; student and teacher see the same.
@@ -99,6 +100,7 @@ def finetune(
         file_size: the bytes of the file that codes come to.
         checkpoint: where a run of the same arguments had come to: this one ends as that would have.
         distribution: the devices that share each batch.
+        deadline: when to end, on the clock of ``time.monotonic``: cycles are shortened to that.
         save: called with all that there is to go on from, about every minute and after every look.
         progress: called at every look at the validation split.
         say: called with messages of one line.
@@ -110,8 +112,8 @@ def finetune(
     seen = _seen(logits_of(teacher), data, preprocessing, validation_teacher)
     distribution = distribution or Distribution()
     steering = _steering(budget or Budget(), data, validation_teacher, keep_last, distribution)
-    cycle = cycle_steps(data.train.size, epochs, batch_size, steering.cycles)
-    schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, cycle, t_mul=1.0)
+    pace = Pace(steps, steering.cycles, 1 if steering.cycles > 1 else LOOKS)
+    schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, pace.cycle, t_mul=1.0)
     trainer = Trainer.of(
         model,
         teacher,
@@ -125,7 +127,7 @@ def finetune(
         distribution=distribution,
     )
     look = _Look(model, data, preprocessing, validation_teacher, file_size)
-    course = _Course(trainer, look, steering, cycle, save, progress, say)
+    course = _Course(trainer, look, steering, pace, deadline, save, progress, say)
     finished = True
     try:
         if checkpoint is None:
@@ -150,11 +152,16 @@ def finetune(
     )
 
 
-def cycle_steps(examples: int, epochs: int, batch_size: int, cycles: int) -> int:
-    """The steps of each cycle of a run."""
-    return math.ceil(
-        max(epochs * math.ceil(examples / batch_size), MINIMUM_STEPS, MINIMUM_CYCLE * cycles) / cycles
-    )
+def total_steps(examples: int, epochs: int, batch_size: int, cycles: int, *, bounded: bool = False) -> int:
+    """The steps of a run of cycles of equal length.
+
+    Args:
+        bounded: no more than the epochs have, even if they are very few: some cycles are left out then.
+    """
+    steps = epochs * math.ceil(examples / batch_size)
+    if not bounded:
+        return cycles * math.ceil(max(steps, MINIMUM_STEPS, MINIMUM_CYCLE * cycles) / cycles)
+    return steps - steps % cycles if steps > cycles else steps
 
 
 def _seen(
@@ -259,15 +266,15 @@ class _Course:
         trainer: Trainer,
         look: _Look,
         steering: Steering,
-        cycle: int,
+        pace: Pace,
+        deadline: float,
         save: Callable[[Checkpoint], None],
         progress: Callable[[Progress], None],
         say: Callable[[str], None],
     ) -> None:
         self.trainer, self.look, self.steering = trainer, look, steering
+        self.pace, self.deadline = pace, deadline
         self.save, self.progress, self.say = save, progress, say
-        self.steps = cycle * steering.cycles
-        self.interval = cycle if steering.cycles > 1 else max(1, cycle // LOOKS)
         self.step, self.rollbacks = 0, 0
         self.points: list[Point] = []
         self.best = 0  # place in the points
@@ -288,6 +295,7 @@ class _Course:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes on from where another run of the same settings stood."""
         self.step, self.rollbacks = checkpoint.step, checkpoint.rollbacks
+        self.pace.go_on(checkpoint.cycle)
         self.points, self.best = checkpoint.points, checkpoint.best
         self.best_variables = checkpoint.best_variables
         self.larger_variables = checkpoint.larger_variables
@@ -303,12 +311,17 @@ class _Course:
         """Learns until the last step."""
         chunk, saved = 1, time.monotonic()
         losses: list[tuple[float, int]] = []  # since the last look, and over how many steps
-        while self.step < self.steps:
-            until = min(self.step - self.step % self.interval + self.interval, self.steps)
+        while self.step < self.pace.steps:
+            interval = self.pace.interval
+            until = min(self.step - self.step % interval + interval, self.pace.steps)
             taken, start = min(chunk, until - self.step), time.monotonic()
             loss = self.trainer.run(taken, self.steering.pressure)
             losses.append((loss, taken))
             self.step += taken
+            now = time.monotonic()
+            took, left = self.trainer.distribution.agreed(np.array([now - start, self.deadline - now]))
+            self.pace.stepped(self.step, taken, took, left)
+            until = min(until, self.pace.steps)
             try:
                 if not math.isfinite(loss):
                     raise LqError("the loss is no number")
@@ -326,8 +339,6 @@ class _Course:
                 )
                 self._steer(point)
                 losses = []
-            now = time.monotonic()
-            took = self.trainer.distribution.agreed(np.array(now - start))
             if self.step == until or now - saved > SAVE_SECONDS:
                 self._save()
                 saved = now
@@ -336,11 +347,17 @@ class _Course:
                 chunk *= 2
             elif took > 1:
                 chunk = max(1, chunk // 2)
+        if self.step < self.pace.planned:
+            self.say(f"{self.step:,} steps instead of {self.pace.planned:,}: no more fit into --max-minutes")
 
     def _look(self) -> Point:
         """What the chief sees, on every worker: they are to decide alike."""
+        start = time.monotonic()
         point = self.look(self.step, self.steering.pressure)
-        return Point.of_numbers(self.trainer.distribution.agreed(point.numbers()))
+        took = time.monotonic() - start
+        *chiefs, took = self.trainer.distribution.agreed(np.append(point.numbers(), took))
+        self.pace.looked(took)
+        return Point.of_numbers(np.array(chiefs))
 
     def _see(self, point: Point, loss: float = math.nan) -> None:
         """Puts a point on the curve. Ctrl-C may come at any line of it."""
@@ -354,7 +371,7 @@ class _Course:
             self.best, self.best_variables = place, variables
         if larger:
             self.larger_variables = variables
-        self.progress(Progress(self.steps, loss, self.look.codes_in_use, point))
+        self.progress(Progress(self.pace.steps, loss, self.look.codes_in_use, point))
 
     def _steer(self, point: Point) -> None:
         if self.steering.cycles == 1:
@@ -393,6 +410,7 @@ class _Course:
                 self.best,
                 self.look.overheads,
                 self.rollbacks,
+                int(self.pace.cycle),
                 self.larger_variables,
             )
         )

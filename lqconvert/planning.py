@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lqconvert.exporting import learned_codes
-from lqconvert.finetuning import cycle_steps
 from lqconvert.inspecting import ModelInspection, describe, quantized_rows
 from lqconvert.inspecting_tflite import dimensions
 from lqconvert.output import Shown, Table
@@ -54,7 +53,9 @@ class Plan(Shown):
         yield f"preprocessing: {settings['preprocess']}, augmentation: {settings['augmentation']}"
         yield f"budget: {self.budget}; limits: {self.limits}; target: {', '.join(self.targets)}"
         scheme = f"scheme: {settings['scheme']['name']}, scales: {settings['granularity']}"
-        yield f"{scheme}, epochs: {settings['epochs']}, steps: {self.steps:,}"
+        minutes = settings["max_minutes"]
+        until = "" if minutes is None else f", {minutes:g} minutes at most"
+        yield f"{scheme}, epochs: {settings['epochs']}, steps: {self.steps:,}{until}"
         if self.resumes:
             yield f"goes on from {self.resumes}"
         if self.discards:
@@ -80,7 +81,7 @@ def plan(
         LqError: where quantize would refuse before training.
     """
     ready = prepare(model_path, data_spec, output, say=say, **settings)
-    data, paths, model, cycles = ready.data, ready.paths, ready.model, ready.budget.cycles
+    data, paths, model = ready.data, ready.paths, ready.model
     rows = quantized_rows(ready.quantized, model, read_config(Path(model_path))[0])
     tflite = ready.template.fill(learned_codes(ready.quantized))
     checkpoint = str(paths.checkpoint) if paths.checkpoint.exists() else None
@@ -93,7 +94,7 @@ def plan(
         budget=str(ready.budget),
         limits=str(ready.limits),
         settings=ready.settings,
-        steps=cycles * cycle_steps(data.train.size, ready.epochs, ready.batch_size, cycles),
+        steps=ready.steps,
         targets=list(dict.fromkeys(paths.targets)),
         resumes=checkpoint if ready.checkpoint else None,
         discards=None if ready.checkpoint else checkpoint,

@@ -21,6 +21,7 @@ from lqconvert.checkpoint import Checkpoint
 from lqconvert.datasets import load_data
 from lqconvert.errors import LqError
 from lqconvert.exporting import Template, learned_codes
+from lqconvert.finetuning import total_steps
 from lqconvert.firmware import including
 from lqconvert.folding import fold
 from lqconvert.loading import load_model
@@ -55,7 +56,7 @@ class Prepared:
     limits: Limits
     scheme: Scheme
     budget: Budget
-    epochs: int
+    steps: int
     batch_size: int
     learning_rate: float
     settings: dict[str, Any]  # of the run, as the report has them
@@ -83,6 +84,7 @@ def prepare(
     wishes: Wishes | None = None,
     steer_on: str = "auto",
     epochs: int | None = None,
+    max_minutes: float | None = None,
     batch_size: int = 128,
     learning_rate: float | None = None,
     seed: int = 0,
@@ -108,7 +110,6 @@ def prepare(
     if budget.steers and type(scheme).penalty is Scheme.penalty:
         raise LqError(f"scheme {scheme.name} has no penalty to steer to a budget with; take rate")
     granularity = granularity or ("mixed" if isinstance(scheme, Rate) else "output-channel-wise")
-    epochs = epochs or scheme.epochs
     learning_rate = learning_rate or scheme.learning_rate
     model = load_model(model_path, input_shape=input_shape, trust_model=trust_model)
     folded = fold(model)
@@ -123,6 +124,7 @@ def prepare(
         say(f"task{f' of {head.output.name}' if len(data.heads) > 1 else ''}: {head.describe()}")
     data, preprocess = preprocessed(model, data, preprocess, say)
     data, steers_on_test = steer(folded, data, preprocess, steer_on, say)
+    steps = _steps(data, epochs, scheme, batch_size, budget, say)
     preprocess.refuse_indices(
         name for name, x in zip(model.input_names, model.inputs, strict=True) if x.dtype.is_integer
     )
@@ -161,13 +163,15 @@ def prepare(
         "steer_on": "test-half" if steers_on_test else "validation",
         "limits": dataclasses.asdict(limits),
         "augmentation": str(augmentation),
-        "epochs": epochs,
+        "epochs": epochs or scheme.epochs,
+        "max_minutes": max_minutes,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "seed": seed,
     }
     identity = {
         **settings,
+        "steps": steps,
         "target": targets[0].name,
         "packings": repr(targets[0].packings),
         "needless": repr(targets[0].needless),
@@ -192,7 +196,7 @@ def prepare(
         limits=limits,
         scheme=scheme,
         budget=budget,
-        epochs=epochs,
+        steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
         settings=settings,
@@ -200,6 +204,22 @@ def prepare(
         checkpoint=Checkpoint.load(paths.checkpoint, identity) if resumes else None,
         steers_on_test=steers_on_test,
     )
+
+
+def _steps(
+    data: Data,
+    epochs: int | None,
+    scheme: Scheme,
+    batch_size: int,
+    budget: Budget,
+    say: Callable[[str], None],
+) -> int:
+    """How many a run takes. Those of epochs that were asked for are no more, and may be very few."""
+    run = data.train.size, epochs or scheme.epochs, batch_size, budget.cycles
+    steps, usual = (total_steps(*run, bounded=bounded) for bounded in (epochs is not None, False))
+    if steps < usual:
+        say(f"steps: {steps:,}, no more than the epochs asked for have (by default: {usual:,})")
+    return steps
 
 
 def _checksum(*arrays: np.ndarray) -> int:

@@ -37,7 +37,7 @@ PLAIN = frozenset(
         *("task", "threshold", "weight", "steer-on"),
         *("c-array", "gzip", "strip-all", "int4-convolutions", "strict", "resume", "distribute"),
         *("scheme", "bits", "penalty", "granularity", "rounding", "start", "preprocess", "input-shape"),
-        *("epochs", "batch-size", "learning-rate", "seed", "json", "markdown", "quiet"),
+        *("epochs", "max-minutes", "batch-size", "learning-rate", "seed", "json", "markdown", "quiet"),
     )
 )
 #: Options that name a file to be read.

@@ -26,9 +26,8 @@ def run(samples, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     targets = [lqconvert.target("tflm"), lqconvert.target("litert")]
     output = folder / "digits.tflite"
-    report = lqconvert.quantize(
-        samples / "digits_cnn.h5", "digits", output, targets=targets, scheme=lqconvert.Rate(), epochs=2
-    )
+    model, scheme = samples / "digits_cnn.h5", lqconvert.Rate()
+    report = lqconvert.quantize(model, "digits", output, targets=targets, scheme=scheme)
     return report, folder
 
 

@@ -37,7 +37,7 @@ from lqconvert.exporting import convert
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)([^\n`]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 SHELLS = ("sh", "bash", "zsh", "fish", "console")
-BRIEF = "[tool.lqconvert.quantize]\nepochs = 1\n[tool.lqconvert.sweep]\nepochs = 1\n"
+BRIEF = "[tool.lqconvert.quantize]\nepochs = 14\n[tool.lqconvert.sweep]\nepochs = 7\n"
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ def digits(samples):
 
 @pytest.fixture(scope="module")
 def run(samples, tmp_path_factory):
-    """A run of one epoch, and the path of its .tflite without a suffix."""
+    """A run, and the path of its .tflite without a suffix."""
     path = tmp_path_factory.mktemp("run") / "digits"
     model, output = samples / "digits_cnn.h5", path.with_suffix(".tflite")
-    return quantize(model, "digits", output, scheme=Rate(), epochs=1), path
+    return quantize(model, "digits", output, scheme=Rate()), path
 
 
 def invoke(*arguments):

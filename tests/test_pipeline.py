@@ -68,7 +68,7 @@ def test_several_outputs_whose_preprocessing_is_found(tmp_path):
     y = np.concatenate(model.predict(pixels / 127.5 - 1, verbose=0), axis=1)
     np.savez(tmp_path / "data.npz", x=pixels, y=y)
     job = tmp_path / "m.h5", str(tmp_path / "data.npz")
-    report = quantize(*job, tmp_path / "m.tflite", scheme=LSQ(), epochs=1)
+    report = quantize(*job, tmp_path / "m.tflite", scheme=LSQ())
     assert report.settings["preprocess"] == "-1-1"
     assert [score.metric for score in report.int8.scores] == 2 * ["R²", "MAE", "RMSE"]
     assert all(score.value > 0.99 for score in report.int8.scores if score.metric == "R²")
@@ -78,7 +78,7 @@ def test_a_classifier_whose_answers_have_axes_of_length_1(samples, tmp_path):
     model = load_model(samples / "digits_cnn.h5")
     tf_keras.Model(model.inputs, layers.Reshape((1, 1, 10))(model.output)).save(tmp_path / "m.h5")
     job = tmp_path / "m.h5", "digits", tmp_path / "m.tflite"
-    report = quantize(*job, scheme=LSQ(), epochs=1, html=tmp_path / "m.html")
+    report = quantize(*job, scheme=LSQ(), html=tmp_path / "m.html")
     assert report.int8.score > 0.95
     assert report.agreement_with_float > 0.95
     assert report.files[0].score == report.int8.score
@@ -96,7 +96,7 @@ def test_pixels_are_learned_as_they_are_fed(samples, tmp_path):
     raw = np.clip(np.round(x.astype(np.float32) * 255 / 16), 0, 255).astype(np.uint8)
     np.savez(tmp_path / "data.npz", x=raw, y=y)
     job = tmp_path / "m.h5", str(tmp_path / "data.npz")
-    report = quantize(*job, tmp_path / "m.tflite", scheme=LSQ(), epochs=1, preprocess=PREPROCESSINGS["-1-1"])
+    report = quantize(*job, tmp_path / "m.tflite", scheme=LSQ(), preprocess=PREPROCESSINGS["-1-1"])
     test_x, test_y = load_data(job[1], (8, 8, 1), 10).test.arrays()
     runner = Runner((tmp_path / "m.tflite").read_bytes())
     fed = runner.invoke(test_x.astype(np.int16) - 128)
@@ -138,7 +138,7 @@ def test_answers_for_every_place_are_learned_place_by_place(filters, activation,
     model.save(tmp_path / "model.h5")
     x = RNG.normal(size=(200, 6, 6, 1)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
-    settings = {"scheme": LSQ(), "learning_rate": 0.01, "epochs": 1}
+    settings = {"scheme": LSQ(), "learning_rate": 0.01}
     report = quantize(tmp_path / "model.h5", str(tmp_path / "x.npy"), tmp_path / "m.tflite", **settings)
     assert report.agreement_with_graph is None or report.agreement_with_graph > 0.95
     assert report.int8.score > 0.99
@@ -157,12 +157,10 @@ def test_labels_count_unless_images_are_blended(blend, alike, samples):
     assert (loss(data) == loss(wrong)) is alike
 
 
-def test_same_seed_same_file_other_seed_another(samples, tmp_path, monkeypatch):
-    monkeypatch.setattr("lqconvert.finetuning.MINIMUM_STEPS", 60)
-
+def test_same_seed_same_file_other_seed_another(samples, tmp_path):
     def run(seed):
         job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
-        quantize(*job, scheme=Rate(), epochs=1, seed=seed)
+        quantize(*job, scheme=Rate(), epochs=7, seed=seed)
         return (tmp_path / "m.tflite").read_bytes()
 
     assert run(1) == run(1) != run(2)
@@ -279,7 +277,7 @@ def test_a_broken_image_ends_the_run_in_one_line(samples, tmp_path):
 def test_cli_passes_its_settings_on(samples, tmp_path):
     options = ["--scheme", "maxbin", "--penalty", "1e-5", "--granularity", "scalar", "--rounding", "floor"]
     options += ["--bits", "6", "--preprocess", "none", "--epochs", "1", "--batch-size", "64", "--seed", "3"]
-    options += ["--learning-rate", "1e-3", "-o", str(tmp_path / "m.tflite")]
+    options += ["--learning-rate", "1e-3", "--max-minutes", "5", "-o", str(tmp_path / "m.tflite")]
     result = CliRunner().invoke(
         main, ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", *options]
     )
@@ -300,6 +298,7 @@ def test_cli_passes_its_settings_on(samples, tmp_path):
         "limits": {"max_ram": None, "max_latency": None},
         "augmentation": "none",
         "epochs": 1,
+        "max_minutes": 5.0,
         "batch_size": 64,
         "learning_rate": 1e-3,
         "seed": 3,

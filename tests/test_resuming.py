@@ -45,7 +45,7 @@ def job(samples):
 @pytest.fixture(scope="module")
 def undisturbed(job, tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed") / "m.tflite"
-    quantize(*job, output, epochs=1)
+    quantize(*job, output)
     assert [
         path.name for path in output.parent.iterdir() if "resume" in path.name or "lock" in path.name
     ] == []
@@ -70,20 +70,18 @@ def dies_at(look):
 def test_a_run_that_died_ends_as_if_it_had_not(job, undisturbed, tmp_path):
     output, said = tmp_path / "m.tflite", []
     with pytest.raises(Died):
-        quantize(*job, output, epochs=1, progress=dies_at(5))
-    quantize(*job, output, epochs=1, resume=True, say=said.append)
+        quantize(*job, output, progress=dies_at(5))
+    quantize(*job, output, resume=True, say=said.append)
     assert "going on from step 200" in said
     assert learned(output) == undisturbed
 
 
 def test_a_run_to_a_size_goes_back_to_the_same_weights(job, tmp_path, monkeypatch):
     """Whatever they learn, these go on from the first cycle's weights, as if only that were over the size."""
-    monkeypatch.setattr("lqconvert.finetuning.MINIMUM_STEPS", 60)
-    monkeypatch.setattr("lqconvert.finetuning.MINIMUM_CYCLE", 10)
     monkeypatch.setattr(Steering, "exceeds", lambda self, point: point.step == 10)
     monkeypatch.setattr(Steering, "NEAR", 2.0)
     once, again = tmp_path / "a" / "m.tflite", tmp_path / "b" / "m.tflite"
-    settings = {"epochs": 1, "budget": Budget(max_size=30_000)}
+    settings = {"epochs": 7, "budget": Budget(max_size=30_000)}
     report = quantize(*job, once, **settings)
     with pytest.raises(Died):
         quantize(*job, again, **settings, progress=dies_at(6))
@@ -92,9 +90,19 @@ def test_a_run_to_a_size_goes_back_to_the_same_weights(job, tmp_path, monkeypatc
     assert learned(again) == learned(once)
 
 
+def test_a_run_against_time_goes_on_with_its_cycles(job, tmp_path):
+    output, settings = tmp_path / "m.tflite", {"epochs": 1000, "max_minutes": 0.2}
+    with pytest.raises(Died):
+        quantize(*job, output, **settings, progress=dies_at(3))
+    steps = [point.step for point in quantize(*job, output, **settings, resume=True).curve]
+    first, *others, last = steps[2:]
+    assert 0 < first < last < 9000
+    assert others == [first * (place + 2) for place in range(len(others))]
+
+
 def test_terminated_and_then_killed_between_two_looks(job, undisturbed, tmp_path):
     output = tmp_path / "m.tflite"
-    arguments = ["quantize", str(job[0]), "--data", job[1], "-o", str(output), "--epochs", "1", "--resume"]
+    arguments = ["quantize", str(job[0]), "--data", job[1], "-o", str(output), "--resume"]
     checkpoint, before = output.with_suffix(".resume.npz"), 0
     for how in (signal.SIGTERM, signal.SIGKILL):
         process = subprocess.Popen(
@@ -123,7 +131,7 @@ def left(job, tmp_path_factory):
     """The checkpoint that a run left which died at its first look after the first step."""
     output = tmp_path_factory.mktemp("left") / "m.tflite"
     with pytest.raises(Died):
-        quantize(*job, output, epochs=1, progress=dies_at(4))
+        quantize(*job, output, progress=dies_at(4))
     return output.with_suffix(".resume.npz")
 
 
@@ -132,14 +140,14 @@ def left(job, tmp_path_factory):
     [
         ({"granularity": "row-wise"}, "granularity was mixed and is row-wise"),
         ({"seed": 1}, "seed was 0 and is 1"),
-        ({"epochs": 2}, "epochs was 1 and is 2"),
+        ({"epochs": 2}, "epochs was 20 and is 2"),
         ({"targets": [target("litert", strip_all=True)]}, "needless was Needless("),
     ],
 )
 def test_another_run_is_not_gone_on_from(change, what, job, left, tmp_path):
     shutil.copy(left, tmp_path)
     with pytest.raises(LqError, match=re.escape(what)):
-        quantize(*job, tmp_path / "m.tflite", resume=True, **({"epochs": 1} | change))
+        quantize(*job, tmp_path / "m.tflite", resume=True, **change)
 
 
 def test_nor_one_on_other_data_of_the_same_sizes(job, left, tmp_path):
@@ -147,7 +155,7 @@ def test_nor_one_on_other_data_of_the_same_sizes(job, left, tmp_path):
     with np.load(Path(lqconvert.__file__).with_name("data") / "digits.npz") as arrays:
         np.savez(tmp_path / "data.npz", x=arrays["x"][::-1], y=arrays["y"][::-1])
     with pytest.raises(LqError, match=r"data was .* and is"):
-        quantize(job[0], str(tmp_path / "data.npz"), tmp_path / "m.tflite", epochs=1, resume=True)
+        quantize(job[0], str(tmp_path / "data.npz"), tmp_path / "m.tflite", resume=True)
 
 
 @pytest.mark.parametrize("damage", ["cut", "other arrays", "a pickle"])
@@ -160,13 +168,13 @@ def test_a_damaged_checkpoint_is_refused(damage, job, left, tmp_path):
     else:
         np.savez(path, state=np.array([{"step": 1}], object))
     with pytest.raises(LqError, match=r"m\.resume\.npz"):
-        quantize(*job, tmp_path / "m.tflite", epochs=1, resume=True)
+        quantize(*job, tmp_path / "m.tflite", resume=True)
 
 
 def test_one_run_at_a_time(job, tmp_path):
     output = tmp_path / "m.tflite"
     with locked(output), pytest.raises(LqError, match="another run is making it"):
-        quantize(*job, output, epochs=1)
+        quantize(*job, output)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -180,7 +188,7 @@ def test_out_of_memory_is_told_in_a_line(error, job, left, tmp_path, monkeypatch
     output = tmp_path / "m.tflite"
     shutil.copy(left, output.with_suffix(".resume.npz"))
     monkeypatch.setattr("lqconvert.training.Trainer.run", refused)
-    arguments = ["quantize", str(job[0]), "--data", job[1], "-o", str(output), "--epochs", "1", "--resume"]
+    arguments = ["quantize", str(job[0]), "--data", job[1], "-o", str(output), "--resume"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1
     last = result.stderr.splitlines()[-1]
@@ -197,7 +205,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(job, left, tmp_path):
     fill = lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))  # noqa: E731
     try:
         with pytest.raises(LqError, match=r"m\.resume\.npz: cannot be written \(File too large\)"):
-            quantize(*job, tmp_path / "m.tflite", epochs=1, resume=True, progress=fill)
+            quantize(*job, tmp_path / "m.tflite", resume=True, progress=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
@@ -216,7 +224,7 @@ def test_data_that_disappear_are_named(job, tmp_path, monkeypatch):
     arguments += ["--preprocess", "none"]
     gone = lambda _: shutil.rmtree(data, ignore_errors=True)  # noqa: E731
     monkeypatch.setattr("lqconvert.logs.JsonLines.progress", lambda self, at: gone(at))
-    result = CliRunner().invoke(main, [*arguments, "--epochs", "1", "--log", str(tmp_path / "log")])
+    result = CliRunner().invoke(main, [*arguments, "--log", str(tmp_path / "log")])
     assert result.exit_code == 1
     assert re.search(r"images: \d+/\d+\.png is not a readable image", " ".join(result.stderr.split()))
     assert not (tmp_path / "m.tflite").exists()
@@ -225,7 +233,7 @@ def test_data_that_disappear_are_named(job, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("rate", "ends"), [(30.0, True), (1e6, False)])
 def test_what_diverges_is_rolled_back_and_slowed_down(rate, ends, job, tmp_path):
     output, said = tmp_path / "m.tflite", []
-    run = {"epochs": 1, "learning_rate": rate, "say": said.append}
+    run = {"learning_rate": rate, "say": said.append}
     if ends:
         report = quantize(*job, output, **run)
         assert report.int8.score > report.float_.score - 0.02
@@ -238,7 +246,7 @@ def test_what_diverges_is_rolled_back_and_slowed_down(rate, ends, job, tmp_path)
 
 def test_logs(job, tmp_path):
     output, log, folder = (tmp_path / name for name in ("m.tflite", "logs/run.jsonl", "summaries"))
-    options = ["--epochs", "1", "--scheme", "lsq", "--log", str(log), "--tensorboard", str(folder)]
+    options = ["--scheme", "lsq", "--log", str(log), "--tensorboard", str(folder)]
     arguments = ["quantize", str(job[0]), "--data", job[1], "-o", str(output), *options]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output

@@ -21,7 +21,7 @@ PNG = b"\x89PNG"
 def folder(samples, tmp_path_factory):
     """A sweep of two penalties that was interrupted in the second and then went on."""
     folder = tmp_path_factory.mktemp("sweep")
-    job = ["sweep", str(samples / "digits_cnn.h5"), "--data", "digits", "-o", str(folder), "--epochs", "1"]
+    job = ["sweep", str(samples / "digits_cnn.h5"), "--data", "digits", "-o", str(folder), "--epochs", "11"]
     job += ["--scheme", "rate", "--granularity", "mixed", "--penalty", "0.5", "--penalty", "4"]
     whole, calls = sweeping._run, []
 
@@ -32,7 +32,6 @@ def folder(samples, tmp_path_factory):
         return whole(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lqconvert.finetuning.MINIMUM_STEPS", 100)
         patch.setattr(sweeping, "_run", interrupted)
         stopped = CliRunner().invoke(main, job)
         assert stopped.exit_code == 130

@@ -128,7 +128,8 @@ def jobs(parameters: list[float], samples: list[int], folder: Path) -> Iterable[
     for size, count, data in cases:
         parameter_count = dense(size, (784,) if data == arrays else (28, 28, 1), model)
         random_images(data, count)
-        options = ["--data", str(data), "--preprocess", "0-1", "--scheme", "lsq", "--epochs", "1"]
+        epochs = max(1, 500 * 128 // count)
+        options = ["--data", str(data), "--preprocess", "0-1", "--scheme", "lsq", "--epochs", str(epochs)]
         ours = measured(COMMAND, "quantize", str(model), *options, "-o", str(folder / "model.tflite"))
         row = {
             "parameters": f"{parameter_count:,}",

@@ -1,0 +1,102 @@
+"""--epochs and --max-minutes bound what they say."""
+
+import json
+import math
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from lqconvert import LSQ, Budget, load_data, plan
+from lqconvert.cli import main
+from lqconvert.pacing import Pace
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({}, 1800),
+        ({"scheme": LSQ()}, 500),
+        ({"epochs": 1}, 6),  # of 9, six cycles of a step
+        ({"epochs": 1, "batch_size": 256}, 5),  # too few for as many cycles
+        ({"epochs": 2, "budget": Budget(max_size=9000)}, 18),
+        ({"epochs": 3, "scheme": LSQ()}, 27),
+    ],
+)
+def test_epochs_that_are_given_have_no_minimum(settings, steps, samples, tmp_path):
+    said = []
+    planned = plan(samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite", say=said.append, **settings)
+    assert planned.steps == steps
+    assert any(f"steps: {steps}, no more than the epochs asked for" in line for line in said) == (
+        "epochs" in settings
+    )
+
+
+def test_an_epoch_of_100_unlabelled_images_takes_seconds(samples, tmp_path):
+    """20 of two idle cores; how many those of a busy machine are, the processor's time does not tell."""
+    x = load_data("digits", (8, 8, 1), 10).train.arrays(100)[0].astype(np.float32)[:100]
+    np.savez(tmp_path / "x.npz", x=x)
+    command = [sys.executable, "-m", "lqconvert", "quantize", samples / "digits_cnn.h5", "--epochs", "1"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        [*command, "--data", tmp_path / "x.npz", "-o", tmp_path / "m.tflite", "--quiet"], check=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 20
+    curve = json.loads((tmp_path / "m.report.json").read_text())["curve"]
+    assert [point["step"] for point in curve] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(("cycles", "looks"), [(6, 1), (1, 10)])
+@pytest.mark.parametrize(
+    ("speed", "look", "seconds", "slower"),
+    [
+        (100, 0.1, 1000, 1),
+        (100, 0.1, 60, 1),
+        (1, 0.01, 60, 1),
+        (20, 5, 200, 1),
+        (100, 0.1, 60, 2),
+        (1, 1, 1, 1),
+    ],
+)
+def test_cycles_are_shortened_to_the_time(cycles, looks, speed, look, seconds, slower):
+    """A run of so many steps a second, and later of so many times fewer; the first ones are traced."""
+    pace, step, now, seen = Pace(6000, cycles, looks), 0, 3.0, []
+    pace.looked(look)
+    while step < pace.steps:
+        taken = min(max(1, speed // 4), pace.interval - step % pace.interval)
+        took = taken / speed * (slower if step > 1000 else 1) + (step == 0)
+        step, now = step + taken, now + took
+        pace.stepped(step, taken, took, seconds - now)
+        if step % pace.interval == 0:
+            seen.append(step)
+            now += look
+    assert now <= seconds + 1 / speed + 0.25 * slower + look or seconds < 5
+    if seconds == 1000:
+        assert step == 6000  # nothing was cut
+    elif seconds > 5 and slower == 1:
+        assert step < 6000
+        assert len(seen) >= cycles  # all of them came to their ends
+        assert now > 0.7 * seconds
+
+
+def test_without_a_limit_all_steps_are_taken():
+    pace = Pace(6000, 6, 1)
+    pace.stepped(1, 1, 100.0, math.inf)
+    pace.stepped(2, 1, 100.0, math.inf)
+    assert (pace.interval, pace.steps) == (1000, 6000)
+
+
+def test_a_run_ends_in_time(samples, tmp_path):
+    arguments = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", "--max-minutes", "0.2"]
+    arguments += ["--epochs", "1000", "-o", str(tmp_path / "m.tflite")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "steps instead of 9,000: no more fit into --max-minutes" in result.stderr
+    report = json.loads((tmp_path / "m.report.json").read_text())
+    assert report["settings"]["max_minutes"] == 0.2
+    assert 0 < report["curve"][-1]["step"] < 9000
+    assert [path.suffixes for path in tmp_path.glob("*resume*")] == []
