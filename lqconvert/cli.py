@@ -235,9 +235,6 @@ def quantize(
     **settings: Any,
 ) -> None:
     """Quantizes a Keras MODEL to an integer-only .tflite for a target and measures the file."""
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
     context = click.get_current_context()
     given = [name for name in BUDGETS if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:  # one of pyproject.toml yields to another on the command line
@@ -259,6 +256,7 @@ def quantize(
     from lqconvert.distributing import Distribution
     from lqconvert.logs import JsonLines, TensorBoard
     from lqconvert.planning import plan
+    from lqconvert.progress import shown
 
     if distribute == "multi-worker" and not quiet:
         say("waiting for all workers of TF_CONFIG", err=True)
@@ -284,20 +282,14 @@ def quantize(
             lines.say(text)
 
     settings["say"] = tell
-    columns = "[progress.description]{task.description}"
-    parts = TextColumn(columns), BarColumn(), TimeRemainingColumn()
-    with Bar(*parts, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("loading", total=None)
+    with shown(console, console.print) as view:
 
         def progress(at: Any) -> None:
-            point = at.point
-            text = f"step {point.step}/{at.steps}  validation {point.score:.4f}  ~{point.bytes:,} bytes"
-            bar.update(task, description=text, completed=point.step, total=at.steps)
-            for each in (summaries, lines):
+            for each in (view, summaries, lines):
                 if each is not None:
                     each.progress(at)
 
-        report = run(*job, distribution=distribution, progress=progress, **settings)
+        report = run(*job, distribution=distribution, progress=progress, tick=view.tick, **settings)
     if distribution.chief:
         _show(report, as_json)
     if not report.finished:  # a file, but not the one that was asked for

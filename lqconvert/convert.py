@@ -66,6 +66,7 @@ def quantize(
     trust_model: bool = False,
     distribution: Distribution | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
+    tick: Callable[[int, int], None] = lambda *_: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Quantizes a Keras model and writes OUTPUT (.tflite), OUTPUT.codes.npz and OUTPUT.report.json.
@@ -102,7 +103,9 @@ def quantize(
         distribution: the devices that share each batch; one by default. Where they are of several
             processes, all of these are to be started with the same arguments, and return the same report,
             but only the chief writes files.
-        progress, say: called with where fine-tuning stands, and with one-line messages.
+        progress, say: called with where fine-tuning stands at every look at the validation split, and with
+            one-line messages.
+        tick: called about every second of fine-tuning, with its step and the steps of the whole run.
 
     Returns:
         The report, measured on the written file.
@@ -155,7 +158,7 @@ def quantize(
             say(f"starting over, where --resume would have gone on from {ready.paths.checkpoint}")
         make_folders(ready.paths.all())
         with locked(ready.paths.first):
-            finetuned = _learn(ready, targets[0], distribution, deadline, progress, say)
+            finetuned = _learn(ready, targets[0], distribution, deadline, progress, tick, say)
             report = _export(ready, finetuned, targets, say)
             if finetuned.finished:
                 ready.paths.checkpoint.unlink()
@@ -168,6 +171,7 @@ def _learn(
     distribution: Distribution,
     deadline: float,
     progress: Callable[[Progress], None],
+    tick: Callable[[int, int], None],
     say: Callable[[str], None],
 ) -> Finetuned:
     """Fine-tunes; bytes are those of a file for the target."""
@@ -192,6 +196,7 @@ def _learn(
         deadline=deadline,
         save=lambda state: state.save(path, ready.identity),
         progress=progress,
+        tick=tick,
         say=say,
     )
     if budget.max_drop is not None:

@@ -80,6 +80,7 @@ def finetune(
     deadline: float = math.inf,
     save: Callable[[Checkpoint], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
+    tick: Callable[[int, int], None] = lambda *_: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Finetuned:
     """Fine-tunes a calibrated model in place and leaves it at the weights that serve the budget best.
@@ -103,6 +104,7 @@ def finetune(
         deadline: when to end, on the clock of ``time.monotonic``: cycles are shortened to that.
         save: called with all that there is to go on from, about every minute and after every look.
         progress: called at every look at the validation split.
+        tick: called between steps, about every second, with the step and the steps of the whole run.
         say: called with messages of one line.
 
     Raises:
@@ -127,7 +129,7 @@ def finetune(
         distribution=distribution,
     )
     look = _Look(model, data, preprocessing, validation_teacher, file_size)
-    course = _Course(trainer, look, steering, pace, deadline, save, progress, say)
+    course = _Course(trainer, look, steering, pace, deadline, save, progress, tick, say)
     finished = True
     try:
         if checkpoint is None:
@@ -270,11 +272,12 @@ class _Course:
         deadline: float,
         save: Callable[[Checkpoint], None],
         progress: Callable[[Progress], None],
+        tick: Callable[[int, int], None],
         say: Callable[[str], None],
     ) -> None:
         self.trainer, self.look, self.steering = trainer, look, steering
         self.pace, self.deadline = pace, deadline
-        self.save, self.progress, self.say = save, progress, say
+        self.save, self.progress, self.tick, self.say = save, progress, tick, say
         self.step, self.rollbacks = 0, 0
         self.points: list[Point] = []
         self.best = 0  # place in the points
@@ -322,6 +325,7 @@ class _Course:
             took, left = self.trainer.distribution.agreed(np.array([now - start, self.deadline - now]))
             self.pace.stepped(self.step, taken, took, left)
             until = min(until, self.pace.steps)
+            self.tick(self.step, self.pace.steps)
             try:
                 if not math.isfinite(loss):
                     raise LqError("the loss is no number")
