@@ -46,7 +46,7 @@ BUDGETS = ("max_drop", "max_size", "penalty")
 #: What a command leaves that did not come to its end.
 _LEFT = {
     "quantize": "no file was made; quantize --resume goes on from the checkpoint, if there was one yet",
-    "sweep": "the runs that are done are kept, and the same command goes on",
+    "sweep": "the runs that are done are kept, in the table and the figures, and the same command goes on",
 }
 
 
@@ -530,17 +530,22 @@ def sweep(
     }
     # First, because what is wrong with the model or the data shows here, and not in each of the runs.
     rows = sensitivities(model, data, **model_settings)
+
+    def draw_all(runs: list[Any]) -> list[Path]:
+        write_csv(folder / "sensitivity.csv", rows)
+        return draw(folder, runs, rows)
+
     runs = run_sweep(
         model,
         data,
         folder,
-        done=lambda run: console.print(f"{run.name}: {run.deflated_bytes:,} bytes, {run.test_score:.4g}"),
+        done=lambda run: console.print(f"{run.name}: {run.bytes:,} bytes, {run.test_score:.4g}"),
+        so_far=draw_all,
         say=console.print,
         **model_settings,
         **settings,
     )
-    write_csv(folder / "sensitivity.csv", rows)
-    paths = draw(folder, runs, rows)
+    paths = draw_all(runs)
     table = Table("scheme", "scales", "penalty", "integers", "bytes", "deflated", "test score", "minutes")
     for each in runs:
         table.add_row(

@@ -24,16 +24,20 @@ MARKERS = "osD^vP"
 
 
 def draw(folder: Path, runs: Sequence[Run], sensitivities: Sequence[Sensitivity]) -> list[Path]:
-    """Draws all figures of a sweep into its folder and gives their paths."""
+    """Draws all figures of a sweep into its folder and gives their paths.
+
+    Histograms that are there already, and newer than the codes, stay as they are.
+    """
     reports = {
         run.name: json.loads((folder / f"{run.name}.report.json").read_text(encoding="utf-8")) for run in runs
     }
     paths = [pareto(folder / "pareto.png", runs, next(iter(reports.values())))]
     paths += [epochs(folder / "epochs.png", runs, reports)]
-    paths += [
-        codes(folder / f"{run.name}.codes.png", load_kernels(folder / f"{run.name}.codes.npz"))
-        for run in runs
-    ]
+    for run in runs:
+        source, path = (folder / f"{run.name}.codes.{suffix}" for suffix in ("npz", "png"))
+        if not path.exists() or path.stat().st_mtime < source.stat().st_mtime:
+            codes(path, load_kernels(source))
+        paths.append(path)
     if sensitivities:
         paths += [sensitivity(folder / "sensitivity.png", sensitivities)]
     return paths

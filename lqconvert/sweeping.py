@@ -65,6 +65,7 @@ def sweep(
     penalties: Sequence[float],
     storage: str | None = None,
     done: Callable[[Run], None] = lambda _: None,
+    so_far: Callable[[list[Run]], object] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
     **settings: Any,
 ) -> list[Run]:
@@ -72,11 +73,11 @@ def sweep(
 
     Args:
         model_path, data_spec: see :func:`lqconvert.quantize`.
-        folder: gets the files of every run, ``sweep.csv`` and, by default, the study.
+        folder: gets the files of every run, ``sweep.csv`` of all that are done, and by default the study.
         penalties: factors on each scheme's own penalty (its gamma, or its threshold).
         storage: an Optuna storage URL, for several machines that share one study; otherwise a SQLite
             file in the folder. They share the folder, too.
-        done: called after every run.
+        done, so_far: called after every run with it, and with all of this grid that are done, in its order.
         say: called with a line about each run that came to nothing; the next sweep tries it again.
         settings: for :func:`lqconvert.quantize`.
 
@@ -152,6 +153,14 @@ def sweep(
         files = [_checksum(folder / f"{_name(**trial.params)}.tflite") for trial in trials]
         return [each for each, file in zip(trials, files, strict=True) if file == each.user_attrs["file"]]
 
+    def table() -> list[Run]:
+        """The runs of this grid that came to a file, in its order, once they are in the table."""
+        by_setting = {_name(**trial.params): Run(**trial.user_attrs["run"]) for trial in complete()}
+        runs = [by_setting[_name(**setting)] for setting in grid if _name(**setting) in by_setting]
+        if runs:
+            write_csv(folder / "sweep.csv", runs)
+        return runs
+
     while True:
         with lock:
             optuna.storages.fail_stale_trials(study)
@@ -165,13 +174,16 @@ def sweep(
                 if not settings_of(TrialState.WAITING):
                     study.enqueue_trial(free[0])
                 study.optimize(objective, n_trials=1, catch=(LqError,))
+                with lock:
+                    runs = table()
+                if runs:
+                    so_far(runs)
                 continue
         time.sleep(5)  # another process is at the last ones, or died at them
-    by_setting = {_name(**trial.params): Run(**trial.user_attrs["run"]) for trial in complete()}
-    runs = [by_setting[_name(**setting)] for setting in grid if _name(**setting) in by_setting]
+    with lock:
+        runs = table()
     if not runs:
         raise next(iter(failed.values()))
-    write_csv(folder / "sweep.csv", runs)
     return runs
 
 

@@ -17,6 +17,13 @@ from lqconvert.sweeping import sweep
 PNG = b"\x89PNG"
 
 
+FIGURES = {"pareto", "epochs", "sensitivity", "rate_mixed_0.5.codes", "rate_mixed_4.codes"}
+
+
+def table(folder):
+    return list(csv.DictReader((folder / "sweep.csv").open()))
+
+
 @pytest.fixture(scope="module")
 def folder(samples, tmp_path_factory):
     """A sweep of two penalties that was interrupted in the second and then went on."""
@@ -36,6 +43,10 @@ def folder(samples, tmp_path_factory):
         stopped = CliRunner().invoke(main, job)
         assert stopped.exit_code == 130
         assert "the same command goes on" in stopped.stderr
+        size = (folder / "rate_mixed_0.5.tflite").stat().st_size
+        assert f"rate_mixed_0.5: {size:,} bytes, " in stopped.stderr
+        assert [float(row["penalty"]) for row in table(folder)] == [0.5]
+        assert FIGURES - {path.stem for path in folder.glob("*.png")} == {"rate_mixed_4.codes"}
         result = CliRunner().invoke(main, job)
     assert result.exit_code == 0, result.output
     assert len(calls) == 3  # the finished one was not repeated
@@ -43,7 +54,7 @@ def folder(samples, tmp_path_factory):
 
 
 def test_the_table_tells_what_the_files_hold(folder):
-    rows = list(csv.DictReader((folder / "sweep.csv").open()))
+    rows = table(folder)
     assert [float(row["penalty"]) for row in rows] == [0.5, 4]
     for row in rows:
         name = f"{row['scheme']}_{row['granularity']}_{float(row['penalty']):g}"
@@ -53,11 +64,20 @@ def test_the_table_tells_what_the_files_hold(folder):
     assert int(rows[1]["deflated_bytes"]) < int(rows[0]["deflated_bytes"])
 
 
-@pytest.mark.parametrize(
-    "name", ["pareto", "epochs", "sensitivity", "rate_mixed_0.5.codes", "rate_mixed_4.codes"]
-)
-def test_figures(folder, name):
-    assert (folder / f"{name}.png").read_bytes().startswith(PNG)
+def test_figures(folder):
+    assert {path.stem for path in folder.glob("*.png") if path.read_bytes().startswith(PNG)} == FIGURES
+
+
+def test_the_table_is_written_after_every_run(quick, tmp_path):
+    written = []
+
+    def so_far(runs):
+        rows = table(tmp_path)
+        assert [float(row["penalty"]) for row in rows] == [run.penalty for run in runs]
+        written.append(len(rows))
+
+    sweep("m.h5", "digits", tmp_path, penalties=[3, 1, 2], so_far=so_far, **GRID)
+    assert written == [1, 1, 2]
 
 
 def test_coarser_layers_score_lower(samples):
@@ -90,7 +110,7 @@ def test_a_run_that_fails_does_not_stop_the_others(quick, tmp_path):
     for attempt in range(2):
         runs = sweep("m.h5", "digits", tmp_path, penalties=[1, 2, 3], say=said.append, **GRID)
         assert [run.penalty for run in runs] == [2, 3]
-        assert len(list(csv.DictReader((tmp_path / "sweep.csv").open()))) == 2
+        assert len(table(tmp_path)) == 2
         assert said == ["rate_mixed_1: diverges"] * (attempt + 1)
     assert quick == [1, 2, 3, 1]  # what failed is tried again
     with pytest.raises(LqError, match="diverges"):
