@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from lqconvert.errors import LqError
 from lqconvert.firmware import operators
 from lqconvert.inspecting_codes import CodesInspection, inspect_codes
 from lqconvert.inspecting_tflite import TfliteInspection, dimensions, inspect_tflite
-from lqconvert.output import Shown, Table
+from lqconvert.output import Shown, Table, narrow
 from lqconvert.proving import check_runs
 from lqconvert.targets import TARGETS, TFLM, Target
 
@@ -47,6 +47,11 @@ def inspect(
 
 #: Of what is shown of a name: it may be a stranger's, of megabytes.
 LONGEST_NAME = 200
+#: Names and kinds up to this length are in one piece: 80 columns have room for two and the rest.
+WHOLE = 22
+HEADERS = ("layer", "kind", "output", "weights", "becomes")
+#: What begins the fate of a layer without integer kernels.
+FLOAT = "float: "
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,10 @@ class LayerRow:
     becomes: str = ""
     codes: int = 0  # how many int8 codes its kernel has
     scales: int = 0  # and how many scales these
+
+    @property
+    def stays_float(self) -> bool:
+        return self.becomes.startswith(FLOAT)
 
 
 @dataclass(frozen=True)
@@ -75,24 +84,33 @@ class ModelInspection(Shown):
     operators: list[str]
     targets: dict[str, str]  # "runs", or the reason of the runtime that does not
     refused: str = ""
+    folds: ClassVar[bool] = True
 
     def shown(self) -> Iterator[str | Table]:
-        table = Table("layer", "kind", "output", "parameters", "becomes")
-        for column in table.columns:  # names are to be found in the model: they wrap, but are not cut short
-            column.overflow = "fold"
+        yield from self._verdict()
+        if self.parameters:
+            yield f"{self.parameters:,} parameters: {self.float32_bytes:,} bytes as float32"
+        yield ""
+        longest = max((len(text) for row in self.layers for text in (row.name, row.kind)), default=0)
+        table = narrow(*HEADERS, whole=HEADERS[:4] if longest <= WHOLE else ())
         for row in self.layers:
             count = f"{row.parameters:,}" if row.parameters else ""
             table.add_row(row.name, row.kind, dimensions(row.shape), count, row.becomes)
         yield table
-        if self.parameters:
-            yield f"{self.parameters:,} parameters: {self.float32_bytes:,} bytes as float32"
+
+    def _verdict(self) -> Iterator[str]:
         if self.refused:
+            yield f"quantize refuses it: {self.refused}"
             return
-        yield f"int8 codes and int32 biases: {self.weight_bytes:,} bytes"
-        yield f"int8 file, before it is packed: about {self.int8_bytes:,} bytes"
-        yield f"operators: {', '.join(self.operators)}"
+        floats = [f"'{row.name}' ({row.becomes[len(FLOAT) :]})" for row in self.layers if row.stays_float]
+        what = "a file of it that is float in part" if floats else "an integer-only file of it"
+        yield f"quantize makes {what}, about {self.int8_bytes:,} bytes before packing"
         for target, answer in self.targets.items():
             yield f"{target}: {answer}"
+        if floats:
+            yield f"stays float: {', '.join(floats)}"
+        yield f"int8 codes and int32 biases: {self.weight_bytes:,} bytes"
+        yield f"operators: {', '.join(self.operators)}"
 
 
 def _inspect_model(path: Path, input_shape: tuple[int, ...] | None, trust_model: bool) -> ModelInspection:
@@ -220,7 +238,7 @@ def _quantized_rows(quantized: Any, model: Any) -> list[LayerRow]:
         kind = class_name(inner)
         if before.get(layer.name, kind) != kind:
             kind = f"{before[layer.name]} -> {kind}"
-        becomes = f"float: {floats[layer.name]}" if layer.name in floats else _becomes(layer, scales)
+        becomes = f"{FLOAT}{floats[layer.name]}" if layer.name in floats else _becomes(layer, scales)
         rows.append(
             LayerRow(layer.name, kind, _output_shape(layer), inner.count_params(), becomes, codes, scales)
         )
@@ -234,8 +252,7 @@ def _becomes(layer: Any, scales: int) -> str:
 
     parts = []
     if scales:
-        each = f" per output channel ({scales})" if scales > 1 else ""
-        parts.append(f"int8 codes, one scale{each}")
+        parts.append(f"int8, {scales} scales" if scales > 1 else "int8, one scale")
     fused = _fused_into(layer)
     if fused:
         parts.append(f"fused into {fused}")
@@ -243,7 +260,7 @@ def _becomes(layer: Any, scales: int) -> str:
     quantizer = next((x for x in behind if isinstance(x, (ActivationQuantizer, FollowingQuantizer))), None)
     if isinstance(quantizer, ActivationQuantizer):
         if class_name(layer) == "InputLayer":
-            parts.append("the range of the data, or that of pixels")
+            parts.append("range of the data, or of pixels")
         elif quantizer.fixed is None:
             parts.append("learned range")
         else:
@@ -325,7 +342,7 @@ def int8_file(quantized: Any) -> tuple[bytes, list[str]]:
 
 def _answer(tflite: bytes, target: Target, rows: list[LayerRow]) -> str:
     """Whether quantize makes a file for the target, or why not."""
-    kept = [f"'{row.name}'" for row in rows if row.becomes.startswith("float: ")]
+    kept = [f"'{row.name}'" for row in rows if row.stays_float]
     if kept and target.name == TFLM.name:
         return f"refused: {', '.join(kept)} would stay float"
     try:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from lqconvert.codes import Int8File, TensorCodes
 from lqconvert.errors import LqError
 from lqconvert.flatbuffer import read
 from lqconvert.inspecting_tflite import dimensions
-from lqconvert.output import Shown, Table
+from lqconvert.output import Shown, Table, narrow
 from lqconvert.packing import INT8, Kernel, kernels
 from lqconvert.targets import TARGETS, Target
 
@@ -43,10 +44,20 @@ class CodesInspection(Shown):
     entropy_bytes: int
     packed_bytes: dict[str, int]  # by target: of all kernels, before dead channels leave
     int8_bytes: int | None  # of the int8 file in it; None where there is none
+    folds: ClassVar[bool] = True
 
     def shown(self) -> Iterator[str | Table]:
+        stored = "".join(
+            f", about {size:,} packed for {target}" for target, size in self.packed_bytes.items()
+        )
+        yield f"{self.weights:,} weights: {self.entropy_bytes:,} bytes at their entropy{stored}"
+        if self.int8_bytes is None:
+            yield "no int8 file in it: lqconvert export makes no files of it"
+        else:
+            yield f"int8 file in it: {self.int8_bytes:,} bytes"
+        yield ""
         columns = ["layer", "shape", "scales", "codes", "range", "zeros", "bits/w", *self.packed_bytes]
-        table = Table(*columns)
+        table = narrow(*columns)
         for row in self.layers:
             packed = (f"{row.packed[target][1]:,} {row.packed[target][0]}" for target in self.packed_bytes)
             table.add_row(
@@ -60,14 +71,6 @@ class CodesInspection(Shown):
                 *packed,
             )
         yield table
-        stored = "".join(
-            f", about {size:,} packed for {target}" for target, size in self.packed_bytes.items()
-        )
-        yield f"{self.weights:,} weights: {self.entropy_bytes:,} bytes at their entropy{stored}"
-        if self.int8_bytes is None:
-            yield "no int8 file in it: lqconvert export makes no files of it"
-        else:
-            yield f"int8 file in it: {self.int8_bytes:,} bytes"
 
 
 def inspect_codes(path: Path) -> CodesInspection:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -16,7 +16,7 @@ from lqconvert.bounds import LARGEST_TENSOR
 from lqconvert.deflating import deflated
 from lqconvert.errors import LqError
 from lqconvert.flatbuffer import operator_name, read
-from lqconvert.output import Shown, Table
+from lqconvert.output import Shown, Table, narrow
 from lqconvert.packing import DECODE
 from lqconvert.reading import read_bytes
 from lqconvert.text import MOST_OF_A_NAME, printable
@@ -89,37 +89,38 @@ class TfliteInspection(Shown):
     float_operators: list[str]
     operators: list[OperatorRow]
     constants: list[ConstantRow]
+    folds: ClassVar[bool] = True
 
     def shown(self) -> Iterator[str | Table]:
-        table = Table("", "operator", "inputs", "outputs")
-        for operator in self.operators:
-            sides = (", ".join(each.text for each in side) for side in (operator.inputs, operator.outputs))
-            table.add_row(str(operator.index), operator.name, *sides)
-        yield table
-        table = Table("constant of", "shape", "type", "scales", "packing", "elements", "stored", "entropy")
-        for row in self.constants:
-            table.add_row(
-                row.reader,
-                dimensions(row.tensor.shape),
-                row.tensor.type.lower(),
-                row.tensor.quantization,
-                row.packing,
-                f"{row.elements:,}",
-                f"{row.stored_bytes:,}",
-                "-" if row.entropy_bytes is None else f"{row.entropy_bytes:,}",
-            )
-        yield table
-        for side, tensors in (("input", self.inputs), ("output", self.outputs)):
-            for tensor in tensors:
-                scale = f", scale {tensor.smallest_scale:.6g}" if tensor.scales else ""
-                point = f", zero point {tensor.zero_point}" if tensor.scales else ""
-                yield f"{side}: {tensor.text}{scale}{point}"
         floats = ", ".join(self.float_operators)
         yield f"integer only: {'yes' if self.integer_only else f'no ({floats})'}"
         yield (
             f"{self.bytes:,} bytes ({self.deflated_bytes:,} deflated): {self.constant_bytes:,} of constants, "
             f"{self.overhead_bytes:,} beside them"
         )
+        for side, tensors in (("input", self.inputs), ("output", self.outputs)):
+            for tensor in tensors:
+                scale = f", scale {tensor.smallest_scale:.6g}" if tensor.scales else ""
+                point = f", zero point {tensor.zero_point}" if tensor.scales else ""
+                yield f"{side}: {tensor.text}{scale}{point}"
+        yield ""
+        table = narrow("", "operator", "inputs", "outputs", whole=("", "operator"))
+        for operator in self.operators:
+            sides = (", ".join(each.text for each in side) for side in (operator.inputs, operator.outputs))
+            table.add_row(str(operator.index), operator.name, *sides)
+        yield table
+        yield ""
+        table = narrow("constant of", "tensor", "scales", "packing", "stored", "entropy")
+        for row in self.constants:
+            table.add_row(
+                row.reader,
+                row.tensor.text,
+                row.tensor.quantization,
+                row.packing,
+                f"{row.stored_bytes:,}",
+                "-" if row.entropy_bytes is None else f"{row.entropy_bytes:,}",
+            )
+        yield table
 
 
 def inspect_tflite(path: Path) -> TfliteInspection:

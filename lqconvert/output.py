@@ -12,9 +12,10 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from typing import Any, TextIO, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar, TextIO, cast
 
+import rich.box
 import rich.console
 import rich.table
 from rich.segment import Segment
@@ -244,8 +245,22 @@ class Table(rich.table.Table):
         super().add_row(*map(plain, cells), **settings)
 
 
+def narrow(*headers: str, whole: Sequence[str] = ()) -> Table:
+    """A table for 80 columns: it has no frame, and cells fold, but are not cut short.
+
+    Args:
+        whole: headers of columns that fold last.
+    """
+    table = Table(*headers, box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for header, column in zip(headers, table.columns, strict=True):
+        column.overflow, column.no_wrap = "fold", header in whole
+    return table
+
+
 class Shown:
     """Base of what commands answer: data classes that print themselves."""
+
+    folds: ClassVar[bool] = False  # lines that are longer than the console is wide
 
     def to_json(self) -> str:
         return to_json(dataclasses.asdict(self))  # type: ignore[call-overload]
@@ -257,5 +272,5 @@ class Shown:
     def print(self, console: rich.console.Console) -> None:
         """Prints it for people to read; what is in names is shown, and not obeyed."""
         for each in self.shown():
-            # Lines stay whole: what cuts them is the terminal.
-            console.print(plain(each), soft_wrap=not isinstance(each, Table), **_AS_IT_IS)
+            # Other lines stay whole: what cuts them is the terminal.
+            console.print(plain(each), soft_wrap=not (self.folds or isinstance(each, Table)), **_AS_IT_IS)

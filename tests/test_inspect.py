@@ -1,7 +1,9 @@
 """lqconvert inspect: answers for every sample without training, and agrees with what quantize then does."""
 
 import dataclasses
+import io
 import json
+import re
 import subprocess
 import sys
 
@@ -20,6 +22,7 @@ from lqconvert.coding import entropy_bits
 from lqconvert.exporting import convert
 from lqconvert.firmware import operators
 from lqconvert.flatbuffer import add_constant, add_tensor, new_operator, read, write
+from lqconvert.output import Console
 from lqconvert.packing import assemble, kernels
 from lqconvert.targets import TARGETS
 
@@ -67,11 +70,11 @@ def test_layers_that_the_graph_is_without_are_named(digits):
     names = list(becomes)
     assert becomes["batch_normalization_1"] == "folded into conv2d_1"
     assert becomes["re_lu"] == "fused into conv2d; learned range"
-    assert becomes["conv2d"] == "int8 codes, one scale per output channel (16); range of re_lu"
+    assert becomes["conv2d"] == "int8, 16 scales; range of re_lu"
     assert becomes["max_pooling2d"] == becomes["flatten"] == "scale of its input"
     assert becomes["dropout"].startswith("left out")
     assert names.index("dropout") == names.index("flatten") + 1
-    assert becomes["dense"] == "int8 codes, one scale; learned range"
+    assert becomes["dense"] == "int8, one scale; learned range"
     assert digits.parameters == 15_578
     assert digits.weight_bytes == 15_248 + 4 * (16 + 32 + 32 + 10)
 
@@ -87,28 +90,28 @@ def test_every_kind_of_fate(tmp_path):
     model.save(tmp_path / "model.h5")
     inspection = inspect(tmp_path / "model.h5")
     assert {row.name: (row.kind, row.becomes) for row in inspection.layers} == {
-        "image": ("InputLayer", "the range of the data, or that of pixels"),
+        "image": ("InputLayer", "range of the data, or of pixels"),
         "separable_depthwise": (
             "DepthwiseConv2D",
-            "int8 codes, one scale per output channel (2); learned range",
+            "int8, 2 scales; learned range",
         ),
         "separable": (
             "SeparableConv2D -> Conv2D",
-            "int8 codes, one scale per output channel (4); learned range",
+            "int8, 4 scales; learned range",
         ),
         "separable_tanh": ("Activation", "fixed range -1..0.9922"),
         "pool": ("AveragePooling2D", "scale of its input"),
         "norm": (
             "BatchNormalization -> DepthwiseConv2D",
-            "int8 codes, one scale per output channel (4); learned range",
+            "int8, 4 scales; learned range",
         ),
-        "conv": ("Conv2D", "int8 codes, one scale per output channel (4); range of conv_relu"),
+        "conv": ("Conv2D", "int8, 4 scales; range of conv_relu"),
         "conv_relu": ("ReLU", "fused into conv; learned range"),
         "add": ("Add", "range of relu"),
         "relu": ("ReLU", "fused into add; learned range"),
         "mean": ("GlobalAveragePooling2D", "learned range"),
         "before_dense": ("BatchNormalization", "folded into dense"),
-        "dense": ("Dense", "int8 codes, one scale; learned range"),
+        "dense": ("Dense", "int8, one scale; learned range"),
         "dense_sigmoid": ("Activation", "fixed range 0..0.9961"),
     }
     assert "DEPTHWISE_CONV_2D" in inspection.operators
@@ -250,6 +253,40 @@ def test_float_operators_are_named(tmp_path):
     assert inspection.constants[0].packing == "float32"
     assert inspection.constants[0].entropy_bytes is None
     assert "integer only: no (0 FULLY_CONNECTED)" in invoke(tmp_path / "m.tflite").stdout
+
+
+@pytest.fixture(scope="module")
+def files(samples, run, tmp_path_factory):
+    """A file of every kind, and what is said of it first."""
+    folder = tmp_path_factory.mktemp("files")
+    x = tf_keras.Input((4,))
+    tf_keras.Model(x, layers.Lambda(abs, name="magnitude")(x)).save(folder / "lambda.h5")
+    zoo.ZOO["lstm"].build(tf_keras).save(folder / "lstm.h5")
+    said = {
+        "model": (samples / "digits_cnn.h5", "quantize makes an integer-only file of it, about 19,0"),
+        "float": (folder / "lstm.h5", "quantize makes a file of it that is float in part, about "),
+        "refused": (folder / "lambda.h5", "quantize refuses it: "),
+        "tflite": (run[1].with_suffix(".tflite"), "integer only: yes"),
+        "codes": (run[1].with_suffix(".codes.npz"), "15,248 weights: "),
+    }
+    return {kind: (inspect(path), first) for kind, (path, first) in said.items()}
+
+
+@pytest.mark.parametrize("kind", ["model", "float", "refused", "tflite", "codes"])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_verdict_comes_first_in_80_columns(kind, terminal, files, monkeypatch):
+    inspection, first = files[kind]
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setenv("COLUMNS", "80")
+    inspection.print(Console())
+    lines = re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue()).splitlines()
+    assert lines[0].startswith(first)
+    assert max(map(len, lines)) <= 80
+    assert "…" not in screen.getvalue()
+    if kind == "float":
+        assert any(line.startswith("stays float: 'lstm") for line in lines[:6])
 
 
 def test_json_is_the_dataclass(digits, samples, run):

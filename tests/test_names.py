@@ -191,7 +191,8 @@ PLACES = {
     "rich.console": {"output.py"},
     "rich.table": {"output.py"},
     "rich.segment": {"output.py"},
-    "rich.progress": {"cli.py"},
+    "rich.box": {"output.py"},
+    "rich.progress": {"progress.py"},
     "rich.text": {"output.py", "checking.py"},
 }
 
