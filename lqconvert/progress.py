@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def described(at: Progress) -> str:
     """What a look at the model saw, in words."""
-    return f"validation {abs(at.point.score):.4f}  ~{at.point.bytes:,} bytes"
+    return f"validation {at.point.score:.4f}  ~{at.point.bytes:,} bytes"
 
 
 class Lines:
