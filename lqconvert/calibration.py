@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -72,6 +73,22 @@ def _calibrate_ranges(
         learned, lows, highs, computed & (highs - lows < least), strict=True
     ):
         quantizer.set_range(*((0.0, 0.0) if dead else (low, high)))
+
+
+def cover_outputs(model: tf_keras.Model, targets: np.ndarray) -> None:
+    """Makes the ranges of a regression's outputs cover all targets, and what calibration saw, for good.
+
+    Args:
+        model: a calibrated one; its outputs' quantizers are changed in place.
+        targets: [n, values], of all outputs one behind the other.
+    """
+    targets = targets.reshape(len(targets), -1)
+    ends = np.cumsum([math.prod(output.shape[1:]) for output in model.outputs])
+    for output, part in zip(model.outputs, np.split(targets, ends[:-1], axis=1), strict=True):
+        quantizer = output._keras_history.layer
+        if isinstance(quantizer, ActivationQuantizer) and quantizer.fixed is None and part.size:
+            low, high = (float(limit) for limit in quantizer.range)
+            quantizer.covered = min(low, float(part.min())), max(high, float(part.max()))
 
 
 def _make_room_for_bias(layer: QuantizedLayer) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from lqconvert.arrays import load_npz
+from lqconvert.borders import Border
 from lqconvert.coding import entropy_bits
 from lqconvert.errors import LqError
+from lqconvert.preprocessing import Front, Preprocessing
 
 
 @dataclass
@@ -73,6 +75,8 @@ class Codes:
             arrays["int8.tflite"] = np.frombuffer(file.tflite, np.uint8)
             arrays["int8.layers"] = np.array(file.layers)
             arrays["int8.preprocess"] = np.array(file.preprocess, np.float64)
+            if file.front is not None:
+                arrays["int8.front"] = np.array([file.front.center, file.front.factor], np.float64)
         with path.open("wb") as stream:
             np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
@@ -83,7 +87,12 @@ class Int8File:
 
     tflite: bytes = field(repr=False)
     layers: list[str]  # of its kernels, in the order of its graph
-    preprocess: tuple[float, float]  # scale and offset of its real inputs
+    preprocess: tuple[float, float]  # scale and offset of the model's real inputs
+    front: Front | None = None  # what these pass before they are quantized
+
+    def feeding(self, border: Border) -> Preprocessing:
+        """From raw inputs to the real ones of the file within the border."""
+        return Preprocessing(*self.preprocess, front=self.front if border.front is None else None)
 
     @classmethod
     def load(cls, path: Path) -> Int8File:
@@ -104,9 +113,14 @@ class Int8File:
             raise LqError(f"{path}: {what}")
         if preprocess.shape != (2,) or preprocess.dtype != np.float64 or not np.all(np.isfinite(preprocess)):
             raise LqError(f"{path}: {what}")
-        return cls(
-            file.tobytes(), [str(name) for name in layers], (float(preprocess[0]), float(preprocess[1]))
-        )
+        front = None
+        if "int8.front" in arrays:
+            rows = arrays["int8.front"]
+            if rows.ndim != 2 or len(rows) != 2 or rows.dtype != np.float64 or not np.isfinite(rows).all():
+                raise LqError(f"{path}: {what}")
+            front = Front(*(tuple(row) for row in rows.tolist()))
+        scale, offset = map(float, preprocess)
+        return cls(file.tobytes(), [str(name) for name in layers], (scale, offset), front)
 
 
 def load_kernels(path: Path) -> dict[str, np.ndarray]:

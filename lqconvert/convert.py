@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lqconvert.borders import Border, border_of
 from lqconvert.budget import Budget
 from lqconvert.checkpoint import locked
 from lqconvert.codes import Int8File
@@ -19,6 +20,7 @@ from lqconvert.distributing import Distribution
 from lqconvert.errors import BudgetMissed, Interrupted, LqError
 from lqconvert.evaluating import outputs_of
 from lqconvert.exporting import Exported, convert, export, learned_codes
+from lqconvert.feeding import left_out
 from lqconvert.finetuning import Finetuned, Progress, finetune
 from lqconvert.firmware import c_sources
 from lqconvert.metrics import agreement, guesses
@@ -26,7 +28,7 @@ from lqconvert.model_outputs import joined, predict
 from lqconvert.noise import layer_noise
 from lqconvert.preparing import Prepared, paths_of, prepare
 from lqconvert.preprocessing import Preprocessing
-from lqconvert.proving import PROOF_EXAMPLES, Limits, examples_in, prove, run, smallest
+from lqconvert.proving import NO_BORDER, PROOF_EXAMPLES, Limits, examples_in, prove, run, smallest
 from lqconvert.quantizers import QuantizedLayer
 from lqconvert.report import ClassRecall, Exports, Measured, Report, TargetFile, layer_rows, versions
 from lqconvert.runtime import Interface, Runner, isolated
@@ -47,6 +49,7 @@ def quantize(
     c_array: bool = False,
     gzip: bool = False,
     html: str | Path | None = None,
+    io: str | None = None,
     scheme: Scheme | None = None,
     budget: Budget | None = None,
     granularity: str | None = None,
@@ -81,6 +84,9 @@ def quantize(
         c_array: write OUTPUT.cc and OUTPUT.h beside the .tflite for tflm.
         gzip: write OUTPUT.tflite.gz, too: a download that any inflater reads.
         html: write the report as a page with figures, too: an .html file that loads nothing.
+        io: the type of inputs and outputs: "int8", "uint8", "int16" or "float32". By default int8, but
+            float32 where columns of different ranges are scaled in front of the quantization. With another
+            type than float32 that scaling is left to the program around the file.
         scheme: how scales are learned; ``Rate()`` by default.
         budget: what the file may lose or weigh. By default it is to lose nothing, and is the best that was
             reached where that is not to be had; where a scheme is given, there is no budget. Schemes without
@@ -128,6 +134,7 @@ def quantize(
             c_array=c_array,
             gzip=gzip,
             html=html,
+            io=io,
             scheme=scheme,
             budget=budget,
             granularity=granularity,
@@ -190,7 +197,7 @@ def _learn(
         budget=budget,
         augmentation=ready.augmentation,
         keep_last=ready.scheme.coarsens,
-        file_size=lambda codes: len(smallest(ready.template.fill(codes), target).tflite),
+        file_size=lambda codes: len(ready.border.around(smallest(ready.template.fill(codes), target).tflite)),
         checkpoint=ready.checkpoint,
         distribution=distribution,
         deadline=deadline,
@@ -241,12 +248,14 @@ def _export(
     runner, float_latency = Runner(exported.tflite), Runner(float_tflite).latency()
     outputs = runner.run(as_numpy(x) for _, x, _ in data.test.batches(256, preprocessing=preprocess))
     classifies = heads.single is not None and heads.single.answers_classes
-    int8_file = Int8File(exported.tflite, exported.order, (preprocess.scale, preprocess.offset))
+    int8_file = Int8File(
+        exported.tflite, exported.order, (preprocess.scale, preprocess.offset), preprocess.front
+    )
     codes: dict[Path, Writer] = {
         paths.codes: lambda path: learned_codes(quantized).save(path, int8_file),
     }
     try:
-        made = _files(int8_file, runner, paths, targets, ready.limits, data, teacher)
+        made = _files(int8_file, runner, ready.border, paths, targets, ready.limits, data, teacher)
         files = made.files
         if budget.max_size is not None and files[0].proven.size > budget.max_size:
             raise BudgetMissed(
@@ -258,7 +267,8 @@ def _export(
             paths.checkpoint.unlink()
         hint = f"the codes are in {paths.codes}: lqconvert export makes files of them"
         raise type(error)(f"{error}; {hint}") from error
-    input_scales, output_scales = runner.quantizations
+    interface = Interface.of(ready.border.around(exported.tflite))
+    input_scales, output_scales = interface.quantizations
     report = Report(
         model=str(ready.path),
         data=data.name,
@@ -272,7 +282,10 @@ def _export(
         agreement_with_graph=agreement(outputs, fine_tuned) if classifies else None,
         agreement_with_float=agreement(outputs, teacher) if classifies else None,
         max_lsb_from_graph=float(np.max(np.abs(outputs - fine_tuned) / runner.output_steps)),
+        input_types=interface.input_types,
         inputs=input_scales,
+        front=preprocess.front,
+        front_code=left_out(preprocess.front, ready.border, exported.tflite),
         input_shift=ready.input_shift,
         outputs=output_scales,
         float_layers=ready.float_layers,
@@ -369,13 +382,14 @@ def export_codes(
     limits: Limits | None = None,
     c_array: bool = False,
     gzip: bool = False,
+    io: str | None = None,
     data_spec: str | None = None,
 ) -> Exports:
     """Makes files for targets of the codes of an earlier run, without training.
 
     Args:
         codes: the .codes.npz that :func:`quantize` wrote.
-        output, targets, limits, c_array, gzip: as for :func:`quantize`.
+        output, targets, limits, c_array, gzip, io: as for :func:`quantize`.
         data_spec: labelled data whose test split is scored and proven on; random inputs prove without.
 
     Raises:
@@ -383,6 +397,7 @@ def export_codes(
         BudgetMissed: if no file keeps within the limits.
     """
     limits = limits or Limits()
+    Border(io or "int8")
     paths = paths_of(output, targets, limits, c_array=c_array, gzip=gzip)
     int8_file = Int8File.load(Path(codes))
     try:
@@ -391,6 +406,9 @@ def export_codes(
         ports = *interface.inputs, *interface.outputs
         if any(detail["dtype"] not in (np.int8, np.int32) for detail in ports):
             raise LqError("its inputs and outputs are not int8")
+        columns = [shape[-1:] for shape in interface.input_shapes.values()]
+        if int8_file.front is not None and columns != [(len(int8_file.front.center),)]:
+            raise LqError("its input does not fit what is in front of it")
     except (LqError, RuntimeError, ValueError) as error:
         raise LqError(f"{codes}: holds no int8 file that LiteRT loads ({error})") from error
     data = None
@@ -398,10 +416,13 @@ def export_codes(
         data = load_data(data_spec, interface.input_shapes, outputs_of(int8_file.tflite, interface))
         if not data.labelled:
             raise LqError(f"{data_spec}: has no labels to score by; leave out --data")
-    made = _files(int8_file, interface, paths, targets, limits, data, None)
+    border = border_of(int8_file.front, io)
+    made = _files(int8_file, interface, border, paths, targets, limits, data, None)
     make_folders(paths.for_targets())
     write_all(made.writers)
-    return Exports(str(codes), len(int8_file.tflite), made.files)
+    return Exports(
+        str(codes), len(int8_file.tflite), made.files, left_out(int8_file.front, border, int8_file.tflite)
+    )
 
 
 @dataclass
@@ -420,34 +441,35 @@ class _Made:
 def _files(
     int8_file: Int8File,
     interface: Interface,
+    border: Border,
     paths: Paths,
     targets: Sequence[Target],
     limits: Limits,
     data: Data | None,
     teacher: np.ndarray | None,
 ) -> _Made:
-    """Proves and scores a file for each target."""
+    """Proves and scores a file for each target, all within the border."""
     if data is None:
         inputs = interface.random_examples(PROOF_EXAMPLES)
     else:
         # Mixed, because a part may have to do, and data are often sorted by class.
         order = _mixed(data.test)
-        inputs = np.concatenate(
-            [x for x, _ in _int8_batches(interface, int8_file, data.test.pick(order[:PROOF_EXAMPLES]))]
-        )
-    made = _Made()
+        some = data.test.pick(order[:PROOF_EXAMPLES])
+        inputs = np.concatenate([x for x, _ in _coded_batches(interface, int8_file.feeding(NO_BORDER), some)])
+    made, outer = _Made(), Interface.of(border.around(int8_file.tflite))
+    front_code = left_out(int8_file.front, border, int8_file.tflite)
     for target in targets:
         path = paths.tflite(target.name)
-        tflite, proven = prove(int8_file.tflite, target, inputs, int8_file.layers, limits)
+        tflite, proven = prove(int8_file.tflite, target, inputs, int8_file.layers, limits, border)
         scores: tuple[Score, ...] = ()
         float_scores: tuple[Score, ...] = ()
         scored = 0
         if data is not None:
             scored = examples_in(target, proven.latency_s, data.test.size)
             part = order[:scored]
-            batches = _int8_batches(interface, int8_file, data.test.pick(part))
+            batches = _coded_batches(outer, int8_file.feeding(border), data.test.pick(part))
             codes, labels = run(tflite, target, batches)
-            outputs = interface.dequantize(codes)
+            outputs = outer.dequantize(codes)
             answers = None if teacher is None else teacher[part]
             scores = data.heads.scores(outputs, labels, answers)
             made.first = made.first or (part, outputs)
@@ -458,7 +480,8 @@ def _files(
         if paths.gzip:
             made.writers[paths.download(target.name)] = _writer(gzipped(tflite))
         if target.name in paths.sources:
-            for source, text in c_sources(tflite, path, proven.arena_bytes).items():
+            sources = c_sources(tflite, path, proven.arena_bytes, front_code)
+            for source, text in sources.items():
                 made.writers[source] = _writer(text.encode())
     return made
 
@@ -468,11 +491,11 @@ def _mixed(split: Split) -> np.ndarray:
     return np.random.default_rng(0).permutation(split.size)
 
 
-def _int8_batches(
-    interface: Interface, int8_file: Int8File, split: Split
+def _coded_batches(
+    interface: Interface, preprocess: Preprocessing, split: Split
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A split's inputs as the int8 file takes them, and its labels."""
-    for _, x, y in split.batches(256, preprocessing=Preprocessing(*int8_file.preprocess)):
+    """A split's inputs as a file takes them, and its labels."""
+    for _, x, y in split.batches(256, preprocessing=preprocess):
         yield interface.quantize(as_numpy(x)), y.numpy()
 
 

@@ -90,12 +90,15 @@ def including(header: Path) -> str:
         raise LqError(f"{header}: no C++ source can include a file of this name; give -o another") from error
 
 
-def c_sources(tflite: bytes, path: Path, arena_bytes: int | None) -> dict[Path, str]:
+def c_sources(
+    tflite: bytes, path: Path, arena_bytes: int | None, front_code: dict[str, str] | None = None
+) -> dict[Path, str]:
     """The .cc and the .h of a file, to be written beside it.
 
     Args:
         path: of the .tflite; the sources are named after it, and so are their symbols.
         arena_bytes: measured on a 64-bit host, whose pointers are twice as long as a microcontroller's.
+        front_code: what the program has to do with the input (see :mod:`lqconvert.feeding`).
 
     Raises:
         LqError: if no source can include a file of such a name.
@@ -106,7 +109,8 @@ def c_sources(tflite: bytes, path: Path, arena_bytes: int | None) -> dict[Path, 
         "#pragma once",
         "",
     ]
-    lines += ["#include <cstddef>", "#include <cstdint>", ""]
+    headers = ["<cstddef>", "<cstdint>"] if front_code is None else ["<cstddef>", "<cstdint>", "<math.h>"]
+    lines += [*(f"#include {header}" for header in headers), ""]
     lines += [
         f"extern const unsigned char g_{symbol}[];",
         f"constexpr size_t g_{symbol}_len = {len(tflite)};",
@@ -118,6 +122,9 @@ def c_sources(tflite: bytes, path: Path, arena_bytes: int | None) -> dict[Path, 
         lines.append(f"constexpr size_t g_{symbol}_arena_bytes = {with_margin(arena_bytes)};")
     interface = Interface.of(tflite)
     lines += _ports(symbol, "input", interface.inputs) + _ports(symbol, "output", interface.outputs)
+    if front_code is not None:
+        body = front_code["c"].splitlines()
+        lines += ["", f"namespace g_{symbol}_columns {{", "", *body, "", "}  // namespace"]
     lines += ["", "// The operators that the model uses:"]
     lines += [f"//   {line}" for line in resolver_lines(operators(tflite))]
     rows = np.frombuffer(tflite, np.uint8)

@@ -2,9 +2,9 @@
 
     python -m lqconvert.micro MODEL INPUTS.npy OUTPUTS.npy ARENA_BYTES INPUTS OUTPUTS
 
-Writes int8 outputs [n, ...] for int8 inputs [n, ...], and the median seconds of an inference as the last line
-of stdout. TFLite Micro writes its allocations to stderr. The last two arguments are how many inputs and
-outputs the model has: several lie flat in an example, one behind the other.
+Writes outputs [n, ...] for inputs [n, ...], both as the file has them, and the median seconds of an inference
+as the last line of stdout. TFLite Micro writes its allocations to stderr. The last two arguments are how many
+inputs and outputs the model has: several lie flat in an example, one behind the other.
 """
 
 import os

@@ -17,6 +17,7 @@ from lqconvert.tasks import TASKS, Wishes, users_metric
 SCHEMES = ("rate", "lsq", "gradient-threshold", "maxbin", "inverse", "difference")
 SWEPT = tuple(scheme for scheme in SCHEMES if scheme != "lsq")
 TARGETS = ("litert", "tflm")
+IO = ("int8", "uint8", "int16", "float32")
 
 
 class PreprocessingType(click.ParamType):
@@ -191,6 +192,11 @@ def target_options(command: Any) -> Any:
             show_default=True,
             help="litert: phones; tflm: microcontrollers (TFLite Micro). Each gets a file of its own.",
         ),
+        click.option(
+            "--io",
+            type=click.Choice(IO),
+            help="Of inputs and outputs.  [default: int8; float32 where columns have to be scaled in float]",
+        ),
         click.option("--max-ram", type=SizeType(), help="Tensor arena on tflm, as measured on this machine."),
         click.option(
             "--max-latency",
@@ -223,4 +229,5 @@ def target_settings(settings: dict[str, Any]) -> dict[str, Any]:
         "limits": Limits(settings.pop("max_ram"), settings.pop("max_latency")),
         "c_array": settings.pop("c_array"),
         "gzip": settings.pop("gzip"),
+        "io": settings.pop("io"),
     }

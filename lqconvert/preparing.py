@@ -15,8 +15,9 @@ import tensorflow as tf
 import tf_keras
 
 from lqconvert.augmentation import Augmentation, choose_augmentation
+from lqconvert.borders import Border, border_of
 from lqconvert.budget import Budget
-from lqconvert.calibration import calibrate
+from lqconvert.calibration import calibrate, cover_outputs
 from lqconvert.checkpoint import Checkpoint
 from lqconvert.datasets import load_data
 from lqconvert.errors import LqError
@@ -24,6 +25,7 @@ from lqconvert.exporting import Template, learned_codes
 from lqconvert.finetuning import total_steps
 from lqconvert.firmware import including
 from lqconvert.folding import fold
+from lqconvert.fronts import Fronted, choose_front
 from lqconvert.loading import load_model
 from lqconvert.memorized import steer
 from lqconvert.model_outputs import joined, outputs_of
@@ -36,6 +38,9 @@ from lqconvert.targets import LITERT, TFLM, Target
 from lqconvert.tasks import Wishes
 from lqconvert.writing import Paths
 
+#: Validation examples that the need for a front is measured on.
+FRONT_EXAMPLES = 1000
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -43,11 +48,12 @@ class Prepared:
 
     path: Path  # of the model
     paths: Paths
-    model: tf_keras.Model
+    model: tf_keras.Model  # behind the front, if there is one
     folded: tf_keras.Model
     float_layers: dict[str, str]  # of the folded model: they stay float
     data: Data
-    preprocess: Preprocessing  # off ties, where the file takes raw pixels
+    preprocess: Preprocessing  # off ties, where the file takes raw pixels; with the front that it passes
+    border: Border  # of the files
     input_shift: float | None  # of raw pixels, in steps of them; None where the file takes others
     augmentation: Augmentation
     quantized: tf_keras.Model  # calibrated
@@ -75,6 +81,7 @@ def prepare(
     c_array: bool = False,
     gzip: bool = False,
     html: str | Path | None = None,
+    io: str | None = None,
     scheme: Scheme | None = None,
     budget: Budget | None = None,
     granularity: str | None = None,
@@ -102,6 +109,7 @@ def prepare(
         LqError: for every mistake of the user's that shows before training.
     """
     limits, wishes = limits or Limits(), wishes or Wishes()
+    Border(io or "int8")
     paths = paths_of(output, targets, limits, c_array=c_array, gzip=gzip, html=html)
     if Path(model_path).resolve() in [path.resolve() for path in paths.all()]:
         raise LqError(f"{model_path}: is the model itself; give the .tflite another name")
@@ -140,18 +148,27 @@ def prepare(
     tf_keras.utils.set_random_seed(seed)
     pixels = preprocess.pixel_range if data.integer_pixels and images else None
     fed = preprocess if pixels is None else preprocess.off_ties(preprocess.pixel_zero_point)
+    if images and pixels is None:
+        fronted = _front(model, data, fed, seed, io, say)
+        if fronted is not None:
+            model, fed = fronted.model, dataclasses.replace(fed, front=fronted.front)
+            folded = fold(model)
+    border = border_of(fed.front, io)
     quantized = rewrite(
         model, scheme, granularity=granularity, rounding=rounding, start=start, input_range=pixels
     )
     few = data.train.batches(256, shuffle_seed=seed, preprocessing=fed).take(4)
     batches = [as_numpy(x) for _, x, _ in few]
     calibrate(quantized, batches)
+    if data.labels == "values":
+        cover_outputs(quantized, data.train.y)
     template = Template.of(quantized, learned_codes(quantized))
     for target in targets:
         check_runs(template.tflite, target)
     settings = {
         "scheme": scheme.get_config(),
         "budget": dataclasses.asdict(budget),
+        "io": border.io,
         "granularity": granularity,
         "rounding": rounding,
         "start": start,
@@ -188,6 +205,7 @@ def prepare(
         float_layers=kept,
         data=data,
         preprocess=fed,
+        border=border,
         input_shift=None if pixels is None else preprocess.pixel_shift,
         augmentation=augmentation,
         quantized=quantized,
@@ -220,6 +238,25 @@ def _steps(
     if steps < usual:
         say(f"steps: {steps:,}, no more than the epochs asked for have (by default: {usual:,})")
     return steps
+
+
+def _front(
+    model: tf_keras.Model,
+    data: Data,
+    preprocess: Preprocessing,
+    seed: int,
+    io: str | None,
+    say: Callable[[str], None],
+) -> Fronted | None:
+    """The front that columns of different ranges need, see :func:`lqconvert.fronts.choose_front`."""
+    few = data.train.batches(256, shuffle_seed=seed, preprocessing=preprocess).take(4)
+    seen = np.concatenate([x.numpy() for _, x, _ in few])
+    part = data.validation.pick(np.arange(min(FRONT_EXAMPLES, data.validation.size)))
+    x = np.concatenate([x.numpy() for _, x, _ in part.batches(256, preprocessing=preprocess)])
+    fronted = choose_front(model, seen, x, say)
+    if fronted is not None and io not in (None, "float32"):
+        say(f"with --io {io} it is left to the program around the file: how, the report says")
+    return fronted
 
 
 def _checksum(*arrays: np.ndarray) -> int:

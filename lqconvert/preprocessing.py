@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +16,43 @@ from lqconvert.tasks import TASKS, Head
 
 
 @dataclass(frozen=True)
+class Front:
+    """A scaling of columns (the last axis) in front of the quantization: ``(x - center) * factor``.
+
+    In this form a column that is constant, or far from 0, loses nothing in float32.
+    """
+
+    center: tuple[float, ...]
+    factor: tuple[float, ...]
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Center and factor, float32 [columns] both."""
+        return np.array(self.center, np.float32), np.array(self.factor, np.float32)
+
+    def __call__(self, x: Any) -> Any:
+        """Float32 values [..., columns], an array's or a tensor's, scaled."""
+        center, factor = self.arrays
+        return (x - center) * factor
+
+    def undone(self, scaled: np.ndarray) -> np.ndarray:
+        """Float32 values that come to the scaled ones, as nearly as float32 has them."""
+        factor = np.array(self.factor)
+        return (scaled / np.where(factor, factor, np.inf) + np.array(self.center)).astype(np.float32)
+
+
+@dataclass(frozen=True)
 class Preprocessing:
-    """What the model was trained on: ``x = raw * scale + offset``."""
+    """What the model was trained on: ``x = raw * scale + offset``, and what ``front`` makes of that."""
 
     scale: float = 1.0
     offset: float = 0.0
+    front: Front | None = None
+
+    def __call__(self, raw: Any) -> Any:
+        """Float32 values, an array's or a tensor's, preprocessed."""
+        x = raw * self.scale + self.offset
+        return x if self.front is None else self.front(x)
 
     @classmethod
     def parse(cls, text: str) -> Preprocessing:
@@ -42,7 +75,7 @@ class Preprocessing:
         return (raw * np.float32(self.scale) + np.float32(self.offset)).astype(np.float32)
 
     def __str__(self) -> str:
-        names = [name for name, known in PREPROCESSINGS.items() if known == self]
+        names = [name for name, known in PREPROCESSINGS.items() if known == replace(self, front=None)]
         return names[0] if names else f"{self.scale:g},{self.offset:g}"
 
     def refuse_indices(self, names: Iterable[str]) -> None:

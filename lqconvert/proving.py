@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
 
+from lqconvert.borders import Border, Passage
 from lqconvert.coding import entropy_bits
 from lqconvert.deflating import deflated
 from lqconvert.errors import BudgetMissed, LqError
@@ -19,6 +20,7 @@ from lqconvert.removal import gather_inputs, gatherable, remove_dead_channels
 from lqconvert.runtime import KERNELS, isolated, run_micro
 from lqconvert.targets import TFLM, Target
 
+NO_BORDER = Border()
 #: Inputs that every file is compared on, where there are as many.
 PROOF_EXAMPLES = 256
 #: TFLite Micro's portable kernels are slow: so many seconds of examples are scored in them.
@@ -41,7 +43,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Executed:
-    """A file in its target's runtime: int8 outputs by set of kernels, and what it took on this machine."""
+    """A file in its target's runtime: outputs by set of kernels, and what it took on this machine."""
 
     outputs: dict[str, np.ndarray]
     latency_s: float
@@ -83,7 +85,7 @@ class Proven:
 
 
 def execute(tflite: bytes, target: Target, inputs: np.ndarray) -> Executed:
-    """Runs an int8 file [n, ...] -> [n, ...] on a target.
+    """Runs a file [n, ...] -> [n, ...] on a target.
 
     Raises:
         CannotRun: if the runtime does not run it; the message has its reason.
@@ -106,7 +108,7 @@ def check_runs(tflite: bytes, target: Target) -> None:
 def run(
     tflite: bytes, target: Target, batches: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The int8 outputs of a file on a target for batches of int8 inputs and labels, and the labels."""
+    """The outputs of a file on a target for batches of its inputs and labels, and the labels."""
     if target.name == TFLM.name:  # a process for all of them
         inputs, labels = map(np.concatenate, zip(*batches, strict=True))
         return run_micro(tflite, inputs).outputs, labels
@@ -128,7 +130,12 @@ def smallest(tflite: bytes, target: Target) -> Packed:
 
 
 def prove(
-    tflite: bytes, target: Target, inputs: np.ndarray, layers: list[str], limits: Limits
+    tflite: bytes,
+    target: Target,
+    inputs: np.ndarray,
+    layers: list[str],
+    limits: Limits,
+    border: Border = NO_BORDER,
 ) -> tuple[bytes, Proven]:
     """Packs an int8 file for a target; what does not compute the same there gives way to the next best.
 
@@ -139,12 +146,14 @@ def prove(
     Args:
         inputs: int8 [n, ...] to compare on.
         layers: names of the layers of the file's kernels.
+        border: what the file is finished with; it is run within that.
 
     Raises:
         LqError: if the target cannot run the int8 file.
         BudgetMissed: if no file keeps within the limits.
     """
-    inputs = inputs[:PROOF_EXAMPLES]
+    passage = Passage(border, tflite)
+    entering, inputs = passage.into(inputs[:PROOF_EXAMPLES])
     plain = execute(tflite, target, inputs)
     named = name_kernels(tflite, layers)
     base, gathers, refused = remove_dead_channels(named), True, []
@@ -174,7 +183,12 @@ def prove(
             else:
                 raise
             continue
-        over = _over(packed.tflite, tflite, target, inputs[:1], executed, plain, limits)
+        finished = border.around(packed.tflite)
+        if border != NO_BORDER:
+            executed = _within(passage, execute(finished, target, entering))
+            _refuse_other(executed, plain, target)
+        pair = (finished, entering[:1]), (tflite, inputs[:1])
+        over = _over(pair, target, executed, plain, limits)
         if not over:
             break
         number = max(range(len(packed.kernels)), key=lambda n: _load(packed, n))
@@ -186,8 +200,8 @@ def prove(
             raise BudgetMissed(f"no file for {target.name} keeps within the limits: the leanest takes {over}")
     proven = Proven(
         target.name,
-        len(packed.tflite),
-        deflated(packed.tflite),
+        len(finished),
+        deflated(finished),
         target.runtime,
         len(inputs),
         {kernels: _apart(outputs, plain.outputs[kernels]) for kernels, outputs in executed.outputs.items()},
@@ -196,11 +210,11 @@ def prove(
         executed.arena_bytes,
         plain.arena_bytes,
         len(tflite),
-        operators(packed.tflite),
+        operators(finished),
         _rows(packed),
         refused,
     )
-    return packed.tflite, proven
+    return finished, proven
 
 
 def _pack_gathered(base: bytes, target: Target, forbidden: dict[str, set[str]], gathers: bool) -> Packed:
@@ -233,13 +247,24 @@ def _execute_beside(tflite: bytes, target: Target, inputs: np.ndarray, plain: Ex
         LqError: if it cannot.
     """
     executed = execute(tflite, target, inputs)
+    _refuse_other(executed, plain, target)
+    return executed
+
+
+def _refuse_other(executed: Executed, plain: Executed, target: Target) -> None:
+    """Raises an LqError where outputs are not the int8 file's."""
     spread = max(_apart(outputs, plain.outputs[target.exact]) for outputs in plain.outputs.values())
     for kernels, outputs in executed.outputs.items():
         allowed = 0 if kernels == target.exact else max(1, spread)
         apart = _apart(outputs, plain.outputs[kernels])
         if apart > allowed:
             raise LqError(f"{kernels} computes up to {apart} steps off")
-    return executed
+
+
+def _within(passage: Passage, executed: Executed) -> Executed:
+    """The run of a file within a border with the int8 outputs that it stands for."""
+    outputs = {kernels: passage.out_of(found) for kernels, found in executed.outputs.items()}
+    return replace(executed, outputs=outputs)
 
 
 def _same(tflite: bytes, target: Target, inputs: np.ndarray, plain: Executed) -> bool:
@@ -258,15 +283,17 @@ def _only(packed: Packed, number: int) -> bytes:
 
 
 def _over(
-    tflite: bytes,
-    int8: bytes,
+    pair: Sequence[tuple[bytes, np.ndarray]],
     target: Target,
-    inputs: np.ndarray,
     executed: Executed,
     plain: Executed,
     limits: Limits,
 ) -> str:
-    """Which limit a file is over, in words; empty if none."""
+    """Which limit a file is over, in words; empty if none.
+
+    Args:
+        pair: the file and the int8 file, each with an input.
+    """
     arena = executed.arena_bytes
     if limits.max_ram is not None and arena is not None and arena > limits.max_ram:
         return f"{arena:,} bytes of arena, {limits.max_ram:,} are allowed"
@@ -274,7 +301,7 @@ def _over(
     if limits.max_latency is None or ratios[0] <= limits.max_latency:
         return ""
     for _ in range(4):  # a single measurement may have been disturbed
-        again, beside = (execute(file, target, np.repeat(inputs, 50, 0)) for file in (tflite, int8))
+        again, beside = (execute(file, target, np.repeat(x, 50, 0)) for file, x in pair)
         ratios.append(again.latency_s / beside.latency_s)
     if median(ratios) <= limits.max_latency:
         return ""

@@ -204,21 +204,32 @@ class ActivationQuantizer(tf_keras.layers.Layer):
             (raw pixels); nothing is learned then.
         inference_only: pass values through unquantized in training: for the probabilities that a model
             ends in, whose rounding to multiples of 1/256 would silence the loss.
+        covered: (low, high) that a learned range never leaves out, in units of the activations.
     """
 
     MOMENTUM = 0.9
 
     def __init__(
-        self, fixed: tuple[float, float] | None = None, inference_only: bool = False, **kwargs: Any
+        self,
+        fixed: tuple[float, float] | None = None,
+        inference_only: bool = False,
+        covered: tuple[float, float] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
+        self.fixed, self.covered = (
+            None if limits is None else (float(limits[0]), float(limits[1])) for limits in (fixed, covered)
+        )
         self.inference_only = inference_only
         self.enabled = True  # False while calibration observes the float values
         self.follows = True  # the data seen in training, until it is calibrated
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"fixed": self.fixed, "inference_only": self.inference_only}
+        return super().get_config() | {
+            "fixed": self.fixed,
+            "inference_only": self.inference_only,
+            "covered": self.covered,
+        }
 
     def build(self, input_shape: Any) -> None:
         learned = self.fixed is None
@@ -252,7 +263,10 @@ class ActivationQuantizer(tf_keras.layers.Layer):
             return self.limits[0], self.limits[1]
         low = tf.minimum(self.limits[0], 0.0)
         high = tf.maximum(tf.maximum(self.limits[1], 0.0), low + 1e-6)
-        return low * self.unit, high * self.unit
+        low, high = low * self.unit, high * self.unit
+        if self.covered is None:
+            return low, high
+        return tf.minimum(low, self.covered[0]), tf.maximum(high, self.covered[1])
 
     @property
     def scale_and_zero_point(self) -> tuple[float, int]:

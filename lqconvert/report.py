@@ -17,6 +17,7 @@ from lqconvert.codes import Codes
 from lqconvert.deflating import deflated
 from lqconvert.output import Shown, Table
 from lqconvert.packing import DECODE
+from lqconvert.preprocessing import Front
 from lqconvert.proving import Proven
 from lqconvert.targets import TFLM
 from lqconvert.tasks import Score, metric_named
@@ -24,6 +25,9 @@ from lqconvert.text import to_json
 
 #: More classes are in the JSON and on the page only.
 MOST_CLASSES = 20
+#: How the types take pixels whose int8 codes are the pixels less 128.
+PIXELS = {"int8": "pixel - 128", "uint8": "pixel"}
+_FRONT_CODE = ["the report's front_code does it in C, Python and Kotlin; x is preprocessed as for the model"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class Exports(Shown):
     codes: str
     int8_size: int
     files: list[TargetFile]
+    front_code: dict[str, str] | None  # as that of a report
 
     def shown(self) -> Iterator[str | Table]:
         columns = ["target", "bytes", "of int8", "download", "latency here", "tensor arena"]
@@ -119,6 +124,8 @@ class Exports(Shown):
         yield table
         for file in self.files:
             yield from notes(file)
+        if self.front_code is not None:
+            yield "the columns of the input are scaled by the program around the file: front_code in the JSON"
 
 
 def kernel_table(proven: Proven) -> Table:
@@ -173,7 +180,10 @@ class Report(Shown):
     agreement_with_graph: float | None  # of the top class; None for models that do not classify
     agreement_with_float: float | None
     max_lsb_from_graph: float  # largest difference from the fine-tuned graph, in steps of the output scale
-    inputs: dict[str, tuple[float, int]]  # scale and zero point by name; (0, 0) for indices
+    input_types: dict[str, str]  # by name
+    inputs: dict[str, tuple[float, int]]  # scale and zero point by name; (0, 0) for indices and float32
+    front: Front | None  # what the columns of the input pass before they are quantized
+    front_code: dict[str, str] | None  # for programs, by language, where the front is not within the files
     input_shift: float | None  # in pixel steps; 0 is exact, None where the input is not raw pixels
     outputs: dict[str, tuple[float, int]]
     float_layers: dict[str, str]  # the layers that compute in float, by name, and what they are
@@ -300,15 +310,19 @@ class Report(Shown):
 
     def feeding(self) -> list[str]:
         """How to feed the file, a line for each input."""
-        if self.input_shift is not None:
-            ((scale, zero_point),) = self.inputs.values()
+        (first, *others), (kind, *_) = self.inputs.items(), self.input_types.values()
+        if self.input_shift is not None and kind in PIXELS:
+            scale, zero_point = first[1]
             shift = f"; the pixels count as {abs(self.input_shift):.2g} steps off" if self.input_shift else ""
-            return [f"input: int8 = pixel - 128 (scale {scale:.6g}, zero point {zero_point}{shift})"]
+            return [f"input: {kind} = {PIXELS[kind]} (scale {scale:.6g}, zero point {zero_point}{shift})"]
+        if self.front_code is not None:
+            return [f"input: {kind}, each column scaled by the program around the file", *_FRONT_CODE]
         lines = []
         for name, (scale, zero_point) in self.inputs.items():
-            label = f"input {name}" if len(self.inputs) > 1 else "input"
-            how = f"int8 = round(x / {scale:.6g}) + {zero_point}, x preprocessed as for the model"
-            lines.append(f"{label}: {how if scale else 'indices as they are, int32'}")
+            label, kind = f"input {name}" if others else "input", self.input_types[name]
+            how = f"{kind} = round(x / {scale:.6g}) + {zero_point}" if scale else kind
+            how += ", x preprocessed as for the model"
+            lines.append(f"{label}: {how if kind != 'int32' else 'indices as they are, int32'}")
         return lines
 
 

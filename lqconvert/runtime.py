@@ -80,6 +80,11 @@ class Interface:
         return {d["name"]: tuple(int(n) for n in d["shape"][1:]) for d in self.inputs}
 
     @property
+    def input_types(self) -> dict[str, str]:
+        """The inputs' names and types: "int8", "int32", ..."""
+        return {d["name"]: np.dtype(d["dtype"]).name for d in self.inputs}
+
+    @property
     def output_shape(self) -> tuple[int, ...]:
         """The shape of what an example gives; of several outputs all values together."""
         shapes = [tuple(int(n) for n in detail["shape"][1:]) for detail in self.outputs]
@@ -110,25 +115,17 @@ class Interface:
     def random_examples(self, count: int) -> np.ndarray:
         """Inputs as :meth:`Runner.invoke` takes them: any codes or values in 0..1, and 0 or 1 for indices."""
         rng = np.random.default_rng(0)
-        parts = [
-            _random(rng, (count, *(int(n) for n in detail["shape"][1:])), detail["dtype"])
-            for detail in self.inputs
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate([x.reshape(count, -1) for x in parts], axis=1)
+        shapes = [(count, *(int(n) for n in detail["shape"][1:])) for detail in self.inputs]
+        pairs = zip(shapes, self.inputs, strict=True)
+        return _together([_random(rng, shape, detail) for shape, detail in pairs])
 
     def quantize(self, x: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """Real inputs [n, ...] (of each input, where there are several) as the file takes them."""
-        if len(self.inputs) == 1:
-            return _quantized(x, self.inputs[0])  # type: ignore[arg-type]
-        parts = [_quantized(part, detail) for part, detail in zip(x, self.inputs, strict=True)]
-        return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+        return coded([x] if len(self.inputs) == 1 else x, self.inputs)  # type: ignore[list-item,arg-type]
 
     def dequantize(self, y: np.ndarray) -> np.ndarray:
         """Outputs of the file as float32, in the same shape."""
-        if len(self.outputs) == 1:
-            return _dequantized(y, self.outputs[0])
-        parts = zip(split(y, [detail["shape"] for detail in self.outputs]), self.outputs, strict=True)
-        return np.concatenate([_dequantized(part, detail).reshape(len(y), -1) for part, detail in parts], 1)
+        return _together(real(y, self.outputs))
 
 
 class Runner(Interface):
@@ -216,8 +213,25 @@ def split(examples: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndar
     return [part.reshape(len(examples), *shape[1:]) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    if dtype in (np.int8, np.uint8):
+def coded(parts: Sequence[np.ndarray], details: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Examples with the codes of real values [n, ...] of each input, or output, in one array."""
+    return _together([_quantized(part, detail) for part, detail in zip(parts, details, strict=True)])
+
+
+def real(examples: np.ndarray, details: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+    """The real values (float32 [n, ...]) of each input, or output, that examples have the codes of."""
+    parts = split(examples, [detail["shape"] for detail in details])
+    return [_dequantized(part, detail) for part, detail in zip(parts, details, strict=True)]
+
+
+def _together(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Of one input or output as it is; of several flat, one behind the other."""
+    return parts[0] if len(parts) == 1 else np.concatenate([x.reshape(len(x), -1) for x in parts], axis=1)
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...], detail: dict[str, Any]) -> np.ndarray:
+    dtype = detail["dtype"]
+    if dtype in (np.int8, np.uint8) or (dtype == np.int16 and detail["quantization"][0]):
         limits = np.iinfo(dtype)
         return rng.integers(limits.min, limits.max + 1, shape).astype(dtype)
     return rng.random(shape, np.float32) if dtype == np.float32 else rng.integers(0, 2, shape).astype(dtype)
@@ -385,7 +399,7 @@ def _told(detail: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MicroRun:
-    """What TFLite Micro did with a file: int8 outputs [n, ...], and what it took.
+    """What TFLite Micro did with a file: outputs [n, ...] as it has them, and what it took.
 
     Latency and arena are those of this machine: a microcontroller's pointers are half as long.
     """
@@ -396,10 +410,10 @@ class MicroRun:
 
 
 def run_micro(tflite: bytes, inputs: np.ndarray) -> MicroRun:
-    """Runs an int8 file in TFLite Micro, in a process of its own.
+    """Runs a file in TFLite Micro, in a process of its own.
 
     Args:
-        inputs: int8 [n, ...].
+        inputs: [n, ...] as the file takes them: int8, uint8, int16 or float32 (and indices).
 
     Raises:
         CannotRun: if it does not run the file; the message has its reason.

@@ -109,7 +109,7 @@ class Split:
         )
         x, y = tf.ensure_shape(x, (None, *x_shape)), tf.ensure_shape(y, (None, *y_shape))
         if preprocessing is not None:
-            x = tf.cast(x, tf.float32) * preprocessing.scale + preprocessing.offset
+            x = preprocessing(tf.cast(x, tf.float32))
         if self.parts:
             sizes = [math.prod(shape) for shape in self.parts]
             flat = zip(tf.split(x, sizes, axis=1), self.parts, strict=True)

@@ -188,13 +188,15 @@ CUSTOM_LAYERS = {
 }
 
 
-def scaled(x: Any, factor: Any, offset: Any, name: str) -> Any:
-    """x * factor + offset, numbers or one for each channel, as a BatchNormalization: folding absorbs it."""
-    channels = x.shape[-1]
-    factor, offset = (_per_channel(values, channels, name) for values in (factor, offset))
+def scaled(x: Any, factor: Any, offset: Any, name: str, mean: Any = 0.0, variance: Any = 1.0) -> Any:
+    """(x - mean) / sqrt(variance) * factor + offset, as a BatchNormalization: folding absorbs it.
+
+    All are numbers, or one for each channel.
+    """
+    weights = [_per_channel(values, x.shape[-1], name) for values in (factor, offset, mean, variance)]
     layer = keras_layers.BatchNormalization(epsilon=0.0, name=name)
     y = layer(x)
-    layer.set_weights([factor, offset, np.zeros(channels, np.float32), np.ones(channels, np.float32)])
+    layer.set_weights(weights)
     return y
 
 
@@ -456,7 +458,8 @@ def _normalization(layer: Any, config: dict[str, Any], x: Any, name: str, unique
     deviation = np.maximum(np.sqrt(variance), 1e-7)
     if config.get("invert"):
         return scaled(x, deviation, mean, name)
-    return scaled(x, 1 / deviation, -mean / deviation, name)
+    # As mean and variance: of a column that is constant, whose factor is huge, nothing is to be left.
+    return scaled(x, 1.0, 0.0, name, mean, deviation**2)
 
 
 def _lambda(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:

@@ -1,0 +1,228 @@
+"""Columns of different ranges: the scaling in front of the quantization, within the file or left out."""
+
+import json
+import shutil
+import subprocess
+
+import keras
+import numpy as np
+import pytest
+import tf_keras
+from click.testing import CliRunner
+
+import lqconvert
+from lqconvert import export_codes
+from lqconvert.cli import main
+from lqconvert.codes import Int8File
+from lqconvert.errors import LqError
+from lqconvert.runtime import Runner, run_micro
+
+pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only")
+
+APIS = {"tf_keras": tf_keras, "keras": keras}
+TARGETS = [lqconvert.target("litert"), lqconvert.target("tflm")]
+#: A column that never changes and one far from 0, besides.
+SCALES = np.array([1e-3, 1e-2, 0.1, 1.0, 10.0, 1e5, 0.0, 50.0])
+OFFSETS = np.array([0.001, 0.0, -0.2, 0.0, 3.0, 1e5, 5.0, 20_000.0])
+TRAINED = 1500
+
+
+def table():
+    """x float32 [n, 8] and targets float32 [n, 1], a function of all columns but the constant one."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(2000, 8))
+    y = np.sin(z[:, 0]) + z[:, 1] * z[:, 2] / 2 + z[:, 3] + z[:, 4] / 2 - z[:, 5] + z[:, 7] / 2
+    return (z * SCALES + OFFSETS).astype(np.float32), (100 * y[:, np.newaxis] + 300).astype(np.float32)
+
+
+def regression(api, begin, path):
+    """A trained model whose first layers ``begin`` makes of (api, x of training, input), saved to a path."""
+    x, y = table()
+    x, y = x[:TRAINED], y[:TRAINED]
+    api.utils.set_random_seed(0)
+    inputs = api.Input((8,))
+    hidden = api.layers.Dense(24, activation="relu")(begin(api, x, inputs))
+    model = api.Model(inputs, api.layers.Dense(1)(hidden))
+    model.compile(api.optimizers.Adam(0.01), "mse")
+    model.fit(x, (y - 300) / 100, epochs=30, batch_size=64, verbose=0)
+    last = model.layers[-1]
+    last.set_weights([100 * last.get_weights()[0], 100 * last.get_weights()[1] + 300])
+    model.save(path)
+    return path
+
+
+def normalized(api, x, inputs):
+    norm = api.layers.Normalization()
+    norm.adapt(x)
+    return norm(inputs)
+
+
+def saved(path, x, y):
+    train, test = slice(TRAINED), slice(TRAINED, None)
+    np.savez(path, x_train=x[train], y_train=y[train], x_test=x[test], y_test=y[test])
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("table") / "table.npz", *table())
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return {name: regression(api, normalized, folder / f"{name}.keras") for name, api in APIS.items()}
+
+
+def quantized(model, data, output, **settings):
+    """The report, and what was said."""
+    said = []
+    settings = {"targets": TARGETS, "scheme": lqconvert.LSQ(), "epochs": 1, "say": said.append, **settings}
+    return lqconvert.quantize(model, str(data), output, **settings), said
+
+
+@pytest.fixture(scope="module")
+def made(models, data, tmp_path_factory):
+    """The run of the tf_keras model for both targets, and its folder."""
+    folder = tmp_path_factory.mktemp("made")
+    return *quantized(models["tf_keras"], data, folder / "m.tflite"), folder
+
+
+def r2(outputs):
+    _, y = table()
+    y = y[TRAINED:]
+    return 1 - np.mean((outputs.reshape(y.shape) - y) ** 2) / np.var(y)
+
+
+def holds(report):
+    """Whether every file's R² is within 0.01 of the float model's."""
+    variance = np.var(table()[1][TRAINED:])
+    float_ = 1 + report.float_.score / variance
+    return float_ > 0.8 and all(1 + file.score / variance > float_ - 0.01 for file in report.files)
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_normalization_stays_in_front(api, models, data, tmp_path):
+    report, said = quantized(models[api], data, tmp_path / "m.tflite")
+    assert holds(report)
+    assert any("'normalization' stays in front of the quantization: 8 bits" in line for line in said)
+    assert list(report.input_types.values()) == ["float32"]
+    assert report.settings["io"] == "float32"
+    x = table()[0][TRAINED:]
+    tflite = (tmp_path / "m.tflite").read_bytes()
+    runners = Runner(tflite), Runner(tflite, "built-in")
+    assert np.int8 in {detail["dtype"] for detail in runners[0].interpreter.get_tensor_details()}
+    assert abs(r2(runners[0].run([x])) - r2(runners[1].run([x]))) < 1e-3
+
+
+def test_the_files_are_run_like_others(made, data):
+    report = made[0]
+    for file in report.files:
+        assert set(file.proven.deviation.values()) == {0}
+        evaluation = lqconvert.evaluate(file.path, str(data), target=file.proven.target)
+        assert evaluation.score == pytest.approx(file.score)
+    result = CliRunner().invoke(main, ["check", report.files[0].path, "--max-size", "100KB"])
+    assert result.exit_code == 0, result.output
+    compared = lqconvert.compare([file.path for file in report.files], str(data))
+    assert compared.files[1].snr_db > 40
+    assert {"SUB", "MUL", "QUANTIZE", "DEQUANTIZE"} <= set(report.files[1].proven.operators)
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_export_makes_the_same_files(with_data, made, data, tmp_path):
+    folder = made[2]
+    options = ["--target", "litert", "--target", "tflm", "-o", str(tmp_path / "m.tflite")]
+    options += ["--data", str(data)] if with_data else []
+    result = CliRunner().invoke(main, ["export", str(folder / "m.codes.npz"), *options])
+    assert result.exit_code == 0, result.output
+    for name in ("m.tflite", "m.tflm.tflite"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("io", ["int8", "uint8", "int16"])
+def test_the_front_is_left_to_the_program(io, made, tmp_path):
+    paths = tmp_path / "m.tflite", tmp_path / "m.tflm.tflite"
+    exports = export_codes(made[2] / "m.codes.npz", paths[0], targets=TARGETS, io=io, c_array=True)
+    x = table()[0][TRAINED:]
+    space = {"np": np}
+    exec(exports.front_code["python"], space)
+    codes = space["input_codes"](x)
+    runner, within = Runner(paths[0].read_bytes()), Runner((made[2] / "m.tflite").read_bytes())
+    for outputs in (runner.invoke(codes), run_micro(paths[1].read_bytes(), codes).outputs):
+        assert r2(runner.dequantize(outputs)) == pytest.approx(r2(within.run([x])), abs=0.005)
+    header = (tmp_path / "m.tflm.h").read_text()
+    assert exports.front_code["c"] in header
+    assert f"to{'Short' if io == 'int16' else 'Byte'}()" in exports.front_code["kotlin"]
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    program = f'#include "{tmp_path / "m.tflm.h"}"\n#include <cstdio>\nint main() {{\n  float x;\n'
+    program += "  for (int i = 0; fread(&x, 4, 1, stdin) == 1; ++i)\n"
+    program += '    printf("%d\\n", (int)g_m_tflm_columns::input_code(x, i % 8));\n}\n'
+    (tmp_path / "main.cc").write_text(program)
+    command = ["g++", "-Wall", "-Werror", "-O0", tmp_path / "main.cc", "-o", tmp_path / "main"]
+    subprocess.run(command, check=True)
+    answer = subprocess.run([tmp_path / "main"], input=x.tobytes(), capture_output=True, check=True)
+    assert np.abs(np.array(answer.stdout.split(), int).reshape(x.shape) - codes).max() <= 1  # at ties
+
+
+def test_a_run_says_how_to_scale(models, data, tmp_path):
+    report, said = quantized(models["keras"], data, tmp_path / "m.tflite", io="int8")
+    assert holds(report)
+    assert "with --io int8 it is left to the program around the file: how, the report says" in said
+    assert "each column scaled by the program" in report.feeding()[0]
+    written = json.loads((tmp_path / "m.report.json").read_text())
+    assert len(written["front"]["center"]) == len(written["front"]["factor"]) == 8
+    assert set(written["front_code"]) == {"c", "python", "kotlin"}
+
+
+def test_raw_columns_are_scaled_for_a_dense_layer(data, tmp_path):
+    """A model that was trained on scaled columns, and has the scaling in its kernel."""
+    x, y = table()
+    x, y = x[:TRAINED], y[:TRAINED]
+    deviation = np.where(SCALES, SCALES, 1.0)
+    tf_keras.utils.set_random_seed(0)
+    inputs = tf_keras.Input((8,))
+    dense = tf_keras.layers.Dense(24, activation="relu")
+    model = tf_keras.Model(inputs, tf_keras.layers.Dense(1)(dense(inputs)))
+    model.compile(tf_keras.optimizers.Adam(0.05), "mse")
+    model.fit((x - OFFSETS) / deviation, y, epochs=40, batch_size=64, verbose=0)
+    kernel, bias = dense.get_weights()
+    kernel /= deviation[:, np.newaxis]
+    dense.set_weights([kernel, bias - OFFSETS @ kernel])
+    model.save(tmp_path / "raw.keras")
+    report, said = quantized(tmp_path / "raw.keras", data, tmp_path / "m.tflite")
+    assert holds(report)
+    assert any("a scaling of the columns stays in front of the quantization" in line for line in said)
+
+
+def test_columns_of_one_range_stay_int8(tmp_path):
+    x, y = table()
+    x = ((x - OFFSETS) / np.where(SCALES, SCALES, 1.0)).astype(np.float32)
+    y = (y - 300) / 100
+    data = saved(tmp_path / "even.npz", x, y)
+    inputs = tf_keras.Input((8,))
+    norm = tf_keras.layers.Normalization(mean=[0.1] * 8, variance=[1.5] * 8, name="even")(inputs)
+    model = tf_keras.Model(inputs, tf_keras.layers.Dense(1)(tf_keras.layers.Dense(9, "relu")(norm)))
+    model.compile("adam", "mse")
+    model.fit(x, y, epochs=30, verbose=0)
+    model.save(tmp_path / "m.keras")
+    report, said = quantized(tmp_path / "m.keras", data, tmp_path / "m.tflite", targets=TARGETS[:1])
+    assert any("'even' becomes part of the int8 model: 8 bits" in line for line in said)
+    assert report.front is None
+    assert list(report.input_types.values()) == ["int8"]
+
+
+def test_outputs_cover_the_targets(made):
+    _, y = table()
+    file = Runner(Int8File.load(made[2] / "m.codes.npz").tflite)
+    ((scale, zero_point),) = file.quantizations[1].values()
+    assert (-128 - zero_point) * scale <= y[:TRAINED].min() + scale
+    assert (127 - zero_point) * scale >= y[:TRAINED].max() - scale
+
+
+@pytest.mark.parametrize("front", [np.zeros((2, 3)), np.zeros(3), np.full((2, 8), np.nan), np.array(["a"])])
+def test_codes_with_a_damaged_front(front, made, tmp_path):
+    arrays = dict(np.load(made[2] / "m.codes.npz"))
+    np.savez(tmp_path / "x.codes.npz", **arrays | {"int8.front": front})
+    with pytest.raises(LqError, match=r"x.codes.npz: (not the|holds no int8 file)"):
+        export_codes(tmp_path / "x.codes.npz", tmp_path / "m.tflite")
