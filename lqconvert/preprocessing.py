@@ -60,8 +60,8 @@ class Preprocessing:
 
         >>> Preprocessing.parse("-1-1") == Preprocessing(scale=1 / 127.5, offset=-1.0)
         True
-        >>> Preprocessing.parse("2,0.5")
-        Preprocessing(scale=2.0, offset=0.5)
+        >>> Preprocessing.parse("2,0.5") == Preprocessing(scale=2.0, offset=0.5)
+        True
         """
         if text in PREPROCESSINGS:
             return PREPROCESSINGS[text]
