@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -19,6 +18,7 @@ from lqconvert.quantizers import (
     WeightQuantizer,
     quantizer_in_front,
 )
+from lqconvert.tasks import Heads
 
 #: Activations that range over less than this, and than this share of what others do, come from dead layers.
 DEAD = 1e-6
@@ -75,20 +75,19 @@ def _calibrate_ranges(
         quantizer.set_range(*((0.0, 0.0) if dead else (low, high)))
 
 
-def cover_outputs(model: tf_keras.Model, targets: np.ndarray) -> None:
-    """Makes the ranges of a regression's outputs cover all targets, and what calibration saw, for good.
+def cover_targets(model: tf_keras.Model, heads: Heads, labels: np.ndarray) -> None:
+    """Makes the ranges of regressions' outputs cover all targets, and what calibration saw, for good.
 
     Args:
         model: a calibrated one; its outputs' quantizers are changed in place.
-        targets: [n, values], of all outputs one behind the other.
+        labels: of its outputs, as :class:`lqconvert.tasks.Heads` joins them.
     """
-    targets = targets.reshape(len(targets), -1)
-    ends = np.cumsum([math.prod(output.shape[1:]) for output in model.outputs])
-    for output, part in zip(model.outputs, np.split(targets, ends[:-1], axis=1), strict=True):
+    for head, output, targets in zip(heads, model.outputs, heads.cut_labels(labels), strict=True):
         quantizer = output._keras_history.layer
-        if isinstance(quantizer, ActivationQuantizer) and quantizer.fixed is None and part.size:
-            low, high = (float(limit) for limit in quantizer.range)
-            quantizer.covered = min(low, float(part.min())), max(high, float(part.max()))
+        if head.task != "regression" or not isinstance(quantizer, ActivationQuantizer) or quantizer.fixed:
+            continue
+        low, high = (float(limit) for limit in quantizer.range)
+        quantizer.covered = min(low, float(targets.min())), max(high, float(targets.max()))
 
 
 def _make_room_for_bias(layer: QuantizedLayer) -> None:

@@ -45,7 +45,8 @@ def steer(
     Raises:
         LqError: if the test part is asked for, and there is none with labels.
     """
-    usable = data.own_test and data.labelled and data.test.size >= 2 * SMALLEST_HALF
+    answers = data.labelled and all(head.task != "reconstruction" for head in data.heads)
+    usable = data.own_test and answers and data.test.size >= 2 * SMALLEST_HALF
     if steer_on == "test-half" and not usable:
         least = 2 * SMALLEST_HALF
         raise LqError(f"--steer-on test-half: {data.name} has no test part of {least} labelled examples")

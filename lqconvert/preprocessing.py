@@ -70,10 +70,6 @@ class Preprocessing:
             raise ValueError("the scale has to be positive, and both finite")
         return cls(scale, offset)
 
-    def __call__(self, raw: np.ndarray) -> np.ndarray:
-        """Raw values as float32 for the model."""
-        return (raw * np.float32(self.scale) + np.float32(self.offset)).astype(np.float32)
-
     def __str__(self) -> str:
         names = [name for name, known in PREPROCESSINGS.items() if known == replace(self, front=None)]
         return names[0] if names else f"{self.scale:g},{self.offset:g}"
