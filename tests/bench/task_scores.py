@@ -70,7 +70,7 @@ class Metric:
 
     @property
     def judged(self) -> bool:
-        return self.score is not mae
+        return "MAE" not in self.name
 
     def of(self, outputs: dict[str, np.ndarray]) -> float:
         said = outputs[self.output]
@@ -80,4 +80,4 @@ class Metric:
     def text(self, value: float | None) -> str:
         if value is None:
             return "-"
-        return f"{value:.2%}" if self.judged and self.score is not r2 else f"{value:.4g}"
+        return f"{value:.2%}" if self.judged and "R2" not in self.name else f"{value:.4g}"

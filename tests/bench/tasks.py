@@ -152,7 +152,7 @@ def learned(made: Made, api: Any, folder: Path) -> File:
         return File(TIMEOUT, exit_code=124, said=f"not ended after {TIMEOUT} s")
     seconds, lines = time.monotonic() - start, [line for line in done.stderr.splitlines() if line.strip()]
     why = [line for line in lines + done.stdout.splitlines() if WHY.search(line) and "│" not in line]
-    said = (lines or ["nothing"])[-1] if done.returncode else "; ".join(why)
+    said = ((lines or ["nothing"])[-1] if done.returncode else "; ".join(why)).replace(f"{folder}/", "")
     if not output.exists():
         return File(seconds, exit_code=done.returncode, said=said)
     return measured(made, output.read_bytes(), seconds, done.returncode, said)
@@ -170,20 +170,21 @@ def bench(api: Any, made: Made) -> dict[str, File]:
 
 
 def rows(name: str, made: Made, files: dict[str, File]) -> Iterator[str]:
-    """A line of the table for each metric; what is of the file stands in the first."""
+    """A line of the table for each metric; what is of the file, and what was said of it, stands in one."""
     best, peer, ours = files.values()
     sizes = " | ".join(
         f"{size:,}" if size else "-" for size in (best.size, peer.size, ours.size, ours.deflated)
     )
     costs = f"{sizes} | {peer.seconds:.0f} | {ours.seconds:.0f} | {ours.exit_code}"
+    said = ours.said.replace("|", "/") or "nothing"
     for metric in made.metrics:
         scores = [file.scores.get(metric.name) for file in files.values()]
         bar = max((score for score in scores[:2] if score is not None), default=0.0)
         low = scores[2] is None or (metric.judged and scores[2] < bar - 0.01)
         figures = " | ".join(map(metric.text, scores))
-        said = ours.said.replace("|", "/") or "nothing" if low else ""
-        yield f"| {name} | {metric.name} | {figures} | {costs} | {said} |"
-        name, costs = "", " | ".join([""] * 7)  # told once
+        why, said = (said, "") if low else ("", said)
+        yield f"| {name} | {metric.name} | {figures} | {costs} | {why} |"
+        name, costs = "", " | ".join([""] * 7)
 
 
 def main() -> None:
