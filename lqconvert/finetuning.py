@@ -115,7 +115,9 @@ def finetune(
     distribution = distribution or Distribution()
     steering = _steering(budget or Budget(), data, validation_teacher, keep_last, distribution)
     pace = Pace(steps, steering.cycles, 1 if steering.cycles > 1 else LOOKS)
-    schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, pace.cycle, t_mul=1.0)
+    # A constant where nothing shortens it: so it is traced, and rounds, as it always was.
+    cycle = int(pace.cycle) if deadline == math.inf else pace.cycle
+    schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, cycle, t_mul=1.0)
     trainer = Trainer.of(
         model,
         teacher,
