@@ -114,7 +114,7 @@ def make_seeds(folder: Path) -> list[Path]:
     tf_keras.models.load_model(folder / "cnn-tf_keras.h5").save(folder / "cnn.saved", save_format="tf")
     point = Point(3, (0.9,), (0.8,), (0.0,), 0.1, 5000, 4000, 4000, 1.0)
     arrays = [rng.normal(size=(4, 3)).astype(np.float32), np.float32(3)]
-    Checkpoint(3, arrays, arrays, arrays, [point], 0, [(1.0, 1.0)], 0).save(
+    Checkpoint(3, arrays, arrays, arrays, [point], 0, [(1.0, 1.0)], 0, 300).save(
         folder / "run.resume.npz", {"seed": 0}
     )
     (folder / "pyproject.toml").write_text("\n".join(SETTINGS[:6:5] + SETTINGS[5:7]))

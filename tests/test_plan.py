@@ -87,7 +87,7 @@ def test_another_run_into_the_same_folder(digits_run, samples, tmp_path):
 def test_an_interrupted_run(samples, tmp_path):
     job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
     path = tmp_path / "m.resume.npz"
-    Checkpoint(600, [], [], [], [], 0, [], 0).save(path, prepare(*job).identity)
+    Checkpoint(600, [], [], [], [], 0, [], 0, 300).save(path, prepare(*job).identity)
     resumed = plan(*job, resume=True)
     assert (resumed.resumes, resumed.discards) == (str(path), None)
     assert list(tmp_path.iterdir()) == [path]
