@@ -294,6 +294,7 @@ def test_cli_passes_its_settings_on(samples, tmp_path):
         "granularity": "scalar",
         "rounding": "floor",
         "start": None,
+        "io": "int8",
         "preprocess": "none",
         "limits": {"max_ram": None, "max_latency": None},
         "augmentation": "none",
