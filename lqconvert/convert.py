@@ -25,7 +25,7 @@ from lqconvert.finetuning import Finetuned, Progress, finetune
 from lqconvert.firmware import c_sources
 from lqconvert.metrics import agreement, guesses
 from lqconvert.model_outputs import joined, predict
-from lqconvert.noise import layer_noise
+from lqconvert.noise import LayerNoise, layer_noise
 from lqconvert.preparing import Prepared, paths_of, prepare
 from lqconvert.preprocessing import Preprocessing
 from lqconvert.proving import NO_BORDER, PROOF_EXAMPLES, Limits, examples_in, prove, run, smallest
@@ -33,6 +33,7 @@ from lqconvert.quantizers import QuantizedLayer
 from lqconvert.report import ClassRecall, Exports, Measured, Report, TargetFile, layer_rows, versions
 from lqconvert.runtime import Interface, Runner, isolated
 from lqconvert.schemes import Scheme
+from lqconvert.shortfall import shortfall
 from lqconvert.splits import Data, Split, as_numpy
 from lqconvert.targets import LITERT, Target
 from lqconvert.tasks import Score, Wishes
@@ -269,6 +270,12 @@ def _export(
         raise type(error)(f"{error}; {hint}") from error
     interface = Interface.of(ready.border.around(exported.tflite))
     input_scales, output_scales = interface.quantizations
+
+    def noise() -> list[LayerNoise]:
+        some = data.test.pick(_mixed(data.test)[:PROOF_EXAMPLES])
+        _, x, _ = next(iter(some.batches(PROOF_EXAMPLES, preprocessing=preprocess)))
+        return layer_noise(float_tflite, exported.tflite, as_numpy(x))
+
     report = Report(
         model=str(ready.path),
         data=data.name,
@@ -295,6 +302,7 @@ def _export(
         best=finetuned.best,
         curve=finetuned.curve,
         finished=finetuned.finished,
+        warning=shortfall(files[0].scores, files[0].float_scores, heads.criterion_labels, noise),
         versions=versions(),
     )
     page: dict[Path, Writer] = {}
@@ -309,6 +317,8 @@ def _export(
     }
     write_all(writers)
     say(f"wrote {', '.join(map(str, writers))}")
+    if report.warning:
+        say(report.warning)
     return report
 
 

@@ -193,6 +193,7 @@ class Report(Shown):
     best: Point  # of the curve: the point that was exported
     curve: list[Point]
     finished: bool  # False where Ctrl-C ended fine-tuning early
+    warning: str | None  # of a file that is far worse than the float model
     versions: dict[str, str]
 
     @property

@@ -75,6 +75,7 @@ def made_up(layers=2, name="layer", metric="accuracy", **evidence):
         best=looks[-1],
         curve=looks,
         finished=False,
+        warning=None,
         versions=versions(),
     )
     given = {
