@@ -21,8 +21,8 @@ from lqconvert.splits import Data, Split
 STEER_ON = ("auto", "validation", "test-half")
 #: A half of fewer examples tells too little to steer by.
 SMALLEST_HALF = 100
-#: Half a point of quality, and three standard errors: a model that knows its answers is this much better.
-BY_HEART, SURE = 0.005, 3.0
+#: Half a point of quality, and two standard errors: a model that knows its answers is this much better.
+BY_HEART, SURE = 0.005, 2.0
 
 
 def steer(
@@ -75,4 +75,4 @@ def steer(
 def _qualities(logits: tf_keras.Model, data: Data, split: Split, preprocessing: Preprocessing) -> np.ndarray:
     """[criteria, n]"""
     answers = predict(logits, split, preprocessing)
-    return data.heads.qualities(answers, split.y, data.heads.activated(answers))
+    return data.heads.unweighted.qualities(answers, split.y, data.heads.activated(answers))

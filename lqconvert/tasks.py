@@ -215,6 +215,12 @@ class Heads:
         return self.heads[0] if len(self.heads) == 1 else None
 
     @property
+    def unweighted(self) -> Heads:
+        """The same, each example of a classification counting alike: what a few rare ones say is noisy."""
+        plain = [replace(head, judged=TASKS[head.task][:1]) if head.classifies else head for head in self]
+        return Heads(tuple(plain))
+
+    @property
     def labelled(self) -> bool:
         return any(head.label_size for head in self.heads)
 
@@ -430,12 +436,16 @@ def find_head(
 
 
 def _weighed(head: Head, labels: np.ndarray) -> Head:
-    """The head, with weights of the classes [n] where they are uneven: under these they count alike."""
+    """The head, with weights of the classes [n] where they are uneven.
+
+    They are half of what would make all classes count alike, on a logarithmic scale: with less the rare ones
+    are lost, with more the threshold moves towards them.
+    """
     counts = np.bincount(labels, minlength=head.classes)
     even = len(labels) / max(int(np.count_nonzero(counts)), 1)
     if not len(labels) or counts[counts > 0].min() >= UNEVEN * even:
         return head
-    return replace(head, uneven=True, class_weights=tuple((even / np.maximum(counts, 1)).tolist()))
+    return replace(head, uneven=True, class_weights=tuple(np.sqrt(even / np.maximum(counts, 1)).tolist()))
 
 
 def _task(source: str, output: Output, labels: np.ndarray | None, inputs: np.ndarray) -> str:

@@ -270,7 +270,9 @@ def _head_loss(
 ) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
     """Loss [b] of a head: (teacher's logits [b, size], labels [b, label_size], student's [b, size])."""
     classes, activation = head.output.classes, head.output.activation
-    share = 1.0 if blended or not head.label_size else 0.5
+    # Where classes are uneven only the teacher says where the threshold lies: it may have been trained to
+    # miss none of the rare ones, which their share of the labels does not tell.
+    share = 1.0 if blended or not head.label_size or head.uneven else 0.5
     targets = head.task in ("regression", "reconstruction")
     numbered = head.classifies or head.task == "segmentation"  # labels are numbers of classes
 
