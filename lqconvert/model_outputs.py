@@ -63,7 +63,7 @@ def _before_activation(tensor: tf.Tensor) -> tuple[tf.Tensor, str]:
     activation = "softmax" if class_name(layer) == "Softmax" else activation
     if activation in PROBABILITIES and not layer.weights:
         return layer.input, activation
-    if class_name(layer) == "UnitNormalization":
+    if class_name(layer) == "L2Normalize":
         return tensor, "l2"
     return tensor, activation if activation in PROBABILITIES else ""
 

@@ -14,7 +14,18 @@ import numpy as np
 from tf_keras import layers
 
 from lqconvert.errors import LqError
-from lqconvert.twins import Gelu, MatMul, Reduce, Slice, Unique, activated, rectified, scaled, summed
+from lqconvert.twins import (
+    Gelu,
+    MatMul,
+    Reduce,
+    Slice,
+    Unique,
+    activated,
+    l2_normalized,
+    rectified,
+    scaled,
+    summed,
+)
 
 
 def is_tensor(value: Any) -> bool:
@@ -101,6 +112,13 @@ def _activation(kind: str) -> Callable[[dict[str, Any], str, Unique], Any]:
 def _softmax(a: dict[str, Any], name: str, unique: Unique) -> Any:
     axis = a.get("axis")
     return layers.Softmax(axis=-1 if axis is None else axis, name=name)(a["x"])
+
+
+def _l2_normalize(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    if a.get("order", 2) != 2:
+        raise LqError(f"layer '{name}': a normalization of order {a['order']}; TFLite has it for order 2")
+    axis = a.get("axis")
+    return l2_normalized(a["x"], -1 if axis is None else axis, name)
 
 
 def _leaky(a: dict[str, Any], name: str, unique: Unique) -> Any:
@@ -273,6 +291,9 @@ TENSORFLOW: dict[str, tuple[Maker, tuple[str, ...]]] = {
     **dict.fromkeys(("__operators__.neg", "math.negative"), (_negative, ("x",))),
     **dict.fromkeys(("__operators__.abs", "math.abs"), (_absolute, ("x",))),
     "math.square": (_square, ("x",)),
+    **dict.fromkeys(
+        ("math.l2_normalize", "linalg.l2_normalize", "nn.l2_normalize"), (_l2_normalize, ("x", "axis"))
+    ),
     "math.maximum": (_extreme("Maximum"), XY),
     "math.minimum": (_extreme("Minimum"), XY),
     "clip_by_value": (_clip, ("x", "low", "high")),
@@ -358,6 +379,7 @@ KERAS3: dict[str, tuple[Maker, tuple[str, ...]]] = {
     "LeakyRelu": (_leaky, ("x",)),
     "Gelu": (_gelu, ("x",)),
     "Softmax": (_softmax, ("x",)),
+    "Normalize": (_l2_normalize, ("x",)),
     "Mean": (_reduce("mean"), ("x",)),
     "Sum": (_reduce("sum"), ("x",)),
     "Max": (_reduce("max"), ("x",)),

@@ -45,7 +45,12 @@ ROUNDED = {"AveragePooling1D", "AveragePooling2D", "UpSampling2D"}
 #: none of their own, and cuts off there what it does not cover.
 ONE_SCALE = {"Concatenate", "Maximum", "Minimum"}
 #: Operations whose output range TFLite prescribes: scale 1/256 or 1/128.
-FIXED_RANGES = {"softmax": (0.0, 255 / 256), "sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
+FIXED_RANGES = {
+    **dict.fromkeys(("softmax", "sigmoid"), (0.0, 255 / 256)),
+    **dict.fromkeys(("tanh", "l2_normalize"), (-1.0, 127 / 128)),
+}
+#: Layers that are an activation of that name, whatever theirs is.
+NAMED = {"Softmax": "softmax", "L2Normalize": "l2_normalize"}
 LEARNED_RANGES = {
     *LINEAR,
     "Add",
@@ -153,7 +158,7 @@ def _activation_quantizers(
     for layer in model.layers:
         kind, name = class_name(layer), quantized_output(layer.name)
         function = getattr(layer, "activation", None)
-        activation = "softmax" if kind == "Softmax" else getattr(function, "__name__", "")
+        activation = NAMED.get(kind, getattr(function, "__name__", ""))
         if kind == "InputLayer" and layer.dtype == "int32":
             continue  # indices into an Embedding
         if kind == "InputLayer":
@@ -165,7 +170,7 @@ def _activation_quantizers(
                 quantizers[layer.name] = FollowingQuantizer(name=name)
         elif kind in LEARNED_RANGES or _float_reason(layer) or activation == "exponential":
             quantizers[layer.name] = ActivationQuantizer(name=name)
-        elif kind in ("Activation", "Softmax") and activation in FIXED_RANGES:
+        elif kind in ("Activation", *NAMED) and activation in FIXED_RANGES:
             final = layer.name in outputs and not _consumers(layer)
             quantizers[layer.name] = ActivationQuantizer(FIXED_RANGES[activation], final, name=name)
         else:

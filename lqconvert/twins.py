@@ -57,6 +57,14 @@ class HardSwish(tf_keras.layers.Layer):
 
 
 @register_keras_serializable("lqconvert")
+class L2Normalize(tf_keras.layers.Layer):
+    """x over its length along the last axis, of which the converter makes an L2_NORMALIZATION."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.math.l2_normalize(inputs, axis=-1)
+
+
+@register_keras_serializable("lqconvert")
 class Gelu(tf_keras.layers.Layer):
     """x * P(X <= x) for a standard normal X, or its approximation by tanh."""
 
@@ -184,7 +192,8 @@ class TrustedFunction(tf_keras.layers.Layer):
 
 #: Layers of our own, by the names under which configurations know them.
 CUSTOM_LAYERS = {
-    cls.__name__: cls for cls in (HardSwish, Gelu, Slice, Reduce, MatMul, LayerNorm, TrustedFunction)
+    cls.__name__: cls
+    for cls in (HardSwish, L2Normalize, Gelu, Slice, Reduce, MatMul, LayerNorm, TrustedFunction)
 }
 
 
@@ -364,6 +373,14 @@ def _as_image(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Uni
     return keras_layers.Reshape(y.shape[2:], name=unique(f"{name}_sequence"))(y)
 
 
+def l2_normalized(x: Any, axis: Any, name: str) -> Any:
+    """x over its length along an axis, which has to be the last one."""
+    axes = list(axis) if isinstance(axis, (list, tuple)) else [axis]
+    if [each % len(x.shape) for each in axes] != [len(x.shape) - 1]:
+        raise LqError(f"layer '{name}': a normalization over axis {axis}; TFLite has it for the last one")
+    return L2Normalize(name=name)(x)
+
+
 def _layer_norm(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     axis = config["axis"][0] if isinstance(config["axis"], (list, tuple)) else config["axis"]
     if np.size(config["axis"]) != 1 or axis not in (-1, len(x.shape) - 1):
@@ -495,6 +512,7 @@ TWINS: dict[str, Twin] = {
     "ELU": lambda layer, config, x, name, unique: keras_layers.ELU(config["alpha"], name=name)(x),
     "HardSwish": lambda layer, config, x, name, unique: HardSwish(name=name)(x),
     "LayerNormalization": _layer_norm,
+    "UnitNormalization": lambda layer, config, x, name, unique: l2_normalized(x, config["axis"], name),
     "MultiHeadAttention": _attention,
     **dict.fromkeys(RECURRENT, _recurrent),
     "Bidirectional": _bidirectional,

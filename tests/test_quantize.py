@@ -340,7 +340,7 @@ MISTAKES = {
     "text as .h5": (lambda d: text(d / "text.h5"), "digits", "neither HDF5 nor"),
     "truncated .h5": (lambda d: truncated(d / "cut.h5"), "digits", "cut.h5"),
     "NaN weights": (lambda d: with_nan(d / "nan.h5"), "digits", "layer 'dense' has NaN"),
-    "unknown layer": (lambda d: with_unknown_layer(d / "unit.h5"), "digits", "UnitNormalization"),
+    "unknown layer": (lambda d: with_unknown_layer(d / "unit.h5"), "digits", "over axis 1"),
     "no such data": (None, "no_such_data", "no such data"),
     "data of another shape": (None, {"x": np.zeros((100, 9, 9), np.uint8), "y": Y}, "model takes (8, 8, 1)"),
     "labels out of range": (None, {"x": X, "y": Y + 5}, "label 10 is out of range"),
@@ -370,7 +370,7 @@ def with_nan(path):
 
 
 def with_unknown_layer(path):
-    tf_keras.Sequential([layers.Input((8, 8, 1)), layers.UnitNormalization(), layers.Flatten()]).save(path)
+    tf_keras.Sequential([layers.Input((8, 8, 1)), layers.UnitNormalization(axis=1), layers.Flatten()]).save(path)
     return path
 
 

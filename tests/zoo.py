@@ -55,6 +55,12 @@ def norm(api: Any) -> Any:
     return api.layers.Normalization(mean=[0.1, 0.2, 0.3, 0.4], variance=[1.0, 2.0, 0.5, 0.2])
 
 
+def normalized(api: Any) -> Callable[[Any], Any]:
+    if api is tf_keras:
+        return lambda x: tf.math.l2_normalize(x, axis=1)
+    return lambda x: keras.ops.normalize(x, axis=-1)
+
+
 def bidirectional(api: Any) -> Any:
     return api.layers.Bidirectional(api.layers.LSTM(5, return_sequences=True))
 
@@ -158,6 +164,8 @@ ZOO: dict[str, Feature] = {
             IMAGE, conv, lambda api: lambda x: x * api.layers.ReLU(6.0)(x + 3.0) * (1 / 6), head
         )(api)
     ),
+    "unit length": Feature(chain(IMAGE, conv, pool, layer("Dense", 8), layer("UnitNormalization"))),
+    "unit length by an operation": Feature(chain(IMAGE, conv, pool, layer("Dense", 8), normalized)),
     "elu": Feature(with_activation("elu"), floats="activation elu"),
     "elu layer": Feature(chain(IMAGE, conv, layer("ELU"), head), floats="ELU"),
     "selu": Feature(with_activation("selu"), floats="activation selu"),
