@@ -22,6 +22,7 @@ OPERANDS = {
     "TRANSPOSE_CONV": (2, 1, 3),
 }
 _NAMES = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+_TENSOR_TYPES = {value for value in vars(schema.TensorType).values() if isinstance(value, int)}
 DTYPES = {
     schema.TensorType.INT8: np.int8,
     schema.TensorType.INT32: np.int32,
@@ -173,6 +174,8 @@ def _refuse_dangling(flat: Any) -> None:
         within([operator.opcodeIndex for operator in graph.operators], len(flat.operatorCodes or []))
         within([tensor.buffer for tensor in graph.tensors], len(flat.buffers))
         for tensor in graph.tensors:
+            if tensor.type not in _TENSOR_TYPES:
+                raise LqError(f"the .tflite file has a tensor of the unknown type {tensor.type}")
             if min([] if tensor.shape is None else tensor.shape, default=0) < 0:
                 raise LqError("the .tflite file is damaged (a tensor with a negative length)")
     for signature in flat.signatureDefs or []:

@@ -17,6 +17,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.utils import register_keras_serializable
 
+from lqconvert.errors import LqError
 from lqconvert.schemes import EPSILON, Scheme, scheme_from_config
 
 #: Scales that are learned themselves never fall below this (the thesis's own floor and starting value).
@@ -183,9 +184,16 @@ class QuantizedLayer(tf_keras.layers.Wrapper):
 
 
 def scale_and_zero_point(low: Any, high: Any) -> tuple[float, int]:
-    """The int8 quantization of a range that holds 0, by TensorFlow's own rule (fake_quant's "nudge")."""
+    """The int8 quantization of a range that holds 0, by TensorFlow's own rule (fake_quant's "nudge").
+
+    Raises:
+        LqError: if the range is none, or of no numbers.
+    """
     low, high = np.float32(low), np.float32(high)
-    scale = np.float32((high - low) / np.float32(255))
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = np.float32((high - low) / np.float32(255))
+    if not 0 < scale < np.inf:
+        raise LqError(f"activations range from {low:g} to {high:g}, which int8 cannot hold")
     zero_point = np.floor(np.clip(-low / scale, 0, 255) + np.float32(0.5))
     return float(scale), int(zero_point) - 128
 

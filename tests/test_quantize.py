@@ -370,7 +370,8 @@ def with_nan(path):
 
 
 def with_unknown_layer(path):
-    tf_keras.Sequential([layers.Input((8, 8, 1)), layers.UnitNormalization(axis=1), layers.Flatten()]).save(path)
+    unit = layers.UnitNormalization(axis=1)
+    tf_keras.Sequential([layers.Input((8, 8, 1)), unit, layers.Flatten()]).save(path)
     return path
 
 
