@@ -19,6 +19,7 @@ from lqconvert.deflating import gzipped
 from lqconvert.distributing import Distribution
 from lqconvert.errors import BudgetMissed, Interrupted, LqError
 from lqconvert.evaluating import outputs_of
+from lqconvert.evidence import Evidence
 from lqconvert.exporting import Exported, convert, export, learned_codes
 from lqconvert.feeding import left_out
 from lqconvert.finetuning import Finetuned, Progress, finetune
@@ -307,7 +308,7 @@ def _export(
     )
     page: dict[Path, Writer] = {}
     if paths.page is not None:
-        text = _page(report, data, preprocess, float_tflite, exported, made, teacher, classifies)
+        text = _page(report, data, preprocess, float_tflite, exported, made, teacher)
         page[paths.page] = _writer(text.encode())
     writers = {
         **made.writers,
@@ -355,31 +356,24 @@ def _page(
     exported: Exported,
     made: _Made,
     teacher: np.ndarray,
-    classifies: bool,
 ) -> str:
     """The report as HTML, with what the first target's file answers beside the float model."""
-    from lqconvert.html_report import Evidence, as_pictures, most_different, render
+    from lqconvert.html_report import render
+    from lqconvert.pictures import pictures_of
 
     some = data.test.pick(_mixed(data.test)[:PROOF_EXAMPLES])
     _, some_inputs, _ = next(iter(some.batches(PROOF_EXAMPLES, preprocessing=preprocess)))
     assert made.first is not None  # a run has data
     examples, outputs = made.first
-    float_outputs = teacher[examples]
-    if classifies:
-        float_outputs, outputs = (each.reshape(len(each), -1) for each in (float_outputs, outputs))
-    different = most_different(float_outputs, outputs)
-    raw = data.test.fetch(examples[different])
     evidence = Evidence(
         codes=exported.codes,
         noise=layer_noise(float_tflite, exported.tflite, as_numpy(some_inputs)),
-        classifies=classifies,
-        class_names=data.class_names,
+        heads=data.heads,
         labels=data.test.y[examples],
-        float_outputs=float_outputs,
+        float_outputs=teacher[examples],
         outputs=outputs,
         numbers=examples,
-        different=different,
-        pictures=None if data.test.parts else as_pictures(raw),
+        pictures=lambda places: pictures_of(data.test, examples[places]),
     )
     return render(report, evidence)
 

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
-from lqconvert.budget import Budget, Point
 from lqconvert.codes import TensorCodes
 from lqconvert.plotting import defaults
+from lqconvert.text import printable
 
 #: Colours that stand for variables of the page's style sheet, which knows light from dark.
 INK, FAINT, BEFORE, AFTER, MARK = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -50,49 +50,57 @@ XLINK = "http://www.w3.org/1999/xlink"
 CURVE, TENSOR = (3.8, 2.2), (3.4, 1.5)
 #: No more points of a line are drawn: they would not be told apart.
 MOST_POINTS = 256
+#: Characters of a stranger's name that a figure has room for.
+MOST_OF_A_LABEL = 32
 
 
 @defaults(STYLE)
 def curve(
-    points: Sequence[Point], field: str, label: str, best: Point, extra: tuple[str, str] | None = None
+    steps: Sequence[int],
+    values: Sequence[float],
+    label: str,
+    exported: tuple[int, float],
+    dashed: tuple[str, Sequence[float]] | None = None,
+    *,
+    bytes_: bool = False,
 ) -> str:
-    """A field of the fine-tuning curve by step, the exported point marked; perhaps another field, dashed."""
-    figure, axis = _figure()
-    steps = [point.step for point in points]
-    for name, text, style in [(field, label, "o-"), *([(*extra, "s--")] if extra else [])]:
-        values = [getattr(point, name) for point in points]
-        color = AFTER if name == field else BEFORE
-        axis.plot(steps, values, style, color=color, label=text)
-    axis.plot(best.step, getattr(best, field), "o", label="exported", **_ring())
-    axis.set(xlabel="step", ylabel=label)
+    """Values by step of fine-tuning, the exported one marked; perhaps others beside them, dashed."""
+    figure, axis = new_figure()
+    axis.plot(steps, values, "o-", color=AFTER, label=shown(label))
+    if dashed is not None:
+        axis.plot(steps, dashed[1], "s--", color=BEFORE, label=shown(dashed[0]))
+    axis.plot(*exported, "o", label="exported", **ring())
+    axis.set(xlabel="step", ylabel=shown(label))
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if field == "bytes":
+    if bytes_:
         axis.yaxis.set_major_formatter(EngFormatter(sep=" "))
-        axis.set_ylim(0, 1.1 * max(point.bytes for point in points))
+        axis.set_ylim(0, 1.1 * max(values))
     axis.legend(fontsize="small")
-    return _svg(figure)
+    return as_svg(figure)
 
 
 @defaults(STYLE)
 def budget_curve(
-    points: Sequence[Point], best: Point, bars: Sequence[float], budget: Budget, label: str
+    sizes: Sequence[int],
+    qualities: Sequence[float],
+    exported: tuple[int, float],
+    floor: float | None,
+    most_bytes: int | None,
+    label: str,
 ) -> str:
     """Quality on validation data against bytes: what was looked at, what was exported, what was asked for."""
-    figure, axis = _figure()
-    axis.plot(
-        [point.bytes for point in points], [point.quality for point in points], "o", color=AFTER,
-        label="looked at",
-    )  # fmt: skip
-    axis.plot(best.bytes, best.quality, "o", label="exported", **_ring())
-    for bar in bars[:1]:
-        axis.axhline(bar, color=MARK, linestyle="--", label="budget")
-    if budget.max_size is not None:
-        axis.axvline(budget.max_size, color=MARK, linestyle="--", label="budget")
-    axis.set(xlabel="bytes of the file", ylabel=label)
+    figure, axis = new_figure()
+    axis.plot(sizes, qualities, "o", color=AFTER, label="looked at")
+    axis.plot(*exported, "o", label="exported", **ring())
+    if floor is not None:
+        axis.axhline(floor, color=MARK, linestyle="--", label="budget")
+    if most_bytes is not None:
+        axis.axvline(most_bytes, color=MARK, linestyle="--", label="budget")
+    axis.set(xlabel="bytes of the file", ylabel=shown(label))
     axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.legend(fontsize="small")
-    return _svg(figure)
+    return as_svg(figure)
 
 
 @defaults(STYLE)
@@ -111,7 +119,7 @@ def codes_and_scales(kernel: TensorCodes) -> str:
         axis.yaxis.set_major_locator(MaxNLocator(4))
         axis.yaxis.set_major_formatter(lambda scale, _: f"{scale:.2g}")
         axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def _histogram(axis: Axes, codes: np.ndarray) -> None:
@@ -123,19 +131,24 @@ def _histogram(axis: Axes, codes: np.ndarray) -> None:
     axis.set_ylim(0.5, 2 * counts.max())
     axis.yaxis.set_major_formatter(EngFormatter(sep=" "))
     axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
 
 
-def _figure() -> tuple[Figure, Axes]:
+def new_figure() -> tuple[Figure, Axes]:
     figure = Figure(figsize=CURVE, layout="constrained")
     return figure, figure.subplots()
 
 
-def _ring() -> dict[str, Any]:
+def shown(name: str) -> str:
+    """What a figure shows of a name."""
+    return printable(name, MOST_OF_A_LABEL)
+
+
+def ring() -> dict[str, Any]:
     return {"markersize": 8, "markerfacecolor": "none", "color": MARK, "linestyle": "none"}
 
 
-def _svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
     """The figure as an <svg> element of the page: as wide as its place, nothing to load, names of its own."""
     buffer = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Type", "Format"))

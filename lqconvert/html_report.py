@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,55 +12,20 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from matplotlib.image import imsave
 
-from lqconvert import drawing
+from lqconvert import drawing, task_figures
 from lqconvert.budget import Budget
 from lqconvert.codes import Codes
-from lqconvert.metrics import guesses
+from lqconvert.evidence import COLOURS, LEAST_POINTS, Evidence
+from lqconvert.metrics import Metric
 from lqconvert.noise import LayerNoise
-from lqconvert.plotting import defaults
+from lqconvert.page_parts import Drawing
 from lqconvert.report import Report, TargetFile, notes
-from lqconvert.tasks import metric_named
+from lqconvert.tasks import Heads, metric_named
 from lqconvert.text import printable
 
 #: More of these are not shown: a report is to be read, and sent by mail.
-MOST_TENSORS, MOST_CLASSES, MOST_EXAMPLES, MOST_VALUES = 24, 40, 12, 4
-#: Pictures are thinned out to this many pixels a side.
-LARGEST_PICTURE = 96
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a run showed example by example and code by code, beside the figures of its report.
-
-    The examples are those of the test split that the first target's file was scored on.
-    """
-
-    codes: Codes  # of the int8 file
-    noise: Sequence[LayerNoise]  # of the int8 file against the float32 .tflite
-    classifies: bool
-    class_names: Sequence[str]  # none where the data have none
-    labels: np.ndarray  # int64 [n], float32 targets [n, k], or [n, 0]
-    float_outputs: np.ndarray  # float32 [n, ...]
-    outputs: np.ndarray  # float32 [n, ...], of the first target's file
-    numbers: np.ndarray  # int64 [n], the examples' places in the test split
-    different: np.ndarray  # places in the above, as :func:`most_different` gives them
-    pictures: np.ndarray | None  # of these, uint8 or float32 [k, height, width, 1 or 3]; None if no images
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure and what it shows, in words."""
-
-    title: str
-    svg: Markup
-    note: str = ""
-    spoken: str = ""  # for those who do not see it, beside title and note
-
-    @classmethod
-    def of(cls, title: str, svg: str, note: str = "", spoken: str = "") -> Drawing:
-        return cls(title, Markup(svg), note, spoken)  # matplotlib's, of numbers and our own words
+MOST_TENSORS, MOST_CRITERIA = 24, 4
 
 
 @dataclass(frozen=True)
@@ -89,50 +51,6 @@ class NoiseRow:
     length: float
 
 
-@dataclass(frozen=True)
-class ClassRow:
-    """How a class fares: the share that is answered right, and which examples changed sides."""
-
-    name: str
-    examples: int
-    before: float
-    after: float
-    lost: list[int]  # numbers of the examples that were right and are wrong
-    gained: list[int]
-    taken_for: str  # what those that were lost are taken for
-
-
-@dataclass(frozen=True)
-class Example:
-    """A test example on which the file differs from the float model."""
-
-    number: int
-    label: str
-    before: str
-    after: str
-    verdict: str  # "good" or "bad" where the answer changed sides
-    distance: float
-    picture: str  # a data: URI; empty where the input is no image
-
-
-def most_different(float_outputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """The places of the examples [n, ...] whose outputs lie farthest apart, the farthest first."""
-    return np.argsort(-_distances(float_outputs, outputs), kind="stable")[:MOST_EXAMPLES]
-
-
-def as_pictures(inputs: np.ndarray) -> np.ndarray | None:
-    """Raw inputs [n, ...] as images [n, height, width, 1 or 3], or None where they have no such form."""
-    shape = inputs.shape[1:]
-    if len(shape) == 1 and inputs.dtype == np.uint8:  # a flat model of square images, such as MNIST's
-        side = math.isqrt(shape[0])
-        shape = (side, side) if side * side == shape[0] else ()
-    if len(shape) == 2 and inputs.dtype == np.uint8:
-        shape = (*shape, 1)
-    if len(shape) != 3 or shape[-1] not in (1, 3) or min(shape[:2]) < 4:
-        return None
-    return inputs.reshape(len(inputs), *shape)
-
-
 def render(report: Report, evidence: Evidence) -> str:
     """The report as the text of an HTML file that loads nothing."""
     environment = Environment(
@@ -144,21 +62,19 @@ def render(report: Report, evidence: Evidence) -> str:
     )
     environment.filters |= {"bytes": "{:,}".format, "percent": "{:.2%}".format, "shape": _shape}
     source = files("lqconvert").joinpath("templates/report.html").read_text(encoding="utf-8")
-    classes = _classes(evidence) if evidence.labels.ndim == 1 else []
+    colours = task_figures.tones(evidence)
     return environment.from_string(source).render(
         report=report,
         file_name=Path(report.files[0].path).name,
-        cards=[(file, _score_cards(report, file)) for file in report.files],
+        cards=[(file, _score_cards(report, file, colours)) for file in report.files],
+        sections=task_figures.sections(report.files[0], evidence, colours),
+        colours=COLOURS,
         comparison=report.comparison(),
         weights=[(file, _weights(report, file)) for file in report.files],
-        learning=_learning(report),
+        learning=_learning(report, evidence.heads),
         tensors=_tensors(evidence.codes),
         left_out=max(0, len(evidence.codes.layers) - MOST_TENSORS),
         noise=_noise(evidence.noise),
-        classes=classes,
-        most_classes=MOST_CLASSES,
-        examples=_examples(evidence),
-        scored=len(evidence.labels),
         notes={file.path: notes(file) for file in report.files},
         feeding=report.feeding(),
         settings=_flat(report.settings),
@@ -178,21 +94,22 @@ class ScoreCard:
     before: str
     after: str
     change: str
-    worse: bool  # by more than half a point
+    tone: str  # as :func:`lqconvert.task_figures.tones` has it
 
 
-def _score_cards(report: Report, file: TargetFile) -> list[ScoreCard]:
+def _score_cards(report: Report, file: TargetFile, colours: dict[str, str]) -> list[ScoreCard]:
     """The scores that budgets judge."""
     before = {score.label: score for score in file.float_scores}
     cards = []
     for score in file.scores:
         if score.label in report.criteria:
             was = before.get(score.label)
-            metric = metric_named(score.metric)
-            points = 100 * (score.value - was.value) if was is not None and not metric.error else None
-            change = "" if points is None else f"{points:+.2f} points"
-            worse = points is not None and points < -0.5
-            cards.append(ScoreCard(score.label, was.text if was else "", score.text, change, worse))
+            points = 100 * (score.value - was.value) if was is not None else 0.0
+            told = was is not None and not metric_named(score.metric).error
+            change = f"{points:+.2f} points" if told else ""
+            # Examples were seen of the first file; another one's answers may differ by rounding.
+            tone = colours.get(score.label, "") if abs(points) > LEAST_POINTS else ""
+            cards.append(ScoreCard(score.label, was.text if was else "", score.text, change, tone))
     return cards
 
 
@@ -227,43 +144,60 @@ def _weights(report: Report, file: TargetFile) -> list[Weights]:
     return rows
 
 
-def _learning(report: Report) -> list[Drawing]:
+def _learning(report: Report, heads: Heads) -> list[Drawing]:
     """The curves of fine-tuning, and of what was to be had for how many bytes."""
-    points, best = report.curve, report.best
-    differs = any(point.quality != point.score for point in points)
-    quality = ("quality", "quality") if differs else None
+    points, best, steps = report.curve, report.best, [point.step for point in report.curve]
+    drawings = []
+    for place, (_, metric) in enumerate(heads.criteria[:MOST_CRITERIA]):
+        drawings += _criterion(report, place, metric)
+    for title, field, note in (
+        ("Loss on validation data", "loss", ""),
+        ("Size of the file", "bytes", f"Exported: about {best.bytes:,} bytes."),
+    ):
+        values = [getattr(point, field) for point in points]
+        exported = best.step, getattr(best, field)
+        svg = drawing.curve(steps, values, field, exported, bytes_=field == "bytes")
+        drawings.append(Drawing.of(title, svg, note, _spoken(steps, values)))
+    return drawings
+
+
+def _criterion(report: Report, place: int, metric: Metric) -> list[Drawing]:
+    """How a score that the budget judges came along, and what of it was to be had for how many bytes."""
+    points, best, name = report.curve, report.best, report.criteria[place]
+    steps, sizes = [point.step for point in points], [point.bytes for point in points]
+    scores, qualities = [p.scores[place] for p in points], [p.qualities[place] for p in points]
+    differ = scores != qualities
+    of = f" of {name}" if len(report.criteria) > 1 else ""
+    came = drawing.curve(
+        steps, scores, name, (best.step, best.scores[place]), ("quality", qualities) if differ else None
+    )
     budget = Budget(**report.settings["budget"])
-
-    def along(
-        title: str, field: str, label: str, note: str = "", extra: tuple[str, str] | None = None
-    ) -> Drawing:
-        spoken = "; ".join(f"{getattr(point, field):.4g} at step {point.step}" for point in points)
-        return Drawing.of(title, drawing.curve(points, field, label, best, extra), note, spoken)
-
-    named = zip(report.criteria, best.scores, strict=True)
-    # A criterion ends with the name of its metric, which may be the user's own.
-    metrics = [score.metric for score in report.float_.scores if score.label in report.criteria]
-    texts = [
-        f"{label} {metric_named(metric).text(value)}"
-        for (label, value), metric in zip(named, metrics, strict=True)
-    ]
-    exported = f"Exported: {', '.join(texts)} at step {best.step:,}."
+    floor = report.bar[place] if report.bar else None
+    exported = best.bytes, best.qualities[place]
+    judged = f"quality ({name})" if differ else name
+    bought = drawing.budget_curve(sizes, qualities, exported, floor, budget.max_size, judged)
     asked = f"Asked for: {budget}" if budget.steers else ""
     if budget.max_drop is not None:
         asked += ", which a look may miss by what its sampling error allows"
-    judged = f"quality ({report.criteria[0]})" if quality else report.score_name
-    bought = drawing.budget_curve(points, best, report.bar or [], budget, judged)
+    offers = zip(qualities, sizes, strict=True)
     return [
-        along("Score on validation data", "score", report.score_name, exported, quality),
-        along("Loss on validation data", "loss", "loss"),
-        along("Size of the file", "bytes", "bytes", f"Exported: about {best.bytes:,} bytes."),
         Drawing.of(
-            "What could be had for how many bytes",
+            f"Score on validation data{of}",
+            came,
+            f"Exported: {name} {metric.text(best.scores[place])} at step {best.step:,}.",
+            _spoken(steps, scores),
+        ),
+        Drawing.of(
+            f"What could be had for how many bytes{of}",
             bought,
             asked,
-            "; ".join(f"{point.quality:.4g} at {point.bytes:,} bytes" for point in points),
+            "; ".join(f"{quality:.4g} at {size:,} bytes" for quality, size in offers),
         ),
     ]
+
+
+def _spoken(steps: Sequence[int], values: Sequence[float]) -> str:
+    return "; ".join(f"{value:.4g} at step {step}" for step, value in zip(steps, values, strict=True))
 
 
 def _tensors(codes: Codes) -> list[Drawing]:
@@ -276,7 +210,7 @@ def _tensors(codes: Codes) -> list[Drawing]:
         zeros = np.mean(kernel.codes == 0)
         scale = f", scale {kernel.scale.ravel()[0]:.4g}" if kernel.scale.size == 1 else ""
         note = f"{kernel.codes.size:,} weights, {kernel.code_count} different codes, {zeros:.0%} are 0, "
-        note += f"{kernel.entropy:.2f} bits of entropy each{scale}"
+        note += f"{abs(kernel.entropy):.2f} bits of entropy each{scale}"
         drawn.append(Drawing.of(name, drawing.codes_and_scales(kernel), note))
     return drawn
 
@@ -293,105 +227,3 @@ def _noise(layers: Sequence[LayerNoise]) -> list[NoiseRow]:
         text = f"{ratio:.1f} dB" if math.isfinite(ratio) else "exact" if ratio > 0 else "no signal"
         rows.append(NoiseRow(layers[place], text, start, length))
     return rows
-
-
-def _classes(evidence: Evidence) -> list[ClassRow]:
-    """The classes, those that lost most first."""
-    before, after = guesses(evidence.float_outputs), guesses(evidence.outputs)
-    rows = []
-    for label in np.unique(evidence.labels):
-        of = evidence.labels == label
-        lost = of & (before == label) & (after != label)
-        gained = of & (before != label) & (after == label)
-        row = ClassRow(
-            _class_name(evidence, label),
-            int(of.sum()),
-            float(np.mean(before[of] == label)),
-            float(np.mean(after[of] == label)),
-            sorted(evidence.numbers[lost].tolist()),
-            sorted(evidence.numbers[gained].tolist()),
-            ", ".join(
-                f"{_class_name(evidence, guess)} ({count})"
-                for guess, count in Counter(after[lost].tolist()).most_common()
-            ),
-        )
-        rows.append(row)
-    return sorted(rows, key=lambda row: len(row.gained) - len(row.lost))
-
-
-def _examples(evidence: Evidence) -> list[Example]:
-    """The examples that differ most, with what is said of them."""
-    different = evidence.different
-    distances = _distances(evidence.float_outputs[different], evidence.outputs[different])
-    pictures: Sequence[str] = [""] * len(different)
-    if evidence.pictures is not None:
-        pictures = [_data_uri(picture) for picture in _stretched(evidence.pictures)]
-    return [
-        Example(
-            int(evidence.numbers[place]),
-            _label(evidence, place),
-            _answer(evidence, evidence.float_outputs[place]),
-            _answer(evidence, evidence.outputs[place]),
-            _verdict(evidence, place),
-            float(distance),
-            picture,
-        )
-        for place, distance, picture in zip(different, distances, pictures, strict=True)
-        if distance
-    ]
-
-
-def _label(evidence: Evidence, place: int) -> str:
-    label = evidence.labels[place]
-    if evidence.labels.ndim == 1:
-        return _class_name(evidence, label)
-    return _listed(label) if label.size else ""
-
-
-def _answer(evidence: Evidence, output: np.ndarray) -> str:
-    """What a model says of an example: the class and its value, or the values."""
-    if not evidence.classifies or output.ndim != 1:
-        return _listed(output)
-    (guess,) = guesses(output[np.newaxis])
-    value = output[guess] if len(output) > 1 else output[0]
-    return f"{_class_name(evidence, guess)} ({value:.2f})"
-
-
-def _verdict(evidence: Evidence, place: int) -> str:
-    if evidence.labels.ndim != 1:
-        return ""
-    was, is_ = (
-        guesses(outputs[[place]])[0] == evidence.labels[place]
-        for outputs in (evidence.float_outputs, evidence.outputs)
-    )
-    return "" if was == is_ else "good" if is_ else "bad"
-
-
-def _listed(values: np.ndarray) -> str:
-    values = values.ravel()
-    more = ", …" if len(values) > MOST_VALUES else ""
-    return ", ".join(f"{value:.3g}" for value in values[:MOST_VALUES]) + more
-
-
-def _class_name(evidence: Evidence, label: int) -> str:
-    return evidence.class_names[label] if label < len(evidence.class_names) else str(label)
-
-
-def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.mean((a - b).reshape(len(a), -1).astype(np.float64) ** 2, axis=1))
-
-
-def _stretched(pictures: np.ndarray) -> np.ndarray:
-    """Images of any range in 0..255; those that fill half of it are left as they are."""
-    low, high = float(pictures.min()), float(pictures.max())
-    if pictures.dtype == np.uint8 and high > 127:
-        return pictures
-    return np.round((pictures - low) * (255 / (high - low or 1.0))).astype(np.uint8)
-
-
-@defaults()
-def _data_uri(picture: np.ndarray) -> str:
-    step = -(-max(picture.shape[:2]) // LARGEST_PICTURE)
-    buffer = io.BytesIO()
-    imsave(buffer, np.repeat(picture[::step, ::step], 3 // picture.shape[-1], axis=-1), format="png")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

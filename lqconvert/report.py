@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -287,15 +287,15 @@ class Report(Shown):
     def _score_rows(self) -> list[list[str]]:
         """A row for each score, and for those that are judged how many points they changed by."""
         rows = []
-        for number, score in enumerate(self.float_.scores):
-            files = [self.int8.scores, *(file.scores for file in self.files)]
-            floats = [self.float_.scores, *(file.float_scores for file in self.files)]
-            rows.append([f"test {score.label}", score.text, *(scores[number].text for scores in files)])
-            metric = metric_named(score.metric)
-            if score.label in self.criteria and not metric.error:
-                pairs = zip(files, floats, strict=True)
-                drops = (100 * (after[number].value - before[number].value) for after, before in pairs)
-                rows.append(["", "", *(f"{drop:+.2f} points" for drop in drops)])
+        for score in self.float_.scores:
+            metric, label = metric_named(score.metric), score.label
+            scores = self.int8.scores, *(file.scores for file in self.files)
+            files = [value_of(label, each) for each in scores]
+            floats = [score.value, *(value_of(label, file.float_scores) for file in self.files)]
+            rows.append([f"test {label}", score.text, *map(metric.text, files)])
+            if label in self.criteria and not metric.error:
+                drops = (100 * (after - before) for after, before in zip(files, floats, strict=True))
+                rows.append(["", "", *("" if math.isnan(drop) else f"{drop:+.2f} points" for drop in drops)])
         return rows
 
     def class_table(self) -> Table | None:
@@ -325,6 +325,11 @@ class Report(Shown):
             how += ", x preprocessed as for the model"
             lines.append(f"{label}: {how if kind != 'int32' else 'indices as they are, int32'}")
         return lines
+
+
+def value_of(label: str, scores: Sequence[Score]) -> float:
+    """A score's value; NaN where there is none of this label: the examples did not tell."""
+    return next((score.value for score in scores if score.label == label), math.nan)
 
 
 def layer_rows(codes: Codes) -> list[LayerRow]:

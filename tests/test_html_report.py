@@ -14,11 +14,14 @@ from lqconvert import LqError, quantize
 from lqconvert.budget import Point
 from lqconvert.cli import main
 from lqconvert.codes import Codes, LayerCodes, TensorCodes
-from lqconvert.html_report import Evidence, as_pictures, most_different, render
+from lqconvert.drawing_answers import precision_and_recall
+from lqconvert.evidence import Evidence, tone_of_counts
+from lqconvert.html_report import render
 from lqconvert.noise import LayerNoise
+from lqconvert.pictures import as_pictures
 from lqconvert.proving import KernelRow, Proven
 from lqconvert.report import Measured, Report, TargetFile, layer_rows, versions
-from lqconvert.tasks import Score
+from lqconvert.tasks import TASKS, Head, Heads, Output
 from lqconvert.text import printable
 
 HOSTILE = (
@@ -26,10 +29,158 @@ HOSTILE = (
     "\x1b[31m\0\u202e\ud800"
 )
 RNG = np.random.default_rng(0)
+N = 64
+CLASSES = RNG.integers(0, 3, N)
+LOOK = "Where file and float model differ most"
 
 
-def made_up(layers=2, name="layer", metric="accuracy", **evidence):
-    """A report and its evidence, of so many layers, without a run."""
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """An output's labels, what the float model answers, and what the file does."""
+
+    head: Head
+    labels: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+
+def answers(
+    task, shape, labels=None, *, activation="", noise=0.0, shift=0.0, before=None, name="out", **settings
+):
+    """Made-up ones: float answers are near the labels, where there are any, and the file's near them."""
+    rng = np.random.default_rng(1)
+    shape = shape if isinstance(shape, tuple) else (shape,)
+    given = np.zeros((N, 0), np.float32) if labels is None else labels
+    columns = given.reshape(N, -1).shape[1]
+    head = Head(
+        Output(name, shape, activation),
+        task,
+        columns,
+        judged=settings.pop("judged", TASKS[task][:1]),
+        **settings,
+    )
+    if before is None:
+        before = rng.random((N, *shape))
+    after = before + shift + noise * rng.normal(size=before.shape)
+    if activation:
+        before, after = (np.clip(each, 0, 1) for each in (before, after))
+    return Answers(head, given, before.astype(np.float32), after.astype(np.float32))
+
+
+def of_classes(labels, count, share=0.8):
+    """Probabilities [..., count] that are mostly of the labels."""
+    return share * np.eye(count)[labels] + (1 - share) * RNG.dirichlet(np.ones(count), labels.shape)
+
+
+def three(**settings):
+    """A classifier of three classes, of which the file has the first two examples wrong."""
+    before = of_classes(CLASSES, 3)
+    made = answers("classification", 3, CLASSES, before=before, activation="softmax", **settings)
+    made.after[:2] = np.roll(made.after[:2], 1, axis=1)
+    return made
+
+
+MANY, FLAGS = np.arange(N) % 30, RNG.integers(0, 2, (N, 4)).astype(np.float32)
+MAPS = RNG.integers(0, 3, (N, 64))
+TARGETS = RNG.normal(size=(N, 6)).astype(np.float32)
+IMAGES = RNG.random((N, 64)).astype(np.float32)
+USUAL = np.concatenate([IMAGES, (np.arange(N) % 4 == 0)[:, np.newaxis]], axis=1).astype(np.float32)
+UNKNOWN = np.concatenate([IMAGES, np.full((N, 1), np.nan, np.float32)], axis=1)
+ONE = (CLASSES > 0).astype(np.int64)
+CASES = {
+    "few classes": ([three()], ["Scores", "Confusion", "Classes", LOOK]),
+    "many classes": (
+        [answers("classification", 30, MANY, before=of_classes(MANY, 30, 0.5), noise=0.2)],
+        ["Scores", "Most confused", "Classes", LOOK],
+    ),
+    "one sigmoid": (
+        [answers("binary", 1, ONE, activation="sigmoid", noise=0.1, judged=("accuracy", "AUC"), uneven=True)],
+        ["Scores", "Confusion", "Classes", LOOK],
+    ),
+    "two classes": (
+        [answers("binary", 2, ONE, before=of_classes(ONE, 2), noise=0.1, threshold=0.7)],
+        ["Scores", "Confusion", "Classes", LOOK],
+    ),
+    "no positives": (
+        [answers("binary", 1, 0 * ONE, before=TARGETS[:, :1] - 9, judged=("balanced accuracy", "AUC"))],
+        ["Scores", "Confusion", "Classes"],
+    ),
+    "none found by the file": (
+        [answers("binary", 1, ONE, before=ONE[:, np.newaxis] * 9 - 4, shift=-9)],
+        ["Scores", "Confusion", "Classes", LOOK],
+    ),
+    "multi-label": (
+        [answers("multi-label", 4, FLAGS, activation="sigmoid", noise=0.1)],
+        ["Scores", "Labels", LOOK],
+    ),
+    "segmentation": (
+        [answers("segmentation", (8, 8, 3), MAPS, before=of_classes(MAPS, 3).reshape(N, 8, 8, 3), noise=0.3)],
+        ["Scores", "Classes", "Masks, where file and float model differ most"],
+    ),
+    "masks of one class": (
+        [answers("segmentation", (8, 8, 1), MAPS % 2, activation="sigmoid", noise=0.1)],
+        ["Scores", "Classes", "Masks, where file and float model differ most"],
+    ),
+    "classes along a line": (
+        [answers("segmentation", (64, 3), MAPS, before=of_classes(MAPS, 3), noise=0.3)],
+        ["Scores", "Classes"],
+    ),
+    "regression": (
+        [answers("regression", 1, TARGETS[:, :1], before=TARGETS[:, :1], noise=0.1)],
+        ["Scores", LOOK],
+    ),
+    "regression of columns": (
+        [answers("regression", 6, TARGETS, before=TARGETS + 0.1, noise=0.1)],
+        ["Scores", "Columns", LOOK],
+    ),
+    "reconstruction": (
+        [answers("reconstruction", (8, 8, 1), UNKNOWN, before=IMAGES.reshape(N, 8, 8, 1), noise=0.1)],
+        ["Scores", "Worst reconstructions"],
+    ),
+    "anomalies": (
+        [answers("reconstruction", 64, USUAL, before=IMAGES, noise=0.1)],
+        ["Scores", "Worst reconstructions"],
+    ),
+    "embedding": ([answers("embedding", 16, activation="l2", noise=0.1)], ["Scores", LOOK]),
+    "no labels": ([answers("raw", 3, activation="softmax", noise=0.1)], ["Scores", LOOK]),
+    "no labels, images out": ([answers("raw", (4, 4, 2), noise=0.1)], ["Scores", LOOK]),
+    "no difference": ([answers("raw", 3)], ["Scores"]),
+    "several outputs": (
+        [
+            three(name="kind"),
+            answers("regression", 1, TARGETS[:, :1], before=TARGETS[:, :1], noise=0.1, name="size"),
+            answers("embedding", 5, noise=0.1, name="place"),
+        ],
+        ["Scores", "Confusion", "Classes", LOOK, "Scores", LOOK, "Scores", LOOK],
+    ),
+}  # fmt: skip
+FIGURES = {
+    "one sigmoid": "Precision and recall",
+    "two classes": "at the threshold of 0.7",
+    "multi-label": "Precision and recall, all labels together",
+    "regression": "Residuals",
+    "regression of columns": "Residuals of 3",
+    "reconstruction": "Errors of reconstruction",
+    "anomalies": "file, anomalies",
+    "embedding": "Cosine similarity",
+    "no labels": "File against float",
+}
+
+
+def joined(parts):
+    """Outputs of several heads lie flat, one behind the other."""
+    flat = [part.reshape(N, -1) for part in parts]
+    return parts[0] if len(parts) == 1 else np.concatenate(flat, axis=1).astype(np.float32)
+
+
+def made_up(outputs=None, layers=2, name="layer", pictures=None, noise=None):
+    """A report and its evidence, of these answers and so many layers, without a run."""
+    outputs = outputs or [three()]
+    heads = Heads(tuple(each.head for each in outputs))
+    labels = heads.join_labels([each.labels for each in outputs])
+    before, after = joined([each.before for each in outputs]), joined([each.after for each in outputs])
+    criteria = heads.criterion_labels
+    scores, float_scores = heads.scores(after, labels, before), heads.scores(before, labels, before)
     rng = np.random.default_rng(0)
     kernels = [TensorCodes(rng.integers(-90, 90, (3, 3, 8, 16)), rng.random((1, 1, 1, 16)) + 0.1)]
     kernels += [
@@ -44,54 +195,44 @@ def made_up(layers=2, name="layer", metric="accuracy", **evidence):
     proven = Proven(
         "tflm", size, size, "runtime", 9, {"x": 0}, 1e-3, 1e-3, 5000, 4000, size, ["CONV_2D"], rows, [name]
     )  # fmt: skip
-    looks = [
-        Point(
-            n * 100, (0.5,), (0.45 if metric == "accuracy" else 0.5,), (0.1,), 0.3, size + 900 - n, 9, 9, 1.0
-        )
-        for n in range(5)
-    ]
-    scores = [(Score("", metric, value),) for value in (0.9, 0.8)]
-    measured = Measured(10 * size, size, scores[0], 1e-4)
+    half, less = (0.5,) * len(criteria), (0.45,) * len(criteria)
+    looks = [Point(n * 100, half, less, less, 0.3, size + 900 - n, 9, 9, 1.0) for n in range(5)]
+    measured = Measured(10 * size, size, float_scores, 1e-4)
     report = Report(
         model=name,
         data=name,
         splits={"train": 9, "validation": 9, "test": 9},
         settings={"scheme": {"name": name}, "budget": {"max_drop": 0.0, "max_size": 9000}, "start": None},
         tasks={name: "a task"},
-        criteria=[metric],
+        criteria=criteria,
         float_=measured,
         int8=measured,
-        files=[TargetFile(f"{name}.tflite", scores[1], scores[0], 9, proven)],
+        files=[TargetFile(f"{name}.tflite", scores, float_scores, N, proven)],
         agreement_with_graph=None,
         agreement_with_float=None,
         max_lsb_from_graph=0.0,
+        input_types={name: "int8", "other": "int32"},
         inputs={name: (0.1, 0), "other": (0.0, 0)},
+        front=None,
+        front_code=None,
         input_shift=None,
         outputs={name: (0.1, 0)},
         float_layers={name: "LSTM"},
         layers=layer_rows(codes),
         classes=[],
-        bar=[0.45],
+        bar=[0.45] * len(criteria),
         best=looks[-1],
         curve=looks,
         finished=False,
         warning=None,
         versions=versions(),
     )
-    given = {
-        "noise": [
-            LayerNoise(name, "CONV_2D", (8, 8), ratio) for ratio in (30.0, -3.0, np.inf, -np.inf, None)
-        ],
-        "classifies": True,
-        "class_names": [],
-        "labels": np.arange(9) % 3,
-        "float_outputs": np.eye(3, dtype=np.float32)[np.arange(9) % 3],
-        "outputs": np.eye(3, dtype=np.float32)[(np.arange(9) + (np.arange(9) < 2)) % 3],
-        "pictures": None,
-    } | evidence
-    different = most_different(given["float_outputs"], given["outputs"])
-    numbers = np.arange(len(given["labels"])) + 100
-    return report, Evidence(codes=codes, numbers=numbers, different=different, **given)
+    if noise is None:
+        ratios = (30.0, -3.0, np.inf, -np.inf, None)
+        noise = [LayerNoise(name, "CONV_2D", (8, 8), ratio) for ratio in ratios]
+    numbers = np.arange(N) + 100
+    fetch = (lambda places: None) if pictures is None else (lambda places: pictures[places])
+    return report, Evidence(codes, noise, heads, labels, before, after, numbers, fetch)
 
 
 def page(*args, **kwargs):
@@ -116,8 +257,8 @@ def test_the_page_says_what_the_json_says(digits):
     assert report["model"] in seen.text
     (file,) = report["files"]
     assert seen.headings == [
-        "Side by side", "Bytes by layer", "Fine-tuning", "Codes and scales", "Error by layer", "Classes",
-        "Where file and float model differ most", "The file", "Settings and versions",
+        "Side by side", "Answers", "Bytes by layer", "Fine-tuning", "Codes and scales", "Error by layer",
+        "The file", "Settings and versions",
     ]  # fmt: skip
     sizes = f"{report['float']['size']:,} → {file['proven']['size']:,} bytes"
     assert sizes in seen.text
@@ -140,63 +281,120 @@ def test_the_page_has_words_for_its_pictures(digits):
     assert 1 <= seen.count("img") <= 12
 
 
-def test_strangers_names_stay_text():
-    seen = page(name=HOSTILE, class_names=[HOSTILE] * 3)
-    harmless = page(class_names=["a"] * 3)
-    assert [tag for tag, _ in seen.elements] == [tag for tag, _ in harmless.elements]
+@pytest.mark.parametrize("case", CASES)
+def test_strangers_names_stay_text(case):
+    def renamed(name):
+        return [
+            dataclasses.replace(
+                each,
+                head=dataclasses.replace(
+                    each.head,
+                    class_names=(name,) * 30,
+                    output=dataclasses.replace(each.head.output, name=name + each.head.output.name),
+                ),
+            )
+            for each in CASES[case][0]
+        ]
+
+    seen, harmless = page(renamed(HOSTILE), name=HOSTILE), page(renamed("abcd"), name="abcd")
+    assert outside_of_figures(seen) == outside_of_figures(harmless)
     assert seen.text.count(printable(HOSTILE)) > 10
     assert not set("\x1b\0\u202e\ud800") & set(seen.text)
     assert "49" not in seen.text_of("h1", "title")
 
 
+def outside_of_figures(seen):
+    """Elements; a figure's lines are as many as its text is long."""
+    return [
+        tag for tag, _ in seen.elements if tag not in ("path", "use", "defs", "g", "text", "clipPath", "rect")
+    ]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_task_has_its_figures(case):
+    outputs, titles = CASES[case]
+    report, evidence = made_up(outputs)
+    seen = Page(render(report, evidence))
+    assert seen.text_of("h3").splitlines()[-len(titles) :] == titles
+    assert FIGURES.get(case, "") in seen.text
+    assert seen.headings.count("Answers" if len(outputs) == 1 else "Answers of place") == 1
+    cells = seen.text_of("td", "th").splitlines()
+    for score in report.files[0].scores:
+        at = cells.index(score.metric)
+        assert score.text in cells[at : at + 3] or len(outputs) > 1
+
+
+def test_each_output_has_its_scores():
+    outputs, _ = CASES["several outputs"]
+    seen = page(outputs)
+    assert [title for title in seen.headings if "Answers" in title] == [
+        "Answers of kind", "Answers of size", "Answers of place",
+    ]  # fmt: skip
+    assert "What could be had for how many bytes of size R²" in seen.text
+    assert {"kind accuracy", "size R²", "place cosine similarity"} <= set(seen.text_of("h3").splitlines())
+
+
+def test_a_page_without_errors_of_layers():
+    assert "Error by layer" not in page(noise=[]).headings
+
+
 @pytest.mark.parametrize(
-    ("metric", "evidence", "absent"),
+    ("case", "pictures", "expected"),
     [
-        ("accuracy", {}, set()),
-        (
-            "accuracy",
-            {"labels": np.arange(9) % 2, "float_outputs": RNG.random((9, 1)), "outputs": RNG.random((9, 1))},
-            set(),
-        ),
-        (
-            "R²",
-            {"classifies": False, "labels": RNG.random((9, 3)), "outputs": RNG.random((9, 3))},
-            {"Classes"},
-        ),
-        ("R² to float", {"labels": np.zeros((9, 0))}, {"Classes"}),
-        (
-            "R² to float",
-            {
-                "classifies": False,
-                "labels": np.zeros((9, 0)),
-                "float_outputs": RNG.random((9, 4, 4, 2)),
-                "outputs": RNG.random((9, 4, 4, 2)),
-            },
-            {"Classes"},
-        ),
-        (
-            "accuracy",
-            {"outputs": np.eye(3)[np.arange(9) % 3], "noise": []},
-            {"Error by layer", "Where file and float model differ most"},
-        ),
+        ("few classes", True, 12),
+        ("segmentation", True, 6 * 4),
+        ("segmentation", False, 6 * 3),
+        ("reconstruction", True, 6 * 3),
+        ("reconstruction", False, 0),
+        ("regression", True, 12),
     ],
-    ids=["classes", "one sigmoid", "regression", "no labels", "no labels, images out", "no difference"],
 )
-def test_every_kind_of_model_has_a_page(metric, evidence, absent):
-    seen = page(metric=metric, **evidence)
-    known = {"Error by layer", "Classes", "Where file and float model differ most"}
-    assert known - set(seen.headings) == absent
+def test_examples_are_shown_as_pictures(case, pictures, expected):
+    outputs, _ = CASES[case]
+    for each in outputs:
+        each.after[20:40] += 1e-3
+    images = RNG.integers(0, 256, (N, 8, 8, 1)).astype(np.uint8) if pictures else None
+    assert page(outputs, pictures=images).count("img") == expected
 
 
 def test_answers_that_changed_sides():
-    seen = page(class_names=["cat", "dog", "cow"])
-    assert "Of 9 test examples 2 went from right to wrong and 0 from wrong to right" in seen.text
-    assert "dog (1)" in seen.text
+    outputs = [three(class_names=("cat", "dog", "cow"))]
+    seen = page(outputs)
+    assert f"Of {N} test examples 2 went from right to wrong and 0 from wrong to right" in seen.text
+    taken = ("dog", "cow", "cat")[CLASSES[0]]
+    assert f"{taken} (" in seen.text
     assert "now wrong 100" in " ".join(seen.text.split())
 
 
+@pytest.mark.parametrize(("wrong", "colours"), [(0, 0), (2, 0), (12, 1)])
+def test_only_what_chance_does_not_explain_is_coloured(wrong, colours):
+    before = of_classes(0 * CLASSES, 3)
+    made = answers("classification", 3, 0 * CLASSES, before=before, activation="softmax")
+    made.after[:wrong] = np.roll(made.after[:wrong], 1, axis=1)
+    seen = page([made])
+    bad = [tag for tag, attributes in seen.elements if "bad" in (attributes.get("class") or "").split()]
+    assert (bad.count("td"), bad.count("span")) == (2 * colours, colours)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "colour"),
+    [(1, 0, ""), (4, 0, ""), (5, 0, "bad"), (12, 10, ""), (0, 9, "good"), (0, 0, "")],
+)
+def test_a_class_is_coloured_beyond_chance(lost, gained, colour):
+    assert tone_of_counts(lost, gained) == colour
+
+
+def test_precision_and_recall_count_ties_once():
+    scores, labels = np.round(RNG.random(500), 1), RNG.integers(0, 2, 500)
+    precision, recall = precision_and_recall(scores, labels)
+    for place, level in enumerate(np.unique(scores)[::-1]):
+        above = scores >= level
+        assert precision[place] == pytest.approx(labels[above].mean())
+        assert recall[place] == pytest.approx(labels[above].sum() / labels.sum())
+
+
 def test_large_models_and_images_make_small_pages():
-    pictures = RNG.integers(0, 256, (9, 300, 400, 3)).astype(np.uint8)
+    pictures = RNG.integers(0, 256, (N, 300, 400, 3)).astype(np.uint8)
     seen = page(layers=60, pictures=pictures)
     assert "36 more are in the .codes.npz" in seen.text
     assert len(seen.source) < 1_000_000
@@ -222,7 +420,7 @@ def test_what_is_an_image(shape, dtype, expected):
 
 @pytest.mark.parametrize("value", [0.0, -7.5])
 def test_flat_images_are_drawn(value):
-    assert page(pictures=np.full((9, 8, 8, 1), value, np.float32)).count("img") == 2
+    assert page(pictures=np.full((N, 8, 8, 1), value, np.float32)).count("img") == 2
 
 
 def test_a_run_without_a_budget():
