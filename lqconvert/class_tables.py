@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lqconvert.evidence import Seen, tone, tone_of_counts, tone_of_metric
+from lqconvert.evidence import LEAST_POINTS, Seen, tone, tone_of_counts, tone_of_metric
 from lqconvert.metrics import METRICS, are_logits, guesses, sigmoid
 from lqconvert.page_parts import Cell, Count, Matrix, Table
 
 #: More classes make pairs, and not a matrix.
 MOST_IN_MATRIX = 12
-#: Rows of a table, and examples told of a class: a report is to be read, and sent by mail.
-MOST_ROWS, MOST_TOLD = 40, 20
+#: Rows of a table, examples told of a class, classes it is taken for: a report is to be read.
+MOST_ROWS, MOST_TOLD, MOST_TAKEN_FOR = 40, 20, 4
 
 
 def confusion(seen: Seen) -> Matrix | Table:
@@ -68,7 +68,7 @@ def classes(seen: Seen) -> Table:
         of = seen.truth == label
         lost, gained = of & (before == label) & (after != label), of & (before != label) & (after == label)
         all_lost, all_gained = all_lost + int(lost.sum()), all_gained + int(gained.sum())
-        name, taken = seen.class_name(label), Counter(after[lost].tolist()).most_common(MOST_VALUES)
+        name, taken = seen.class_name(label), Counter(after[lost].tolist()).most_common(MOST_TAKEN_FOR)
         shares = float(np.mean(before[of] == label)), float(np.mean(after[of] == label))
         cells = [
             Cell(name),
@@ -140,7 +140,7 @@ def overlaps(seen: Seen, before: np.ndarray, after: np.ndarray) -> Table:
         truth = seen.truth == label
         (was, was_each), (is_, is_each) = (_overlap(truth, each == label) for each in (before, after))
         change = is_each - was_each
-        colour = tone(float(change.mean()), float(change.std() / np.sqrt(len(change))))
+        colour = tone(float(change.mean()), float(change.std() / np.sqrt(len(change))), LEAST_POINTS / 100)
         name, share = seen.class_name(label), float(truth.mean())
         points = f"{100 * (is_ - was):+.2f}"
         texts = name, f"{share:.2%}", f"{was:.2%}", f"{is_:.2%}"
@@ -178,10 +178,6 @@ def columns(seen: Seen) -> Table:
     names = ["column", "R², float", "R², file", "MAE, float", "MAE, file"]
     note = f"Those whose R² fell most come first.{_cut(len(rows), 'columns')}"
     return Table("Columns", names, [cells for _, cells in rows[:MOST_ROWS]], note)
-
-
-#: Classes that lost examples are taken for.
-MOST_VALUES = 4
 
 
 def _cut(count: int, what: str) -> str:

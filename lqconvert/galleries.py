@@ -144,4 +144,4 @@ def _changed_sides(seen: Seen, place: int) -> str:
 def _listed(values: np.ndarray) -> str:
     values = values.ravel()
     more = ", …" if len(values) > MOST_VALUES else ""
-    return ", ".join(f"{value:.4g}" for value in values[:MOST_VALUES]) + more
+    return ", ".join(f"{value:.{3 + (abs(value) >= 1000)}g}" for value in values[:MOST_VALUES]) + more

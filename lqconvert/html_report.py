@@ -124,7 +124,8 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             lines |= _flat(value, f"{prefix}{name}: ")
         elif value is not None:
-            lines[f"{prefix}{name}".replace("_", " ")] = value
+            several = isinstance(value, (list, tuple))
+            lines[f"{prefix}{name}".replace("_", " ")] = ", ".join(map(str, value)) if several else value
     return lines
 
 

@@ -73,7 +73,10 @@ class Metric:
             values = self.each(outputs, labels, threshold)
         else:
             values = _pseudo_values(self.measure, outputs, labels, threshold)
-        return -values / (_spread(labels) or 1.0) if self.error else values
+        if not self.error:
+            return values
+        targets = _flat(labels)[:, : _flat(outputs).shape[1]]  # behind them may be what is an anomaly
+        return -values / (_spread(targets) or 1.0)
 
     def drop(self, value: float, before: float, labels: np.ndarray) -> float:
         """By how many points a number is worse than another, on examples of these labels."""

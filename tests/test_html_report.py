@@ -296,7 +296,7 @@ def test_strangers_names_stay_text(case):
             for each in CASES[case][0]
         ]
 
-    seen, harmless = page(renamed(HOSTILE), name=HOSTILE), page(renamed("abcd"), name="abcd")
+    seen, harmless = page(renamed(HOSTILE), 1, HOSTILE), page(renamed("abcd"), 1, "abcd")
     assert outside_of_figures(seen) == outside_of_figures(harmless)
     assert seen.text.count(printable(HOSTILE)) > 10
     assert not set("\x1b\0\u202e\ud800") & set(seen.text)
@@ -374,6 +374,16 @@ def test_only_what_chance_does_not_explain_is_coloured(wrong, colours):
     seen = page([made])
     bad = [tag for tag, attributes in seen.elements if "bad" in (attributes.get("class") or "").split()]
     assert (bad.count("td"), bad.count("span")) == (2 * colours, colours)
+
+
+@pytest.mark.parametrize("case", ["anomalies", "reconstruction", "regression of columns"])
+def test_errors_are_coloured_as_scores_are(case):
+    (made,) = CASES[case][0]
+    far = dataclasses.replace(made, after=made.before + RNG.normal(size=made.before.shape).astype(np.float32))
+    seen = page([far])
+    bad = [attributes for _, attributes in seen.elements if (attributes.get("class") or "").endswith(" bad")]
+    errors = [metric for metric in made.head.metrics if metric.error]
+    assert len(bad) >= 1 + 1 + len(errors)  # on the card, and in the table
 
 
 @pytest.mark.parametrize(
