@@ -35,7 +35,7 @@ PLAIN = frozenset(
         *("target", "max-ram", "max-latency", "max-size", "max-drop"),
         *(metric.option for metric in METRICS.values() if not metric.against_float),
         *("task", "threshold", "weight", "steer-on"),
-        *("c-array", "gzip", "strip-all", "int4-convolutions", "strict", "resume", "distribute"),
+        *("c-array", "gzip", "io", "strip-all", "int4-convolutions", "strict", "resume", "distribute"),
         *("scheme", "bits", "penalty", "granularity", "rounding", "start", "preprocess", "input-shape"),
         *("epochs", "max-minutes", "batch-size", "learning-rate", "seed", "json", "markdown", "quiet"),
     )
