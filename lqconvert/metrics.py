@@ -73,21 +73,13 @@ class Metric:
             values = self.each(outputs, labels, threshold)
         else:
             values = _pseudo_values(self.measure, outputs, labels, threshold)
-        if not self.error:
-            return values
-        targets = _flat(labels)[:, : _flat(outputs).shape[1]]  # behind them may be what is an anomaly
-        return -values / (_spread(targets) or 1.0)
-
-    def drop(self, value: float, before: float, labels: np.ndarray) -> float:
-        """By how many points a number is worse than another, on examples of these labels."""
-        if self.error:
-            return 100 * (value - before) / (_spread(labels) or 1.0)
-        return 100 * (before - value)
+        return -values / (_spread(outputs, labels) or 1.0) if self.error else values
 
 
-def _spread(labels: np.ndarray) -> float:
-    """The targets' standard deviation."""
-    return float(np.sqrt(np.mean(np.var(_flat(labels), axis=0))))
+def _spread(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """The targets' standard deviation; there are as many as outputs, and anomalies may stand behind them."""
+    targets = _flat(labels)[:, : _flat(outputs).shape[1]]
+    return float(np.sqrt(np.mean(np.var(targets, axis=0))))
 
 
 def _pseudo_values(measure: Measure, outputs: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
@@ -102,8 +94,8 @@ def _pseudo_values(measure: Measure, outputs: np.ndarray, labels: np.ndarray, th
         without = measure(outputs[rest], labels[rest], threshold)
         values.append(whole if np.isnan(without) else count * whole - (count - 1) * without)
     # Such that the mean of n values has the standard error that the mean of the groups has.
-    centered = (np.array(values) - np.mean(values)) * np.sqrt(n / count)
-    return whole + centered[groups]
+    spread = np.array(values)[groups] * np.sqrt(n / count)
+    return whole + spread - spread.mean()
 
 
 # Answers of classifiers
@@ -348,15 +340,18 @@ def _reconstructed(outputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
 
 
 def _reconstruction_each(outputs: np.ndarray, labels: np.ndarray, _: float) -> np.ndarray:
-    outputs, targets, _anomalies = _reconstructed(outputs, labels)
-    return _explained_together(outputs, targets)
-
-
-def _reconstruction(outputs: np.ndarray, labels: np.ndarray, _: float) -> float:
-    """R² of all that is no anomaly, which is not to be reconstructed."""
+    """Of what is no anomaly, which is not to be reconstructed: that counts 0, and the others the more."""
     outputs, targets, anomalies = _reconstructed(outputs, labels)
     usual = anomalies != 1
-    return float(np.mean(_explained_together(outputs[usual], targets[usual]))) if usual.any() else np.nan
+    if not usual.any():
+        return np.full(len(labels), np.nan)
+    each = np.zeros(len(labels))
+    each[usual] = _explained_together(outputs[usual], targets[usual]) / usual.mean()
+    return each
+
+
+def _reconstruction(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
+    return float(np.mean(_reconstruction_each(outputs, labels, threshold)))
 
 
 def reconstruction_errors(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
