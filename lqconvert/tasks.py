@@ -281,11 +281,10 @@ class Heads:
             outputs, teacher: of a file and of the float model, on the examples of the labels. Without the
                 latter, outputs that have no labels have no scores.
         """
-        if teacher is None:
-            teacher = np.full_like(outputs, np.nan)
         return tuple(
             Score(head.output.name if len(self.heads) > 1 else "", metric.name, value)
-            for head, out, truth in self._parts(outputs, labels, teacher)
+            for head, out, truth in self._parts(outputs, labels, outputs if teacher is None else teacher)
+            if head.label_size or teacher is not None
             for metric in head.metrics
             if not math.isnan(value := metric.measure(out, truth, head.threshold))
         )
