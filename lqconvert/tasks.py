@@ -465,7 +465,7 @@ def _task(source: str, output: Output, labels: np.ndarray | None, inputs: np.nda
         return "binary" if named or (flags and (whole or output.activation == "sigmoid")) else "regression"
     if output.positions == 1 and values == 1 and numbers:
         return "binary" if output.classes == 2 else "classification"
-    if output.positions > 1 and values == output.positions and (numbers or flags):
+    if output.positions > 1 and values == output.positions and (flags or (numbers and _few(output, labels))):
         return "segmentation"
     if values == size:
         by_class = labels.reshape(count, -1, output.classes)
@@ -486,6 +486,11 @@ def _task(source: str, output: Output, labels: np.ndarray | None, inputs: np.nda
         f"{source}: labels of {values} values for each example, but the model gives {size}; "
         "numbers of classes have to be integers"
     )
+
+
+def _few(output: Output, labels: np.ndarray) -> bool:
+    """Whether numbers at each position are classes: of one output there are two, and others are images."""
+    return output.classes > 1 or len(np.unique(labels)) == 2
 
 
 def _shares(output: Output, by_class: np.ndarray, sums: np.ndarray) -> bool:
