@@ -67,6 +67,9 @@ def load_data(
             for output, label in zip(outputs, labels, strict=True)
         )
     )
+    notes = source.notes
+    if source.class_names and any(head.task == "reconstruction" for head in heads):
+        notes = (*notes, f"{spec}: the images in {source.class_names[-1]} are taken for anomalies")
     splits = [train.x.relabelled(_joined_labels(spec, heads, train, outputs))]
     if test.x.size:
         splits.append(test.x.relabelled(_joined_labels(spec, heads, test, outputs)))
@@ -85,7 +88,7 @@ def load_data(
         heads,
         source.pixels,
         own_test=test.x.size > 0,
-        notes=source.notes,
+        notes=notes,
     )
 
 
@@ -149,6 +152,10 @@ def _labels_of(spec: str, labels: Labels, output: Output, outputs: list[Output])
     if labels is None:
         return None
     if isinstance(labels, dict):
+        known = [each.name for each in outputs]
+        unknown = [name for name in labels if name not in known]
+        if unknown:
+            raise LqError(f"{spec}: labels of {unknown[0]}, but the model's outputs are {', '.join(known)}")
         return None if output.name not in labels else np.asarray(labels[output.name])
     if isinstance(labels, (list, tuple)) and len(labels) == len(outputs) > 1:
         return np.asarray(labels[outputs.index(output)])
@@ -169,7 +176,7 @@ def _joined_labels(spec: str, heads: Heads, part: _Part, outputs: list[Output]) 
     for head in heads:
         labels = _labels_of(spec, part.y, head.output, outputs)
         if head.task == "reconstruction":
-            columns.append(_reconstruction_labels(spec, head, labels, part.inputs))
+            columns.append(_reconstruction_labels(spec, head, labels, part.x.arrays()[0]))
         elif not head.label_size:
             columns.append(np.zeros((count, 0), np.float32))
         elif labels is None:
@@ -469,11 +476,13 @@ def _classes(
         if missing:
             raise LqError(f"{path}: folder {missing[0]} is none of the names in --classes")
         return wishes.classes, {name: wishes.classes.index(name) for name in folders}
-    numbered = all(name.isascii() and name.isdigit() and int(name) < output.classes for name in folders)
-    if numbered and len(folders) < output.classes:
+    # What gives images has classes of its own: folders can only say what is an anomaly.
+    classes = output.classes if output.positions == 1 else 2
+    numbered = all(name.isascii() and name.isdigit() and int(name) < classes for name in folders)
+    if numbered and len(folders) < classes:
         return (), {name: int(name) for name in folders}
-    if len(folders) != max(output.classes, 2):
-        way = "name the model's classes with --classes FILE" if len(folders) < output.classes else ""
+    if len(folders) != max(classes, 2):
+        way = "name the model's classes with --classes FILE" if len(folders) < classes else ""
         counts = f"{len(folders)} class folders, but the model has {output.classes} outputs"
         raise LqError(f"{path}: {counts}{way and f'; {way}'}")
     return tuple(folders), {name: place for place, name in enumerate(folders)}
