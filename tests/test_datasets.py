@@ -16,6 +16,7 @@ from lqconvert import LqError, load_data
 from lqconvert import image_files as images_of
 from lqconvert.image_files import ImageFolder, ZippedImages
 from lqconvert.preprocessing import PREPROCESSINGS, Preprocessing, choose_preprocessing
+from lqconvert.tasks import Output, Wishes
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (60, 6, 5, 3), dtype=np.uint8)
@@ -35,6 +36,9 @@ def image_files(layout: str) -> dict[str, bytes]:
         "deep": lambda i: "test/pets/" if i < 20 else "train/pets/",
     }[layout]
     return {f"{part(i)}{('cat', 'dog')[Y[i]]}/{i:02}.png": png(X[i]) for i in range(60)}
+
+
+SOME = image_files("plain")
 
 
 @pytest.fixture(params=["folder", "zip"])
@@ -270,6 +274,130 @@ def test_kinds_of_labels(y, task, tmp_path):
         assert set(data.train.arrays()[1]) == {0, 1}
 
 
+KIND, AGE, EXTRA = Output("kind", (3,), "softmax"), Output("age", (1,)), Output("extra", (2,))
+KINDS, AGES = np.arange(60) % 3, RNG.normal(40, 9, 60).astype(np.float32)
+
+
+def labels_by_output(data):
+    """Of all splits, in the order of the examples."""
+    columns = np.concatenate([split.y for split in splits(data)])
+    numbers = np.concatenate([split.arrays()[0] for split in splits(data)])
+    order = [next(i for i, x in enumerate(X) if np.array_equal(x, one)) for one in numbers]
+    return [labels[np.argsort(order)] for labels in data.heads.cut_labels(columns)]
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"x": X, "kind": KINDS, "age": AGES},
+        {"x": X, "y_kind": KINDS, "y_age": AGES[:, np.newaxis]},
+        {"x": X, "y_kind": np.array(["a", "b", "c"])[KINDS], "age": AGES},
+        {"x": X, "y": np.concatenate([np.eye(3)[KINDS], AGES[:, np.newaxis]], axis=1)},
+        {
+            "x_train": X[20:],
+            "kind_train": KINDS[20:],
+            "y_age_train": AGES[20:],
+            "x_test": X[:20],
+            "kind_test": KINDS[:20],
+            "y_age_test": AGES[:20],
+        },
+    ],
+    ids=["NAME", "y_NAME", "names of classes", "columns of y", "train and test"],
+)
+def test_labels_of_several_outputs(arrays, tmp_path):
+    np.savez(tmp_path / "data.npz", **arrays)
+    data = load_data(str(tmp_path / "data.npz"), (6, 5, 3), [KIND, AGE])
+    assert [head.task for head in data.heads] == ["classification", "regression"]
+    kinds, ages = labels_by_output(data)
+    np.testing.assert_array_equal(kinds, KINDS)
+    np.testing.assert_allclose(ages[:, 0], AGES)
+    assert data.notes == ()
+
+
+def test_an_output_without_labels_is_held_against_float(tmp_path):
+    np.savez(tmp_path / "data.npz", x=X, kind=KINDS, ages=AGES, other=AGES)
+    data = load_data(str(tmp_path / "data.npz"), (6, 5, 3), [KIND, AGE])
+    assert [head.task for head in data.heads] == ["classification", "raw"]
+    assert data.heads.criterion_labels == ["kind accuracy", "age R² to float"]
+    assert data.notes == (f"{tmp_path / 'data.npz'}: nothing uses ages, other",)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "unused"),
+    [
+        ({"x": X, "y": Y, "weights": AGES}, "weights"),
+        ({"x_train": X, "y_train": Y, "x_val": X, "y_val": Y}, "x_val, y_val"),
+        ({"x": X, "labels": Y}, "labels"),
+    ],
+)
+def test_arrays_that_nothing_uses_are_named(arrays, unused, tmp_path):
+    np.savez(tmp_path / "data.npz", **arrays)
+    data = load_data(str(tmp_path / "data.npz"), (6, 5, 3), 2)
+    assert data.notes == (f"{tmp_path / 'data.npz'}: nothing uses {unused}",)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": X, "y": KINDS}, "the model has several outputs; give the labels of each by its name: kind, a"),
+        ({"x": X, "kind": KINDS, "age": AGES[:50]}, "60 inputs but 50 labels"),
+        ({"x": X, "kind": KINDS + 1, "age": AGES}, "label 3 is out of range: the model has 3 outputs"),
+        ({"x": X, "kind": KINDS, "age": np.zeros((60, 2))}, "labels of 2 values .*, but the model gives 1"),
+        ({"x": X, "kind": np.float32(1)}, r"kind: a float32 of shape \(\); give numbers"),
+        ({"x_train": X, "kind_train": KINDS, "x_test": X}, "the test part has none"),
+    ],
+)
+def test_labels_of_several_outputs_that_do_not_fit(arrays, message, tmp_path):
+    np.savez(tmp_path / "data.npz", **arrays)
+    with pytest.raises(LqError, match=message) as raised:
+        load_data(str(tmp_path / "data.npz"), (6, 5, 3), [KIND, AGE])
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("function", ["by_name", "in_order", "as_tuple", "of_parts"])
+def test_own_function_of_several_outputs(my_data, function, tmp_path):
+    np.savez(tmp_path / "labels.npz", kinds=KINDS, ages=AGES)
+    data = load_data(f"my_data:{function}", (6, 5, 3), [KIND, AGE])
+    assert [head.task for head in data.heads] == ["classification", "regression"]
+    kinds, ages = labels_by_output(data)
+    np.testing.assert_array_equal(kinds, KINDS)
+    np.testing.assert_allclose(ages[:, 0], AGES)
+
+
+def test_folders_that_are_some_of_the_classes(images, tmp_path):
+    """Their names say which: as numbers of outputs, or by a file of the model's classes."""
+    numbered = {name.replace("cat", "3").replace("dog", "11"): png for name, png in SOME.items()}
+    data = load_data(images(numbered), (6, 5, 3), 20)
+    assert {int(label) for split in splits(data) for label in split.y} == {3, 11}
+
+
+def test_folders_by_the_names_of_the_classes(images):
+    names = ("ant", "bee", "cat", "cow", "dog")
+    data = load_data(images(SOME), (6, 5, 3), 5, Wishes(classes=names))
+    assert data.class_names == list(names)
+    assert {int(label) for split in splits(data) for label in split.y} == {2, 4}
+    with pytest.raises(LqError, match="folder dog is none of the names in --classes"):
+        load_data(images(SOME), (6, 5, 3), 5, Wishes(classes=("cat", "ant")))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_class_folders_of_an_autoencoder_tell_anomalies(images, channels):
+    """What is reconstructed are the images; the second class, by name, are anomalies."""
+    shape = (6, 5, channels)
+    data = load_data(images(SOME), shape, [Output("", shape, "sigmoid")])
+    assert data.heads.single.task == "reconstruction"
+    for split in splits(data):
+        x, labels = split.arrays()
+        np.testing.assert_array_equal(labels[:, :-1], x.reshape(len(x), -1))
+        assert set(labels[:, -1]) == {0, 1}
+    assert [note.split(": ")[1] for note in data.notes] == ["the images in dog are taken for anomalies"]
+
+
+def test_maps_of_classes_are_no_class_folders(images):
+    with pytest.raises(LqError, match=r"one label for each example, but the model's answers are of shape"):
+        load_data(images(SOME), (6, 5, 3), (3, 2, 2))
+
+
 @pytest.mark.parametrize(
     ("arrays", "outputs", "message"),
     [
@@ -304,6 +432,12 @@ three_arrays = lambda: (x, y, y)
 three_parts = lambda: ((x, y), (x, y), (x, y))
 empty = lambda: dataset().take(0)
 endless = lambda: dataset().repeat()
+labels = lambda: [np.load({path!r} + "/labels.npz")[name] for name in ("kinds", "ages")]
+by_name = lambda: (x, dict(zip(("kind", "age"), labels())))
+by_colour = lambda: (x, dict(colour=y))
+in_order = lambda: (x, labels())
+as_tuple = lambda: (x, tuple(labels()))
+of_parts = lambda: ((x[20:], [y[20:] for y in labels()]), (x[:20], [y[:20] for y in labels()]))
 ragged = lambda: dataset().batch(7).map(lambda x, y: (x[:, : 1 + tf.cast(y[0], tf.int32)], y))
 """
 
@@ -346,6 +480,7 @@ def test_own_function(my_data, function, test_size):
         ("my_data:three_arrays", r"gave 3 values; return \(x, y\)"),
         ("my_data:three_parts", r"gave 3 values; return \(x, y\)"),
         ("my_data:x", "cannot call x"),
+        ("my_data:by_colour", "labels of colour, but the model's outputs are $"),
     ],
 )
 def test_own_function_that_fails(my_data, spec, message):
