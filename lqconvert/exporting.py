@@ -8,7 +8,7 @@ learned codes and scales.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,10 +90,11 @@ def tflite_layout(kind: str, kernel: np.ndarray) -> np.ndarray:
     return kernel.transpose(3, 0, 1, 2)
 
 
-def convert(model: tf_keras.Model, *, integer: bool) -> bytes:
+def convert(model: tf_keras.Model, *, integer: bool, outputs: Sequence[str] = ()) -> bytes:
     """Runs TFLite's converter on a model with batch size 1.
 
-    Several inputs or outputs are in the order of the model's, and under their names there.
+    Several inputs or outputs are in the order of the model's, and under their names there, or under
+    those that are given for outputs.
 
     Raises:
         LqError: if the converter refuses the model.
@@ -114,7 +115,11 @@ def convert(model: tf_keras.Model, *, integer: bool) -> bytes:
     except Exception as error:  # the converter raises bare Exceptions
         raise LqError(f"TFLite's converter refused the model: {first_line(error)}") from error
     several = len(model.inputs) > 1 or len(model.outputs) > 1
-    return write(_in_order(read(tflite), model)) if several else tflite
+    return (
+        write(_in_order(read(tflite), model.input_names, outputs or model.output_names))
+        if several
+        else tflite
+    )
 
 
 def export(model: tf_keras.Model, batches: Iterable[np.ndarray] = ()) -> Exported:
@@ -168,7 +173,8 @@ class Template:
             codes: native ones; the activations' scales are theirs.
         """
         plain, fingerprints = _fingerprinted(model, codes)
-        flat = read(convert(plain, integer=True))
+        names = [name.removesuffix("_quantized") for name in model.output_names]
+        flat = read(convert(plain, integer=True, outputs=getattr(model, "given_outputs", names)))
         _refuse_float(flat, float_layers(model))
         order = []
         for operator, kind in _linear_operators(flat):
@@ -206,17 +212,13 @@ class Template:
         return write(flat)
 
 
-def _in_order(flat: Any, model: tf_keras.Model) -> Any:
-    """The file with several inputs or outputs in the order of the model's, and under their names there.
+def _in_order(flat: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+    """The file with several inputs or outputs in the order of the model's, and under these names.
 
     The converter orders them as it likes, and calls them x_0, x_1, ..., output_0, output_1, ...
     """
     graph, (signature,) = flat.subgraphs[0], flat.signatureDefs
-    names = {
-        "inputs": model.input_names,
-        "outputs": [n.removesuffix("_quantized") for n in model.output_names],
-    }
-    for attribute, known in names.items():
+    for attribute, known in (("inputs", inputs), ("outputs", outputs)):
         entries = getattr(signature, attribute)
         if len(entries) > 1:
             entries.sort(key=lambda entry: int(entry.name.rsplit(b"_", 1)[1]))

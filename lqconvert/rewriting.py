@@ -267,4 +267,8 @@ def rewrite(
     if activations:
         quantizers = _activation_quantizers(folded, input_range)
         quantized = transform(folded, QuantizeOutputs(quantizers), only=set(quantizers))
-    return transform(quantized, QuantizeWeights(weight_quantizers), only={layer.name for layer in linear})
+    only = {layer.name for layer in linear}
+    quantized = transform(quantized, QuantizeWeights(weight_quantizers), only=only)
+    # Files have these: an activation that was split off has a name of its own.
+    quantized.given_outputs = tuple(model.output_names)
+    return quantized
