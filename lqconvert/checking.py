@@ -266,12 +266,13 @@ def _scored(
 ) -> _Scored | None:
     """The files' scores on the same test examples (``count`` of them, if given).
 
-    Where nobody asked for them there are none without labels: a project may name its data for all commands.
+    Outputs without labels are held against the second file's. Where there is none, and nobody asked for
+    scores, there are none: a project may name its data for all commands.
     """
     from lqconvert.evaluating import data_for, measure, preprocessing_of, shared_examples
 
     data = data_for(files, data_spec, wishes)
-    if not data.labelled:
+    if not data.labelled and len(files) == 1:
         if not asked:
             return None
         raise LqError(f"{data_spec}: has no labels to score by")
@@ -279,10 +280,10 @@ def _scored(
         what = f"was scored on {count:,} test examples, {data_spec} has {data.test.size:,}"
         raise LqError(f"--against: {what}; save another with --save-baseline")
     examples = shared_examples(files, data, count)
-    measured = [
-        measure(each, data, preprocess or preprocessing_of(each, data), examples)[0] for each in files
-    ]
-    return _Scored([each.scores for each in measured], len(examples), data.heads.criterion_labels)
+    outputs = [measure(each, data, preprocess or preprocessing_of(each, data), examples)[1] for each in files]
+    teacher = outputs[1] if len(files) > 1 else None  # the truth where there are no labels
+    scores = [data.heads.scores(each, data.test.y[examples], teacher) for each in outputs]
+    return _Scored(scores, len(examples), data.heads.criterion_labels)
 
 
 def _of_limits(limits: dict[str, float], scored: _Scored) -> list[Verdict]:
@@ -303,9 +304,11 @@ def _of_limits(limits: dict[str, float], scored: _Scored) -> list[Verdict]:
 
 def _of_drops(max_drop: float, before: dict[str, float], scored: _Scored) -> list[Verdict]:
     verdicts, several = [], len(scored.judged) > 1
-    for score in scored.scores[0]:
-        if score.label not in scored.judged:
-            continue
+    known = {score.label: score for score in scored.scores[0]}
+    for label in scored.judged:
+        if label not in known:
+            raise LqError(f"--max-drop: the data do not tell {label}; give labels, or --baseline (a model)")
+        score = known[label]
         if score.label not in before:
             raise LqError(f"--max-drop: the baseline has no {score.label}; save it with --data")
         metric, was = metric_named(score.metric), before[score.label]
