@@ -1,5 +1,6 @@
 """Budgets that hold, budgets that are missed by a byte, and files side by side."""
 
+import functools
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import small_tasks
 import tf_keras
 from click.testing import CliRunner
 
@@ -228,6 +230,115 @@ def test_ram_is_tflite_micros(int8):
     arena = check(int8, max_ram=1).measured.arena_bytes
     verdicts = check(int8, target="tflm", max_ram=arena).verdicts
     assert [(each.budget, each.holds) for each in verdicts] == [("runs", True), ("ram", True)]
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """Model, data and plain int8 file of a task by its name, each made once."""
+    return functools.cache(lambda name: small_tasks.int8(name, tmp_path_factory.mktemp(name)))
+
+
+LIMITS = {
+    "regression": ["--max-mae", "1.5", "--max-rmse", "2", "--min-r2", "0.95"],
+    "detector": ["--min-balanced-accuracy", "0.8", "--min-auc", "0.9", "--min-recall", "0.7"],
+    "segmentation": ["--min-miou", "0.6", "--min-pixel-accuracy", "0.7"],
+    "two_outputs": ["--min-accuracy", "0.7", "--max-mae", "2", "--min-r2", "0.9"],
+}
+JUDGED = {
+    "regression": ["drop"],
+    "detector": ["drop of balanced accuracy", "drop of AUC"],
+    "segmentation": ["drop"],
+    "two_outputs": ["drop of kind accuracy", "drop of age R²"],
+}
+
+
+def of_zeros(path, folder):
+    """The file with kernels of zeros."""
+    flat = read(path.read_bytes())
+    graph = flat.subgraphs[0]
+    for operator in graph.operators:
+        if len(operator.inputs) > 1:
+            buffer = flat.buffers[graph.tensors[operator.inputs[1]].buffer]
+            buffer.data = np.zeros_like(np.asarray(buffer.data))
+    (folder / "zeros.tflite").write_bytes(write(flat))
+    return folder / "zeros.tflite"
+
+
+@pytest.mark.parametrize("name", small_tasks.TASKS)
+def test_each_task_has_budgets_of_its_own(name, task, tmp_path):
+    model, data, file = task(name)
+    junit, baseline = tmp_path / "junit.xml", tmp_path / "baseline.json"
+    command = ["--data", data, "--max-drop", 1, *LIMITS[name], "--junit", junit]
+    result = run("check", file, *command, "--baseline", model, "--save-baseline", baseline)
+    assert result.exit_code == 0, result.output
+    cases = [case.get("name") for case in ElementTree.parse(junit).getroot()]
+    assert cases[-len(JUDGED[name]) :] == JUDGED[name]
+    assert len(cases) == len(JUDGED[name]) + len(LIMITS[name]) // 2
+    # A file that has forgotten all fails by each of them, but has not grown.
+    result = run("check", of_zeros(file, tmp_path), *command, "--against", baseline)
+    assert result.exit_code == 1
+    suite = ElementTree.parse(junit).getroot()
+    assert int(suite.get("failures")) == int(suite.get("tests")) - 1 == len(cases), result.output
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--min-auc", "0.5"], "--min-auc: there is no AUC of such data, but R², MAE, RMSE"),
+        (["--max-drop", "1", "--metric", "MAE"], "--max-drop: MAE has no points; take --max-mae"),
+    ],
+)
+def test_what_a_regression_has_not(option, message, task):
+    model, data, file = task("regression")
+    result = run("check", file, "--data", data, "--baseline", model, *option)
+    assert result.exit_code == 1
+    assert message in result.output
+
+
+def test_what_has_no_labels_is_held_against_the_baseline(task, tmp_path):
+    model, data, file = task("two_outputs")
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "age.npz", x=arrays["x"], age=arrays["age"])
+    command = ["check", file, "--data", tmp_path / "age.npz", "--max-drop", 1]
+    verdicts = json.loads(run(*command, "--baseline", model, "--json").stdout)["verdicts"]
+    assert [each["budget"] for each in verdicts] == ["drop of kind R² to float", "drop of age R²"]
+    assert all(each["holds"] for each in verdicts)
+    before = {"target": "litert", "size": 10**6, "deflated_bytes": 1, "scores": {"age R²": 0.9}}
+    (tmp_path / "b.json").write_text(json.dumps(before))
+    result = run(*command, "--against", tmp_path / "b.json")
+    assert result.exit_code == 1
+    assert "--max-drop: the data do not tell kind R² to float; give labels, or --baseline" in result.output
+
+
+METRICS = """
+import numpy as np
+
+def misses(y_true, y_pred):
+    assert y_true.shape == (len(y_pred),)
+    return -float(np.sum((y_pred[:, 0] <= 0.5) & (y_true == 1)))
+
+def broken(y_true, y_pred):
+    raise ValueError("first line\\nsecond line")
+"""
+
+
+def test_a_metric_of_the_users_own(task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_metrics.py").write_text(METRICS)
+    model, data, file = task("detector")
+    command = ["check", file, "--data", data, "--baseline", model, "--max-drop", 100, "--metric"]
+    result = run(*command, "my_metrics:misses", "--json")
+    assert result.exit_code == 0, result.output
+    (verdict,) = json.loads(result.stdout)["verdicts"]
+    assert verdict["value"] == int(verdict["value"]) <= 0
+    assert verdict["limit"] <= verdict["value"]
+    for function, message in (("broken", "first line"), ("no_such", "cannot be imported")):
+        result = run(*command, f"my_metrics:{function}")
+        assert result.exit_code == 1
+        (line,) = result.stderr.splitlines()
+        assert message in line
+    assert "is none of" in run(*command, "no_such").output
+    sys.modules.pop("my_metrics")
 
 
 @pytest.mark.parametrize(
