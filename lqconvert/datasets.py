@@ -482,9 +482,10 @@ def _classes(
     if numbered and len(folders) < classes:
         return (), {name: int(name) for name in folders}
     if len(folders) != max(classes, 2):
-        way = "name the model's classes with --classes FILE" if len(folders) < classes else ""
-        counts = f"{len(folders)} class folders, but the model has {output.classes} outputs"
-        raise LqError(f"{path}: {counts}{way and f'; {way}'}")
+        way = "; name the model's classes with --classes FILE" if len(folders) < classes else ""
+        raise LqError(
+            f"{path}: {len(folders)} class folders, but the model has {output.classes} outputs{way}"
+        )
     return tuple(folders), {name: place for place, name in enumerate(folders)}
 
 

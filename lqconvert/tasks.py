@@ -536,6 +536,7 @@ def _class_numbers(source: str, head: Head, labels: np.ndarray, count: int) -> n
     numbers = labels.reshape(count, positions).astype(np.int64)
     wrong = numbers[(numbers < 0) | (numbers >= head.classes)]
     if len(wrong):
-        outputs = f"the model has {head.output.classes} outputs"
-        raise LqError(f"{source}: label {wrong[0]} is out of range: {outputs}")
+        raise LqError(
+            f"{source}: label {wrong[0]} is out of range: the model has {head.output.classes} outputs"
+        )
     return numbers if head.task == "segmentation" else numbers[:, 0]
