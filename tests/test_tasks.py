@@ -1,12 +1,17 @@
 """What outputs are for is found out, learned, steered by and said."""
 
+import json
+
 import numpy as np
 import pytest
+import small_tasks
 import tensorflow as tf
 import tf_keras
+from click.testing import CliRunner
 from tf_keras import layers
 
-from lqconvert import LqError
+from lqconvert import LqError, load_model
+from lqconvert.cli import main
 from lqconvert.memorized import steer
 from lqconvert.metrics import balance, log_softmax, sigmoid
 from lqconvert.model_outputs import outputs_of
@@ -158,7 +163,7 @@ def test_no_rare_class_pays_for_the_bytes(output, counts, judged):
     assert bool(head.class_weights) == head.uneven == (judged[0] != "accuracy")
     if head.uneven:
         there = np.array(head.class_weights)[labels]
-        np.testing.assert_allclose(there, balance(labels))
+        np.testing.assert_allclose(there, np.sqrt(balance(labels)))
     chosen = find_head("data", output, labels, inputs, Wishes(metrics={"": "accuracy"}))
     assert chosen.judged == ("accuracy",)
 
@@ -183,8 +188,9 @@ def test_names_of_classes_are_numbered_in_order():
         ([layers.Dense(3), layers.UnitNormalization()], "l2"),
     ],
 )
-def test_what_is_known_of_a_models_output(tail, activation):
-    (output,) = outputs_of(tf_keras.Sequential([layers.Input((6,)), *tail]))
+def test_what_is_known_of_a_models_output(tail, activation, tmp_path):
+    tf_keras.Sequential([layers.Input((6,)), *tail]).save(tmp_path / "model.keras")
+    (output,) = outputs_of(load_model(tmp_path / "model.keras"))
     assert (output.shape, output.activation) == ((3,), activation)
 
 
@@ -276,16 +282,14 @@ def test_labels_of_blended_examples_do_not_count(output, task, labels):
     np.testing.assert_array_equal(one, other)
 
 
-def test_examples_of_rare_classes_count_for_more():
+def test_of_rare_classes_the_teacher_says_more_and_the_labels_nothing():
     labels = np.repeat([0, 1], [35, 5])
-    even = Head(SIGMOID, "binary")
     head = find_head("data", SIGMOID, labels, ROWS, Wishes())
     teacher, student = np.random.default_rng(1).normal(size=(2, N, 1)).astype(np.float32)
     columns = labels[:, np.newaxis].astype(np.float32)
-    plain, weighed = (
-        _head_loss(each, np.ones(1), blended=False)(teacher, columns, student) for each in (even, head)
-    )
-    np.testing.assert_allclose(weighed, plain * balance(labels), rtol=1e-5)
+    loss = _head_loss(head, np.ones(1), blended=False)(teacher, columns, student)
+    soft = binary_cross_entropy(student, sigmoid(teacher))[:, 0]
+    np.testing.assert_allclose(loss, soft * np.sqrt(balance(labels)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 0.5)])
@@ -402,3 +406,81 @@ def test_without_a_test_part_there_is_no_half_of_it(oracle, steer_on, size, own_
             steer(oracle, data, Preprocessing(), steer_on)
     else:
         assert steer(oracle, data, Preprocessing(), steer_on) == (data, False)
+
+
+# Whole runs
+
+
+@pytest.fixture
+def quantize(tmp_path, monkeypatch):
+    """Runs the command briefly; gives its result and, where there is one, its report."""
+    monkeypatch.setattr("lqconvert.finetuning.MINIMUM_STEPS", 12)
+    monkeypatch.setattr("lqconvert.finetuning.MINIMUM_CYCLE", 2)
+
+    def quantize(model, data, *options):
+        output = tmp_path / "out.tflite"
+        arguments = ["quantize", model, "--data", data, "-o", output, "--epochs", 1, *options]
+        result = CliRunner().invoke(main, [str(each) for each in arguments])
+        report = output.with_suffix(".report.json")
+        return result, json.loads(report.read_text()) if report.exists() else None
+
+    return quantize
+
+
+def test_rare_positives_do_not_pay_for_the_bytes(quantize, tmp_path):
+    result, report = quantize(*small_tasks.made("detector", tmp_path))
+    assert result.exit_code == 0, result.output
+    assert "task: binary, judged by balanced accuracy and AUC (classes are uneven)" in result.stderr
+    assert report["criteria"] == ["balanced accuracy", "AUC"]
+    assert report["settings"]["judged"] == {"alarm": ["balanced accuracy", "AUC"]}
+    best = report["best"]
+    assert all(quality >= bar - 0.005 for quality, bar in zip(best["qualities"], report["bar"], strict=True))
+    before, after = (
+        {score["metric"]: score["value"] for score in scores}
+        for scores in (report["float"]["scores"], report["files"][0]["scores"])
+    )
+    assert list(after) == ["balanced accuracy", "AUC", "accuracy", "F1", "precision", "recall"]
+    for metric in ("balanced accuracy", "AUC"):
+        assert after[metric] > before[metric] - 0.03
+    rare = report["classes"][1]
+    assert (rare["name"], rare["recall"]) == ("1", pytest.approx(after["recall"]))
+
+
+def test_every_output_holds_the_budget(quantize, tmp_path):
+    model, data = small_tasks.made("two_outputs", tmp_path)
+    result, report = quantize(model, data, "--weight", "age=2", "--max-drop", 2)
+    assert result.exit_code == 0, result.output
+    assert report["criteria"] == ["kind accuracy", "age R²"]
+    assert report["settings"]["weights"] == {"kind": 1.0, "age": 2.0}
+    assert all(
+        quality >= bar - 0.005
+        for quality, bar in zip(report["best"]["qualities"], report["bar"], strict=True)
+    )
+
+
+@pytest.mark.parametrize("asked", [(), ("--max-drop", "0")])
+def test_a_file_by_default_and_exit_3_for_budgets_that_were_asked_for(asked, quantize, tmp_path, monkeypatch):
+    """Of a model that nothing is as good as."""
+    monkeypatch.setattr("lqconvert.budget.Steering.holds", lambda *_: False)
+    result, report = quantize(*small_tasks.made("regression", tmp_path), *asked)
+    if asked:
+        assert result.exit_code == 3
+        assert "error: no codes at most 0 points under float: the best quality on validation" in result.stderr
+        assert report is None
+        assert not list(tmp_path.glob("out*"))
+    else:
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / "out.tflite").exists()
+        said = "nothing is as good as the float model on validation data; the best is written: "
+        (line,) = [line for line in result.stderr.splitlines() if said in line]
+        assert "points of quality (R²) under it. --max-drop says how much may be lost" in line
+
+
+def test_arrays_that_nothing_uses_are_told_of(tmp_path):
+    model, data = small_tasks.made("regression", tmp_path)
+    with np.load(data) as arrays:
+        np.savez(data, **arrays, sample_weight=np.ones(10))
+    arguments = ["quantize", str(model), "--data", str(data), "--dry-run"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert f"{data}: nothing uses sample_weight" in result.stderr
