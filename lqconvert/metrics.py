@@ -242,8 +242,11 @@ def _counts(guessed: np.ndarray, labels: np.ndarray) -> tuple[int, int, int]:
     return int(np.sum(guessed & labels)), int(guessed.sum()), int(labels.sum())
 
 
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else float("nan")
+def _ratio(part: float, whole: float, there: int) -> float:
+    """0 where nothing is guessed; only where nothing is positive, nobody's answers can be judged."""
+    if not there:
+        return float("nan")
+    return part / whole if whole else 0.0
 
 
 def _binary(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> tuple[int, int, int]:
@@ -251,18 +254,18 @@ def _binary(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> tuple[
 
 
 def _precision(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
-    both, guessed, _ = _binary(outputs, labels, threshold)
-    return _ratio(both, guessed)
+    both, guessed, there = _binary(outputs, labels, threshold)
+    return _ratio(both, guessed, there)
 
 
 def _recall(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
     both, _, there = _binary(outputs, labels, threshold)
-    return _ratio(both, there)
+    return _ratio(both, there, there)
 
 
 def _f1(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
     both, guessed, there = _binary(outputs, labels, threshold)
-    return _ratio(2 * both, guessed + there)
+    return _ratio(2 * both, guessed + there, there)
 
 
 def _mean_auc(outputs: np.ndarray, labels: np.ndarray, _: float) -> float:
@@ -277,7 +280,7 @@ def _micro_f1(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> floa
     outputs = _flat(outputs)
     probabilities = sigmoid(outputs) if are_logits(outputs) else outputs
     both, guessed, there = _counts(probabilities > threshold, labels == 1)
-    return _ratio(2 * both, guessed + there)
+    return _ratio(2 * both, guessed + there, there)
 
 
 def _maps(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
@@ -319,10 +322,13 @@ def _r2(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
 
 
 def _explained_together(outputs: np.ndarray, labels: np.ndarray, _: float = 0.5) -> np.ndarray:
-    """Of each example 1 minus its squared error over the targets' variance, all columns together."""
+    """Of each example 1 minus its squared error over the targets' variance, all columns together.
+
+    Of constant targets 1 where it is right, and 0 where it is not.
+    """
     labels = _flat(labels).astype(np.float64)
     errors, variance = np.mean((_flat(outputs) - labels) ** 2, axis=1), np.mean(np.var(labels, axis=0))
-    return 1 - errors / variance if variance > 0 else np.where(errors > 0, np.nan, 1.0)
+    return 1 - errors / variance if variance > 0 else np.where(errors > 0, 0.0, 1.0)
 
 
 def _total_r2(outputs: np.ndarray, labels: np.ndarray, _: float) -> float:

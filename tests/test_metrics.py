@@ -59,9 +59,9 @@ def test_two_classes(form, seed, n, threshold):
     guessed = (probabilities > threshold).astype(int)
     assert value("accuracy", outputs, labels, threshold) == pytest.approx(sk.accuracy_score(labels, guessed))
     expected = {
-        "precision": sk.precision_score(labels, guessed, zero_division=np.nan),
+        "precision": sk.precision_score(labels, guessed, zero_division=0) if labels.any() else np.nan,
         "recall": sk.recall_score(labels, guessed, zero_division=np.nan),
-        "F1": sk.f1_score(labels, guessed, zero_division=np.nan),
+        "F1": sk.f1_score(labels, guessed, zero_division=0) if labels.any() else np.nan,
         "AUC": sk.roc_auc_score(labels, probabilities) if 0 < labels.sum() < n else np.nan,
     }
     for name, other in expected.items():
@@ -78,7 +78,7 @@ def test_several_labels(seed, n, count, threshold, logits):
     labels = rng.integers(0, 2, (n, count)).astype(np.float32)
     outputs = values if logits else probabilities
     guessed = probabilities > threshold
-    f1 = sk.f1_score(labels.ravel(), guessed.ravel(), zero_division=np.nan)
+    f1 = sk.f1_score(labels.ravel(), guessed.ravel(), zero_division=0) if labels.any() else np.nan
     assert value("micro-F1", outputs, labels, threshold) == pytest.approx(f1, nan_ok=True)
     vary = [k for k in range(count) if 0 < labels[:, k].sum() < n]  # of the others there is no AUC
     areas = [sk.roc_auc_score(labels[:, k], probabilities[:, k]) for k in vary]
@@ -185,6 +185,17 @@ def test_constant_targets_explain_nothing(outputs):
     assert np.isnan(value("R²", outputs, labels))
     assert value("MAE", outputs, labels) == np.abs(outputs - 3).mean()
     assert np.isfinite(METRICS["MAE"].qualities(outputs, labels, 0.5)).all()
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_whether_there_is_a_number_does_not_depend_on_the_answers(name):
+    """Tables have the same rows for every file: here all classes, targets and answers may be constant."""
+    rng = np.random.default_rng(5)
+    outputs, labels = case(name, 40, rng)
+    for truth in (labels, np.zeros_like(labels), np.ones_like(labels)):
+        answers = outputs, np.zeros_like(outputs), np.ones_like(outputs), -np.ones_like(outputs)
+        known = {bool(np.isnan(value(name, each, truth))) for each in answers}
+        assert len(known) == 1
 
 
 def test_constant_columns_take_no_part():
