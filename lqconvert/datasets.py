@@ -21,7 +21,9 @@ import numpy as np
 from lqconvert.arrays import load_npy, load_npz
 from lqconvert.errors import LqError, Terminated
 from lqconvert.image_files import UNREADABLE, ImageFolder, ZippedImages, decoded
+from lqconvert.mask_folders import Pairs, find_pairs, read_masks
 from lqconvert.splits import Data, Split
+from lqconvert.tables import load_csv
 from lqconvert.tasks import Head, Heads, Output, Wishes, find_head, head_labels
 
 KERAS_DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
@@ -39,8 +41,8 @@ def load_data(
     """Finds, checks and splits a data set, and finds out what each output of the model is for.
 
     Args:
-        spec: a name (digits, mnist, fashion_mnist, cifar10, cifar100), a .npz, a .npy, a folder or zip of
-            class folders of images, tfds:NAME, or module:function.
+        spec: a name (digits, mnist, fashion_mnist, cifar10, cifar100), a .npz, a .npy, a .csv, a folder or
+            zip of class folders of images (or of images and masks), tfds:NAME, or module:function.
         input_shape: the model's, without the batch axis; by name where it may have several inputs.
         outputs: the model's, or the shape of its only one, without the batch axis, or the length of that.
         wishes: what the user says of the outputs' tasks.
@@ -138,7 +140,7 @@ def _source(
         (input_shape,) = input_shape.values()
     if path.exists() and (path.is_dir() or path.suffix == ".zip"):
         return _image_folders(path, input_shape, outputs[0], wishes)
-    arrays, notes = _arrays(spec, len(input_shape), outputs)
+    arrays, notes = _arrays(spec, input_shape, outputs)
     x = arrays[0][0]
     if x.dtype.kind not in "uifb":
         raise LqError(f"{spec}: inputs of type {x.dtype}; give numbers")
@@ -207,9 +209,12 @@ Arrays = tuple[np.ndarray, Labels]
 Found = tuple[tuple[Arrays, Arrays], tuple[str, ...]]
 
 
-def _arrays(spec: str, input_rank: int, outputs: list[Output]) -> Found:
+def _arrays(spec: str, input_shape: tuple[int | None, ...], outputs: list[Output]) -> Found:
     """(x, y) of train and of test (empty where the source has none), as they lie in the source."""
-    path = Path(spec)
+    path, input_rank = Path(spec), len(input_shape)
+    if path.suffix == ".csv" and path.exists():
+        x, y, notes = load_csv(path, math.prod(n or 1 for n in input_shape), [o.name for o in outputs])
+        return ((x, y), (x[:0], None)), notes
     if path.suffix == ".npz" and path.exists():
         return _npz(path, outputs)
     return _named(spec, path, input_rank), ()
@@ -231,7 +236,7 @@ def _named(spec: str, path: Path, input_rank: int) -> tuple[Arrays, Arrays]:
     if ":" in spec and not path.exists():
         return _function(spec, input_rank)
     if path.exists():
-        raise LqError(f"{spec}: not a .npz, .npy, .zip or folder of images")
+        raise LqError(f"{spec}: not a .npz, .npy, .csv, .zip or folder of images")
     known = ", ".join(("digits", *KERAS_DATASETS))
     raise LqError(f"{spec}: no such data; give a file, a folder of class folders, or one of {known}")
 
@@ -449,19 +454,53 @@ def _image_folders(
     if len(depths) > 1:
         one, other = list(depths.values())[:2]
         raise LqError(f"{path}: {one} and {other} are at different depths: which folders are classes?")
+    pairs = find_pairs(path, files) if output.positions > 1 else None
+    if pairs is not None:
+        return _masked_images(path, files, pairs, parts, input_shape, output)
     names, places = _classes(path, sorted(set(folders)), output, wishes)
     labels = np.array([places[folder] for folder in folders], np.int64)
     fetch = _decoding(path, files, input_shape)  # type: ignore[arg-type]
 
     def chosen_part(chosen: np.ndarray) -> _Part:
         (numbers,) = np.nonzero(chosen)
-        specs: Any = ((input_shape, "uint8"), ((0,), "float32"))
-        unlabelled = np.zeros((len(numbers), 0), np.float32)
-        inputs = np.broadcast_to(np.uint8(0), (len(numbers), *input_shape))  # type: ignore[arg-type]
-        return _Part(Split(unlabelled, lambda index: fetch(numbers[index]), specs), labels[numbers], inputs)
+        return _image_part(fetch, numbers, labels[numbers], input_shape)
 
     test = parts == min(parts[parts >= 0], default=len(TEST_FOLDERS))
     return _Source(chosen_part(parts < 0), chosen_part(test), pixels=True, class_names=names)
+
+
+def _masked_images(
+    path: Path,
+    files: ImageFolder | ZippedImages,
+    pairs: Pairs,
+    parts: np.ndarray,
+    input_shape: tuple[int | None, ...],
+    output: Output,
+) -> _Source:
+    """Train and test splits of images in one folder and their masks in another."""
+    images = np.array(pairs.images)
+    masks = read_masks(path, files, pairs.masks, output.shape[:2], max(output.classes, 2))
+    fetch = _decoding(path, files, input_shape)  # type: ignore[arg-type]
+
+    def chosen_part(chosen: np.ndarray) -> _Part:
+        return _image_part(fetch, images[chosen], masks[chosen], input_shape)
+
+    of_image = parts[images]
+    test = of_image == min(of_image[of_image >= 0], default=len(TEST_FOLDERS))
+    return _Source(chosen_part(of_image < 0), chosen_part(test), pixels=True)
+
+
+def _image_part(
+    fetch: Callable[[np.ndarray], np.ndarray],
+    numbers: np.ndarray,
+    labels: np.ndarray,
+    shape: tuple[int | None, ...],
+) -> _Part:
+    """The images of these numbers, which are decoded as they are asked for."""
+    specs: Any = ((shape, "uint8"), ((0,), "float32"))
+    unlabelled = np.zeros((len(numbers), 0), np.float32)
+    inputs = np.broadcast_to(np.uint8(0), (len(numbers), *shape))  # type: ignore[arg-type]
+    return _Part(Split(unlabelled, lambda index: fetch(numbers[index]), specs), labels, inputs)
 
 
 def _classes(

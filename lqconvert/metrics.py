@@ -1,7 +1,7 @@
 """How good answers are: the field's metrics, in NumPy, and what they say example by example.
 
-Outputs are float [n, ...]. Labels are int64 [n] (classes), int64 [n, positions] (a class at each position),
-or float [n, k] (0 or 1 for each of k labels, or targets).
+Outputs are float [n, ...]. Labels are int64 [n] (classes), integers [n, positions] (a class at each
+position), or float [n, k] (0 or 1 for each of k labels, or targets).
 """
 
 from __future__ import annotations
@@ -298,6 +298,7 @@ def _pixel_accuracy(outputs: np.ndarray, labels: np.ndarray, threshold: float) -
 
 def class_overlaps(guessed: np.ndarray, labels: np.ndarray) -> dict[int, float]:
     """Of each class in the labels its intersection over union, over all positions."""
+    labels = labels.astype(np.int64)
     count = int(max(guessed.max(initial=0), labels.max(initial=0))) + 1
     pairs = np.bincount((labels * count + guessed).ravel(), minlength=count * count).reshape(count, count)
     both, there, said = np.diag(pairs), pairs.sum(axis=1), pairs.sum(axis=0)

@@ -327,7 +327,7 @@ def _loss(head: Head, logits: np.ndarray, outputs: np.ndarray, truth: np.ndarray
     if head.classifies:
         return -float(np.maximum(log_likelihoods(logits, truth), math.log(1e-7)).mean())
     if head.task == "multi-label" or (head.task == "segmentation" and head.output.classes == 1):
-        signs = 2 * truth.reshape(len(truth), -1) - 1
+        signs = 2 * truth.reshape(len(truth), -1).astype(np.float32) - 1
         return float(np.logaddexp(0.0, -signs * logits.reshape(len(logits), -1)).mean())
     if head.task == "segmentation":
         by_class = log_softmax(logits.reshape(*truth.shape, head.output.classes))
@@ -539,4 +539,6 @@ def _class_numbers(source: str, head: Head, labels: np.ndarray, count: int) -> n
         raise LqError(
             f"{source}: label {wrong[0]} is out of range: the model has {head.output.classes} outputs"
         )
-    return numbers if head.task == "segmentation" else numbers[:, 0]
+    if head.task != "segmentation":
+        return numbers[:, 0]
+    return numbers.astype(np.uint8 if head.classes <= 256 else np.int32)  # maps are large

@@ -629,3 +629,87 @@ def test_integers_become_floats_as_they_are_asked_for(tmp_path):
     assert found.dtype == np.float32
     assert found.min() < 0
     assert set(map(tuple, found)) <= set(map(tuple, x.astype(np.float32)))
+
+
+NUMBERS = RNG.normal(size=(60, 3)).round(3)
+WHOLE, NAMES = np.arange(60) % 3, np.array(["cat", "dog", "cow"])[np.arange(60) % 3]
+
+
+def table(header, *columns):
+    rows = [",".join(map(str, row)) for row in zip(*columns, strict=True)]
+    return "\n".join([*([header] if header else []), *rows])
+
+
+@pytest.mark.parametrize(
+    ("text", "output", "task", "labels"),
+    [
+        (table("a,b,price,c", *NUMBERS.T[:2], WHOLE / 2, NUMBERS.T[2]), 1, "regression", WHOLE / 2),
+        (table("a,b,c,Label", *NUMBERS.T, NAMES), 3, "classification", [0, 2, 1] * 20),
+        (table("", *NUMBERS.T, WHOLE), 3, "classification", WHOLE),
+        (table("", *NUMBERS.T, *NUMBERS.T[:2]), 2, "regression", NUMBERS[:, :2]),
+        (table("a,b,c", *NUMBERS.T), 5, "raw", np.zeros((60, 0))),
+        ("\ufeff" + table("a,b,c,y", *NUMBERS.T, WHOLE) + "\n\n", 3, "classification", WHOLE),
+    ],
+    ids=["by the output's name", "names of classes", "no header", "several", "no labels", "a mark in front"],
+)
+def test_tables(text, output, task, labels, tmp_path):
+    (tmp_path / "data.csv").write_text(text, encoding="utf-8")
+    data = load_data(str(tmp_path / "data.csv"), (3,), [Output("price", (output,))])
+    assert data.heads.single.task == task
+    parts = [split.arrays() for split in splits(data)]
+    x, y = (np.concatenate(each) for each in zip(*parts, strict=True))
+    places = [int(np.flatnonzero((NUMBERS.astype(np.float32) == row).all(axis=1))[0]) for row in x]
+    assert sorted(places) == list(range(60))
+    np.testing.assert_allclose(y.reshape(60, -1), np.reshape(labels, (60, -1))[places], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "an empty table"),
+        ("a,b\n1,2", "2 columns, 0 of them labels, but the model takes 3 values"),
+        ("a,b,c\n1,z,3", "row 2 has 'z' where a number belongs"),
+        ("1,2,3\n1,2", "row 2 has 2 columns, the first has 3"),
+        ("a,b,c\n1,2,nan\n" + "1,2,3\n" * 30, "NaN or infinite"),
+        ("a,b,c\n1,2,3", "1 examples are too few"),
+        ('a,b,c\n1,2,"' + "3" * 200_000, "not a readable .csv"),
+    ],
+)
+def test_unusable_tables(text, message, tmp_path):
+    (tmp_path / "data.csv").write_text(text)
+    with pytest.raises(LqError, match=message) as caught:
+        load_data(str(tmp_path / "data.csv"), (3,), 1)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+MASKS = (RNG.random((30, 8, 6)) > 0.5).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "level", "classes"),
+    [
+        ("images/{}.png", "masks/{}.png", 255, 1),
+        ("Images/{}.jpg", "Labels/{}_mask.png", 1, 3),
+        ("{part}/images/{}.png", "{part}/masks/{}.png", 1, 2),
+    ],
+)
+def test_images_and_their_masks(image, mask, level, classes, images):
+    files = {}
+    for number, values in enumerate(MASKS):
+        part = "test" if number < 10 else "train"
+        picture = np.full((8, 6, 3), number, np.uint8)
+        encoded = tf.io.encode_jpeg(picture).numpy() if image.endswith("jpg") else png(picture)
+        files[image.format(number, part=part)] = encoded
+        files[mask.format(number, part=part)] = png(level * values[..., np.newaxis])
+    data = load_data(images(files), (8, 6, 3), [Output("mask", (8, 6, classes), "sigmoid")])
+    assert data.heads.single.task == "segmentation"
+    assert data.own_test == ("part" in image)
+    for split in splits(data):
+        x, y = split.arrays()
+        np.testing.assert_array_equal(y, MASKS[x[:, 0, 0, 0]].reshape(len(x), -1))
+
+
+def test_an_image_without_a_mask_is_named(images):
+    files = {name: png(np.zeros((8, 6, 3), np.uint8)) for name in ("images/1.png", "masks/2.png")}
+    with pytest.raises(LqError, match=r"images/1\.png has no mask of its name"):
+        load_data(images(files), (8, 6, 3), [Output("mask", (8, 6, 2), "softmax")])
