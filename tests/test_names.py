@@ -143,7 +143,7 @@ def test_streams_begin_no_commands(writes):
     stream = Stream.of(raw)
     for own, name in writes:
         if own:
-            stream.put(f"\x1b[1m{text.printable(name)}\x1b[0m\n"[: len(name) + 3])
+            stream.put(f"\x1b[1m{text.printable(name)}\x1b[0m\n"[: len(name) + 4])
         else:
             stream.write(name)
     shown = re.sub(r"\x1b\[\d*m?", "", raw.getvalue())
