@@ -255,7 +255,7 @@ def test_the_recipes_are_of_this_version():
     ("line", "found"),
     [
         ("lqconvert q", ["quantize"]),
-        ("lqconvert check --max-", ["--max-size", "--max-ram", "--max-drop"]),
+        ("lqconvert check --max-r", ["--max-ram", "--max-rmse", "--max-reconstruction-rmse"]),
         ("lqconvert quantize --target ", ["litert", "tflm"]),
     ],
 )
