@@ -147,7 +147,7 @@ def main(context: click.Context) -> None:
 
 @main.command()
 @click.argument("model", type=click.Path())
-@click.option("--data", required=True, help="digits, mnist, cifar10, a .npz, a .csv, a folder or zip of images, ...")
+@click.option("--data", required=True, help="digits, mnist, a .npz, a .csv, a folder or zip of images, ...")
 @click.option("-o", "--output", type=click.Path(), help="The .tflite to write.  [default: MODEL.tflite]")
 @target_options
 @click.option("--report", "html", type=click.Path(), help="Write a page with figures, too: an .html file.")

@@ -105,6 +105,13 @@ class Exports(Shown):
     files: list[TargetFile]
     front_code: dict[str, str] | None  # as that of a report
 
+    def to_json(self) -> str:
+        """As JSON; the first score of each file is at hand for scripts."""
+        fields = dataclasses.asdict(self)
+        for file, made in zip(fields["files"], self.files, strict=True):
+            file |= {"score": made.score, "float_score": made.float_score}
+        return to_json(fields)
+
     def shown(self) -> Iterator[str | Table]:
         columns = ["target", "bytes", "of int8", "download", "latency here", "tensor arena"]
         table = Table(*columns, *(f"test {score.label}" for score in self.files[0].scores))
@@ -205,10 +212,10 @@ class Report(Shown):
         fields = dataclasses.asdict(self)
         fields["float"] = fields.pop("float_")
         # At hand for scripts: the first of several.
-        for file in (fields["float"], fields["int8"], *fields["files"]):
-            file["score"] = file["scores"][0]["value"]
-        for file in fields["files"]:
-            file["float_score"] = file["float_scores"][0]["value"]
+        for file, measured in ((fields["float"], self.float_), (fields["int8"], self.int8)):
+            file["score"] = measured.score
+        for file, made in zip(fields["files"], self.files, strict=True):
+            file |= {"score": made.score, "float_score": made.float_score}
         for point in (fields["best"], *fields["curve"]):
             point |= {"score": point["scores"][0], "quality": point["qualities"][0]}
         return to_json(fields | {"score_name": self.score_name, "size_ratio": self.ratio}) + "\n"

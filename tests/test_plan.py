@@ -38,7 +38,7 @@ def test_a_run_does_as_planned(digits_run, samples, tmp_path):
         layer["name"] for layer in report["layers"]
     ]
     assert expected["model"]["int8_bytes"] == pytest.approx(report["int8"]["size"], rel=0.01)
-    assert (expected["labels"], expected["classes"]) == ("classes", 10)
+    assert expected["tasks"] == {"dense": "classification of 10 classes, judged by accuracy"}
 
 
 def test_json_is_the_report(digits_run):
@@ -79,7 +79,8 @@ def test_another_run_into_the_same_folder(digits_run, samples, tmp_path):
     ]
     assert f"loses {checkpoint}; --resume" in result.stdout.replace("\n", "")
     assert "budget: at most 0 points under float; limits: at most 100,000 bytes of arena" in result.stdout
-    assert "1,079 train, 359 validation, 359 test examples; 10 classes" in result.stdout
+    assert "1,079 train, 359 validation, 359 test examples" in result.stdout
+    assert "output dense: classification of 10 classes" in result.stdout
     assert "preprocessing: none" in result.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
