@@ -52,7 +52,7 @@ def regression(api, begin, path):
 
 
 def normalized(api, x, inputs):
-    norm = api.layers.Normalization()
+    norm = api.layers.Normalization(name="normalization")  # whatever was made before
     norm.adapt(x)
     return norm(inputs)
 
