@@ -421,7 +421,8 @@ def find_head(
             head = _weighed(head, normal)
     if task == "reconstruction":  # of targets that are made of the inputs, and anomalies where they are known
         head = replace(head, label_size=output.size + 1)
-    judged: tuple[str, ...] = TASKS[task][:1]
+    # How labels are ranked, and on which side of the threshold they are: one may hold without the other.
+    judged: tuple[str, ...] = TASKS[task] if task == "multi-label" else TASKS[task][:1]
     if head.uneven:
         judged = ("balanced accuracy", "AUC") if task == "binary" else ("balanced accuracy",)
     wish = wishes.metric(output)
