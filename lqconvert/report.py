@@ -45,8 +45,8 @@ class Measured:
 
     @property
     def score(self) -> float:
-        """The first one."""
-        return self.scores[0].value
+        """The first one; NaN where the examples tell none."""
+        return self.scores[0].value if self.scores else math.nan
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class Report(Shown):
     @property
     def score_name(self) -> str:
         """What the first score is."""
-        return self.float_.scores[0].label
+        return self.float_.scores[0].label if self.float_.scores else self.criteria[0]
 
     def shown(self) -> Iterator[str | Table]:
         layers = Table("layer", "shape", "scales", "codes", "range", "entropy", "share")

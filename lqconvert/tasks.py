@@ -341,7 +341,8 @@ def _qualities(
     head: Head, metric: Metric, logits: np.ndarray, outputs: np.ndarray, truth: np.ndarray
 ) -> np.ndarray:
     if metric.name not in ("accuracy", "balanced accuracy"):
-        return metric.qualities(outputs, truth, head.threshold)
+        # Where the labels do not tell (AUC without a positive) nothing is worse than float.
+        return np.nan_to_num(metric.qualities(outputs, truth, head.threshold), nan=0.0)
     weights = balance(truth) if metric.name == "balanced accuracy" else np.ones(len(truth))
     right = METRICS["accuracy"].qualities(outputs, truth, head.threshold)
     return weights * (right + confidences(logits, truth, weights)) / 2

@@ -62,9 +62,18 @@ def to_json(value: Any, indent: int | None = 2) -> str:
     >>> print(to_json("##[error] \\x1b", None))
     "#\\u0023[error] \\u001b"
     """
-    text = json.dumps(value, indent=indent)
+    text = json.dumps(_without_nan(value), indent=indent)
     # Only texts have either. Lone surrogates are what many readers refuse; pairs of them are characters.
     return _LONE.sub(_spelled, text).replace("##", "#\\u0023")
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: null stands for it."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 _PAIR = r"(?:\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2})"

@@ -484,3 +484,12 @@ def test_arrays_that_nothing_uses_are_told_of(tmp_path):
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert f"{data}: nothing uses sample_weight" in result.stderr
+
+
+def test_what_the_labels_do_not_tell_is_no_worse_than_float():
+    """AUC without a positive: a small validation split may have none."""
+    head = Head(Output("", (1,), "sigmoid"), "binary", judged=("balanced accuracy", "AUC"), uneven=True)
+    logits, labels = RNG.normal(size=(9, 1)), np.zeros(9, np.int64)
+    qualities = Heads((head,)).qualities(logits, labels, logits)
+    assert np.isfinite(qualities).all()
+    assert not qualities[1].any()
