@@ -22,8 +22,8 @@ from lqconvert.tasks import Score, Wishes, metric_named
 from lqconvert.text import markdown, to_json, xml
 
 if TYPE_CHECKING:
-    from lqconvert.evaluating import Runnable
     from lqconvert.preprocessing import Preprocessing
+    from lqconvert.runnable import Runnable
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def check(
         verdicts.append(_at_most("growth", len(tflite), against.size, "bytes"))
     if target is not None or data_spec is not None:
         # Here, because it takes TensorFlow, which a check of bytes can do without.
-        from lqconvert.evaluating import open_file
+        from lqconvert.runnable import open_file
 
         try:
             file = open_file(path, target=target)
@@ -270,7 +270,9 @@ def _scored(
     scores, there are none: a project may name its data for all commands.
     """
     from lqconvert.evaluating import data_for, measure, preprocessing_of, shared_examples
+    from lqconvert.runnable import aligned
 
+    files = aligned(files)
     data = data_for(files, data_spec, wishes)
     if not data.labelled and len(files) == 1:
         if not asked:

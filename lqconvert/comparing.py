@@ -13,11 +13,9 @@ import numpy as np
 from lqconvert.errors import LqError
 from lqconvert.evaluating import (
     Evaluation,
-    Runnable,
     data_for,
     fed,
     measure,
-    open_file,
     preprocessing_of,
     shared_examples,
 )
@@ -26,6 +24,7 @@ from lqconvert.metrics import agreement
 from lqconvert.noise import LayerNoise, decibels, layer_noise
 from lqconvert.output import Shown, Table
 from lqconvert.preprocessing import Preprocessing
+from lqconvert.runnable import Runnable, aligned, open_file
 from lqconvert.splits import Data, as_numpy
 from lqconvert.targets import TFLM
 from lqconvert.tasks import Wishes
@@ -119,7 +118,7 @@ def compare(
     Raises:
         LqError: if a file or the data cannot be read or run, or they do not fit together.
     """
-    files = [open_file(path, input_shape=input_shape, trust_model=trust_model) for path in paths]
+    files = aligned([open_file(path, input_shape=input_shape, trust_model=trust_model) for path in paths])
     data = data_for(files, data_spec, wishes)
     examples = shared_examples(files, data)
     wanted = [preprocess or preprocessing_of(file, data) for file in files]

@@ -18,7 +18,6 @@ from lqconvert.datasets import load_data
 from lqconvert.deflating import gzipped
 from lqconvert.distributing import Distribution
 from lqconvert.errors import BudgetMissed, Interrupted, LqError
-from lqconvert.evaluating import outputs_of
 from lqconvert.evidence import Evidence
 from lqconvert.exporting import Exported, convert, export, learned_codes
 from lqconvert.feeding import left_out
@@ -32,6 +31,7 @@ from lqconvert.preprocessing import Preprocessing
 from lqconvert.proving import NO_BORDER, PROOF_EXAMPLES, Limits, examples_in, prove, run, smallest
 from lqconvert.quantizers import QuantizedLayer
 from lqconvert.report import ClassRecall, Exports, Measured, Report, TargetFile, layer_rows, versions
+from lqconvert.runnable import outputs_of
 from lqconvert.runtime import Interface, Runner, isolated
 from lqconvert.schemes import Scheme
 from lqconvert.shortfall import shortfall

@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lqconvert.datasets import load_data
 from lqconvert.deflating import deflated
-from lqconvert.errors import CannotRun, LqError
-from lqconvert.firmware import operators
+from lqconvert.errors import LqError
 from lqconvert.flatbuffer import operator_name, read
 from lqconvert.inspecting_tflite import dimensions
 from lqconvert.output import Shown, Table
-from lqconvert.packing import DECODE
 from lqconvert.preprocessing import PREPROCESSINGS, Choice, Preprocessing, choose_preprocessing
 from lqconvert.proving import examples_in
-from lqconvert.reading import read_bytes
-from lqconvert.runtime import Interface, isolated, run_micro
+from lqconvert.runnable import Runnable, aligned, open_file, plain_name
 from lqconvert.splits import Data, as_numpy
-from lqconvert.targets import LITERT, TARGETS, TFLM, Target
-from lqconvert.tasks import Output, Score, Wishes
-from lqconvert.text import printable, to_json
+from lqconvert.tasks import Score, Wishes
+from lqconvert.text import to_json
 
-#: The seconds of an inference in TFLite Micro are the median over so many.
-MICRO_RUNS = 16
 #: Operators that look rows up, and the place of the indices among their inputs.
 LOOKUPS = {"GATHER": 1, "EMBEDDING_LOOKUP": 0}
 
@@ -100,72 +92,12 @@ def evaluate(
     Raises:
         LqError: if the file or the data cannot be read, do not fit together, or the target does not run it.
     """
-    file = open_file(path, target=target, input_shape=input_shape, trust_model=trust_model)
+    (file,) = aligned([open_file(path, target=target, input_shape=input_shape, trust_model=trust_model)])
     data = data_for([file], data_spec, wishes)
     if not data.labelled:
         raise LqError(f"{data_spec}: has no labels to score by")
     preprocess = preprocess or preprocessing_of(file, data)
     return measure(file, data, preprocess, shared_examples([file], data))[0]
-
-
-@dataclass(frozen=True)
-class Runnable:
-    """A .tflite that its target was seen to run."""
-
-    name: str
-    tflite: bytes
-    target: Target
-    interface: Interface
-    latency_s: float
-    arena_bytes: int | None
-
-    def predict(self, batches: Iterable[Any]) -> np.ndarray:
-        """Outputs (float32 [n, ...]) for batches of real inputs, preprocessed."""
-        if self.target.name != TFLM.name:
-            try:
-                with isolated(self.tflite) as file:
-                    return file.run(batches)
-            except CannotRun as error:
-                raise CannotRun(f"{self.name}: {error}") from error
-        inputs = np.concatenate([self.interface.quantize(x) for x in batches])  # a process for all of them
-        return self.interface.dequantize(run_micro(self.tflite, inputs).outputs)
-
-
-def open_file(
-    path: str | Path,
-    *,
-    target: str | None = None,
-    input_shape: tuple[int, ...] | None = None,
-    trust_model: bool = False,
-) -> Runnable:
-    """Reads a .tflite, or makes the float32 one of a Keras model, and runs it once; see :func:`evaluate`."""
-    path = Path(path)
-    if not path.exists():
-        raise LqError(f"{path}: no such file")
-    try:
-        if path.suffix == ".tflite":
-            tflite = read_bytes(path)
-            read(tflite)
-        else:
-            tflite = _float32(path, input_shape, trust_model)
-        runs_on = TARGETS[target or (TFLM if DECODE in operators(tflite) else LITERT).name]
-        runs_on.check_installed()
-        if runs_on.name == TFLM.name:
-            interface = Interface.of(tflite)
-            micro = run_micro(tflite, interface.random_examples(MICRO_RUNS))
-            return Runnable(str(path), tflite, runs_on, interface, micro.latency_s, micro.arena_bytes)
-        with isolated(tflite) as file:
-            interface = Interface(file.inputs, file.outputs)
-            return Runnable(str(path), tflite, runs_on, interface, file.latency_s, None)
-    except LqError as error:
-        raise error if printable(path) in str(error) else type(error)(f"{path}: {error}") from error
-
-
-def _float32(path: Path, input_shape: tuple[int, ...] | None, trust_model: bool) -> bytes:
-    from lqconvert.exporting import convert
-    from lqconvert.loading import load_model
-
-    return convert(load_model(path, input_shape=input_shape, trust_model=trust_model), integer=False)
 
 
 def data_for(files: Sequence[Runnable], data_spec: str, wishes: Wishes | None = None) -> Data:
@@ -176,55 +108,25 @@ def data_for(files: Sequence[Runnable], data_spec: str, wishes: Wishes | None = 
             raise LqError(
                 f"{other.name} has {_ports(other)}, {first.name} has {_ports(first)}: no data fit both"
             )
-    shapes = {_plain(name): shape for name, shape in first.interface.input_shapes.items()}
+    shapes = {plain_name(name): shape for name, shape in first.interface.input_shapes.items()}
     if len(shapes) < len(first.interface.inputs):
         raise LqError(
             f"{first.name}: its inputs have no names (--strip-all), and no data can be found for each"
         )
-    data = load_data(data_spec, shapes, outputs_of(first.tflite, first.interface), wishes)
+    data = load_data(data_spec, shapes, first.outputs, wishes)
     if any(head.task == "reconstruction" for head in data.heads):
         data = data.retargeted(_choose(first, data).target)
     return data
-
-
-#: Operators that give probabilities or unit vectors, and those that leave values as they are.
-ACTIVATIONS = {"SOFTMAX": "softmax", "LOGISTIC": "sigmoid", "L2_NORMALIZATION": "l2"}
-UNCHANGED = ("QUANTIZE", "DEQUANTIZE", "RESHAPE")
-
-
-def outputs_of(tflite: bytes, interface: Interface) -> list[Output]:
-    """What is known of a file's outputs, in order."""
-    flat = read(tflite)
-    graph = flat.subgraphs[0]
-    makers = {int(index): operator for operator in graph.operators for index in operator.outputs}
-
-    def activation(index: int) -> str:
-        operator = makers.get(index)
-        name = operator_name(flat, operator) if operator is not None else ""
-        if operator is not None and name in UNCHANGED and len(operator.inputs):
-            del makers[index]  # a hostile file may go in circles
-            return activation(int(operator.inputs[0]))
-        return ACTIVATIONS.get(name, "")
-
-    return [
-        Output(_plain(detail["name"]), tuple(int(n) for n in detail["shape"][1:]), activation(int(index)))
-        for detail, index in zip(interface.outputs, graph.outputs, strict=True)
-    ]
 
 
 def _ports(file: Runnable) -> str:
     """What a file takes and gives, in words; names count where there are several inputs."""
     shapes = file.interface.input_shapes
     inputs = [
-        f"{_plain(name)} {dimensions(shape)}" if len(shapes) > 1 else dimensions(shape)
+        f"{plain_name(name)} {dimensions(shape)}" if len(shapes) > 1 else dimensions(shape)
         for name, shape in shapes.items()
     ]
     return f"inputs {', '.join(inputs)} and {file.interface.output_units} outputs"
-
-
-def _plain(name: str) -> str:
-    """An input's name without what converters put around it."""
-    return re.sub(r"^serving_default_|:0$", "", name).removesuffix("_quantized")
 
 
 def preprocessing_of(file: Runnable, data: Data) -> Preprocessing:

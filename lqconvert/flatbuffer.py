@@ -185,6 +185,11 @@ def _refuse_dangling(flat: Any) -> None:
         within([entry.tensorIndex for entry in entries], len(flat.subgraphs[signature.subgraphIndex].tensors))
 
 
+def text_of(name: bytes | str | None) -> str:
+    """A name in the schema as text, whatever bytes a stranger gave it."""
+    return name.decode(errors="replace") if isinstance(name, bytes) else name or ""
+
+
 class _Builder(flatbuffers.Builder):
     """Writes equal vectors once, and data for kernels on 16-byte boundaries, as TFLite Micro wants it."""
 

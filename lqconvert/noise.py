@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lqconvert.flatbuffer import OPERANDS, operator_name, read
+from lqconvert.flatbuffer import OPERANDS, operator_name, read, text_of
 from lqconvert.runtime import isolated
 
 #: What a converter's names of tensors end in, the surest sign of the layer first.
@@ -124,8 +124,7 @@ def _layers(tflite: bytes) -> list[_Layer]:
 
 def _name(text: bytes | str | None) -> str:
     """The layer in a converter's name of a tensor: "model/re_lu/Relu;model/dense/BiasAdd" is of dense."""
-    text = text.decode(errors="replace") if isinstance(text, bytes) else text or ""
-    paths = [path for path in text.split(";") if "/" in path]
+    paths = [path for path in text_of(text).split(";") if "/" in path]
     for sign in _SIGNS:
         for path in paths:
             if re.search(sign, path):

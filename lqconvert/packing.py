@@ -25,6 +25,7 @@ from lqconvert.flatbuffer import (
     reshape,
     set_values,
     strip,
+    text_of,
     values,
     write,
 )
@@ -320,9 +321,10 @@ def kernels(flat: Any) -> list[Kernel]:
         if codes is None or codes.dtype != np.int8 or index in found:
             continue
         tensor = graph.tensors[index]
-        label = tensor.name.decode(errors="replace") if isinstance(tensor.name, bytes) else tensor.name or ""
         scales = None if tensor.quantization is None else tensor.quantization.scale
-        found[index] = Kernel(index, name, codes, 0 if scales is None else len(scales), readers[index], label)
+        found[index] = Kernel(
+            index, name, codes, 0 if scales is None else len(scales), readers[index], text_of(tensor.name)
+        )
     return list(found.values())
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from lqconvert.children import ended_by, run_module, started, took_too_long
 from lqconvert.errors import CannotRun, LqError
-from lqconvert.flatbuffer import DTYPES, read
+from lqconvert.flatbuffer import DTYPES, read, text_of
 
 #: LiteRT's sets of kernels: XNNPACK's, its default, and its own.
 KERNELS = {"XNNPACK": "AUTO", "built-in": "BUILTIN_WITHOUT_DEFAULT_DELEGATES"}
@@ -117,7 +117,7 @@ class Interface:
         rng = np.random.default_rng(0)
         shapes = [(count, *(int(n) for n in detail["shape"][1:])) for detail in self.inputs]
         pairs = zip(shapes, self.inputs, strict=True)
-        return _together([_random(rng, shape, detail) for shape, detail in pairs])
+        return together([_random(rng, shape, detail) for shape, detail in pairs])
 
     def quantize(self, x: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """Real inputs [n, ...] (of each input, where there are several) as the file takes them."""
@@ -125,7 +125,7 @@ class Interface:
 
     def dequantize(self, y: np.ndarray) -> np.ndarray:
         """Outputs of the file as float32, in the same shape."""
-        return _together(real(y, self.outputs))
+        return together(real(y, self.outputs))
 
 
 class Runner(Interface):
@@ -215,7 +215,7 @@ def split(examples: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndar
 
 def coded(parts: Sequence[np.ndarray], details: Sequence[dict[str, Any]]) -> np.ndarray:
     """Examples with the codes of real values [n, ...] of each input, or output, in one array."""
-    return _together([_quantized(part, detail) for part, detail in zip(parts, details, strict=True)])
+    return together([_quantized(part, detail) for part, detail in zip(parts, details, strict=True)])
 
 
 def real(examples: np.ndarray, details: Sequence[dict[str, Any]]) -> list[np.ndarray]:
@@ -224,7 +224,7 @@ def real(examples: np.ndarray, details: Sequence[dict[str, Any]]) -> list[np.nda
     return [_dequantized(part, detail) for part, detail in zip(parts, details, strict=True)]
 
 
-def _together(parts: Sequence[np.ndarray]) -> np.ndarray:
+def together(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Of one input or output as it is; of several flat, one behind the other."""
     return parts[0] if len(parts) == 1 else np.concatenate([x.reshape(len(x), -1) for x in parts], axis=1)
 
@@ -239,7 +239,7 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], detail: dict[str, 
 
 def _detail(tensor: Any) -> dict[str, Any]:
     """A tensor of the schema as LiteRT's interpreter tells of one."""
-    name = tensor.name.decode(errors="replace") if isinstance(tensor.name, bytes) else tensor.name or ""
+    name = text_of(tensor.name)
     quantization, scale = tensor.quantization, (0.0, 0)
     if quantization is not None and quantization.scale is not None and len(quantization.scale) == 1:
         points = quantization.zeroPoint

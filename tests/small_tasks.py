@@ -54,7 +54,39 @@ def two_outputs(rng):
     return _with_weights(model, **weights), {"x": x, "y_kind": y_kind, "age": age}
 
 
-TASKS = {each.__name__: each for each in (regression, detector, segmentation, two_outputs)}
+def multi_label(rng):
+    """Each of three tags has a column that tells it, almost always."""
+    x = rng.normal(size=(N, 6)).astype(np.float32)
+    y = (x[:, :3] + 0.3 * rng.normal(size=(N, 3)) > 0.5).astype(np.int64)
+    model = tf_keras.Sequential([layers.Input((6,)), layers.Dense(3, "sigmoid", name="tags")])
+    return _with_weights(model, tags=[6 * np.eye(6)[:, :3], [-3, -3, -3]]), {"x": x, "y": y}
+
+
+def reconstruction(rng):
+    """Six columns that three numbers make, but for one example in ten: these are the anomalies."""
+    basis = np.linalg.qr(rng.normal(size=(6, 3)))[0]
+    y = (rng.uniform(size=N) < 0.1).astype(np.int64)
+    x = rng.normal(size=(N, 3)) @ basis.T + (0.05 + y)[:, np.newaxis] * rng.normal(size=(N, 6))
+    model = tf_keras.Sequential(
+        [layers.Input((6,)), layers.Dense(3, name="code"), layers.Dense(6, name="again")]
+    )
+    weights = {"code": [basis, np.zeros(3)], "again": [basis.T, np.zeros(6)]}
+    return _with_weights(model, **weights), {"x": x.astype(np.float32), "y": y}
+
+
+def embedding(rng):
+    """Six columns as a direction in four dimensions; nobody knows what it means."""
+    model = tf_keras.Sequential(
+        [layers.Input((6,)), layers.Dense(4, name="direction"), layers.UnitNormalization()]
+    )
+    weights = {"direction": [rng.normal(size=(6, 4)), np.zeros(4)]}
+    return _with_weights(model, **weights), {"x": rng.normal(size=(N, 6)).astype(np.float32)}
+
+
+TASKS = {
+    each.__name__: each
+    for each in (regression, detector, multi_label, segmentation, reconstruction, embedding, two_outputs)
+}
 
 
 def made(name: str, folder: Path) -> tuple[Path, Path]:

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import small_tasks
+import tensorflow as tf
 import tf_keras
 from click.testing import CliRunner
 
@@ -242,12 +243,25 @@ LIMITS = {
     "regression": ["--max-mae", "1.5", "--max-rmse", "2", "--min-r2", "0.95"],
     "detector": ["--min-balanced-accuracy", "0.8", "--min-auc", "0.9", "--min-recall", "0.7"],
     "segmentation": ["--min-miou", "0.6", "--min-pixel-accuracy", "0.7"],
+    "multi_label": ["--min-mean-auc", "0.95", "--min-micro-f1", "0.8"],
+    "reconstruction": [
+        "--min-reconstruction-r2",
+        "0.8",
+        "--max-reconstruction-rmse",
+        "0.5",
+        "--min-anomaly-auc",
+        "0.97",
+    ],
+    "embedding": [],
     "two_outputs": ["--min-accuracy", "0.7", "--max-mae", "2", "--min-r2", "0.9"],
 }
 JUDGED = {
     "regression": ["drop"],
     "detector": ["drop of balanced accuracy", "drop of AUC"],
     "segmentation": ["drop"],
+    "multi_label": ["drop of mean AUC", "drop of micro-F1"],
+    "reconstruction": ["drop"],
+    "embedding": ["drop"],
     "two_outputs": ["drop of kind accuracy", "drop of age R²"],
 }
 
@@ -275,7 +289,7 @@ def test_each_task_has_budgets_of_its_own(name, task, tmp_path):
     assert cases[-len(JUDGED[name]) :] == JUDGED[name]
     assert len(cases) == len(JUDGED[name]) + len(LIMITS[name]) // 2
     # A file that has forgotten all fails by each of them, but has not grown.
-    result = run("check", of_zeros(file, tmp_path), *command, "--against", baseline)
+    result = run("check", of_zeros(file, tmp_path), *command, "--against", baseline, "--baseline", model)
     assert result.exit_code == 1
     suite = ElementTree.parse(junit).getroot()
     assert int(suite.get("failures")) == int(suite.get("tests")) - 1 == len(cases), result.output
@@ -308,6 +322,31 @@ def test_what_has_no_labels_is_held_against_the_baseline(task, tmp_path):
     result = run(*command, "--against", tmp_path / "b.json")
     assert result.exit_code == 1
     assert "--max-drop: the data do not tell kind R² to float; give labels, or --baseline" in result.output
+
+
+def by_name(model):
+    return tf.lite.TFLiteConverter.from_keras_model(model).convert()
+
+
+def by_number(model):
+    """Outputs that are called output_0 and output_1."""
+    call = tf.function(lambda x: model(x, training=False)).get_concrete_function(tf.TensorSpec((1, 6)))
+    return tf.lite.TFLiteConverter.from_concrete_functions([call], model).convert()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("converted", [by_name, by_number])
+def test_outputs_of_other_tools_files_are_told_apart(converted, first, task, tmp_path):
+    """Converters put them into an order of their own."""
+    model, data, _ = task("two_outputs")
+    theirs = tmp_path / "theirs.tflite"
+    theirs.write_bytes(converted(load_model(model)))
+    files = [theirs, model] if first else [model, theirs]
+    one, other = compare(files, str(data)).files
+    labels = {score.label for score in one.evaluation.scores}
+    assert labels == {"kind accuracy", "age R²", "age MAE", "age RMSE"}
+    assert set(other.evaluation.scores) == set(one.evaluation.scores)
+    assert other.snr_db > 60
 
 
 METRICS = """

@@ -10,14 +10,14 @@ import tf_keras
 from click.testing import CliRunner
 from tf_keras import layers
 
-from lqconvert import LqError, load_model
+from lqconvert import LqError, compare, load_model
 from lqconvert.cli import main
 from lqconvert.memorized import steer
 from lqconvert.metrics import balance, log_softmax, sigmoid
 from lqconvert.model_outputs import outputs_of
 from lqconvert.preprocessing import Preprocessing
 from lqconvert.splits import Data, Split
-from lqconvert.tasks import Head, Heads, Output, Wishes, as_labels, find_head, head_labels
+from lqconvert.tasks import Head, Heads, Output, Score, Wishes, as_labels, find_head, head_labels
 from lqconvert.training import _distillation, _head_loss
 
 RNG = np.random.default_rng(0)
@@ -444,6 +444,42 @@ def test_rare_positives_do_not_pay_for_the_bytes(quantize, tmp_path):
         assert after[metric] > before[metric] - 0.03
     rare = report["classes"][1]
     assert (rare["name"], rare["recall"]) == ("1", pytest.approx(after["recall"]))
+
+
+def of_tf_lite(model, data, path):
+    """The float model as tf.lite's int8, calibrated on some of the data."""
+    converter = tf.lite.TFLiteConverter.from_keras_model(load_model(model))
+    with np.load(data) as arrays:
+        rows = arrays["x"][:256]
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([row[np.newaxis]] for row in rows)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+    path.write_bytes(converter.convert())
+    return path
+
+
+@pytest.mark.parametrize("name", small_tasks.TASKS)
+def test_no_task_comes_out_worse_than_of_tf_lite(name, quantize, tmp_path):
+    """By more than a point, of these few examples; nor than the float model."""
+    model, data = small_tasks.made(name, tmp_path)
+    result, report = quantize(model, data)
+    assert result.exit_code == 0, result.output
+    peer = of_tf_lite(model, data, tmp_path / "peer.tflite")
+    files = [
+        by_label(file.evaluation.scores)
+        for file in compare([model, peer, tmp_path / "out.tflite"], str(data)).files
+    ]
+    if not files[0]:  # nobody knows what is right: it is held against the float model
+        assert report["criteria"] == ["cosine similarity"]
+        files = [{"cosine similarity": 1.0}, by_label(Score(**each) for each in report["files"][0]["scores"])]
+    *others, ours = files
+    for criterion in report["criteria"]:
+        assert ours[criterion] >= max(other[criterion] for other in others) - 0.03, files
+
+
+def by_label(scores):
+    return {score.label: score.value for score in scores}
 
 
 def test_every_output_holds_the_budget(quantize, tmp_path):
