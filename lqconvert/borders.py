@@ -10,8 +10,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from lqconvert.errors import LqError
 from lqconvert.flatbuffer import add_constant, add_tensor, new_operator, read, write
+from lqconvert.interface import Interface, coded, real
 from lqconvert.preprocessing import Front
-from lqconvert.runtime import Interface, coded, real
 
 #: The types that inputs and outputs of real values can have.
 TYPES = {

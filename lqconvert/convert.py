@@ -23,6 +23,7 @@ from lqconvert.exporting import Exported, convert, export, learned_codes
 from lqconvert.feeding import left_out
 from lqconvert.finetuning import Finetuned, Progress, finetune
 from lqconvert.firmware import c_sources
+from lqconvert.interface import Interface
 from lqconvert.metrics import agreement, guesses
 from lqconvert.model_outputs import joined, predict
 from lqconvert.noise import LayerNoise, layer_noise
@@ -32,7 +33,7 @@ from lqconvert.proving import NO_BORDER, PROOF_EXAMPLES, Limits, examples_in, pr
 from lqconvert.quantizers import QuantizedLayer
 from lqconvert.report import ClassRecall, Exports, Measured, Report, TargetFile, layer_rows, versions
 from lqconvert.runnable import outputs_of
-from lqconvert.runtime import Interface, Runner, isolated
+from lqconvert.runtime import Runner, isolated
 from lqconvert.schemes import Scheme
 from lqconvert.shortfall import shortfall
 from lqconvert.splits import Data, Split, as_numpy

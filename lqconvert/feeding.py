@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from lqconvert.borders import Border
+from lqconvert.interface import Interface
 from lqconvert.preprocessing import Front
-from lqconvert.runtime import Interface
 
 _KOTLIN = {"int8": "Byte", "uint8": "Byte", "int16": "Short"}
 

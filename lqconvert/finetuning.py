@@ -16,13 +16,14 @@ from lqconvert.budget import Budget, Point, Steering
 from lqconvert.calibration import at_full_width
 from lqconvert.checkpoint import Checkpoint
 from lqconvert.codes import Codes
-from lqconvert.deflating import deflated, independent_bytes, stored
+from lqconvert.deflating import deflated
 from lqconvert.distributing import Distribution
 from lqconvert.errors import LqError
 from lqconvert.exporting import learned_codes
 from lqconvert.model_outputs import logits_of, predict
 from lqconvert.pacing import Pace
 from lqconvert.preprocessing import Preprocessing
+from lqconvert.size_estimate import independent_bytes, packing_overhead, stored
 from lqconvert.splits import Data, Split
 from lqconvert.tasks import AGAINST_FLOAT
 from lqconvert.training import Trainer, assign, values
@@ -196,19 +197,6 @@ def _steering(
     qualities = distribution.agreed(float_qualities(data, logits, data.validation).mean(axis=1))
     perfect = [head.task in AGAINST_FLOAT for head, _ in data.heads.criteria]
     return Steering(budget, [float(quality) for quality in qualities], keep_last=keep_last, perfect=perfect)
-
-
-def packing_overhead(independent: float, known: list[tuple[float, float]]) -> float:
-    """Packed bytes over those that ``independent`` codes take, from such pairs known of the same kernels.
-
-    Codes are not independent: zeros keep together, which counts the more, the fewer bytes there are. So it
-    changes about as a power of the bytes, of which the last two known tell half: the rest of what differs
-    between them comes of learning, and stays.
-    """
-    *before, (last, overhead) = known
-    apart = math.log(before[-1][0] / last) if before else 0.0
-    power = math.log(overhead / before[-1][1]) / apart if abs(apart) > 0.05 else 0.0
-    return overhead * (last / independent) ** (min(max(power, -0.2), 0.2) / 2)
 
 
 class _Look:

@@ -9,8 +9,8 @@ import numpy as np
 
 from lqconvert.errors import LqError
 from lqconvert.flatbuffer import operator_name, read
+from lqconvert.interface import Interface
 from lqconvert.packing import DECODE
-from lqconvert.runtime import Interface
 from lqconvert.text import MOST_OF_A_NAME, c_comment, c_identifier, c_include, printable
 
 #: Names that MicroMutableOpResolver spells otherwise than the schema's words, capitalized.

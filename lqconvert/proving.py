@@ -17,8 +17,9 @@ from lqconvert.firmware import operators
 from lqconvert.flatbuffer import read
 from lqconvert.packing import INT8, Kernel, Packed, assemble, name_kernels, pack
 from lqconvert.removal import gather_inputs, gatherable, remove_dead_channels
-from lqconvert.runtime import KERNELS, isolated, run_micro
+from lqconvert.runtime import KERNELS, isolated
 from lqconvert.targets import TFLM, Target
+from lqconvert.tflm import run_micro
 
 NO_BORDER = Border()
 #: Inputs that every file is compared on, where there are as many.

@@ -14,12 +14,14 @@ import numpy as np
 from lqconvert.errors import CannotRun, LqError
 from lqconvert.firmware import operators
 from lqconvert.flatbuffer import operator_name, read, text_of
+from lqconvert.interface import Interface, real, together
 from lqconvert.packing import DECODE
 from lqconvert.reading import read_bytes
-from lqconvert.runtime import Interface, isolated, real, run_micro, together
+from lqconvert.runtime import isolated
 from lqconvert.targets import LITERT, TARGETS, TFLM, Target
 from lqconvert.tasks import Output
 from lqconvert.text import printable
+from lqconvert.tflm import run_micro
 
 #: The seconds of an inference in TFLite Micro are the median over so many.
 MICRO_RUNS = 16

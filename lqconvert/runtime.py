@@ -1,131 +1,34 @@
-"""Runs .tflite files in LiteRT and in TFLite Micro, those of strangers in processes of their own."""
+"""Runs .tflite files in LiteRT, those of strangers in processes of their own."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import IO, Any
 
 import numpy as np
 
-from lqconvert.children import ended_by, run_module, started, took_too_long
-from lqconvert.errors import CannotRun, LqError
-from lqconvert.flatbuffer import DTYPES, read, text_of
+from lqconvert.children import ended_by, started
+from lqconvert.errors import CannotRun
+from lqconvert.flatbuffer import read
+from lqconvert.interface import LARGEST_INPUT, Interface, split
 
 #: LiteRT's sets of kernels: XNNPACK's, its default, and its own.
 KERNELS = {"XNNPACK": "AUTO", "built-in": "BUILTIN_WITHOUT_DEFAULT_DELEGATES"}
-#: TFLite Micro's interpreter gets this much memory at first, and four times as much until it suffices.
-FIRST_ARENA, LARGEST_ARENA = 1 << 20, 1 << 30
-#: Its own sum of allocations may not suffice: it is raised by this, twice this, ... until the model runs.
-ARENA_STEP = 256
-#: Seconds after which a run is given up.
-TIMEOUT = 900
 #: A process that runs a file may take so many bytes for data, and so many times the file's own.
 WORKER_BYTES, WORKER_COPIES = 1 << 30, 6
 #: Seconds after which one is ended that does nothing: its own limits are of processor time.
 WORKER_SECONDS = 120
 #: Bytes of the line in which one says what it is about to send.
 LARGEST_LINE = 1 << 22
-
-#: Values of an input or output of a file for TFLite Micro, which is read before it is run.
-LARGEST_INPUT = 1 << 24
-
-
-class _NoArenaHelps(CannotRun):
-    """TFLite Micro lacks an operator, or took too long. Every other failure may be want of an arena."""
-
-
-class Interface:
-    """The inputs and outputs of a .tflite file, and what real values are in them.
-
-    Where a file has several inputs or outputs, an example is all of them, flattened, one behind the other.
-
-    Attributes:
-        inputs, outputs: of each its name, shape (with the batch axis), dtype and quantization (scale, zero
-            point; scale 0 where the values are no codes), as LiteRT's interpreter tells them.
-    """
-
-    def __init__(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        self.inputs, self.outputs = inputs, outputs
-
-    @classmethod
-    def of(cls, tflite: bytes) -> Interface:
-        """That of a file which LiteRT may not run: one for TFLite Micro.
-
-        Raises:
-            LqError: if the file is damaged.
-        """
-        graph = read(tflite).subgraphs[0]
-        return cls(*([_detail(graph.tensors[i]) for i in side] for side in (graph.inputs, graph.outputs)))
-
-    @property
-    def example_shape(self) -> tuple[int, ...]:
-        """The shape of an example as :meth:`invoke` takes it."""
-        shapes = [tuple(int(n) for n in detail["shape"][1:]) for detail in self.inputs]
-        return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
-
-    @property
-    def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The inputs' names and shapes, without the batch axis."""
-        return {d["name"]: tuple(int(n) for n in d["shape"][1:]) for d in self.inputs}
-
-    @property
-    def input_types(self) -> dict[str, str]:
-        """The inputs' names and types: "int8", "int32", ..."""
-        return {d["name"]: np.dtype(d["dtype"]).name for d in self.inputs}
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """The shape of what an example gives; of several outputs all values together."""
-        shapes = [tuple(int(n) for n in detail["shape"][1:]) for detail in self.outputs]
-        return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
-
-    @property
-    def output_units(self) -> int:
-        """The last axis of that."""
-        return self.output_shape[-1] if self.output_shape else 1
-
-    @property
-    def quantizations(self) -> tuple[dict[str, tuple[float, int]], dict[str, tuple[float, int]]]:
-        """(scale, zero point) of the inputs and of the outputs, by name; (0, 0) of what is not quantized."""
-        inputs, outputs = (
-            {d["name"]: (float(d["quantization"][0]), int(d["quantization"][1])) for d in side}
-            for side in (self.inputs, self.outputs)
-        )
-        return inputs, outputs
-
-    @property
-    def output_steps(self) -> np.ndarray:
-        """The scale of the output; of several outputs that of each value of an example."""
-        scales = [detail["quantization"][0] for detail in self.outputs]
-        if len(scales) == 1:
-            return np.array(scales[0], np.float32)
-        return np.repeat(scales, [int(np.prod(detail["shape"][1:])) for detail in self.outputs])
-
-    def random_examples(self, count: int) -> np.ndarray:
-        """Inputs as :meth:`Runner.invoke` takes them: any codes or values in 0..1, and 0 or 1 for indices."""
-        rng = np.random.default_rng(0)
-        shapes = [(count, *(int(n) for n in detail["shape"][1:])) for detail in self.inputs]
-        pairs = zip(shapes, self.inputs, strict=True)
-        return together([_random(rng, shape, detail) for shape, detail in pairs])
-
-    def quantize(self, x: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-        """Real inputs [n, ...] (of each input, where there are several) as the file takes them."""
-        return coded([x] if len(self.inputs) == 1 else x, self.inputs)  # type: ignore[list-item,arg-type]
-
-    def dequantize(self, y: np.ndarray) -> np.ndarray:
-        """Outputs of the file as float32, in the same shape."""
-        return together(real(y, self.outputs))
 
 
 class Runner(Interface):
@@ -202,67 +105,6 @@ class Runner(Interface):
                 self.interpreter.invoke()
                 times.append(time.perf_counter() - start)
         return median(times[10:] or times)
-
-
-def split(examples: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """Examples [n, total] as the tensors [n, ...] that they hold; the shapes have a batch axis in front."""
-    if len(shapes) == 1:
-        return [examples]
-    ends = np.cumsum([int(np.prod(shape[1:])) for shape in shapes])
-    parts = np.split(examples.reshape(len(examples), -1), ends[:-1], axis=1)
-    return [part.reshape(len(examples), *shape[1:]) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def coded(parts: Sequence[np.ndarray], details: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Examples with the codes of real values [n, ...] of each input, or output, in one array."""
-    return together([_quantized(part, detail) for part, detail in zip(parts, details, strict=True)])
-
-
-def real(examples: np.ndarray, details: Sequence[dict[str, Any]]) -> list[np.ndarray]:
-    """The real values (float32 [n, ...]) of each input, or output, that examples have the codes of."""
-    parts = split(examples, [detail["shape"] for detail in details])
-    return [_dequantized(part, detail) for part, detail in zip(parts, details, strict=True)]
-
-
-def together(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Of one input or output as it is; of several flat, one behind the other."""
-    return parts[0] if len(parts) == 1 else np.concatenate([x.reshape(len(x), -1) for x in parts], axis=1)
-
-
-def _random(rng: np.random.Generator, shape: tuple[int, ...], detail: dict[str, Any]) -> np.ndarray:
-    dtype = detail["dtype"]
-    if dtype in (np.int8, np.uint8) or (dtype == np.int16 and detail["quantization"][0]):
-        limits = np.iinfo(dtype)
-        return rng.integers(limits.min, limits.max + 1, shape).astype(dtype)
-    return rng.random(shape, np.float32) if dtype == np.float32 else rng.integers(0, 2, shape).astype(dtype)
-
-
-def _detail(tensor: Any) -> dict[str, Any]:
-    """A tensor of the schema as LiteRT's interpreter tells of one."""
-    name = text_of(tensor.name)
-    quantization, scale = tensor.quantization, (0.0, 0)
-    if quantization is not None and quantization.scale is not None and len(quantization.scale) == 1:
-        points = quantization.zeroPoint
-        scale = float(quantization.scale[0]), 0 if points is None else int(points[0])
-    shape = np.asarray([] if tensor.shape is None else tensor.shape, np.int32)
-    if math.prod(map(int, shape)) > LARGEST_INPUT:
-        raise LqError(f"input or output '{name}' has more than {LARGEST_INPUT:,} values")
-    if tensor.type not in DTYPES:
-        raise LqError(f"input or output '{name}' is of a type that no model here has")
-    return {"name": name, "shape": shape, "dtype": DTYPES[tensor.type], "quantization": scale}
-
-
-def _quantized(x: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
-    scale, zero_point = detail["quantization"]
-    if not scale:  # float, or indices
-        return x.astype(detail["dtype"])
-    limits = np.iinfo(detail["dtype"])
-    return np.clip(np.round(x / scale) + zero_point, limits.min, limits.max).astype(detail["dtype"])
-
-
-def _dequantized(y: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
-    scale, zero_point = detail["quantization"]
-    return (y.astype(np.float32) - zero_point) * scale if scale else y.astype(np.float32)
 
 
 class Isolated(Interface):
@@ -395,71 +237,3 @@ def _told(detail: dict[str, Any]) -> dict[str, Any]:
         raise ValueError
     quantization = float(scale), int(zero_point)
     return {"name": str(detail["name"]), "shape": shape, "dtype": dtype.type, "quantization": quantization}
-
-
-@dataclass(frozen=True)
-class MicroRun:
-    """What TFLite Micro did with a file: outputs [n, ...] as it has them, and what it took.
-
-    Latency and arena are those of this machine: a microcontroller's pointers are half as long.
-    """
-
-    outputs: np.ndarray
-    latency_s: float
-    arena_bytes: int
-
-
-def run_micro(tflite: bytes, inputs: np.ndarray) -> MicroRun:
-    """Runs a file in TFLite Micro, in a process of its own.
-
-    Args:
-        inputs: [n, ...] as the file takes them: int8, uint8, int16 or float32 (and indices).
-
-    Raises:
-        CannotRun: if it does not run the file; the message has its reason.
-    """
-    arena, step = FIRST_ARENA, ARENA_STEP
-    while True:
-        try:
-            outputs, latency, needed = _child(tflite, inputs, arena)
-            break
-        except _NoArenaHelps:
-            raise
-        except LqError:
-            if arena >= LARGEST_ARENA:
-                raise
-            arena *= 4
-    while True:
-        try:
-            _child(tflite, inputs[:1], needed)
-            return MicroRun(outputs, latency, needed)
-        except LqError:
-            needed, step = needed + step, 2 * step
-            if needed > arena:
-                raise
-
-
-def _child(tflite: bytes, inputs: np.ndarray, arena: int) -> tuple[np.ndarray, float, int]:
-    with tempfile.TemporaryDirectory() as name:
-        model, examples, outputs = (Path(name) / file for file in ("model", "inputs.npy", "outputs.npy"))
-        model.write_bytes(tflite)
-        np.save(examples, inputs)
-        graph = read(tflite).subgraphs[0]
-        counts = len(graph.inputs), len(graph.outputs)
-        try:
-            child = run_module("micro", model, examples, outputs, arena, *counts, timeout=TIMEOUT)
-        except subprocess.TimeoutExpired as error:
-            raise _NoArenaHelps(f"TFLite Micro did not finish in {TIMEOUT} seconds") from error
-        total = re.search(r"Arena allocation total (\d+)", child.stderr)
-        if child.returncode or total is None:
-            lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
-            ended = [ended_by(child.returncode)] if child.returncode < 0 else []
-            said = next((line for line in lines if "Traceback" not in line), "")
-            reason = said or (ended[0] if ended else "no reason given")
-            ended = ended if said else []
-            if "DENSIFY" in reason:
-                reason += "; it is packed for LiteRT, quantize and export make others with --target tflm"
-            late = took_too_long(child.returncode)
-            kind = _NoArenaHelps if late or "Didn't find op" in child.stderr else CannotRun
-            raise kind(f"TFLite Micro cannot run the file: {'; '.join([reason, *ended])}")
-        return np.load(outputs), float(child.stdout.split()[-1]), -(-int(total[1]) // 16) * 16

@@ -14,8 +14,9 @@ from lqconvert.borders import Border, Passage
 from lqconvert.cli import main
 from lqconvert.codes import Int8File
 from lqconvert.errors import LqError
+from lqconvert.interface import Interface
 from lqconvert.proving import Limits, prove
-from lqconvert.runtime import Interface, Runner
+from lqconvert.runtime import Runner
 
 pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only")
 

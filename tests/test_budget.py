@@ -16,8 +16,8 @@ from lqconvert import Budget, BudgetMissed, LqError, MaxBin, Rate, quantize
 from lqconvert.budget import Point, Steering
 from lqconvert.cli import main
 from lqconvert.codes import Codes, LayerCodes, TensorCodes
-from lqconvert.deflating import deflated, gzipped, independent_bytes, stored
-from lqconvert.finetuning import packing_overhead
+from lqconvert.deflating import deflated, gzipped
+from lqconvert.size_estimate import independent_bytes, packing_overhead, stored
 
 
 def point(pressure: float, bearable: float, step: int = 1) -> Point:

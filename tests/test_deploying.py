@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lqconvert
-from lqconvert.runtime import run_micro
+from lqconvert.tflm import run_micro
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

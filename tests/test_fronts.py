@@ -15,7 +15,8 @@ from lqconvert import export_codes
 from lqconvert.cli import main
 from lqconvert.codes import Int8File
 from lqconvert.errors import LqError
-from lqconvert.runtime import Runner, run_micro
+from lqconvert.runtime import Runner
+from lqconvert.tflm import run_micro
 
 pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only")
 

@@ -26,7 +26,8 @@ from lqconvert.flatbuffer import add_constant, add_tensor, new_operator, read, w
 from lqconvert.folding import fold
 from lqconvert.inspecting_tflite import Allowance, Constants
 from lqconvert.rewriting import float_layers
-from lqconvert.runtime import Runner, check_loads, run_micro
+from lqconvert.runtime import Runner, check_loads
+from lqconvert.tflm import run_micro
 from lqconvert.twins import TrustedFunction
 
 FUZZED = 60

@@ -16,8 +16,8 @@ from lqconvert.firmware import c_sources, operators, resolver_lines, with_margin
 from lqconvert.flatbuffer import read, set_values, write
 from lqconvert.packing import Huffman, Lut, kernels, name_kernels
 from lqconvert.proving import Limits, execute, prove
-from lqconvert.runtime import run_micro
 from lqconvert.targets import LITERT, TARGETS, TFLM, target
+from lqconvert.tflm import run_micro
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.integers(-128, 128, (300, 300)).astype(np.int8)
@@ -214,7 +214,7 @@ def test_what_takes_too_long_is_not_tried_with_more_memory(dense, monkeypatch):
         tries.append(arguments)
         raise subprocess.TimeoutExpired(arguments, timeout)
 
-    monkeypatch.setattr("lqconvert.runtime.run_module", late)
+    monkeypatch.setattr("lqconvert.tflm.run_module", late)
     with pytest.raises(CannotRun, match="did not finish in"):
         execute(dense, TFLM, INPUTS[:1])
     assert len(tries) == 1

@@ -16,9 +16,10 @@ from lqconvert.cli import main
 from lqconvert.codes import Int8File
 from lqconvert.exporting import learned_codes, tflite_layout
 from lqconvert.granularity import GRANULARITIES
+from lqconvert.interface import Interface
 from lqconvert.preprocessing import PREPROCESSINGS, Preprocessing
 from lqconvert.quantizers import ActivationQuantizer
-from lqconvert.runtime import Interface, Runner
+from lqconvert.runtime import Runner
 
 
 def weight_tensors(tflite: bytes) -> list[tuple[np.ndarray, np.ndarray]]:
