@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lqconvert.text import MOST_SHOWN, printable
+from lqconvert.utils.text import MOST_SHOWN, printable
 
 
 class LqError(Exception):

@@ -58,7 +58,7 @@ def digits_run(samples, tmp_path_factory):
     """The folder of the digits sample's run with the command line's defaults, and what that printed."""
     from click.testing import CliRunner
 
-    from lqconvert.cli import main
+    from lqconvert.cli.main import main
 
     folder = tmp_path_factory.mktemp("digits")
     command = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits"]
@@ -70,7 +70,7 @@ def digits_run(samples, tmp_path_factory):
 def short_cycles():
     """Short fine-tuning, for tests that do not ask how much it learns."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lqconvert.finetuning.MINIMUM_CYCLE", CYCLE)
+        patch.setattr("lqconvert.training.finetune.MINIMUM_CYCLE", CYCLE)
         yield
 
 

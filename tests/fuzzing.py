@@ -80,12 +80,12 @@ def make_seeds(folder: Path) -> list[Path]:
     import tensorflow as tf
     import tf_keras
 
-    from lqconvert.budget import Point
-    from lqconvert.checkpoint import Checkpoint
-    from lqconvert.codes import Codes, Int8File, LayerCodes, TensorCodes
-    from lqconvert.exporting import convert
-    from lqconvert.folding import fold
-    from lqconvert.loading import load_model
+    from lqconvert.exporting.codes import Codes, Int8File, LayerCodes, TensorCodes
+    from lqconvert.exporting.export import convert
+    from lqconvert.keras_loader.load import load_model
+    from lqconvert.quantization.fold_batchnorm import fold
+    from lqconvert.training.budget import Point
+    from lqconvert.training.checkpoint import Checkpoint
 
     rng = np.random.default_rng(0)
     for api in (tf_keras, keras):
@@ -352,16 +352,16 @@ def remove(path: Path) -> None:
 def take(path: Path) -> None:
     """What inspect, explain, quantize or export do first with a file of its kind."""
     from lqconvert import explain, inspect
-    from lqconvert.checkpoint import Checkpoint
-    from lqconvert.cli import main
-    from lqconvert.codes import Int8File, load_kernels
-    from lqconvert.datasets import load_data
-    from lqconvert.flatbuffer import operator_name, read, values
-    from lqconvert.folding import fold
-    from lqconvert.loading import load_model
-    from lqconvert.project import defaults
-    from lqconvert.rewriting import rewrite
-    from lqconvert.runtime import check_loads
+    from lqconvert.cli.config import defaults
+    from lqconvert.cli.main import main
+    from lqconvert.data.sources import load_data
+    from lqconvert.exporting.codes import Int8File, load_kernels
+    from lqconvert.keras_loader.load import load_model
+    from lqconvert.quantization.fold_batchnorm import fold
+    from lqconvert.quantization.rewrite import rewrite
+    from lqconvert.runtime.litert import check_loads
+    from lqconvert.tflite.flatbuffer import operator_name, read, values
+    from lqconvert.training.checkpoint import Checkpoint
 
     def take_tflite(tflite: bytes) -> None:
         flat = read(tflite)
@@ -404,7 +404,7 @@ def worker() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever libraries print
-    import lqconvert.convert  # noqa: F401
+    import lqconvert.pipeline.quantize  # noqa: F401
     from lqconvert.errors import LqError
 
     print("ready", file=answers)

@@ -5,7 +5,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from lqconvert.flatbuffer import OPERANDS, add_constant, add_tensor, new_operator, write
+from lqconvert.tflite.flatbuffer import OPERANDS, add_constant, add_tensor, new_operator, write
 
 runtime = pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only").runtime
 

@@ -10,13 +10,13 @@ from tf_keras import layers
 
 import lqconvert
 from lqconvert import export_codes
-from lqconvert.borders import Border, Passage
-from lqconvert.cli import main
-from lqconvert.codes import Int8File
+from lqconvert.cli.main import main
 from lqconvert.errors import LqError
-from lqconvert.interface import Interface
-from lqconvert.proving import Limits, prove
-from lqconvert.runtime import Runner
+from lqconvert.exporting.codes import Int8File
+from lqconvert.runtime.litert import Runner
+from lqconvert.runtime.verify import Limits, prove
+from lqconvert.tflite.interface import Interface
+from lqconvert.tflite.io_types import Border, Passage
 
 pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only")
 

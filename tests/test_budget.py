@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lqconvert import Budget, BudgetMissed, LqError, MaxBin, Rate, quantize
-from lqconvert.budget import Point, Steering
-from lqconvert.cli import main
-from lqconvert.codes import Codes, LayerCodes, TensorCodes
-from lqconvert.deflating import deflated, gzipped
-from lqconvert.size_estimate import independent_bytes, packing_overhead, stored
+from lqconvert.cli.main import main
+from lqconvert.exporting.codes import Codes, LayerCodes, TensorCodes
+from lqconvert.training.budget import Point, Steering
+from lqconvert.training.size_estimate import independent_bytes, packing_overhead, stored
+from lqconvert.utils.compression import deflated, gzipped
 
 
 def point(pressure: float, bearable: float, step: int = 1) -> Point:
@@ -254,8 +254,8 @@ def test_max_size(samples, tmp_path):
 @pytest.fixture
 def short(monkeypatch):
     """For runs whose end does not depend on what they learn."""
-    monkeypatch.setattr("lqconvert.finetuning.MINIMUM_STEPS", 60)
-    monkeypatch.setattr("lqconvert.finetuning.MINIMUM_CYCLE", 10)
+    monkeypatch.setattr("lqconvert.training.finetune.MINIMUM_STEPS", 60)
+    monkeypatch.setattr("lqconvert.training.finetune.MINIMUM_CYCLE", 10)
 
 
 @pytest.mark.usefixtures("short")

@@ -15,9 +15,9 @@ import tf_keras
 from click.testing import CliRunner
 
 from lqconvert import LqError, check, compare, evaluate, load_data, load_model
-from lqconvert.cli import main
-from lqconvert.exporting import convert
-from lqconvert.flatbuffer import read, write
+from lqconvert.cli.main import main
+from lqconvert.exporting.export import convert
+from lqconvert.tflite.flatbuffer import read, write
 
 
 def run(*arguments):
@@ -80,7 +80,7 @@ def test_what_is_of_a_single_file(options, int8):
 def test_colour_is_for_terminals(int8):
     """Of two runs of one command, the one into a pipe has no escape sequence."""
     pty = pytest.importorskip("pty", reason="needs a terminal")
-    command = [sys.executable, "-c", "from lqconvert.cli import main; main()"]
+    command = [sys.executable, "-c", "from lqconvert.cli.main import main; main()"]
     command += ["check", str(int8), "--max-size", "1KB"]
     plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     environment = plain | {"TERM": "xterm-256color"}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lqconvert.cli import main
+from lqconvert.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lqconvert import coding
+from lqconvert.tflite import encoding
 
 METADATA = 16
 CODES = arrays(np.int8, st.integers(1, 300), elements=st.integers(-127, 127)) | arrays(
@@ -18,9 +18,9 @@ def bits_of(data: bytes) -> np.ndarray:
     return np.unpackbits(np.frombuffer(data, np.uint8))
 
 
-def decode_huffman(encoded: coding.Encoded, count: int, dtype) -> np.ndarray:
+def decode_huffman(encoded: encoding.Encoded, count: int, dtype) -> np.ndarray:
     """DecodeStateHuffman: a root table, then tables an offset ahead, until an entry has the top bit set."""
-    assert encoded.ancillary[:5] == bytes((coding.HUFFMAN, 1, 0, 0, coding.VERSION))
+    assert encoded.ancillary[:5] == bytes((encoding.HUFFMAN, 1, 0, 0, encoding.VERSION))
     wide = encoded.ancillary[5] & 1
     root_bits = (encoded.ancillary[5] >> 4) + 1
     table = np.frombuffer(encoded.ancillary[METADATA:], "<u4" if wide else "<u2").astype(np.int64)
@@ -44,21 +44,21 @@ def decode_huffman(encoded: coding.Encoded, count: int, dtype) -> np.ndarray:
 
 @given(CODES)
 def test_huffman(codes):
-    encoded = coding.encode_huffman(codes)
+    encoded = encoding.encode_huffman(codes)
     np.testing.assert_array_equal(decode_huffman(encoded, codes.size, np.int8), codes)
     assert len(encoded.stream) % 4 == 0
 
 
 @given(arrays(np.int16, st.integers(1, 200), elements=st.integers(0, 4000)))
 def test_huffman_of_wide_symbols(numbers):
-    encoded = coding.encode_huffman(numbers)
+    encoded = encoding.encode_huffman(numbers)
     np.testing.assert_array_equal(decode_huffman(encoded, numbers.size, np.int16), numbers)
 
 
 @given(st.lists(st.integers(1, 10_000), min_size=2, max_size=60))
 def test_huffman_lengths_are_optimal(counts):
     counts = np.array(counts)
-    lengths = coding.huffman_lengths(counts)
+    lengths = encoding.huffman_lengths(counts)
     assert np.sum(2.0**-lengths) == 1  # Kraft: a full tree
     shares = counts / counts.sum()
     entropy = -np.sum(shares * np.log2(shares))
@@ -74,13 +74,13 @@ def test_huffman_stream_is_as_long_as_the_best_code(zeros):
     rng = np.random.default_rng(0)
     codes = np.rint(rng.normal(0, 3, 30_000) * (rng.random(30_000) >= zeros)).astype(np.int8)
     counts = np.unique(codes, return_counts=True)[1]
-    best = np.sum(counts * coding.huffman_lengths(counts)) / 8
-    assert best <= len(coding.encode_huffman(codes).stream) <= 1.02 * best
+    best = np.sum(counts * encoding.huffman_lengths(counts)) / 8
+    assert best <= len(encoding.encode_huffman(codes).stream) <= 1.02 * best
 
 
 @given(CODES)
 def test_lut(codes):
-    encoded = coding.encode_lut(codes)
+    encoded = encoding.encode_lut(codes)
     values = len(np.unique(codes))
     if encoded is None:
         assert values > 128
@@ -94,7 +94,7 @@ def test_lut(codes):
 
 @given(CODES)
 def test_pruning(codes):
-    encoded = coding.encode_pruning(codes)
+    encoded = encoding.encode_pruning(codes)
     found = np.zeros_like(codes)
     kept = bits_of(encoded.stream)[: codes.size].astype(bool)
     found[kept] = np.frombuffer(encoded.ancillary[METADATA:], np.int8)
@@ -103,7 +103,7 @@ def test_pruning(codes):
 
 @given(CODES, st.integers(2, 6))
 def test_blocks(codes, length):
-    encoded = coding.encode_blocks(codes, length)
+    encoded = encoding.encode_blocks(codes, length)
     if codes.size % length:
         assert encoded is None
         return
@@ -116,7 +116,7 @@ def test_blocks(codes, length):
 
 def test_too_many_blocks():
     rng = np.random.default_rng(0)
-    assert coding.encode_blocks(rng.integers(-99, 99, 4000).astype(np.int8), 2, most=100) is None
+    assert encoding.encode_blocks(rng.integers(-99, 99, 4000).astype(np.int8), 2, most=100) is None
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -124,7 +124,7 @@ def test_too_many_blocks():
 def test_narrow_codes_come_low_bits_first(bits, data):
     half = 1 << (bits - 1)
     codes = data.draw(arrays(np.int8, st.integers(1, 50), elements=st.integers(-half, half - 1)))
-    packed = coding.pack_bits(codes, bits)
+    packed = encoding.pack_bits(codes, bits)
     assert len(packed) == -(-codes.size * bits // 8)
     shifts = np.arange(0, 8, bits)
     unsigned = ((packed[:, np.newaxis] >> shifts) & ((1 << bits) - 1)).ravel()[: codes.size].astype(int)
@@ -132,11 +132,11 @@ def test_narrow_codes_come_low_bits_first(bits, data):
 
 
 def test_entropy():
-    assert coding.entropy_bits(np.zeros(9, np.int8)) == 0
-    assert coding.entropy_bits(np.array([0, 1, 2, 3], np.int8)) == 8
+    assert encoding.entropy_bits(np.zeros(9, np.int8)) == 0
+    assert encoding.entropy_bits(np.array([0, 1, 2, 3], np.int8)) == 8
 
 
-ENCODERS = [coding.encode_huffman, coding.encode_pruning, coding.encode_lut]
+ENCODERS = [encoding.encode_huffman, encoding.encode_pruning, encoding.encode_lut]
 
 
 @pytest.mark.parametrize("encode", ENCODERS)
@@ -144,7 +144,7 @@ ENCODERS = [coding.encode_huffman, coding.encode_pruning, coding.encode_lut]
 def test_what_is_decoded_is_what_was_encoded(encode, codes):
     encoded = encode(codes)
     if encoded is not None:
-        np.testing.assert_array_equal(coding.decode(encoded, codes.size), codes)
+        np.testing.assert_array_equal(encoding.decode(encoded, codes.size), codes)
 
 
 @pytest.mark.parametrize("encode", ENCODERS)
@@ -154,14 +154,14 @@ def test_damaged_codes_decode_to_nothing_or_as_many(encode, codes, kept, stream)
     if encoded is None:
         return
     ancillary = encoded.ancillary[: int(kept * len(encoded.ancillary))]
-    for damaged in (coding.Encoded(encoded.stream, ancillary), coding.Encoded(stream, encoded.ancillary)):
-        decoded = coding.decode(damaged, codes.size)
+    for damaged in (encoding.Encoded(encoded.stream, ancillary), encoding.Encoded(stream, encoded.ancillary)):
+        decoded = encoding.decode(damaged, codes.size)
         assert decoded is None or decoded.shape == (codes.size,)
 
 
 @given(arrays(np.int16, st.integers(1, 200), elements=st.integers(0, 4000)))
 def test_wide_symbols_are_decoded(numbers):
-    np.testing.assert_array_equal(coding.decode(coding.encode_huffman(numbers), numbers.size), numbers)
+    np.testing.assert_array_equal(encoding.decode(encoding.encode_huffman(numbers), numbers.size), numbers)
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -169,5 +169,5 @@ def test_wide_symbols_are_decoded(numbers):
 def test_packed_bits_are_unpacked(bits, data):
     half = 1 << (bits - 1)
     codes = data.draw(arrays(np.int8, st.integers(1, 50), elements=st.integers(-half, half - 1)))
-    unpacked = coding.unpack_bits(coding.pack_bits(codes, bits), bits)
+    unpacked = encoding.unpack_bits(encoding.pack_bits(codes, bits), bits)
     np.testing.assert_array_equal(unpacked[: codes.size], codes)

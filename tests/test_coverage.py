@@ -6,10 +6,10 @@ import zoo
 from page import Page
 
 from lqconvert import LqError, calibrate, export, export_codes, load_model, quantize, rewrite, target
-from lqconvert.flatbuffer import operator_name, read
-from lqconvert.loading import random_inputs
-from lqconvert.rewriting import float_layers
-from lqconvert.runtime import Runner
+from lqconvert.keras_loader.load import random_inputs
+from lqconvert.quantization.rewrite import float_layers
+from lqconvert.runtime.litert import Runner
+from lqconvert.tflite.flatbuffer import operator_name, read
 
 #: How far the file may be from the graph that was trained, in steps of the output's scale: what rounding at
 #: every operator comes to in the last.

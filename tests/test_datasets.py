@@ -13,9 +13,9 @@ import pytest
 import tensorflow as tf
 
 from lqconvert import LqError, load_data
-from lqconvert import image_files as images_of
-from lqconvert.image_files import ImageFolder, ZippedImages
-from lqconvert.preprocessing import PREPROCESSINGS, Preprocessing, choose_preprocessing
+from lqconvert.data import image_files as images_of
+from lqconvert.data.image_files import ImageFolder, ZippedImages
+from lqconvert.data.preprocessing import PREPROCESSINGS, Preprocessing, choose_preprocessing
 from lqconvert.tasks import Output, Wishes
 
 RNG = np.random.default_rng(0)
@@ -94,7 +94,7 @@ def test_image_folders(images, layout, test_size):
 
 @pytest.mark.parametrize("kept", [0, 10])
 def test_images_that_are_not_kept_are_decoded_again(images, kept, monkeypatch):
-    monkeypatch.setattr("lqconvert.datasets.CACHED_BYTES", kept * X[0].nbytes)
+    monkeypatch.setattr("lqconvert.data.sources.CACHED_BYTES", kept * X[0].nbytes)
     data = load_data(images(image_files("plain")), (6, 5, 3), 2)
     for _ in range(2):
         assert_disjoint_and_complete(data, X)

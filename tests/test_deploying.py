@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lqconvert
-from lqconvert.tflm import run_micro
+from lqconvert.runtime.tflm import run_micro
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -90,7 +90,7 @@ def test_the_program_runs_in_a_checkout(firmware, tmp_path):
 
 def texts():
     """The string literals of the package; what is filled into them is a NUL."""
-    for path in (ROOT / "lqconvert").glob("*.py"):
+    for path in (ROOT / "lqconvert").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
                 yield "".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values)

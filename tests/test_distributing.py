@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lqconvert import LqError, load_data
-from lqconvert.cli import main
-from lqconvert.distributing import Distribution
+from lqconvert.cli.main import main
+from lqconvert.training.distribution import Distribution
 
 #: Not of this module, so that it can be run in processes whose devices differ.
 DEVICES = """
@@ -26,12 +26,12 @@ import numpy as np, tensorflow as tf, tf_keras
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from lqconvert import Budget, Rate, calibrate, load_data, load_model, rewrite
-from lqconvert.augmentation import Augmentation
-from lqconvert.distributing import Distribution
-from lqconvert.finetuning import finetune
-from lqconvert.folding import fold
-from lqconvert.preprocessing import PREPROCESSINGS
-from lqconvert.training import Trainer, values
+from lqconvert.training.augmentation import Augmentation
+from lqconvert.training.distribution import Distribution
+from lqconvert.training.finetune import finetune
+from lqconvert.quantization.fold_batchnorm import fold
+from lqconvert.data.preprocessing import PREPROCESSINGS
+from lqconvert.training.trainer import Trainer, values
 
 def prepared():
     tf_keras.utils.set_random_seed(0)
@@ -112,7 +112,8 @@ class Workers:
         workers = [f"localhost:{each.getsockname()[1]}" for each in sockets]
         for each in sockets:
             each.close()
-        code = f"import lqconvert.finetuning as f; {setup}; from lqconvert.cli import main; main()"
+        code = f"import lqconvert.training.finetune as f; {setup}"
+        code += "; from lqconvert.cli.main import main; main()"
         self.processes = []
         for index, added in enumerate(((), others)):
             config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}

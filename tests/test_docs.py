@@ -30,9 +30,9 @@ from click.testing import CliRunner
 from conftest import ROOT
 
 import lqconvert
-from lqconvert import finetuning
-from lqconvert.cli import main
-from lqconvert.exporting import convert
+from lqconvert.cli.main import main
+from lqconvert.exporting.export import convert
+from lqconvert.training import finetune
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)([^\n`]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -103,8 +103,8 @@ NOT_RUN: list[tuple[str, str, Callable[[str], None]]] = [
 @pytest.fixture(scope="module", autouse=True)
 def short_runs():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning, "MINIMUM_STEPS", 60)
-        patch.setattr(finetuning, "MINIMUM_CYCLE", 20)
+        patch.setattr(finetune, "MINIMUM_STEPS", 60)
+        patch.setattr(finetune, "MINIMUM_CYCLE", 20)
         patch.setenv("COLUMNS", "200")  # tables are not wrapped
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
@@ -246,11 +246,15 @@ def test_the_reference_has_every_public_name():
     assert [home for home in homes if f"{home}\n" not in text] == []
 
 
-WITH_EXAMPLES = [path.stem for path in (ROOT / "lqconvert").glob("*.py") if ">>> " in path.read_text()]
+WITH_EXAMPLES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "lqconvert").rglob("*.py")
+    if ">>> " in path.read_text()
+]
 
 
 @pytest.mark.parametrize("module", WITH_EXAMPLES)
 def test_examples_of_docstrings(module):
-    result = doctest.testmod(importlib.import_module(f"lqconvert.{module}"))
+    result = doctest.testmod(importlib.import_module(module))
     assert result.attempted > 0
     assert result.failed == 0

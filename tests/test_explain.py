@@ -17,13 +17,13 @@ from rich.console import Console
 from tf_keras import layers
 
 from lqconvert import LqError, explain, export_codes, target
-from lqconvert.cli import main
-from lqconvert.codes import Codes, Int8File, LayerCodes, TensorCodes
-from lqconvert.explaining_model import changes
-from lqconvert.exporting import convert
-from lqconvert.flatbuffer import add_constant, add_tensor, new_operator, read, strip
-from lqconvert.packing import assemble, kernels
-from lqconvert.targets import TARGETS
+from lqconvert.analysis.architecture_hints import changes
+from lqconvert.cli.main import main
+from lqconvert.exporting.codes import Codes, Int8File, LayerCodes, TensorCodes
+from lqconvert.exporting.export import convert
+from lqconvert.tflite.flatbuffer import add_constant, add_tensor, new_operator, read, strip
+from lqconvert.tflite.packing import assemble, kernels
+from lqconvert.tflite.targets import TARGETS
 
 
 def invoke(*arguments):

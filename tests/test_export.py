@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from lqconvert import export_codes
-from lqconvert.cli import main
-from lqconvert.codes import Int8File
-from lqconvert.runtime import Runner
+from lqconvert.cli.main import main
+from lqconvert.exporting.codes import Int8File
+from lqconvert.runtime.litert import Runner
 
 pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only")
 

@@ -12,11 +12,11 @@ from click.testing import CliRunner
 
 import lqconvert
 from lqconvert import export_codes
-from lqconvert.cli import main
-from lqconvert.codes import Int8File
+from lqconvert.cli.main import main
 from lqconvert.errors import LqError
-from lqconvert.runtime import Runner
-from lqconvert.tflm import run_micro
+from lqconvert.exporting.codes import Int8File
+from lqconvert.runtime.litert import Runner
+from lqconvert.runtime.tflm import run_micro
 
 pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only")
 

@@ -18,17 +18,18 @@ from ai_edge_litert import schema_py_generated as schema
 from click.testing import CliRunner
 from fuzzing import Worker, make_seeds, mutants, remove
 
-from lqconvert import LqError, bounds, explain, inspect, load_data, load_model, rewrite
-from lqconvert.cli import main
-from lqconvert.codes import Int8File
-from lqconvert.convert import export_codes
-from lqconvert.flatbuffer import add_constant, add_tensor, new_operator, read, write
-from lqconvert.folding import fold
-from lqconvert.inspecting_tflite import Allowance, Constants
-from lqconvert.rewriting import float_layers
-from lqconvert.runtime import Runner, check_loads
-from lqconvert.tflm import run_micro
-from lqconvert.twins import TrustedFunction
+from lqconvert import LqError, explain, inspect, load_data, load_model, rewrite
+from lqconvert.analysis.inspect_tflite import Allowance, Constants
+from lqconvert.cli.main import main
+from lqconvert.exporting.codes import Int8File
+from lqconvert.keras_loader import limits
+from lqconvert.keras_loader.layer_rules import TrustedFunction
+from lqconvert.pipeline.quantize import export_codes
+from lqconvert.quantization.fold_batchnorm import fold
+from lqconvert.quantization.rewrite import float_layers
+from lqconvert.runtime.litert import Runner, check_loads
+from lqconvert.runtime.tflm import run_micro
+from lqconvert.tflite.flatbuffer import add_constant, add_tensor, new_operator, read, write
 
 FUZZED = 60
 
@@ -367,7 +368,7 @@ def test_calls_that_multiply(tmp_path, monkeypatch):
             y = part(y)
         part = tf_keras.Model(x, y)
     part.save(tmp_path / "model.h5")
-    monkeypatch.setattr(bounds, "MOST_CALLS", 500)
+    monkeypatch.setattr(limits, "MOST_CALLS", 500)
     refused(tmp_path / "model.h5", "calls layers more than 500 times")
 
 
@@ -635,7 +636,7 @@ def test_a_recurrent_layer_over_millions_of_steps(api, suffix, kind, tmp_path):
 
 def test_steps_of_all_layers_together(tmp_path, monkeypatch):
     """Bidirectional ones take each step twice."""
-    monkeypatch.setattr(bounds, "MOST_STEPS", 50)
+    monkeypatch.setattr(limits, "MOST_STEPS", 50)
     for steps, kind in ((40, "SimpleRNN"), (20, "GRU")):
         stepping(tf_keras, kind, steps).save(tmp_path / "model.h5")
         load_model(tmp_path / "model.h5")

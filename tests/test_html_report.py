@@ -11,18 +11,18 @@ from conftest import CYCLE
 from page import Page
 
 from lqconvert import LqError, quantize
-from lqconvert.budget import Point
-from lqconvert.cli import main
-from lqconvert.codes import Codes, LayerCodes, TensorCodes
-from lqconvert.drawing_answers import precision_and_recall
-from lqconvert.evidence import Evidence, tone_of_counts
-from lqconvert.html_report import render
-from lqconvert.noise import LayerNoise
-from lqconvert.pictures import as_pictures
-from lqconvert.proving import KernelRow, Proven
-from lqconvert.report import Measured, Report, TargetFile, layer_rows, versions
+from lqconvert.cli.main import main
+from lqconvert.exporting.codes import Codes, LayerCodes, TensorCodes
+from lqconvert.reports.answer_charts import precision_and_recall
+from lqconvert.reports.evidence import Evidence, tone_of_counts
+from lqconvert.reports.html import render
+from lqconvert.reports.pictures import as_pictures
+from lqconvert.reports.report import Measured, Report, TargetFile, layer_rows, versions
+from lqconvert.runtime.layer_snr import LayerNoise
+from lqconvert.runtime.verify import KernelRow, Proven
 from lqconvert.tasks import TASKS, Head, Heads, Output
-from lqconvert.text import printable
+from lqconvert.training.budget import Point
+from lqconvert.utils.text import printable
 
 HOSTILE = (
     "</title></svg><script>alert(1)</script>\"'><img src=http://example.com/x onerror=alert(2)> $x_1$ {{7*7}}"
@@ -246,7 +246,7 @@ def digits(tmp_path_factory, samples):
     shutil.copy(samples / "digits_cnn.h5", model)
     command = ["quantize", str(model), "--data", "digits", "-o", output]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lqconvert.finetuning.MINIMUM_CYCLE", CYCLE)
+        patch.setattr("lqconvert.training.finetune.MINIMUM_CYCLE", CYCLE)
         result = CliRunner().invoke(main, [*command, "--report", str(folder / "pages" / "digits.html")])
     assert result.exit_code == 0, result.output
     return Page(folder / "pages" / "digits.html"), json.loads((folder / "digits.report.json").read_text())

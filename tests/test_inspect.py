@@ -16,15 +16,15 @@ from click.testing import CliRunner
 from tf_keras import layers
 
 from lqconvert import LqError, Rate, inspect, quantize
-from lqconvert.cli import main
-from lqconvert.codes import Int8File, load_kernels
-from lqconvert.coding import entropy_bits
-from lqconvert.exporting import convert
-from lqconvert.firmware import operators
-from lqconvert.flatbuffer import add_constant, add_tensor, new_operator, read, write
-from lqconvert.output import Console
-from lqconvert.packing import assemble, kernels
-from lqconvert.targets import TARGETS
+from lqconvert.cli.main import main
+from lqconvert.exporting.codes import Int8File, load_kernels
+from lqconvert.exporting.export import convert
+from lqconvert.tflite.c_source import operators
+from lqconvert.tflite.encoding import entropy_bits
+from lqconvert.tflite.flatbuffer import add_constant, add_tensor, new_operator, read, write
+from lqconvert.tflite.packing import assemble, kernels
+from lqconvert.tflite.targets import TARGETS
+from lqconvert.utils.terminal import Console
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from fuzzing import shared_vector
 
 from lqconvert import LqError, explain, inspect
-from lqconvert.checking import check
-from lqconvert.cli import main
-from lqconvert.codes import Codes, Int8File, LayerCodes, TensorCodes
+from lqconvert.analysis.check import check
+from lqconvert.cli.main import main
 from lqconvert.errors import CannotRun
-from lqconvert.flatbuffer import VECTOR_READS, read
-from lqconvert.runtime import KERNELS, Runner, isolated
+from lqconvert.exporting.codes import Codes, Int8File, LayerCodes, TensorCodes
+from lqconvert.runtime.litert import KERNELS, Runner, isolated
+from lqconvert.tflite.flatbuffer import VECTOR_READS, read
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and PR_SET_PDEATHSIG")
 
@@ -112,7 +112,7 @@ def wait_for(condition, seconds: float):
 
 @linux
 def test_a_worker_ends_with_its_parent(hostile):
-    check = "from lqconvert.runtime import check_loads; check_loads(open(sys.argv[1], 'rb').read())"
+    check = "from lqconvert.runtime.litert import check_loads; check_loads(open(sys.argv[1], 'rb').read())"
     command = [sys.executable, "-c", f"import sys; {check}", str(hostile / "endless.tflite")]
     parent = subprocess.Popen(command)
     try:

@@ -7,8 +7,8 @@ import pytest
 import tf_keras
 
 from lqconvert import LqError, calibrate, export, load_model, rewrite
-from lqconvert.folding import fold
-from lqconvert.runtime import Runner
+from lqconvert.quantization.fold_batchnorm import fold
+from lqconvert.runtime.litert import Runner
 
 
 def skip_network(api, by_operator):

@@ -10,7 +10,7 @@ import pytest
 import tf_keras
 
 from lqconvert import LqError, inspect, load_data, load_model
-from lqconvert.bounds import limited_weights
+from lqconvert.keras_loader.limits import limited_weights
 
 THREADS = 8
 

@@ -22,13 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lqconvert
-from lqconvert import LqError, text
-from lqconvert.cli import main
+from lqconvert import LqError
+from lqconvert.cli.main import main
 from lqconvert.errors import about, without
-from lqconvert.firmware import c_sources
-from lqconvert.flatbuffer import add_constant, add_tensor, new_operator, read, write
-from lqconvert.output import Shown, Stream, Table
-from lqconvert.sweeping import write_csv
+from lqconvert.sweeps.study import write_csv
+from lqconvert.tflite.c_source import c_sources
+from lqconvert.tflite.flatbuffer import add_constant, add_tensor, new_operator, read, write
+from lqconvert.utils import text
+from lqconvert.utils.terminal import Shown, Stream, Table
 
 PACKAGE = Path(lqconvert.__file__).parent
 EVIL = "x\n\n::warning title=a::all is well\r|\t| </td><img src=https://e.example/p.png> "
@@ -187,26 +188,38 @@ def test_a_console_of_any_settings_prints_names(name):
 # All that is shown goes out through one place.
 
 PLACES = {
-    "rich": {"output.py", "cli.py", "checking.py"},  # progress bars; a line with a coloured word
-    "rich.console": {"output.py"},
-    "rich.table": {"output.py"},
-    "rich.segment": {"output.py"},
-    "rich.box": {"output.py"},
-    "rich.progress": {"progress.py"},
-    "rich.text": {"output.py", "checking.py"},
+    "rich": {
+        "utils/terminal.py",
+        "cli/main.py",
+        "analysis/check.py",
+    },  # progress bars; a line with a coloured word
+    "rich.console": {"utils/terminal.py"},
+    "rich.table": {"utils/terminal.py"},
+    "rich.segment": {"utils/terminal.py"},
+    "rich.box": {"utils/terminal.py"},
+    "rich.progress": {"cli/progress.py"},
+    "rich.text": {"utils/terminal.py", "analysis/check.py"},
 }
 
 
 #: Modules whose JSON is read by lqconvert itself or by Keras, and shown to nobody.
 OWN_JSON = {
-    *("text.py", "checkpoint.py", "distributing.py", "stored.py"),
-    *("building.py", "runtime.py", "litert_worker.py"),
+    *("utils/text.py", "training/checkpoint.py", "training/distribution.py"),
+    *(
+        "keras_loader/archive_checks.py",
+        "keras_loader/build.py",
+        "runtime/litert.py",
+        "runtime/litert_worker.py",
+    ),
 }
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.name)
-def test_nobody_else_prints(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("module_path", MODULES)
+def test_nobody_else_prints(module_path):
+    for node in ast.walk(ast.parse((PACKAGE / module_path).read_text(encoding="utf-8"))):
         modules = []
         if isinstance(node, ast.ImportFrom):
             modules = [node.module or ""]
@@ -214,13 +227,13 @@ def test_nobody_else_prints(path):
             modules = [alias.name for alias in node.names]
         for module in modules:
             if module.split(".")[0] == "rich":
-                assert path.name in PLACES[module], f"line {node.lineno} imports {module}"
+                assert module_path in PLACES[module], f"line {node.lineno} imports {module}"
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             where = f"line {node.lineno}: {called}"
-            # micro.py is run for its parent alone, which reads what it prints.
+            # It is run for its parent alone, which reads what it prints.
             assert called not in ("click.echo", "click.secho", "ElementTree.dump"), where
-            assert called != "print" or path.name == "micro.py", where
+            assert called != "print" or module_path == "runtime/tflm_worker.py", where
             assert not re.fullmatch(r"sys\.std(out|err)\.write", called), where
             if called.endswith((".read_text", ".write_text")):  # our own read_text is of UTF-8
                 assert "encoding" in [keyword.arg for keyword in node.keywords], where
@@ -231,7 +244,7 @@ def test_nobody_else_prints(path):
                 named = "encoding" in [keyword.arg for keyword in node.keywords]
                 assert named or not as_text, where
             if called == "json.dumps":  # of what is read by ourselves
-                assert path.name in OWN_JSON, where
+                assert module_path in OWN_JSON, where
 
 
 # What files are called, and what is in them.
@@ -366,7 +379,7 @@ def test_a_long_name_is_not_told_whole_for_each_operator(tmp_path):
 
 
 def test_tables_of_a_sweep(tmp_path):
-    from lqconvert.sensitivity import Sensitivity
+    from lqconvert.sweeps.sensitivity import Sensitivity
 
     rows = [Sensitivity(f"={EVIL}", 1, 2, -0.5, -0.25)]
     write_csv(tmp_path / "t.csv", rows)
@@ -377,8 +390,8 @@ def test_tables_of_a_sweep(tmp_path):
 
 
 def test_names_are_no_formulas_of_figures(tmp_path):
-    from lqconvert.figures import codes, sensitivity
-    from lqconvert.sensitivity import Sensitivity
+    from lqconvert.sweeps.figures import codes, sensitivity
+    from lqconvert.sweeps.sensitivity import Sensitivity
 
     name = f"$\\frac{{$ {CUSTOM}"
     assert codes(tmp_path / "a.png", {name: np.arange(9)}).exists()
@@ -390,7 +403,7 @@ def test_names_are_no_formulas_of_figures(tmp_path):
 
 def command(line, folder, **environment):
     """What bash makes of a command line: its exit code, and both streams as bytes."""
-    python = "import sys; from lqconvert.cli import main; main(prog_name='lqconvert')"
+    python = "import sys; from lqconvert.cli.main import main; main(prog_name='lqconvert')"
     env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "LC_", "LANG"))}
     env |= {"PYTHONPATH": str(PACKAGE.parent), "LC_ALL": "C.UTF-8", **environment}
     shell = f'lqconvert() {{ "$PYTHON" -c "{python}" "$@"; }}; {line}'
@@ -486,7 +499,7 @@ def test_no_matplotlibrc_is_read(content, tmp_path):
     else:
         (tmp_path / "matplotlibrc").write_bytes(content)
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')", encoding="utf-8")
-    test = "from lqconvert.cli import main; main(['--version'], standalone_mode=False); "
+    test = "from lqconvert.cli.main import main; main(['--version'], standalone_mode=False); "
     test += "import matplotlib.pyplot as p; p.figure(); m = p.matplotlib; "
     test += "print('same', m.rcParams['figure.hooks'], 'open' in vars(m))"
     line = f'"$PYTHON" -c "{test}"'

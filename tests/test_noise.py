@@ -7,8 +7,8 @@ import pytest
 import tf_keras
 from tf_keras import layers
 
-from lqconvert.exporting import convert
-from lqconvert.noise import layer_noise
+from lqconvert.exporting.export import convert
+from lqconvert.runtime.layer_snr import layer_noise
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(16, 8, 8, 3)).astype(np.float32)

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from lqconvert import LSQ, Budget, load_data, plan
-from lqconvert.cli import main
-from lqconvert.pacing import Pace
+from lqconvert.cli.main import main
+from lqconvert.training.pacing import Pace
 
 
 @pytest.mark.parametrize(

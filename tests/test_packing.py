@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from single_operator import SHAPES, in_litert, in_micro, single_operator
 
-from lqconvert.coding import entropy_bits, huffman_lengths
-from lqconvert.flatbuffer import OPERANDS, Needless, operator_name, read, strip, write
-from lqconvert.packing import (
+from lqconvert.tflite.encoding import entropy_bits, huffman_lengths
+from lqconvert.tflite.flatbuffer import OPERANDS, Needless, operator_name, read, strip, write
+from lqconvert.tflite.packing import (
     DECODE,
     INT8,
     Huffman,
@@ -22,7 +22,7 @@ from lqconvert.packing import (
     kernels,
     pack,
 )
-from lqconvert.targets import TFLM, target
+from lqconvert.tflite.targets import TFLM, target
 
 EXECUTED = {
     "XNNPACK": (target("litert").packings, lambda *run: in_litert(*run), Needless()),

@@ -12,13 +12,13 @@ from page import Page
 from tf_keras import layers
 
 from lqconvert import LSQ, Budget, Interrupted, Rate, evaluate, load_data, load_model, quantize, rewrite
-from lqconvert.augmentation import Augmentation
-from lqconvert.cli import main
+from lqconvert.cli.main import main
+from lqconvert.data.preprocessing import PREPROCESSINGS
 from lqconvert.errors import CannotRun
-from lqconvert.folding import fold
-from lqconvert.preprocessing import PREPROCESSINGS
-from lqconvert.runtime import Runner
-from lqconvert.training import RelativeAdam, Trainer
+from lqconvert.quantization.fold_batchnorm import fold
+from lqconvert.runtime.litert import Runner
+from lqconvert.training.augmentation import Augmentation
+from lqconvert.training.trainer import RelativeAdam, Trainer
 
 RNG = np.random.default_rng(0)
 
@@ -130,7 +130,7 @@ def test_without_labels_the_float_model_teaches(tmp_path):
 
 @pytest.mark.parametrize(("filters", "activation"), [(1, "linear"), (3, "softmax")])
 def test_answers_for_every_place_are_learned_place_by_place(filters, activation, tmp_path, monkeypatch):
-    monkeypatch.setattr("lqconvert.finetuning.MINIMUM_STEPS", 100)
+    monkeypatch.setattr("lqconvert.training.finetune.MINIMUM_STEPS", 100)
     tf_keras.utils.set_random_seed(0)
     hidden = tf_keras.layers.Conv2D(8, 3, padding="same", activation="relu")
     last = [tf_keras.layers.Conv2D(filters, 3, padding="same"), tf_keras.layers.Activation(activation)]
@@ -232,7 +232,7 @@ def test_interrupted_and_resumed(at, samples, tmp_path):
 
 
 def test_ctrl_c_in_the_command_line_says_what_came_of_it(samples, tmp_path, monkeypatch):
-    monkeypatch.setattr("lqconvert.logs.JsonLines.progress", Interrupt(3))
+    monkeypatch.setattr("lqconvert.training.loggers.JsonLines.progress", Interrupt(3))
     arguments = [str(samples / "digits_cnn.h5"), "--data", "digits", "-o", str(tmp_path / "m.tflite")]
     result = CliRunner().invoke(main, ["quantize", *arguments, "--log", str(tmp_path / "run.jsonl")])
     assert result.exit_code == 130
@@ -245,7 +245,7 @@ def test_an_interrupted_run_whose_file_cannot_be_made_can_be_gone_on_with(sample
     def refused(*_):
         raise CannotRun("no")
 
-    monkeypatch.setattr("lqconvert.convert.prove", refused)
+    monkeypatch.setattr("lqconvert.pipeline.quantize.prove", refused)
     job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
     with pytest.raises(CannotRun):
         quantize(*job, progress=Interrupt(3))

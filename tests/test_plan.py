@@ -10,9 +10,9 @@ import tf_keras
 from click.testing import CliRunner
 
 from lqconvert import LqError, plan
-from lqconvert.checkpoint import Checkpoint
-from lqconvert.cli import main
-from lqconvert.preparing import prepare
+from lqconvert.cli.main import main
+from lqconvert.pipeline.prepare import prepare
+from lqconvert.training.checkpoint import Checkpoint
 
 
 def quantize(model, output, *options):

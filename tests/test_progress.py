@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from lqconvert.cli import main
-from lqconvert.output import Console
-from lqconvert.progress import Bar, Lines, shown
+from lqconvert.cli.main import main
+from lqconvert.cli.progress import Bar, Lines, shown
+from lqconvert.utils.terminal import Console
 
 LINE = re.compile(r"^step (\d+)/18  validation 0\.\d{4}  ~[\d,]+ bytes(  \d+:\d\d:\d\d left)?$", re.MULTILINE)
 

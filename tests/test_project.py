@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from lqconvert.cli import main
-from lqconvert.project import MAX_BYTES, MAX_DOTS, PLAIN, READ, WRITTEN, find
+from lqconvert.cli.config import MAX_BYTES, MAX_DOTS, PLAIN, READ, WRITTEN, find
+from lqconvert.cli.main import main
 
 OPTIONS = {
     (name, option.lstrip("-"))

@@ -10,14 +10,16 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from single_operator import in_micro, single_operator
 
-from lqconvert import BudgetMissed, LqError, proving, removal
+from lqconvert import BudgetMissed, LqError
 from lqconvert.errors import CannotRun
-from lqconvert.firmware import c_sources, operators, resolver_lines, with_margin
-from lqconvert.flatbuffer import read, set_values, write
-from lqconvert.packing import Huffman, Lut, kernels, name_kernels
-from lqconvert.proving import Limits, execute, prove
-from lqconvert.targets import LITERT, TARGETS, TFLM, target
-from lqconvert.tflm import run_micro
+from lqconvert.runtime import verify
+from lqconvert.runtime.tflm import run_micro
+from lqconvert.runtime.verify import Limits, execute, prove
+from lqconvert.tflite import dead_channels
+from lqconvert.tflite.c_source import c_sources, operators, resolver_lines, with_margin
+from lqconvert.tflite.flatbuffer import read, set_values, write
+from lqconvert.tflite.packing import Huffman, Lut, kernels, name_kernels
+from lqconvert.tflite.targets import LITERT, TARGETS, TFLM, target
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.integers(-128, 128, (300, 300)).astype(np.int8)
@@ -110,7 +112,7 @@ def test_one_culprit_of_several_kernels():
 def test_removal_and_gathering_have_to_be_exact(step, said, monkeypatch):
     """Where they are not, the file does without them, and says so."""
     tflite, inputs = network(np.random.default_rng(0), unread=150)
-    exact = getattr(removal, step)
+    exact = getattr(dead_channels, step)
 
     def wrong(file, *rest):
         flat = read(exact(file, *rest))
@@ -121,7 +123,7 @@ def test_removal_and_gathering_have_to_be_exact(step, said, monkeypatch):
 
     only_int8 = dataclasses.replace(TFLM, packings=())
     _, right = prove(tflite, only_int8, inputs, ["first", "second"], Limits())
-    monkeypatch.setattr(proving, step, wrong)
+    monkeypatch.setattr(verify, step, wrong)
     _, proven = prove(tflite, only_int8, inputs, ["first", "second"], Limits())
     assert right.refused == []
     assert said in proven.refused[0]
@@ -214,7 +216,7 @@ def test_what_takes_too_long_is_not_tried_with_more_memory(dense, monkeypatch):
         tries.append(arguments)
         raise subprocess.TimeoutExpired(arguments, timeout)
 
-    monkeypatch.setattr("lqconvert.tflm.run_module", late)
+    monkeypatch.setattr("lqconvert.runtime.tflm.run_module", late)
     with pytest.raises(CannotRun, match="did not finish in"):
         execute(dense, TFLM, INPUTS[:1])
     assert len(tries) == 1

@@ -12,14 +12,14 @@ from click.testing import CliRunner
 from tf_keras import layers
 
 import lqconvert
-from lqconvert.cli import main
-from lqconvert.codes import Int8File
-from lqconvert.exporting import learned_codes, tflite_layout
-from lqconvert.granularity import GRANULARITIES
-from lqconvert.interface import Interface
-from lqconvert.preprocessing import PREPROCESSINGS, Preprocessing
-from lqconvert.quantizers import ActivationQuantizer
-from lqconvert.runtime import Runner
+from lqconvert.cli.main import main
+from lqconvert.data.preprocessing import PREPROCESSINGS, Preprocessing
+from lqconvert.exporting.codes import Int8File
+from lqconvert.exporting.export import learned_codes, tflite_layout
+from lqconvert.quantization.granularity import GRANULARITIES
+from lqconvert.quantization.layers import ActivationQuantizer
+from lqconvert.runtime.litert import Runner
+from lqconvert.tflite.interface import Interface
 
 
 def weight_tensors(tflite: bytes) -> list[tuple[np.ndarray, np.ndarray]]:

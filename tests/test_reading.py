@@ -7,7 +7,7 @@ import time
 import pytest
 
 from lqconvert.errors import LqError
-from lqconvert.reading import open_regular, read_bytes, read_text
+from lqconvert.utils.input_files import open_regular, read_bytes, read_text
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="devices and pipes of POSIX")
 

@@ -9,9 +9,9 @@ from single_operator import in_litert, in_micro
 from tf_keras import layers
 
 import lqconvert
-from lqconvert.flatbuffer import operator_name, read
-from lqconvert.packing import kernels
-from lqconvert.removal import gather_inputs, gatherable, remove_dead_channels
+from lqconvert.tflite.dead_channels import gather_inputs, gatherable, remove_dead_channels
+from lqconvert.tflite.flatbuffer import operator_name, read
+from lqconvert.tflite.packing import kernels
 
 RNG = np.random.default_rng(0)
 BATCH = RNG.normal(size=(32, 8, 8, 3)).astype(np.float32)

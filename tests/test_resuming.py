@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 
 import lqconvert
 from lqconvert import Budget, LqError, load_data, quantize, target
-from lqconvert.budget import Steering
-from lqconvert.checkpoint import locked
-from lqconvert.cli import main
-from lqconvert.pacing import Pace
+from lqconvert.cli.main import main
+from lqconvert.training.budget import Steering
+from lqconvert.training.checkpoint import locked
+from lqconvert.training.pacing import Pace
 
 pytestmark = pytest.mark.usefixtures("short_cycles")
 #: The command line, with a checkpoint after every few of them.
-EAGER = f"import lqconvert.finetuning as f; f.SAVE_SECONDS = 0; f.MINIMUM_CYCLE = {CYCLE};"
-EAGER += "from lqconvert.cli import main; main()"
+EAGER = f"import lqconvert.training.finetune as f; f.SAVE_SECONDS = 0; f.MINIMUM_CYCLE = {CYCLE};"
+EAGER += "from lqconvert.cli.main import main; main()"
 
 
 def learned(output):
@@ -188,7 +188,7 @@ def test_out_of_memory_is_told_in_a_line(error, job, left, tmp_path, monkeypatch
 
     output = tmp_path / "m.tflite"
     shutil.copy(left, output.with_suffix(".resume.npz"))
-    monkeypatch.setattr("lqconvert.training.Trainer.run", refused)
+    monkeypatch.setattr("lqconvert.training.trainer.Trainer.run", refused)
     arguments = ["quantize", str(job[0]), "--data", job[1], "-o", str(output), "--resume"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1
@@ -214,7 +214,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(job, left, tmp_path):
 
 
 def test_data_that_disappear_are_named(job, tmp_path, monkeypatch):
-    monkeypatch.setattr("lqconvert.datasets.CACHED_BYTES", 0)
+    monkeypatch.setattr("lqconvert.data.sources.CACHED_BYTES", 0)
     data = tmp_path / "images"
     rng = np.random.default_rng(0)
     for number in range(60):
@@ -224,7 +224,7 @@ def test_data_that_disappear_are_named(job, tmp_path, monkeypatch):
     arguments = ["quantize", str(job[0]), "--data", str(data), "-o", str(tmp_path / "m.tflite")]
     arguments += ["--preprocess", "none"]
     gone = lambda _: shutil.rmtree(data, ignore_errors=True)  # noqa: E731
-    monkeypatch.setattr("lqconvert.logs.JsonLines.progress", lambda self, at: gone(at))
+    monkeypatch.setattr("lqconvert.training.loggers.JsonLines.progress", lambda self, at: gone(at))
     result = CliRunner().invoke(main, [*arguments, "--log", str(tmp_path / "log")])
     assert result.exit_code == 1
     assert re.search(r"images: \d+/\d+\.png is not a readable image", " ".join(result.stderr.split()))

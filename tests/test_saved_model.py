@@ -15,8 +15,8 @@ from tf_keras.protobuf import saved_metadata_pb2
 from tf_keras.src.applications.convnext import LayerScale
 
 from lqconvert import LqError, inspect, load_model
-from lqconvert.saved_model import count_numbers
-from lqconvert.tensor_bundle import Bundle, _entries, _number, _table
+from lqconvert.keras_loader.saved_model import count_numbers
+from lqconvert.keras_loader.tensor_bundle import Bundle, _entries, _number, _table
 
 layers = tf_keras.layers
 

@@ -5,9 +5,18 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from lqconvert.calibration import best_scale
-from lqconvert.quantizers import MINIMUM_SCALE, WeightQuantizer
-from lqconvert.schemes import EPSILON, LSQ, SCHEMES, Difference, GradientThreshold, Inverse, MaxBin, Rate
+from lqconvert.quantization.calibrate import best_scale
+from lqconvert.quantization.layers import MINIMUM_SCALE, WeightQuantizer
+from lqconvert.quantization.schemes import (
+    EPSILON,
+    LSQ,
+    SCHEMES,
+    Difference,
+    GradientThreshold,
+    Inverse,
+    MaxBin,
+    Rate,
+)
 
 SHAPES = {  # weights, kept axes
     "dense scalar": ((6, 5), ()),

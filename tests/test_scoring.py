@@ -6,12 +6,12 @@ import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
-from lqconvert.augmentation import Augmentation, choose_augmentation
+from lqconvert.data.dataset import Data, Split
+from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.metrics import METRICS, confidences, guesses, log_likelihoods, log_softmax, sigmoid
-from lqconvert.model_outputs import joined
-from lqconvert.preprocessing import Preprocessing
-from lqconvert.splits import Data, Split
+from lqconvert.quantization.model_outputs import joined
 from lqconvert.tasks import Head, Heads, Output
+from lqconvert.training.augmentation import Augmentation, choose_augmentation
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(500, 4))

@@ -16,9 +16,9 @@ AT = {
 }
 PROGRAM = """
 import time
-import lqconvert.signals
-from lqconvert.cli import main
-lqconvert.signals.SECONDS = lqconvert.signals.MORE = 0.5
+import lqconvert.cli.signals
+from lqconvert.cli.main import main
+lqconvert.cli.signals.SECONDS = lqconvert.cli.signals.MORE = 0.5
 @main.command()
 def work():
     print("ready", flush=True)
@@ -43,9 +43,9 @@ def ended(at, signals):
 WRITES = """
 import time
 from pathlib import Path
-from lqconvert.checkpoint import locked
-from lqconvert.cli import main
-from lqconvert.writing import write_all
+from lqconvert.training.checkpoint import locked
+from lqconvert.cli.main import main
+from lqconvert.utils.output_files import write_all
 def write(path):
     path.write_text("half")
     print("ready", flush=True)

@@ -8,11 +8,12 @@ import pytest
 import tf_keras
 from click.testing import CliRunner
 
-from lqconvert import LqError, sweeping
-from lqconvert.cli import main
-from lqconvert.codes import load_kernels
-from lqconvert.sensitivity import sensitivities
-from lqconvert.sweeping import sweep
+from lqconvert import LqError
+from lqconvert.cli.main import main
+from lqconvert.exporting.codes import load_kernels
+from lqconvert.sweeps import study
+from lqconvert.sweeps.sensitivity import sensitivities
+from lqconvert.sweeps.study import sweep
 
 PNG = b"\x89PNG"
 
@@ -30,7 +31,7 @@ def folder(samples, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     job = ["sweep", str(samples / "digits_cnn.h5"), "--data", "digits", "-o", str(folder), "--epochs", "11"]
     job += ["--scheme", "rate", "--granularity", "mixed", "--penalty", "0.5", "--penalty", "4"]
-    whole, calls = sweeping._run, []
+    whole, calls = study._run, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -39,7 +40,7 @@ def folder(samples, tmp_path_factory):
         return whole(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeping, "_run", interrupted)
+        patch.setattr(study, "_run", interrupted)
         stopped = CliRunner().invoke(main, job)
         assert stopped.exit_code == 130
         assert "the same command goes on" in stopped.stderr
@@ -96,9 +97,9 @@ def quick(monkeypatch):
         runs.append(penalty)
         if penalty == 1:
             raise LqError("diverges")
-        return sweeping.Run(scheme, granularity, penalty, 1, 1, 1, 0.9, 0.9, 0.0)
+        return study.Run(scheme, granularity, penalty, 1, 1, 1, 0.9, 0.9, 0.0)
 
-    monkeypatch.setattr(sweeping, "_run", run)
+    monkeypatch.setattr(study, "_run", run)
     return runs
 
 
@@ -127,13 +128,13 @@ def test_a_model_of_the_same_name_is_another_sweep(quick, tmp_path):
 
 def test_other_settings_in_the_same_folder_are_not_mixed_up(quick, tmp_path, monkeypatch):
     """Their files have the same names: what a later sweep wrote over is made again."""
-    stub = sweeping._run
+    stub = study._run
 
     def run(model, data, folder, scheme, granularity, penalty, settings):
         (folder / f"{scheme}_{granularity}_{penalty:g}.tflite").write_text(str(settings))
         return stub(model, data, folder, scheme, granularity, penalty, settings)
 
-    monkeypatch.setattr(sweeping, "_run", run)
+    monkeypatch.setattr(study, "_run", run)
     for seed in (0, 0, 1, 0):
         sweep("m.h5", "digits", tmp_path, penalties=[2], seed=seed, **GRID)
         assert f"'seed': {seed}" in (tmp_path / "rate_mixed_2.tflite").read_text()

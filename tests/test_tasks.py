@@ -11,14 +11,14 @@ from click.testing import CliRunner
 from tf_keras import layers
 
 from lqconvert import LqError, compare, load_model
-from lqconvert.cli import main
-from lqconvert.memorized import steer
+from lqconvert.cli.main import main
+from lqconvert.data.dataset import Data, Split
+from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.metrics import balance, log_softmax, sigmoid
-from lqconvert.model_outputs import outputs_of
-from lqconvert.preprocessing import Preprocessing
-from lqconvert.splits import Data, Split
+from lqconvert.quantization.model_outputs import outputs_of
 from lqconvert.tasks import Head, Heads, Output, Score, Wishes, as_labels, find_head, head_labels
-from lqconvert.training import _distillation, _head_loss
+from lqconvert.training.memorized import steer
+from lqconvert.training.trainer import _distillation, _head_loss
 
 RNG = np.random.default_rng(0)
 N = 40
@@ -414,8 +414,8 @@ def test_without_a_test_part_there_is_no_half_of_it(oracle, steer_on, size, own_
 @pytest.fixture
 def quantize(tmp_path, monkeypatch):
     """Runs the command briefly; gives its result and, where there is one, its report."""
-    monkeypatch.setattr("lqconvert.finetuning.MINIMUM_STEPS", 12)
-    monkeypatch.setattr("lqconvert.finetuning.MINIMUM_CYCLE", 2)
+    monkeypatch.setattr("lqconvert.training.finetune.MINIMUM_STEPS", 12)
+    monkeypatch.setattr("lqconvert.training.finetune.MINIMUM_CYCLE", 2)
 
     def quantize(model, data, *options):
         output = tmp_path / "out.tflite"
@@ -497,7 +497,7 @@ def test_every_output_holds_the_budget(quantize, tmp_path):
 @pytest.mark.parametrize("asked", [(), ("--max-drop", "0")])
 def test_a_file_by_default_and_exit_3_for_budgets_that_were_asked_for(asked, quantize, tmp_path, monkeypatch):
     """Of a model that nothing is as good as."""
-    monkeypatch.setattr("lqconvert.budget.Steering.holds", lambda *_: False)
+    monkeypatch.setattr("lqconvert.training.budget.Steering.holds", lambda *_: False)
     result, report = quantize(*small_tasks.made("regression", tmp_path), *asked)
     if asked:
         assert result.exit_code == 3

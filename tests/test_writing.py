@@ -15,13 +15,13 @@ import pytest
 from click.testing import CliRunner
 
 from lqconvert import LqError
-from lqconvert.checkpoint import locked
-from lqconvert.cli import main
-from lqconvert.figures import codes
-from lqconvert.file_kinds import SOURCE
-from lqconvert.logs import JsonLines
-from lqconvert.sweeping import sweep
-from lqconvert.writing import PREFIX, SUFFIX, Paths, _refuse_irregular, write_all
+from lqconvert.cli.main import main
+from lqconvert.sweeps.figures import codes
+from lqconvert.sweeps.study import sweep
+from lqconvert.training.checkpoint import locked
+from lqconvert.training.loggers import JsonLines
+from lqconvert.utils.file_kinds import SOURCE
+from lqconvert.utils.output_files import PREFIX, SUFFIX, Paths, _refuse_irregular, write_all
 
 GRID = {"schemes": ["rate"], "granularities": ["mixed"], "penalties": [1.0]}
 
@@ -84,7 +84,7 @@ def test_what_fails_leaves_nothing(error, tmp_path):
 WRITES = """
 import sys, time
 from pathlib import Path
-from lqconvert.writing import write_all
+from lqconvert.utils.output_files import write_all
 def write(path):
     path.write_text("half")
     print("writing", flush=True)
@@ -183,7 +183,7 @@ def test_a_lock_is_not_taken_on_what_lies_there(kind, victim, tmp_path):
 
 def test_nor_does_filelock_follow_a_link_that_comes_late(victim, tmp_path, monkeypatch):
     (tmp_path / ".m.tflite.lock").symlink_to(victim)
-    monkeypatch.setattr("lqconvert.checkpoint.refuse_links", lambda *_: None)
+    monkeypatch.setattr("lqconvert.training.checkpoint.refuse_links", lambda *_: None)
     with pytest.raises(OSError, match="symbolic links"), locked(tmp_path / "m.tflite"):
         pass
     assert victim.read_text() == "precious"

@@ -37,10 +37,10 @@ import tf_keras
 import zoo
 
 from lqconvert import LqError, calibrate, export, load_model, rewrite
-from lqconvert.flatbuffer import operator_name, read
-from lqconvert.loading import random_inputs
-from lqconvert.rewriting import float_layers
-from lqconvert.runtime import Runner
+from lqconvert.keras_loader.load import random_inputs
+from lqconvert.quantization.rewrite import float_layers
+from lqconvert.runtime.litert import Runner
+from lqconvert.tflite.flatbuffer import operator_name, read
 
 APIS = {"tf_keras": tf_keras, "keras": keras}
 #: The smallest architecture of each family.

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lqconvert.children import PARENT
+from lqconvert.utils.worker import PARENT
 
 MODEL = Path(__file__).parents[2] / "sample_models" / "digits_cnn.h5"
-RUN = "from lqconvert.cli import main; main()"
+RUN = "from lqconvert.cli.main import main; main()"
 
 
 def start(output: Path, *options: str) -> subprocess.Popen[bytes]:

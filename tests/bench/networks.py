@@ -34,14 +34,14 @@ import tf_keras
 from tf_keras import layers
 
 import lqconvert
-from lqconvert.augmentation import Augmentation
-from lqconvert.deflating import deflated
-from lqconvert.exporting import convert
-from lqconvert.loading import load_model
-from lqconvert.preprocessing import PREPROCESSINGS, Preprocessing
-from lqconvert.runtime import Runner
-from lqconvert.splits import Data
-from lqconvert.targets import LITERT, TFLM
+from lqconvert.data.dataset import Data
+from lqconvert.data.preprocessing import PREPROCESSINGS, Preprocessing
+from lqconvert.exporting.export import convert
+from lqconvert.keras_loader.load import load_model
+from lqconvert.runtime.litert import Runner
+from lqconvert.tflite.targets import LITERT, TFLM
+from lqconvert.training.augmentation import Augmentation
+from lqconvert.utils.compression import deflated
 
 DATA = Path(os.environ.get("LQCONVERT_DATA", "."))
 

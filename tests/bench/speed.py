@@ -32,7 +32,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 SAMPLE = Path(__file__).parents[2] / "sample_models" / "digits_cnn.h5"
-COMMAND = "from lqconvert.cli import main; main()"
+COMMAND = "from lqconvert.cli.main import main; main()"
 NETWORKS = ("mlp", "lenet-5", "resnet-8")
 LARGE = "resnet-50"
 #: Units of hidden layers behind 784 inputs, by millions of parameters.
@@ -55,9 +55,9 @@ def steps(networks: list[str], turns: int, seconds: float, folder: Path) -> Iter
     from networks import Network
 
     import lqconvert
-    from lqconvert.folding import fold
-    from lqconvert.loading import rebuild
-    from lqconvert.training import Trainer
+    from lqconvert.keras_loader.load import rebuild
+    from lqconvert.quantization.fold_batchnorm import fold
+    from lqconvert.training.trainer import Trainer
 
     images = folder / "large.npz"
     large = Network(lambda: tf_keras.applications.ResNet50(weights=None), str(images), 0, 0.0)
@@ -206,8 +206,8 @@ def latency(turns: int, folder: Path) -> Iterable[dict[str, Any]]:
     from networks import post_training
 
     import lqconvert
-    from lqconvert.codes import Int8File
-    from lqconvert.runtime import Runner
+    from lqconvert.exporting.codes import Int8File
+    from lqconvert.runtime.litert import Runner
 
     for name in NETWORKS:
         network = BUILT[name]

@@ -38,7 +38,7 @@ import tf_keras
 from ai_edge_litert.interpreter import Interpreter
 from task_models import TASKS, Made, Skipped
 
-from lqconvert.deflating import deflated
+from lqconvert.utils.compression import deflated
 
 #: Seconds after which a command is given up.
 TIMEOUT = 1800

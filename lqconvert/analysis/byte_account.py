@@ -1,0 +1,162 @@
+"""Whose every byte of a .tflite is: a layer's weights, biases and scales, the graph's, names', or padding."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lqconvert.analysis.inspect_tflite import (
+    Allowance,
+    ConstantRow,
+    Constants,
+    as_list,
+    name_of,
+    present,
+    stored_arrays,
+)
+from lqconvert.tflite.flatbuffer import OPERANDS, Touched, operator_name, read_places
+
+#: What bytes are for, in the order in which they are told; together they are the file.
+KINDS = ("weights", "biases", "scales", "unread", "graph", "names", "padding")
+#: Rows of bytes that are no layer's: scales of what is computed, and the rest.
+ACTIVATIONS, UNREAD, GRAPH, NAMES, PADDING = (
+    f"({what})" for what in ("activations", "unread", "graph", "names", "padding")
+)
+
+
+@dataclass
+class Account:
+    """The bytes of a file by owner, and what the owners have."""
+
+    flat: Any
+    bytes: Counter[tuple[str, str]]  # by (row, kind)
+    constants: dict[str, list[ConstantRow]] = field(default_factory=dict)  # the weights of each layer's row
+    biases: Counter[str] = field(default_factory=Counter)  # how many each has
+    kernels: dict[int, str] = field(default_factory=dict)  # rows of the first graph's tensors with weights
+
+    def rows(self) -> list[str]:
+        return list(dict.fromkeys(row for row, _ in self.bytes))
+
+    def of(self, row: str) -> dict[str, int]:
+        """The bytes of a row by kind."""
+        return {kind: self.bytes[row, kind] for kind in KINDS if self.bytes[row, kind]}
+
+
+def account(tflite: bytes, layers: Mapping[int, str] = {}) -> Account:
+    """Says whose every byte of a file is; what several share is the first one's.
+
+    Args:
+        layers: names for operators, by the tensor of their kernel in the first graph; others are called by
+            their place and kind.
+
+    Raises:
+        LqError: if it is no .tflite file, or damaged.
+    """
+    flat, touched = read_places(tflite)
+    found = Account(flat, Counter())
+    spans: dict[tuple[int, int], tuple[str, str]] = {}
+    start = np.frombuffer(touched.source, np.uint8).ctypes.data
+
+    def claim(arrays: Iterable[Any], row: str, kind: str) -> None:
+        for array in arrays:
+            if array is not None and len(array):
+                first = np.asarray(array).ctypes.data - start  # the tree's arrays are views of it
+                spans.setdefault((first, first + array.nbytes), (row, kind))
+
+    allowance = Allowance(tflite)
+    for number, graph in enumerate(flat.subgraphs):
+        _claim_constants(found, flat, number, layers if number == 0 else {}, allowance, claim)
+        for tensor in graph.tensors:
+            claim(_quantization(tensor), ACTIVATIONS, "scales")
+    metadata = [
+        flat.buffers[each.buffer] for each in as_list(flat.metadata) if each.buffer < len(flat.buffers)
+    ]
+    claim((buffer.data for buffer in metadata), NAMES, "names")
+    claim((buffer.data for buffer in flat.buffers), UNREAD, "unread")
+    for span in touched.texts:
+        spans.setdefault(span, (NAMES, "names"))
+    for span in [*_tables(tflite, touched), *touched.vectors, *touched.links, (0, 8)]:
+        spans.setdefault(span, (GRAPH, "graph"))
+    found.bytes = _owned(spans, len(tflite))
+    return found
+
+
+def _claim_constants(
+    found: Account, flat: Any, number: int, layers: Mapping[int, str], allowance: Allowance, claim: Any
+) -> None:
+    """What the operators of a graph compute with."""
+    graph = flat.subgraphs[number]
+    constants, seen = Constants(flat, graph, allowance), set()
+    for place, operator in constants.readers:
+        operands = [index for index in present(operator.inputs) if index in constants.sources]
+        reader = f"{place} {name_of(flat, operator)}" + (f" of graph {number}" if number else "")
+        row = next((layers[index] for index in operands if index in layers), reader)
+        bias = _bias(flat, operator)
+        for index in operands:
+            if index in seen:
+                continue
+            seen.add(index)
+            each = constants.row(index, reader)
+            kind = "biases" if index == bias else "graph" if _setting(each) else "weights"
+            if kind == "biases":
+                found.biases[row] += each.elements
+            if kind == "weights":
+                found.constants.setdefault(row, []).append(each)
+                if number == 0:
+                    found.kernels[index] = row
+            made = [out for maker in constants.makers[index] for out in present(maker.outputs)]
+            tensors = [graph.tensors[source] for source in constants.sources[index]]
+            claim(stored_arrays(flat, tensors), GRAPH if kind == "graph" else row, kind)
+            for tensor in (*tensors, *(graph.tensors[out] for out in made)):
+                claim(_quantization(tensor), row, "scales")
+
+
+def _bias(flat: Any, operator: Any) -> int:
+    """The tensor of a linear operator's bias, or -1."""
+    name = operator_name(flat, operator)
+    place = OPERANDS[name][2] if name in OPERANDS else len(operator.inputs)
+    return int(operator.inputs[place]) if place < len(operator.inputs) else -1
+
+
+def _setting(constant: ConstantRow) -> bool:
+    """Whether a constant is a shape, an axis or the like: numbers that nothing is multiplied by."""
+    return constant.tensor.type in ("INT32", "INT64", "BOOL", "STRING") and not constant.tensor.scales
+
+
+def _quantization(tensor: Any) -> list[Any]:
+    each = tensor.quantization
+    return [] if each is None else [each.scale, each.zeroPoint, each.min, each.max]
+
+
+def _tables(tflite: bytes, touched: Touched) -> Iterable[tuple[int, int]]:
+    """Where tables are, and what says where their fields are, which many may share."""
+    for table in set(touched.tables):
+        fields = table - struct.unpack_from("<i", tflite, table)[0]
+        length, size = struct.unpack_from("<HH", tflite, fields)
+        yield fields, fields + length
+        yield table, table + size
+
+
+def _owned(spans: Mapping[tuple[int, int], tuple[str, str]], size: int) -> Counter[tuple[str, str]]:
+    """How many bytes of a file each owner of spans has; of several the first. The rest is padding."""
+    numbered = [(max(first, 0), min(end, size), n) for n, (first, end) in enumerate(spans)]
+    starting = sorted(each for each in numbered if each[0] < each[1])
+    owners, owned = list(spans.values()), Counter[tuple[str, str]]()
+    edges = sorted({edge for first, end, _ in starting for edge in (first, end)} | {0, size})
+    open_: list[tuple[int, int]] = []  # (number, end), the first owner on top
+    place = 0
+    for here, there in itertools.pairwise(edges):
+        while place < len(starting) and starting[place][0] == here:
+            heapq.heappush(open_, (starting[place][2], starting[place][1]))
+            place += 1
+        while open_ and open_[0][1] <= here:
+            heapq.heappop(open_)
+        owned[owners[open_[0][0]] if open_ else (PADDING, "padding")] += there - here
+    return owned

@@ -1,0 +1,329 @@
+"""Whether a file keeps its budgets, for builds that are to fail where it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from rich.text import Text
+
+from lqconvert.errors import CannotRun, LqError, about, without
+from lqconvert.tasks import Score, Wishes, metric_named
+from lqconvert.tflite.flatbuffer import read
+from lqconvert.tflite.targets import LITERT, TFLM
+from lqconvert.utils.compression import deflated
+from lqconvert.utils.input_files import read_bytes, read_text
+from lqconvert.utils.terminal import Shown
+from lqconvert.utils.text import markdown, to_json, xml
+
+if TYPE_CHECKING:
+    from lqconvert.analysis.runnable import Runnable
+    from lqconvert.data.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One budget: what the file takes or gives, beside what it may or has to."""
+
+    budget: str
+    value: float | None  # bytes, or a share; None where there is only a reason
+    limit: float | None
+    holds: bool
+    text: str  # value and limit in words
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What a file measured, as far as it was asked for: what later files are held against."""
+
+    target: str
+    size: int  # bytes of the .tflite
+    deflated_bytes: int
+    arena_bytes: int | None = None
+    scores: dict[str, float] = field(default_factory=dict)  # on the test split, by label
+    examples: int | None = None  # of the test split that were run
+
+    def to_json(self) -> str:
+        return to_json(dataclasses.asdict(self)) + "\n"
+
+    @classmethod
+    def load(cls, path: str | Path) -> Measurements:
+        """Reads what :meth:`to_json` gave.
+
+        Raises:
+            LqError: if the file is not there, or not one of that kind.
+        """
+        try:
+            text = read_text(path)
+        except LqError as error:
+            raise LqError(f"{error}; --save-baseline writes such a file") from error
+        kinds = {"target": str, "size": int, "deflated_bytes": int}
+        optional = {"arena_bytes": int, "examples": int}
+        try:
+            fields = json.loads(text)
+            required = {name: fields[name] for name in kinds}
+            rest = {name: fields.get(name) for name in optional}
+            scores = dict(fields.get("scores") or {})
+            if fields.get("accuracy") is not None:  # of an older version
+                scores["accuracy"] = fields["accuracy"]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise LqError(f"{path}: not what --save-baseline writes") from error
+        typed = [isinstance(required[name], kind) for name, kind in kinds.items()]
+        typed += [rest[name] is None or isinstance(rest[name], kind) for name, kind in optional.items()]
+        typed += [isinstance(score, float) for score in scores.values()]
+        if not all(typed):
+            raise LqError(f"{path}: not what --save-baseline writes")
+        return cls(**required, **rest, scores=scores)
+
+
+@dataclass(frozen=True)
+class Check(Shown):
+    """What :func:`check` found."""
+
+    file: str
+    measured: Measurements
+    verdicts: list[Verdict]
+
+    @property
+    def holds(self) -> bool:
+        """Whether all budgets hold; so they do where none was given."""
+        return all(verdict.holds for verdict in self.verdicts)
+
+    def shown(self) -> Iterator[Text]:
+        width = max((len(verdict.budget) for verdict in self.verdicts), default=0)
+        for verdict in self.verdicts:
+            word, style = ("ok  ", "green") if verdict.holds else ("FAIL", "bold red")
+            line = Text(f"{word} {verdict.budget:{width}}  {verdict.text}")
+            line.stylize(style, 0, len(word))
+            yield line
+
+    def to_json(self) -> str:
+        return to_json({"holds": self.holds} | dataclasses.asdict(self))
+
+    def to_markdown(self) -> str:
+        """A table, such as a job summary shows."""
+        rows = [
+            f"| {'✅' if each.holds else '❌'} | {markdown(each.budget)} | {markdown(each.text)} |"
+            for each in self.verdicts
+        ]
+        return "\n".join([f"| | {markdown(self.file, code=True)} | |", "| --- | --- | --- |", *rows])
+
+    def to_junit(self) -> str:
+        """XML as CI servers read it: a test case for each budget."""
+        failed = sum(not verdict.holds for verdict in self.verdicts)
+        counts = {"tests": str(len(self.verdicts)), "failures": str(failed)}
+        suite = ElementTree.Element("testsuite", {"name": "lqconvert check"} | counts)
+        for verdict in self.verdicts:
+            case = ElementTree.SubElement(suite, "testcase", classname=xml(self.file), name=verdict.budget)
+            if verdict.holds:
+                ElementTree.SubElement(case, "system-out").text = xml(verdict.text)
+            else:
+                ElementTree.SubElement(case, "failure", message=xml(verdict.text))
+        ElementTree.indent(suite)
+        # Not "unicode", of which ElementTree says that it is the locale's encoding.
+        return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True).decode() + "\n"
+
+
+def check(
+    path: str | Path,
+    *,
+    target: str | None = None,
+    max_size: int | None = None,
+    max_ram: int | None = None,
+    limits: dict[str, float] | None = None,
+    max_drop: float | None = None,
+    baseline: str | Path | None = None,
+    against: Measurements | None = None,
+    data_spec: str | None = None,
+    preprocess: Preprocessing | None = None,
+    wishes: Wishes | None = None,
+) -> Check:
+    """Holds a .tflite against budgets. TensorFlow is imported only where it is scored.
+
+    Args:
+        path: a .tflite of any tool.
+        target: "litert" or "tflm": that it runs the file is a budget, too, where it is given. By default
+            tflm where there is a budget of RAM, and what :func:`lqconvert.evaluate` takes otherwise.
+        max_size: bytes of the file.
+        max_ram: bytes of TFLite Micro's tensor arena, as measured on this machine.
+        limits: what metrics have to reach on the test split, by name ({"accuracy": 0.97, "MAE": 3.0}): at
+            least, or at most where they are errors. Where there are several outputs each of them that has it.
+        max_drop: points that each metric which budgets judge (:mod:`lqconvert.tasks`) may be under
+            ``baseline``, on the same examples, or under what ``against`` says.
+        baseline: a float model or a .tflite.
+        against: what an earlier file measured: neither size nor arena may have grown since.
+        data_spec: labelled data; see :func:`lqconvert.load_data`.
+        preprocess, wishes: see :func:`lqconvert.evaluate`.
+
+    Raises:
+        LqError: if a file or the data cannot be read, or a budget cannot be told.
+    """
+    path, tflite = Path(path), _read(path)
+    if max_ram is not None or (against is not None and against.arena_bytes is not None):
+        target = target or TFLM.name
+    least = limits or {}
+    _refuse(target, max_ram, least, max_drop, baseline, against, data_spec)
+    measured, verdicts = Measurements(target or LITERT.name, len(tflite), deflated(tflite)), []
+    if max_size is not None:
+        verdicts.append(_at_most("size", len(tflite), max_size, "bytes"))
+    if against is not None:
+        verdicts.append(_at_most("growth", len(tflite), against.size, "bytes"))
+    if target is not None or data_spec is not None:
+        # Here, because it takes TensorFlow, which a check of bytes can do without.
+        from lqconvert.analysis.runnable import open_file
+
+        try:
+            file = open_file(path, target=target)
+        except CannotRun as error:
+            reason = without(path, error)
+            return Check(str(path), measured, [*verdicts, Verdict("runs", None, None, False, reason)])
+        measured = dataclasses.replace(measured, target=file.target.name, arena_bytes=file.arena_bytes)
+        if target is not None:
+            verdicts.append(Verdict("runs", None, None, True, f"on {target}"))
+    if measured.arena_bytes is not None:
+        arenas = {"ram": max_ram, "ram growth": None if against is None else against.arena_bytes}
+        verdicts += [
+            _at_most(name, measured.arena_bytes, arena, "bytes of arena")
+            for name, arena in arenas.items()
+            if arena is not None
+        ]
+    if data_spec is not None:
+        files = [file] if baseline is None else [file, open_file(baseline)]
+        # Of the same examples, where it is held against what another file reached on them.
+        count = (
+            against.examples if against is not None and max_drop is not None and baseline is None else None
+        )
+        asked = bool(least) or max_drop is not None
+        scored = _scored(files, data_spec, preprocess, count, wishes, asked=asked)
+        if scored is not None:
+            own = {score.label: score.value for score in scored.scores[0]}
+            measured = dataclasses.replace(measured, scores=own, examples=scored.examples)
+            verdicts += _of_limits(least, scored)
+        if max_drop is not None and scored is not None:
+            before = against.scores if against else {}
+            if baseline is not None:
+                before = {score.label: score.value for score in scored.scores[1]}
+            verdicts += _of_drops(max_drop, before, scored)
+    return Check(str(path), measured, verdicts)
+
+
+def _read(path: str | Path) -> bytes:
+    path = Path(path)
+    if path.suffix != ".tflite":
+        raise LqError(f"{path}: only a .tflite can be checked; lqconvert quantize makes one")
+    tflite = read_bytes(path)
+    try:
+        read(tflite)
+    except LqError as error:
+        raise LqError(about(path, error)) from error
+    return tflite
+
+
+def _refuse(
+    target: str | None,
+    max_ram: int | None,
+    least: dict[str, float],
+    max_drop: float | None,
+    baseline: str | Path | None,
+    against: Measurements | None,
+    data_spec: str | None,
+) -> None:
+    """Refuses what cannot be told from what was given."""
+    if max_ram is not None and target == LITERT.name:
+        raise LqError("--max-ram: LiteRT has no arena of a fixed size; it goes with --target tflm")
+    if against is not None and target not in (None, against.target):
+        raise LqError(f"--against: was saved for {against.target}; save one with --target {target}")
+    if data_spec is None and (least or max_drop is not None):
+        raise LqError("--min-accuracy and --max-drop need --data to score the file on")
+    if max_drop is not None and baseline is None and against is None:
+        raise LqError(
+            "--max-drop: say what from, with --baseline (a model) or --against (of --save-baseline)"
+        )
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The scores of files on the same test examples."""
+
+    scores: list[tuple[Score, ...]]
+    examples: int
+    judged: list[str]  # labels of the scores that budgets judge
+
+
+def _scored(
+    files: list[Runnable],
+    data_spec: str,
+    preprocess: Preprocessing | None,
+    count: int | None,
+    wishes: Wishes | None,
+    *,
+    asked: bool,
+) -> _Scored | None:
+    """The files' scores on the same test examples (``count`` of them, if given).
+
+    Outputs without labels are held against the second file's. Where there is none, and nobody asked for
+    scores, there are none: a project may name its data for all commands.
+    """
+    from lqconvert.analysis.evaluate import data_for, measure, preprocessing_of, shared_examples
+    from lqconvert.analysis.runnable import aligned
+
+    files = aligned(files)
+    data = data_for(files, data_spec, wishes)
+    if not data.labelled and len(files) == 1:
+        if not asked:
+            return None
+        raise LqError(f"{data_spec}: has no labels to score by")
+    if count is not None and count > data.test.size:
+        what = f"was scored on {count:,} test examples, {data_spec} has {data.test.size:,}"
+        raise LqError(f"--against: {what}; save another with --save-baseline")
+    examples = shared_examples(files, data, count)
+    outputs = [measure(each, data, preprocess or preprocessing_of(each, data), examples)[1] for each in files]
+    teacher = outputs[1] if len(files) > 1 else None  # the truth where there are no labels
+    scores = [data.heads.scores(each, data.test.y[examples], teacher) for each in outputs]
+    return _Scored(scores, len(examples), data.heads.criterion_labels)
+
+
+def _of_limits(limits: dict[str, float], scored: _Scored) -> list[Verdict]:
+    verdicts, on = [], f"(on {scored.examples:,} test examples)"
+    for name, limit in limits.items():
+        metric = metric_named(name)
+        own = [score for score in scored.scores[0] if score.metric == name]
+        if not own:
+            there = ", ".join(score.label for score in scored.scores[0])
+            raise LqError(f"--{metric.option}: there is no {name} of such data, but {there}")
+        for score in own:
+            words = f"{score.text}, at {'most' if metric.error else 'least'} {metric.text(limit)} {on}"
+            # Shares of the same examples differ by whole examples: what a limit rounds to is no drop.
+            holds = score.value <= limit + 1e-9 if metric.error else score.value >= limit - 1e-9
+            verdicts.append(Verdict(score.label, score.value, limit, holds, words))
+    return verdicts
+
+
+def _of_drops(max_drop: float, before: dict[str, float], scored: _Scored) -> list[Verdict]:
+    verdicts, several = [], len(scored.judged) > 1
+    known = {score.label: score for score in scored.scores[0]}
+    for label in scored.judged:
+        if label not in known:
+            raise LqError(f"--max-drop: the data do not tell {label}; give labels, or --baseline (a model)")
+        score = known[label]
+        if score.label not in before:
+            raise LqError(f"--max-drop: the baseline has no {score.label}; save it with --data")
+        metric, was = metric_named(score.metric), before[score.label]
+        if metric.error:
+            raise LqError(f"--max-drop: {score.metric} has no points; take --{metric.option}")
+        least = was - max_drop / 100
+        words = f"at most {max_drop:g} points under {metric.text(was)} (on {scored.examples:,} test examples)"
+        name = f"drop of {score.label}" if several else "drop"
+        verdicts.append(
+            Verdict(name, score.value, least, score.value >= least - 1e-9, f"{score.text}, {words}")
+        )
+    return verdicts
+
+
+def _at_most(budget: str, value: int, limit: int, unit: str) -> Verdict:
+    return Verdict(budget, value, limit, value <= limit, f"{value:,} {unit}, at most {limit:,}")

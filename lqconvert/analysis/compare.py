@@ -1,0 +1,179 @@
+"""Files side by side on the same examples, each in its own runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lqconvert.analysis.evaluate import (
+    Evaluation,
+    data_for,
+    fed,
+    measure,
+    preprocessing_of,
+    shared_examples,
+)
+from lqconvert.analysis.inspect_tflite import dimensions
+from lqconvert.analysis.runnable import Runnable, aligned, open_file
+from lqconvert.data.dataset import Data, as_numpy
+from lqconvert.data.preprocessing import Preprocessing
+from lqconvert.errors import LqError
+from lqconvert.metrics import agreement
+from lqconvert.runtime.layer_snr import LayerNoise, decibels, layer_noise
+from lqconvert.tasks import Wishes
+from lqconvert.tflite.targets import TFLM
+from lqconvert.utils.terminal import Shown, Table
+from lqconvert.utils.text import to_json
+
+#: Examples that the noise of layers is measured on.
+NOISE_EXAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A file beside the first one."""
+
+    evaluation: Evaluation
+    agreement: float | None  # share of examples of the same top class; None without classes, and of the first
+    snr_db: float | None  # of the outputs, the first file's being the signal; None for the first itself
+    layers: list[LayerNoise]  # of the first file's layers; empty where either runs in TFLite Micro only
+
+
+@dataclass(frozen=True)
+class Comparison(Shown):
+    """What :func:`compare` found, in the order in which the files were given."""
+
+    data: str
+    files: list[Compared]
+
+    def to_json(self) -> str:
+        """As JSON, in which an infinite ratio is "inf"."""
+        return to_json(_finite(dataclasses.asdict(self)))
+
+    def shown(self) -> Iterator[str | Table]:
+        first = self.files[0].evaluation
+        scores = [score.label for score in first.scores]
+        table = Table("file", "bytes", "ratio", "download", *scores, "agrees", "latency", "arena")
+        table.columns[0].overflow = "fold"
+        for each in self.files:
+            file = each.evaluation
+            table.add_row(
+                file.file,
+                f"{file.size:,}",
+                f"{first.size / file.size:.1f}x",
+                f"{file.deflated_bytes:,}",
+                *(score.text for score in file.scores),
+                _likeness(each),
+                f"{1e3 * file.latency_s:.3f} ms",
+                f"{file.arena_bytes:,}" if file.arena_bytes else "",
+            )
+        yield table
+        for table in self._layers():
+            yield table
+        yield f"on {first.examples:,} test examples of {self.data}; preprocessing and runtime:"
+        for each in self.files:
+            yield f"  {each.evaluation.file}: {each.evaluation.preprocess}, {each.evaluation.runtime}"
+
+    def _layers(self) -> list[Table]:
+        """The noise of the layers, a column for each file that has it."""
+        numbered = [(number, each) for number, each in enumerate(self.files, 1) if each.layers]
+        if not numbered:
+            return []
+        table = Table(
+            "layer",
+            "output",
+            *(f"file {number}" for number, _ in numbered),
+            title="dB of signal to noise, against file 1",
+            title_justify="left",
+        )
+        for place, layer in enumerate(numbered[0][1].layers):
+            ratios = (_text(each.layers[place].snr_db) for _, each in numbered)
+            table.add_row(layer.name, dimensions(layer.shape), *ratios)
+        return [table]
+
+
+def compare(
+    paths: Sequence[str | Path],
+    data_spec: str,
+    *,
+    preprocess: Preprocessing | None = None,
+    wishes: Wishes | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    trust_model: bool = False,
+) -> Comparison:
+    """Measures files on the same test examples, and each beside the first.
+
+    Args:
+        paths: two or more .tflite files of any tools, and Keras models (which run as float32 .tflite).
+        data_spec: see :func:`lqconvert.load_data`; without labels there are no scores.
+        preprocess: what all of them were trained on; by default found out for each (see
+            :func:`lqconvert.evaluate`).
+        wishes, input_shape, trust_model: see :func:`lqconvert.evaluate`.
+
+    Raises:
+        LqError: if a file or the data cannot be read or run, or they do not fit together.
+    """
+    files = aligned([open_file(path, input_shape=input_shape, trust_model=trust_model) for path in paths])
+    data = data_for(files, data_spec, wishes)
+    examples = shared_examples(files, data)
+    wanted = [preprocess or preprocessing_of(file, data) for file in files]
+    measured = [measure(file, data, how, examples) for file, how in zip(files, wanted, strict=True)]
+    reference = measured[0][1]
+    classifies = data.heads.single is not None and data.heads.single.classifies
+    compared = []
+    for number, (evaluation, outputs) in enumerate(measured):
+        if outputs.shape != reference.shape:
+            raise LqError(f"{files[number].name}: its outputs are of another shape than {files[0].name}'s")
+        both = [(files[0], wanted[0]), (files[number], wanted[number])]
+        compared.append(
+            Compared(
+                evaluation,
+                agreement(outputs, reference) if number and classifies else None,
+                decibels(np.sum(reference**2), np.sum((reference - outputs) ** 2)) if number else None,
+                _noise(both, data, examples[:NOISE_EXAMPLES]) if number else [],
+            )
+        )
+    return Comparison(data.name, compared)
+
+
+def _noise(
+    pair: Sequence[tuple[Runnable, Preprocessing]], data: Data, examples: np.ndarray
+) -> list[LayerNoise]:
+    if any(file.target.name == TFLM.name for file, _ in pair):
+        return []
+    part = data.test.pick(examples)
+    inputs = [
+        as_numpy(x)
+        for file, how in pair
+        for _, x, _ in part.batches(NOISE_EXAMPLES, preprocessing=fed(file, data, how))
+    ]
+    return layer_noise(pair[0][0].tflite, pair[1][0].tflite, *inputs)
+
+
+def _likeness(file: Compared) -> str:
+    """How near the outputs are to the first file's: the share of like answers, or a ratio in decibels."""
+    if file.agreement is not None:
+        return f"{file.agreement:.2%}"
+    if file.snr_db is None or file.snr_db == math.inf:
+        return _text(file.snr_db)
+    return f"{_text(file.snr_db)} dB"
+
+
+def _text(snr: float | None) -> str:
+    if snr is None:
+        return ""
+    return "same" if snr == math.inf else f"{snr:.1f}"
+
+
+def _finite(value: object) -> object:
+    """The same with text for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,225 @@
+"""One file, a .tflite of any tool or a float model, measured in the runtime that executes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lqconvert.analysis.inspect_tflite import dimensions
+from lqconvert.analysis.runnable import Runnable, aligned, open_file, plain_name
+from lqconvert.data.dataset import Data, as_numpy
+from lqconvert.data.preprocessing import PREPROCESSINGS, Choice, Preprocessing, choose_preprocessing
+from lqconvert.data.sources import load_data
+from lqconvert.errors import LqError
+from lqconvert.runtime.verify import examples_in
+from lqconvert.tasks import Score, Wishes
+from lqconvert.tflite.flatbuffer import operator_name, read
+from lqconvert.utils.compression import deflated
+from lqconvert.utils.terminal import Shown, Table
+from lqconvert.utils.text import to_json
+
+#: Operators that look rows up, and the place of the indices among their inputs.
+LOOKUPS = {"GATHER": 1, "EMBEDDING_LOOKUP": 0}
+
+
+@dataclass(frozen=True)
+class Evaluation(Shown):
+    """What a file measured. Latency and arena are those of this machine."""
+
+    file: str
+    target: str
+    runtime: str  # package and version
+    size: int  # bytes of the .tflite; of a Keras model, of its float32 .tflite
+    deflated_bytes: int
+    scores: tuple[Score, ...]  # of the test split; none without labels
+    examples: int  # that it was scored on
+    preprocess: str
+    latency_s: float
+    arena_bytes: int | None  # None for LiteRT, which has no arena of a fixed size
+
+    @property
+    def score(self) -> float | None:
+        """The first of them."""
+        return self.scores[0].value if self.scores else None
+
+    def to_json(self) -> str:
+        """As JSON; the first score is at hand for scripts."""
+        first = {"score": self.score, "score_name": self.scores[0].label if self.scores else ""}
+        return to_json(dataclasses.asdict(self) | first)
+
+    def shown(self) -> Iterator[str | Table]:
+        table = Table("", self.file)
+        table.add_row("bytes", f"{self.size:,}")
+        table.add_row("download", f"{self.deflated_bytes:,}")
+        for score in self.scores:
+            table.add_row(f"test {score.label}", score.text)
+        table.add_row("of test examples", f"{self.examples:,}")
+        table.add_row("preprocessing", self.preprocess)
+        table.add_row("latency here", f"{1e3 * self.latency_s:.3f} ms")
+        if self.arena_bytes:
+            table.add_row("tensor arena", f"{self.arena_bytes:,}")
+        table.add_row("runtime", self.runtime)
+        yield table
+
+
+def evaluate(
+    path: str | Path,
+    data_spec: str,
+    *,
+    target: str | None = None,
+    preprocess: Preprocessing | None = None,
+    wishes: Wishes | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    trust_model: bool = False,
+) -> Evaluation:
+    """Measures a .tflite, or the float32 .tflite of a Keras model, on the test split.
+
+    Args:
+        path: a .tflite of any tool, or what :func:`lqconvert.quantize` takes.
+        data_spec: labelled data, see :func:`lqconvert.load_data`.
+        target: "litert" or "tflm"; by default litert, unless only TFLite Micro runs the file.
+        preprocess: what the model was trained on. By default that under which pixels fill the range of a
+            quantized input, or else the one of the best score on the validation split; none where
+            the data are no pixels and no better than chance under any.
+        wishes: what the user says of the outputs' tasks.
+        input_shape, trust_model: see :func:`lqconvert.load_model`.
+
+    Raises:
+        LqError: if the file or the data cannot be read, do not fit together, or the target does not run it.
+    """
+    (file,) = aligned([open_file(path, target=target, input_shape=input_shape, trust_model=trust_model)])
+    data = data_for([file], data_spec, wishes)
+    if not data.labelled:
+        raise LqError(f"{data_spec}: has no labels to score by")
+    preprocess = preprocess or preprocessing_of(file, data)
+    return measure(file, data, preprocess, shared_examples([file], data))[0]
+
+
+def data_for(files: Sequence[Runnable], data_spec: str, wishes: Wishes | None = None) -> Data:
+    """The data set, loaded for files that all take and give the same."""
+    first, *others = files
+    for other in others:
+        if _ports(other) != _ports(first):
+            raise LqError(
+                f"{other.name} has {_ports(other)}, {first.name} has {_ports(first)}: no data fit both"
+            )
+    shapes = {plain_name(name): shape for name, shape in first.interface.input_shapes.items()}
+    if len(shapes) < len(first.interface.inputs):
+        raise LqError(
+            f"{first.name}: its inputs have no names (--strip-all), and no data can be found for each"
+        )
+    data = load_data(data_spec, shapes, first.outputs, wishes)
+    if any(head.task == "reconstruction" for head in data.heads):
+        data = data.retargeted(_choose(first, data).target)
+    return data
+
+
+def _ports(file: Runnable) -> str:
+    """What a file takes and gives, in words; names count where there are several inputs."""
+    shapes = file.interface.input_shapes
+    inputs = [
+        f"{plain_name(name)} {dimensions(shape)}" if len(shapes) > 1 else dimensions(shape)
+        for name, shape in shapes.items()
+    ]
+    return f"inputs {', '.join(inputs)} and {file.interface.output_units} outputs"
+
+
+def preprocessing_of(file: Runnable, data: Data) -> Preprocessing:
+    """What a file wants its inputs preprocessed with, see :func:`evaluate`."""
+    details = file.interface.inputs
+    scale, zero_point = details[0]["quantization"]
+    if len(details) > 1 or _index_inputs(file):
+        return Preprocessing()
+    if scale and data.integer_pixels:
+        codes = np.iinfo(details[0]["dtype"])
+        low, high = ((code - zero_point) * scale for code in (codes.min, codes.max))
+        for known in PREPROCESSINGS.values():
+            ends = known.offset, 255 * known.scale + known.offset
+            if np.allclose(ends, (low, high), atol=2 * scale):
+                return known
+    if not data.labelled:
+        return Preprocessing()
+    try:
+        return _choose(file, data).preprocessing
+    except LqError:  # no better than chance: it may just be bad, which is for its score to say
+        if data.integer_pixels:
+            raise
+        return Preprocessing()
+
+
+def _choose(file: Runnable, data: Data) -> Choice:
+    samples = examples_in(file.target, len(PREPROCESSINGS) * file.latency_s, 2000)
+    return choose_preprocessing(lambda x: file.predict([x]), data, samples=samples)
+
+
+def fed(file: Runnable, data: Data, preprocess: Preprocessing) -> Preprocessing:
+    """The preprocessing by which pixels come to the codes that devices feed a file of a quantized input."""
+    (scale, zero_point), dtype = file.interface.inputs[0]["quantization"], file.interface.inputs[0]["dtype"]
+    if not data.integer_pixels or not scale or not math.isclose(scale, preprocess.scale, rel_tol=1e-3):
+        return preprocess
+    return preprocess.off_ties(zero_point, int(np.iinfo(dtype).min))
+
+
+def _index_inputs(file: Runnable) -> list[str]:
+    """The inputs of a file that take integers which are no codes, or that are looked up."""
+    flat = read(file.tflite)
+    graph = flat.subgraphs[0]
+    inputs = {int(index): place for place, index in enumerate(graph.inputs)}  # and what they are cast to
+    looked_up = set()
+    for operator in graph.operators:
+        name = operator_name(flat, operator)
+        operands = [int(index) for index in operator.inputs]
+        if name in LOOKUPS and len(operands) > 1 and operands[LOOKUPS[name]] in inputs:
+            looked_up.add(inputs[operands[LOOKUPS[name]]])
+        elif name in ("CAST", "RESHAPE") and operands and operands[0] in inputs and len(operator.outputs):
+            inputs[int(operator.outputs[0])] = inputs[operands[0]]
+    return [
+        detail["name"]
+        for place, detail in enumerate(file.interface.inputs)
+        if place in looked_up
+        or (not detail["quantization"][0] and np.issubdtype(detail["dtype"], np.integer))
+    ]
+
+
+def shared_examples(files: Sequence[Runnable], data: Data, count: int | None = None) -> np.ndarray:
+    """Positions of so many test examples, or of all that the files can be scored on.
+
+    They are a random part where one of the files is slow.
+    """
+    count = count or min(examples_in(file.target, file.latency_s, data.test.size) for file in files)
+    return np.sort(np.random.default_rng(0).permutation(data.test.size)[:count])
+
+
+def measure(
+    file: Runnable, data: Data, preprocess: Preprocessing, examples: np.ndarray
+) -> tuple[Evaluation, np.ndarray]:
+    """What a file measures on test examples, and its outputs."""
+    preprocess.refuse_indices(_index_inputs(file))
+    part = data.test.pick(examples)
+    batches = part.batches(256, preprocessing=fed(file, data, preprocess))
+    outputs = file.predict(as_numpy(x) for _, x, _ in batches)
+    head = data.heads.single
+    if head is not None and head.classifies:  # other tools' files may have axes of length 1 before it
+        outputs = outputs.reshape(len(outputs), -1)
+        if outputs.shape[1] != file.interface.output_units:
+            raise LqError(
+                f"{file.name}: gives more than one answer for an example; {data.name} has one label"
+            )
+    evaluation = Evaluation(
+        file.name,
+        file.target.name,
+        file.target.runtime,
+        len(file.tflite),
+        deflated(file.tflite),
+        data.heads.scores(outputs, part.y, None),
+        len(examples),
+        str(preprocess),
+        file.latency_s,
+        file.arena_bytes,
+    )
+    return evaluation, outputs

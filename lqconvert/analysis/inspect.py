@@ -1,0 +1,353 @@
+"""What is in a file, and what would become of it: answered without data and without training.
+
+A model is rewritten as :func:`lqconvert.quantize` rewrites it, and what is said of its layers is read
+off the result. Neither .tflite files nor codes take TensorFlow: what does is imported where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lqconvert.analysis.inspect_codes import CodesInspection, inspect_codes
+from lqconvert.analysis.inspect_tflite import TfliteInspection, dimensions, inspect_tflite
+from lqconvert.errors import LqError
+from lqconvert.runtime.verify import check_runs
+from lqconvert.tflite.c_source import operators
+from lqconvert.tflite.targets import TARGETS, TFLM, Target
+from lqconvert.utils.terminal import Shown, Table, narrow
+
+
+def inspect(
+    path: str | Path, *, input_shape: tuple[int, ...] | None = None, trust_model: bool = False
+) -> ModelInspection | TfliteInspection | CodesInspection:
+    """Says what is in a Keras model, a .tflite or a .codes.npz, and of a model what quantize makes of it.
+
+    A model that quantize would refuse is answered, too, as far as it is understood: its ``refused`` says why.
+
+    Args:
+        input_shape, trust_model: see :func:`lqconvert.keras_loader.load.load_model`.
+
+    Raises:
+        LqError: if the file cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise LqError(f"{path}: no such file")
+    if path.suffix == ".tflite":
+        return inspect_tflite(path)
+    if path.suffix == ".npz":
+        return inspect_codes(path)
+    return _inspect_model(path, input_shape, trust_model)
+
+
+#: Of what is shown of a name: it may be a stranger's, of megabytes.
+LONGEST_NAME = 200
+#: Names and kinds up to this length are in one piece: 80 columns have room for two and the rest.
+WHOLE = 22
+HEADERS = ("layer", "kind", "output", "weights", "becomes")
+#: What begins the fate of a layer without integer kernels.
+FLOAT = "float: "
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A layer of the model file or of the graph that is made of it, and what becomes of it."""
+
+    name: str
+    kind: str  # "A -> B" where the graph has another class in its place
+    shape: tuple[int | None, ...] | None  # of its output, without the batch; None where it was not built
+    parameters: int
+    becomes: str = ""
+    codes: int = 0  # how many int8 codes its kernel has
+    scales: int = 0  # and how many scales these
+
+    @property
+    def stays_float(self) -> bool:
+        return self.becomes.startswith(FLOAT)
+
+
+@dataclass(frozen=True)
+class ModelInspection(Shown):
+    """A Keras model. All that is said of the int8 file is empty where ``refused`` says why there is none."""
+
+    file: str
+    layers: list[LayerRow]
+    parameters: int
+    float32_bytes: int
+    weight_bytes: int  # of its int8 codes and int32 biases
+    int8_bytes: int  # of the whole int8 file, to some bytes
+    operators: list[str]
+    targets: dict[str, str]  # "runs", or the reason of the runtime that does not
+    refused: str = ""
+    folds: ClassVar[bool] = True
+
+    def shown(self) -> Iterator[str | Table]:
+        yield from self._verdict()
+        if self.parameters:
+            yield f"{self.parameters:,} parameters: {self.float32_bytes:,} bytes as float32"
+        yield ""
+        longest = max((len(text) for row in self.layers for text in (row.name, row.kind)), default=0)
+        table = narrow(*HEADERS, whole=HEADERS[:4] if longest <= WHOLE else ())
+        for row in self.layers:
+            count = f"{row.parameters:,}" if row.parameters else ""
+            table.add_row(row.name, row.kind, dimensions(row.shape), count, row.becomes)
+        yield table
+
+    def _verdict(self) -> Iterator[str]:
+        if self.refused:
+            yield f"quantize refuses it: {self.refused}"
+            return
+        floats = [f"'{row.name}' ({row.becomes[len(FLOAT) :]})" for row in self.layers if row.stays_float]
+        what = "a file of it that is float in part" if floats else "an integer-only file of it"
+        yield f"quantize makes {what}, about {self.int8_bytes:,} bytes before packing"
+        for target, answer in self.targets.items():
+            yield f"{target}: {answer}"
+        if floats:
+            yield f"stays float: {', '.join(floats)}"
+        yield f"int8 codes and int32 biases: {self.weight_bytes:,} bytes"
+        yield f"operators: {', '.join(self.operators)}"
+
+
+def _inspect_model(path: Path, input_shape: tuple[int, ...] | None, trust_model: bool) -> ModelInspection:
+    from lqconvert.keras_loader.config_checks import MOST_LAYERS, layer_count, read_config
+    from lqconvert.keras_loader.load import load_model
+    from lqconvert.quantization.rewrite import rewrite
+    from lqconvert.quantization.schemes import Rate
+
+    config = read_config(path)[0]
+    if layer_count(config) > MOST_LAYERS:  # a row for each would be no answer
+        raise LqError(f"{path}: the model has more than {MOST_LAYERS:,} layers")
+    rows, parameters = _config_rows(config, trust_model), 0
+    try:
+        model = load_model(path, input_shape=input_shape, trust_model=trust_model)
+        rows, parameters = _float_rows(model), model.count_params()
+        quantized = rewrite(model, Rate(), granularity="mixed")
+        rows = quantized_rows(quantized, model, config)
+        return describe(path, model, rows, int8_file(quantized)[0])
+    except LqError as error:
+        return ModelInspection(
+            str(path), _marked(rows, str(error)), parameters, 4 * parameters, 0, 0, [], {}, str(error)
+        )
+
+
+def describe(path: Path, model: Any, rows: list[LayerRow], tflite: bytes) -> ModelInspection:
+    """What became of a model.
+
+    Args:
+        path: the file that it was loaded from.
+        rows: its :func:`quantized_rows`.
+        tflite: its int8 file.
+    """
+    parameters, biases = model.count_params(), sum(row.parameters - row.codes for row in rows if row.codes)
+    return ModelInspection(
+        str(path),
+        rows,
+        parameters,
+        4 * parameters,
+        sum(row.codes for row in rows) + 4 * biases,
+        len(tflite),
+        operators(tflite),
+        {target.name: _answer(tflite, target, rows) for target in TARGETS.values()},
+    )
+
+
+def _config_layers(config: dict[str, Any] | None) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(name, class, config) of the layers of a model's config, those of nested models in their place."""
+    from lqconvert.keras_loader.config_checks import MODELS
+    from lqconvert.keras_loader.limits import layers_of
+
+    # Nothing is vetted yet: a stranger's config may hold anything anywhere, at any depth.
+    stack = layers_of(config)[::-1]
+    while stack:
+        layer = stack.pop()
+        kind = str(layer.get("class_name")).split(">")[-1]
+        if kind in MODELS:
+            stack += layers_of(layer)[::-1]
+        else:
+            settings = layer.get("config")
+            name = settings.get("name") if isinstance(settings, dict) else None
+            name = str(name or layer.get("name", "?")).replace("/", "_")
+            yield name[:LONGEST_NAME], kind[:LONGEST_NAME], layer
+
+
+def _config_rows(config: dict[str, Any] | None, trusted: bool) -> list[LayerRow]:
+    """The layers of a model that may not load: every one that is refused, not the first one only."""
+    from lqconvert.keras_loader.config_checks import refuse_unknown
+
+    rows = []
+    for name, kind, layer in _config_layers(config):
+        why = ""
+        try:
+            refuse_unknown({"class_name": "Functional", "config": {"layers": [layer]}}, trusted)
+        except LqError as error:
+            why = f"refused: {error}"
+        rows.append(LayerRow(name, kind, None, 0, why))
+    return rows
+
+
+def _marked(rows: list[LayerRow], refusal: str) -> list[LayerRow]:
+    """The rows with the refusal at the layer that it names."""
+    return [
+        replace(row, becomes=row.becomes or f"refused: {refusal}") if f"'{row.name}'" in refusal else row
+        for row in rows
+    ]
+
+
+def _float_rows(model: Any) -> list[LayerRow]:
+    from lqconvert.quantization.granularity import class_name
+
+    return [
+        LayerRow(layer.name, class_name(layer), _output_shape(layer), layer.count_params())
+        for layer in model.layers
+    ]
+
+
+def _output_shape(layer: Any) -> tuple[int | None, ...]:
+    shape = layer.output_shape
+    return tuple((shape[0] if isinstance(shape, list) else shape)[1:])
+
+
+def quantized_rows(quantized: Any, model: Any, config: dict[str, Any] | None) -> list[LayerRow]:
+    """The layers of a rewritten model, and those of its file that are no longer there."""
+    return _with_vanished(_quantized_rows(quantized, model), model, config)
+
+
+def _quantized_rows(quantized: Any, model: Any) -> list[LayerRow]:
+    """The layers of the folded graph, and what the rewritten one has in their place and behind them."""
+    from lqconvert.quantization.granularity import class_name, kernel_name
+    from lqconvert.quantization.layers import ActivationQuantizer, FollowingQuantizer, QuantizedLayer
+    from lqconvert.quantization.rewrite import float_layers
+
+    before = {layer.name: class_name(layer) for layer in model.layers}
+    floats = float_layers(quantized)
+    rows = []
+    for layer in quantized.layers:
+        if isinstance(layer, (ActivationQuantizer, FollowingQuantizer)):
+            continue
+        inner, codes, scales = layer, 0, 0
+        if isinstance(layer, QuantizedLayer):
+            inner = layer.layer
+            name = kernel_name(inner)
+            codes = int(getattr(inner, name).shape.num_elements())
+            scales = int(layer.quantizers[name].scale_weight.shape.num_elements())
+        kind = class_name(inner)
+        if before.get(layer.name, kind) != kind:
+            kind = f"{before[layer.name]} -> {kind}"
+        becomes = f"{FLOAT}{floats[layer.name]}" if layer.name in floats else _becomes(layer, scales)
+        rows.append(
+            LayerRow(layer.name, kind, _output_shape(layer), inner.count_params(), becomes, codes, scales)
+        )
+    return rows
+
+
+def _becomes(layer: Any, scales: int) -> str:
+    """What a layer of the rewritten graph becomes in the int8 file, in words."""
+    from lqconvert.quantization.granularity import class_name
+    from lqconvert.quantization.layers import ActivationQuantizer, FollowingQuantizer
+
+    parts = []
+    if scales:
+        parts.append(f"int8, {scales} scales" if scales > 1 else "int8, one scale")
+    fused = _fused_into(layer)
+    if fused:
+        parts.append(f"fused into {fused}")
+    behind = [node.outbound_layer for node in layer.outbound_nodes]
+    quantizer = next((x for x in behind if isinstance(x, (ActivationQuantizer, FollowingQuantizer))), None)
+    if isinstance(quantizer, ActivationQuantizer):
+        if class_name(layer) == "InputLayer":
+            parts.append("range of the data, or of pixels")
+        elif quantizer.fixed is None:
+            parts.append("learned range")
+        else:
+            parts.append("fixed range {:.4g}..{:.4g}".format(*quantizer.fixed))
+    elif quantizer is None and behind and _fused_into(behind[0]):
+        parts.append(f"range of {behind[0].name}")
+    else:
+        parts.append("scale of its input")
+    return "; ".join(parts)
+
+
+def _fused_into(layer: Any) -> str:
+    """The layer in front that a ReLU becomes part of: it would have a quantizer behind it otherwise."""
+    from lqconvert.quantization.granularity import class_name
+    from lqconvert.quantization.layers import QuantizedLayer
+    from lqconvert.quantization.rewrite import FUSES_RELU
+
+    if class_name(layer) != "ReLU":
+        return ""
+    source = layer.input._keras_history.layer
+    return source.name if isinstance(source, QuantizedLayer) or class_name(source) in FUSES_RELU else ""
+
+
+def _with_vanished(rows: list[LayerRow], model: Any, config: dict[str, Any] | None) -> list[LayerRow]:
+    """The rows with those layers of the file that the graph is without, each behind the one before it."""
+    from lqconvert.keras_loader.layer_rules import DROPPED
+
+    kept = {row.name for row in rows}
+    behind: dict[str, list[LayerRow]] = {}
+    place = ""
+    for row in _float_rows(model):
+        if row.name not in kept:
+            place = _absorber(model.get_layer(row.name), kept)
+            behind.setdefault(place, []).append(replace(row, becomes=f"folded into {place}"))
+    for name, kind, _ in _config_layers(config):
+        if name in kept:
+            place = name
+        elif kind in DROPPED:
+            behind.setdefault(place, []).append(LayerRow(name, kind, None, 0, "left out: for training only"))
+    return [each for row in rows for each in (row, *behind.get(row.name, []))]
+
+
+def _absorber(batch_norm: Any, kept: set[str]) -> str:
+    """The layer that a BatchNormalization was folded into: in front where that is linear, else behind."""
+    from lqconvert.quantization.granularity import LINEAR, class_name
+
+    source = batch_norm.input._keras_history.layer
+    while source.name not in kept:
+        source = source.input._keras_history.layer
+    linear = (*LINEAR, "SeparableConv2D")
+    if class_name(source) in linear and source.activation.__name__ == "linear":
+        return source.name
+    layer = batch_norm
+    while class_name(layer) not in linear:
+        layer = layer.outbound_nodes[0].outbound_layer
+    return layer.name
+
+
+def int8_file(quantized: Any) -> tuple[bytes, list[str]]:
+    """The int8 file of a rewritten model with starting scales, and the layers of its kernels, in its order.
+
+    The scales are those of random inputs, for want of data.
+
+    Its size and operators hang on the ranges only where these are equal by chance.
+    """
+    from lqconvert.exporting.export import Template, learned_codes
+    from lqconvert.keras_loader.load import random_inputs
+    from lqconvert.quantization.calibrate import calibrate
+
+    inputs = random_inputs(quantized, batch=4)
+    # As large as pixels, too: with too small a range a bias of such a model would not fit int32.
+    large = [x if x.dtype == np.int32 else 255 * x for x in inputs]
+    batches: list[Any] = [x if len(x) > 1 else x[0] for x in (inputs, large)]
+    calibrate(quantized, batches)
+    codes = learned_codes(quantized)
+    template = Template.of(quantized, codes)
+    return template.fill(codes), template.order
+
+
+def _answer(tflite: bytes, target: Target, rows: list[LayerRow]) -> str:
+    """Whether quantize makes a file for the target, or why not."""
+    kept = [f"'{row.name}'" for row in rows if row.stays_float]
+    if kept and target.name == TFLM.name:
+        return f"refused: {', '.join(kept)} would stay float"
+    try:
+        target.check_installed()
+        check_runs(tflite, target)
+    except LqError as error:
+        return str(error)
+    return "runs"

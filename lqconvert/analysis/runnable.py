@@ -1,0 +1,192 @@
+"""A .tflite of any tool, or a Keras model as its float32 .tflite, opened and seen to run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lqconvert.errors import CannotRun, LqError
+from lqconvert.runtime.litert import isolated
+from lqconvert.runtime.tflm import run_micro
+from lqconvert.tasks import Output
+from lqconvert.tflite.c_source import operators
+from lqconvert.tflite.flatbuffer import operator_name, read, text_of
+from lqconvert.tflite.interface import Interface, real, together
+from lqconvert.tflite.packing import DECODE
+from lqconvert.tflite.targets import LITERT, TARGETS, TFLM, Target
+from lqconvert.utils.input_files import read_bytes
+from lqconvert.utils.text import printable
+
+#: The seconds of an inference in TFLite Micro are the median over so many.
+MICRO_RUNS = 16
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A .tflite that its target was seen to run."""
+
+    name: str
+    tflite: bytes
+    target: Target
+    interface: Interface
+    latency_s: float
+    arena_bytes: int | None
+    outputs: tuple[Output, ...]  # in the order in which predict gives them
+    order: tuple[int, ...]  # of each of them its place in the file
+
+    def predict(self, batches: Iterable[Any]) -> np.ndarray:
+        """Outputs (float32 [n, ...]) for batches of real inputs, preprocessed."""
+        parts = real(self._codes(batches), self.interface.outputs)
+        return together([parts[place] for place in self.order])
+
+    def _codes(self, batches: Iterable[Any]) -> np.ndarray:
+        inputs = (self.interface.quantize(x) for x in batches)
+        if self.target.name == TFLM.name:
+            return run_micro(self.tflite, np.concatenate(list(inputs))).outputs  # a process for all of them
+        try:
+            with isolated(self.tflite) as file:
+                return np.concatenate([file.invoke(x) for x in inputs])
+        except CannotRun as error:
+            raise CannotRun(f"{self.name}: {error}") from error
+
+
+def open_file(
+    path: str | Path,
+    *,
+    target: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    trust_model: bool = False,
+) -> Runnable:
+    """Reads a .tflite, or makes the float32 one of a Keras model, and runs it once; see :func:`evaluate`."""
+    path = Path(path)
+    if not path.exists():
+        raise LqError(f"{path}: no such file")
+    try:
+        if path.suffix == ".tflite":
+            tflite = read_bytes(path)
+            read(tflite)
+        else:
+            tflite = _float32(path, input_shape, trust_model)
+        runs_on = TARGETS[target or (TFLM if DECODE in operators(tflite) else LITERT).name]
+        runs_on.check_installed()
+        if runs_on.name == TFLM.name:
+            interface = Interface.of(tflite)
+            micro = run_micro(tflite, interface.random_examples(MICRO_RUNS))
+            latency_s, arena_bytes = micro.latency_s, micro.arena_bytes
+        else:
+            with isolated(tflite) as file:
+                interface, latency_s, arena_bytes = Interface(file.inputs, file.outputs), file.latency_s, None
+        interface = _named(tflite, interface)
+        outputs = tuple(outputs_of(tflite, interface))
+        order = tuple(range(len(outputs)))
+        return Runnable(str(path), tflite, runs_on, interface, latency_s, arena_bytes, outputs, order)
+    except LqError as error:
+        raise error if printable(path) in str(error) else type(error)(f"{path}: {error}") from error
+
+
+def _float32(path: Path, input_shape: tuple[int, ...] | None, trust_model: bool) -> bytes:
+    from lqconvert.exporting.export import convert
+    from lqconvert.keras_loader.load import load_model
+
+    return convert(load_model(path, input_shape=input_shape, trust_model=trust_model), integer=False)
+
+
+def aligned(files: Sequence[Runnable]) -> list[Runnable]:
+    """The files, with their outputs under the same names and in the same order.
+
+    Equal names belong together. A converter that knows no names writes NAME_0, NAME_1, ... in the order of
+    the model's outputs, but not always in this order into the file. What has other names goes by its place.
+
+    Raises:
+        LqError: if outputs that belong together are not of one size.
+    """
+    ordered = [_numbered(file) for file in files]
+    outputs = next((file.outputs for file in ordered if not _numbers(file)), ordered[0].outputs)
+    return [_like(file, outputs, files[0].name) for file in ordered]
+
+
+def _numbers(file: Runnable) -> list[int]:
+    """Of outputs that are called NAME_0, NAME_1, ... the numbers; none of others."""
+    found = [re.fullmatch(r"(.+)_([0-9]{1,9})", output.name) for output in file.outputs]
+    if len(found) < 2 or len({each and each[1] for each in found}) > 1 or found[0] is None:
+        return []
+    return [int(each[2]) for each in found if each]
+
+
+def _numbered(file: Runnable) -> Runnable:
+    numbers = _numbers(file)
+    return _reordered(file, sorted(range(len(numbers)), key=numbers.__getitem__)) if numbers else file
+
+
+def _like(file: Runnable, outputs: tuple[Output, ...], other: str) -> Runnable:
+    names, wanted = ([output.name for output in each] for each in (file.outputs, outputs))
+    if len(set(names)) == len(names) and set(names) == set(wanted):
+        file = _reordered(file, [names.index(name) for name in wanted])
+    sizes, expected = ([output.size for output in each] for each in (file.outputs, outputs))
+    if len(sizes) > 1 and sizes != expected:
+        raise LqError(f"{file.name} has outputs of {sizes} values, {other} of {expected}: no data fit both")
+    return dataclasses.replace(file, outputs=outputs) if len(sizes) > 1 else file
+
+
+def _reordered(file: Runnable, places: Sequence[int]) -> Runnable:
+    return dataclasses.replace(
+        file,
+        outputs=tuple(file.outputs[place] for place in places),
+        order=tuple(file.order[place] for place in places),
+    )
+
+
+def _named(tflite: bytes, interface: Interface) -> Interface:
+    """The same with the names that a program finds inputs and outputs by: those of the file's signature."""
+    flat = read(tflite)
+    graph = flat.subgraphs[0]
+    for signature in flat.signatureDefs or []:
+        if signature.subgraphIndex == 0:
+            return Interface(
+                _renamed(interface.inputs, graph.inputs, signature.inputs),
+                _renamed(interface.outputs, graph.outputs, signature.outputs),
+            )
+    return interface
+
+
+def _renamed(details: list[dict[str, Any]], indices: Any, entries: list[Any]) -> list[dict[str, Any]]:
+    names = {entry.tensorIndex: text_of(entry.name) for entry in entries}
+    if len(set(names.values())) < len(entries) or not set(map(int, indices)) <= set(names):
+        return details
+    return [detail | {"name": names[int(index)]} for detail, index in zip(details, indices, strict=True)]
+
+
+#: Operators that give probabilities or unit vectors, and those that leave values as they are.
+ACTIVATIONS = {"SOFTMAX": "softmax", "LOGISTIC": "sigmoid", "L2_NORMALIZATION": "l2"}
+UNCHANGED = ("QUANTIZE", "DEQUANTIZE", "RESHAPE")
+
+
+def outputs_of(tflite: bytes, interface: Interface) -> list[Output]:
+    """What is known of a file's outputs, in order."""
+    flat = read(tflite)
+    graph = flat.subgraphs[0]
+    makers = {int(index): operator for operator in graph.operators for index in operator.outputs}
+
+    def activation(index: int) -> str:
+        operator = makers.get(index)
+        name = operator_name(flat, operator) if operator is not None else ""
+        if operator is not None and name in UNCHANGED and len(operator.inputs):
+            del makers[index]  # a hostile file may go in circles
+            return activation(int(operator.inputs[0]))
+        return ACTIVATIONS.get(name, "")
+
+    return [
+        Output(plain_name(detail["name"]), tuple(int(n) for n in detail["shape"][1:]), activation(int(index)))
+        for detail, index in zip(interface.outputs, graph.outputs, strict=True)
+    ]
+
+
+def plain_name(name: str) -> str:
+    """The name of an input or output without what converters put around it."""
+    return re.sub(r"^serving_default_|:0$", "", name).removesuffix("_quantized")

@@ -1,0 +1,164 @@
+"""What would make a .tflite smaller, and by how much: measured by making it so."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from ai_edge_litert import schema_py_generated as schema
+
+from lqconvert.analysis.byte_account import Account
+from lqconvert.analysis.inspect_tflite import as_list
+from lqconvert.errors import CannotRun
+from lqconvert.keras_loader.limits import LARGEST_TENSOR
+from lqconvert.runtime.litert import check_loads
+from lqconvert.runtime.verify import smallest
+from lqconvert.tflite.dead_channels import remove_dead_channels
+from lqconvert.tflite.flatbuffer import OPERANDS, Needless, read, strip, write
+from lqconvert.tflite.packing import INT8, kernels, name_kernels
+from lqconvert.tflite.targets import TARGETS, TFLM
+
+#: Who makes a file smaller: lqconvert from the same codes; quantize, learning new ones; the model's author.
+LQCONVERT, QUANTIZE, MODEL = "lqconvert", "quantize", "model"
+#: Operators whose float weights quantize makes int8.
+INTEGER = {*OPERANDS, "GATHER"}
+#: Each is tried in several packings, in a file that grows with them: minutes for so many.
+MOST_KERNELS = 256
+#: How constants are stored that nothing has packed.
+PLAIN = {"int8", "uint8", "int16", "int32", "int64", "float16", "float32", "float64", "bool"}
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What would make the file smaller, by itself, and by how much."""
+
+    bytes: int
+    share: float  # of the file
+    by: str  # "lqconvert": no training; "quantize": fine-tuning; "model": another model, trained again
+    what: str
+
+
+class Measured:
+    """What would make a file smaller, by making it.
+
+    Args:
+        book: whose its bytes are.
+    """
+
+    def __init__(self, tflite: bytes, book: Account) -> None:
+        self.tflite, self.book = tflite, book
+        self.savings: list[Saving] = []
+        self.packed: dict[str, dict[str, tuple[str, int]]] = {}  # by row and target
+        self.smallest: dict[str, int] = {}
+        self.notes: list[str] = []
+        self.base = _stripped(tflite)
+        self.lean = self.base
+
+    def save(self, size: int, by: str, what: str) -> None:
+        if size > 0:
+            self.savings.append(Saving(size, size / len(self.tflite), by, what))
+
+    def strip(self) -> None:
+        what = "drops names of inner tensors and metadata, and writes equal zero points and constants once"
+        self.save(len(self.tflite) - len(self.base), LQCONVERT, what)
+        bare = _stripped(self.base, Needless(signature=True))
+        what = "--strip-all: drops the names of inputs and outputs, by which programs may find them"
+        self.save(len(self.base) - len(bare), LQCONVERT, what)
+
+    def share_scales(self) -> None:
+        flat = read(self.base)
+        for tensor in flat.subgraphs[0].tensors:
+            if tensor.quantization is not None:
+                for name in ("scale", "zeroPoint"):
+                    numbers = getattr(tensor.quantization, name)
+                    setattr(tensor.quantization, name, None if numbers is None else numbers[:1])
+        what = "--granularity scalar: one scale for a layer, in place of one for each channel"
+        self.save(len(self.base) - len(write(flat)), QUANTIZE, what)
+
+    def make_integer(self) -> None:
+        """Where it was not lqconvert that left them float."""
+        floats = [
+            each
+            for constants in self.book.constants.values()
+            for each in constants
+            if each.packing.startswith("float") and each.reader.partition(" ")[2] in INTEGER
+        ]
+        before, after = (sum(getattr(each, of) for each in floats) for of in ("stored_bytes", "elements"))
+        what = f"{after:,} float weights as int8: {before:,} -> {after:,} bytes, and 12 more for each scale"
+        self.save(before - after, QUANTIZE, what)
+
+    def vet(self) -> bool:
+        """Whether a stranger's file has kernels to work on, and can be worked on."""
+        constants = [each for row in self.book.constants.values() for each in row]
+        tensors = self.book.flat.subgraphs[0].tensors
+        why = ""
+        if any(each.packing not in PLAIN for each in constants):
+            why = "the file is packed (explain its .codes.npz)"
+        elif not (count := len(kernels(self.book.flat))):
+            return False
+        elif count > MOST_KERNELS:
+            why = f"the file has more than {MOST_KERNELS} layers with weights"
+        elif any(math.prod(map(int, as_list(tensor.shape))) > LARGEST_TENSOR for tensor in tensors):
+            why = f"a tensor has more than {LARGEST_TENSOR:,} values"
+        else:
+            try:
+                check_loads(self.tflite)
+            except CannotRun as error:
+                why = str(error)
+        if why:
+            self.notes.append(f"dead channels and packings were not tried: {why}")
+        return not why
+
+    def _named(self) -> bytes:
+        """The file with its kernels named after their rows."""
+        found = kernels(self.book.flat)
+        return name_kernels(self.base, [self.book.kernels.get(each.tensor, "") for each in found])
+
+    def remove(self) -> None:
+        named = self._named()
+        removed = remove_dead_channels(named)
+        before, after = _sizes(named), _sizes(removed)
+        gone = {name: size - after.get(name, 0) for name, size in before.items()}
+        if any(gone.values()):
+            self.lean = min(self.base, _stripped(removed), key=len)
+            order = sorted(gone, key=lambda name: -gone[name])
+            where = ", ".join(f"{name} {gone[name]:,}" for name in order if gone[name])
+            what = f"drops the weights of channels that are constant, or that nobody reads: {where}"
+            self.save(len(self.base) - len(self.lean), LQCONVERT, what)
+
+    def pack(self) -> None:
+        named = self._named()
+        before = _sizes(named)
+        tensors = [tensor for graph in self.book.flat.subgraphs for tensor in graph.tensors]
+        floats = any(tensor.type == schema.TensorType.FLOAT32 for tensor in tensors)
+        for target in TARGETS.values():
+            if floats and target.name == TFLM.name:  # lqconvert makes no such files
+                continue
+            best = smallest(named, target)
+            self.smallest[target.name] = len(best.tflite)
+            for kernel, (packing, encoded) in zip(best.kernels, best.chosen, strict=True):
+                stored = packing.stored_bytes(encoded)
+                if stored < before[kernel.name]:
+                    self.packed.setdefault(kernel.name, {})[target.name] = packing.name, stored
+            counts = Counter(name for name in best.packings if name != INT8.name)
+            if counts:
+                how = ", ".join(f"{name} for {count}" for name, count in counts.most_common())
+                of = counted(len(best.kernels), "layer", "layers")
+                what = f"--target {target.name} packs the weights: {how} of {of}"
+                self.save(len(self.lean) - len(best.tflite), LQCONVERT, what)
+
+
+def _sizes(tflite: bytes) -> dict[str, int]:
+    """How many codes each kernel has."""
+    return {kernel.name: kernel.codes.size for kernel in kernels(read(tflite))}
+
+
+def counted(count: int, one: str, more: str) -> str:
+    return f"{count:,} {one if count == 1 else more}"
+
+
+def _stripped(tflite: bytes, needless: Needless = Needless()) -> bytes:  # noqa: B008
+    flat = read(tflite)
+    strip(flat, needless)
+    return write(flat)

@@ -1,0 +1,630 @@
+"""The command line: a thin skin over :func:`lqconvert.quantize`. TensorFlow is imported late."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from lqconvert import __version__
+from lqconvert.cli.config import defaults, find
+from lqconvert.cli.matplotlibrc import ignore
+from lqconvert.cli.options import (
+    MAX_DROP,
+    SCHEMES,
+    SWEPT,
+    TARGETS,
+    NamedType,
+    PreprocessingType,
+    SizeType,
+    metric_limits,
+    metric_options,
+    model_options,
+    quiet_option,
+    target_options,
+    target_settings,
+    task_options,
+    task_wishes,
+)
+from lqconvert.cli.signals import Guard, guarded
+from lqconvert.data.preprocessing import Preprocessing
+from lqconvert.errors import LqError, Terminated
+from lqconvert.quantization.granularity import GRANULARITIES
+from lqconvert.training.budget import Budget
+from lqconvert.utils.terminal import Console, Table, install, move_stderr, say, spelled
+from lqconvert.utils.text import printable
+
+#: Of a run there is one.
+BUDGETS = ("max_drop", "max_size", "penalty")
+#: What a command leaves that did not come to its end.
+_LEFT = {
+    "quantize": "no file was made; quantize --resume goes on from the checkpoint, if there was one yet",
+    "sweep": "the runs that are done are kept, in the table and the figures, and the same command goes on",
+}
+
+
+class _Command(click.Command):
+    """Ends with exit code 0 only by coming to its end: what it calls cannot end it so."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.exceptions.Exit as end:
+            if end.exit_code:
+                raise
+            raise LqError("ended by what it called, before its end") from end
+
+
+class _Group(click.Group):
+    """Ends a mistake of the user's in two lines at most and exit code 1; --debug shows the traceback."""
+
+    command_class = _Command
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        install()
+        ignore()
+        try:
+            return super().main(*args, **settings)
+        except LqError as error:  # of stdout, beyond what commands do
+            if "--debug" in sys.argv:
+                raise
+            say(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        debug = "--debug" in sys.argv
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            # A setting of pyproject.toml may be in it.
+            error.message = printable(error.message)  # type: ignore[misc]
+            raise
+        except (click.exceptions.Exit, click.Abort):
+            raise
+        except BaseException as error:
+            ended_by = _ended_by(error, ctx.obj)
+            if ended_by is not None:
+                ctx.obj.end(ended_by)
+                say(ctx.obj.messages[ended_by], err=True)
+                ctx.exit(128 + ended_by)
+            if debug and not isinstance(error, SystemExit):
+                raise
+            say(f"error: {_said(error, ctx.invoked_subcommand == 'quantize')}", err=True)
+            ctx.exit(error.exit_code if isinstance(error, LqError) else 1)
+
+
+def _ended_by(error: BaseException, guard: Guard | None) -> int | None:
+    """The signal that ended a command, even if what raised the error was in its way."""
+    if guard is None:
+        return None
+    if isinstance(error, Terminated) or signal.SIGTERM in guard.received:
+        return signal.SIGTERM
+    if isinstance(error, KeyboardInterrupt) or (guard.received and not isinstance(error, LqError)):
+        return signal.SIGINT
+    return None
+
+
+def _said(error: BaseException, trains: bool) -> str:
+    """What a user is told of an error."""
+    if isinstance(error, LqError):
+        return str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        line = _first_line(error)
+        if trains:
+            return f"out of memory ({line}); give it more and --resume, or a smaller --batch-size"
+        return f"out of memory ({line})"
+    return f"{_first_line(error)} (--debug shows where)"
+
+
+def _first_line(error: BaseException) -> str:
+    """The user's mistake that a tf.data worker wrapped, or the error's first line."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    wrapped = [line for line in lines if "LqError: " in line]
+    return wrapped[0].split("LqError: ", 1)[1] if wrapped else f"{type(error).__name__}: {lines[0][:300]}"
+
+
+@click.group(cls=_Group)
+@click.version_option(__version__)
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Makes trained Keras models small enough for phones and microcontrollers.
+
+    Defaults of most options are read from the table [tool.lqconvert.COMMAND] of the project's pyproject.toml.
+    """
+    left = _LEFT.get(context.invoked_subcommand or "", "nothing was written")
+    context.obj = context.with_resource(guarded(left))
+    project = find(Path.cwd())
+    if project is not None:
+        context.default_map = defaults(project, main.commands)
+
+
+@main.command()
+@click.argument("model", type=click.Path())
+@click.option("--data", required=True, help="digits, mnist, a .npz, a .csv, a folder or zip of images, ...")
+@click.option("-o", "--output", type=click.Path(), help="The .tflite to write.  [default: MODEL.tflite]")
+@target_options
+@click.option("--report", "html", type=click.Path(), help="Write a page with figures, too: an .html file.")
+@click.option("--scheme", type=click.Choice(SCHEMES), default="rate", show_default=True)
+@click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS", help=MAX_DROP)
+@click.option("--max-size", type=SizeType(), help="Make the best file of at most these bytes.")
+@click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Width of the codes.")
+@click.option(
+    "--penalty", type=click.FloatRange(min=0), help="The scheme's gamma (or lambda), fixed: no budget."
+)
+@click.option(
+    "--granularity",
+    type=click.Choice(GRANULARITIES),
+    help="Which weights share a scale.  [default: mixed for rate, else output-channel-wise]",
+)
+@click.option("--rounding", type=click.Choice(("nearest", "floor")), default="nearest", show_default=True)
+@click.option(
+    "--start", type=click.FloatRange(min=0, min_open=True), help="Starting scale.  [default: calibrated]"
+)
+@click.option(
+    "--preprocess", type=PreprocessingType(), help="What the model was trained on.  [default: found out]"
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(1),
+    help="At most.  [default: 20 for rate, 10 for the thesis's, else 3; more where these are few steps]",
+)
+@click.option(
+    "--max-minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="End fine-tuning by then, with the best so far.",
+)
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of the scales.  [default: 3e-3 for rate, 1e-3 for the thesis's, else 2e-4]",
+)
+@task_options
+@click.option(
+    "--steer-on",
+    type=click.Choice(("auto", "validation", "test-half")),
+    default="auto",
+    show_default=True,
+    help="test-half: steer on half of the test part, report on the other.",
+)
+@click.option(
+    "--weight",
+    "weights",
+    multiple=True,
+    type=NamedType(number=True),
+    help="Of an output's loss among those of others.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on from where an interrupted run was.")
+@click.option("--log", type=click.Path(), help="Append a line of JSON for every look at the run, too.")
+@click.option("--tensorboard", type=click.Path(), help="Write summaries for TensorBoard into a folder, too.")
+@click.option("--strict", is_flag=True, help="Refuse layers that would stay float.")
+@click.option(
+    "--distribute",
+    type=click.Choice(("mirrored", "multi-worker")),
+    help="Share each batch: among all GPUs here, or among the processes that TF_CONFIG lists.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done: train nothing, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@quiet_option
+@model_options
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def quantize(
+    model: str,
+    data: str,
+    output: str | None,
+    scheme: str,
+    max_drop: float | None,
+    max_size: int | None,
+    bits: int,
+    penalty: float | None,
+    distribute: str | None,
+    dry_run: bool,
+    log: str | None,
+    tensorboard: str | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+    **settings: Any,
+) -> None:
+    """Quantizes a Keras MODEL to an integer-only .tflite for a target and measures the file."""
+    context = click.get_current_context()
+    given = [name for name in BUDGETS if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:  # one of pyproject.toml yields to another on the command line
+        max_drop = max_drop if "max_drop" in given else None
+        max_size = max_size if "max_size" in given else None
+        penalty = penalty if "penalty" in given else None
+    if sum(option is not None for option in (max_drop, max_size, penalty)) > 1:
+        raise click.UsageError("--max-drop, --max-size and --penalty exclude one another")
+    if scheme == "lsq" and penalty is not None:
+        raise click.UsageError("--scheme lsq has no penalty")
+    asked = max_drop is not None or max_size is not None
+    if scheme == "rate" and not asked and penalty is None:
+        max_drop = 0.0
+    budget = Budget(max_drop, max_size, asked)
+    if not os.path.exists(model):
+        raise LqError(f"{model}: no such file")
+    _import_quietly(debug)
+    from lqconvert.cli.progress import shown
+    from lqconvert.pipeline.plan import plan
+    from lqconvert.pipeline.quantize import quantize as run
+    from lqconvert.training.distribution import Distribution
+    from lqconvert.training.loggers import JsonLines, TensorBoard
+
+    if distribute == "multi-worker" and not quiet:
+        say("waiting for all workers of TF_CONFIG", err=True)
+    distribution = Distribution.of(distribute) if distribute and not dry_run else Distribution()
+    # The chief speaks for all workers.
+    quiet = quiet or not distribution.chief
+    console = Console(stderr=True, soft_wrap=True, quiet=quiet)
+    if distribute and not dry_run and distribution.replicas == 1:
+        console.print(f"--distribute {distribute}: there is but one device, which has nothing to share with")
+    job = model, data, output or _beside(model, ".tflite")
+    settings |= target_settings(settings) | {"scheme": _scheme(scheme, bits, penalty), "budget": budget}
+    settings["wishes"] = task_wishes(settings)
+    settings["say"] = console.print
+    if dry_run:
+        _show(plan(*job, **settings), as_json)
+        return
+    summaries = TensorBoard(tensorboard) if tensorboard and distribution.chief else None
+    lines = JsonLines(log) if log and distribution.chief else None
+
+    def tell(text: str) -> None:
+        console.print(text)
+        if lines is not None:
+            lines.say(text)
+
+    settings["say"] = tell
+    with shown(console, console.print) as view:
+
+        def progress(at: Any) -> None:
+            for each in (view, summaries, lines):
+                if each is not None:
+                    each.progress(at)
+
+        report = run(*job, distribution=distribution, progress=progress, tick=view.tick, **settings)
+    if distribution.chief:
+        _show(report, as_json)
+    if not report.finished:  # a file, but not the one that was asked for
+        context.exit(128 + signal.SIGINT)
+
+
+@main.command()
+@click.argument("codes", type=click.Path())
+@click.option("-o", "--output", type=click.Path(), help="The .tflite.  [default: CODES.TARGET.tflite]")
+@click.option("--data", help="As for quantize: scores the file on the test split, too.")
+@target_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def export(
+    codes: str, output: str | None, data: str | None, as_json: bool, debug: bool, **settings: Any
+) -> None:
+    """Makes files for other targets of the CODES (.codes.npz) of an earlier run, without training."""
+    if not os.path.exists(codes):
+        raise LqError(f"{codes}: no such file")
+    _import_quietly(debug)
+    from lqconvert.pipeline.quantize import export_codes
+
+    name = Path(codes).name.removesuffix(".npz").removesuffix(".codes")
+    path = Path(output) if output else Path(codes).with_name(f"{name}.{settings['targets'][0]}.tflite")
+    _show(export_codes(codes, path, data_spec=data, **target_settings(settings)), as_json)
+
+
+@main.command()
+@click.argument("file", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@model_options
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def inspect(file: str, as_json: bool, debug: bool, **settings: Any) -> None:
+    """Says what is in FILE: a Keras model, a .tflite, or the .codes.npz of a run. No data, no training.
+
+    Of a model it says what quantize makes of every layer, and which targets run that.
+    """
+    _import_quietly(debug)
+    from lqconvert.analysis.inspect import ModelInspection
+    from lqconvert.analysis.inspect import inspect as run
+
+    inspection = run(file, **settings)
+    _show(inspection, as_json)
+    if isinstance(inspection, ModelInspection) and inspection.refused:
+        raise LqError(inspection.refused)
+
+
+@main.command()
+@click.argument("file", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@model_options
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def explain(file: str, as_json: bool, debug: bool, **settings: Any) -> None:
+    """Says why FILE takes the bytes it takes, layer by layer, and what would make it smaller.
+
+    FILE is what inspect takes. No data, no training; other architectures are worked out for a Keras model.
+    """
+    _import_quietly(debug)
+    from lqconvert.analysis.explain import explain as run
+
+    _show(run(file, **settings), as_json)
+
+
+@main.command()
+@click.argument("file", type=click.Path())
+@click.option("--data", required=True, help="As for quantize.")
+@click.option("--target", type=click.Choice(TARGETS), help="Where to run it.  [default: what runs it]")
+@click.option("--preprocess", type=PreprocessingType(), help="As for quantize.")
+@task_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@model_options
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def evaluate(file: str, data: str, as_json: bool, debug: bool, **settings: Any) -> None:
+    """Measures FILE, a .tflite of any tool or a Keras model, on the test split."""
+    _import_quietly(debug)
+    from lqconvert.analysis.evaluate import evaluate as run
+
+    _show(run(file, data, wishes=task_wishes(settings), **settings), as_json)
+
+
+@main.command()
+@click.argument("files", type=click.Path(), nargs=-1, required=True)
+@click.option("--data", required=True, help="As for quantize.")
+@click.option("--preprocess", type=PreprocessingType(), help="Of all files.  [default: found out for each]")
+@task_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@model_options
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def compare(files: tuple[str, ...], data: str, as_json: bool, debug: bool, **settings: Any) -> None:
+    """Measures FILES side by side: .tflite files of any tools, and Keras models as float32 .tflite.
+
+    The first one is what the others are compared with, layer by layer too.
+    """
+    if len(files) < 2:
+        raise click.UsageError("give two files or more; lqconvert evaluate measures one")
+    _import_quietly(debug)
+    from lqconvert.analysis.compare import compare as run
+
+    _show(run(files, data, wishes=task_wishes(settings), **settings), as_json)
+
+
+@main.command()
+@click.argument("files", type=click.Path(), nargs=-1, required=True)
+@click.option("--max-size", type=SizeType(), help="Of each file.")
+@click.option("--max-ram", type=SizeType(), help="Tensor arena in TFLite Micro, as measured on this machine.")
+@metric_options
+@click.option("--max-drop", type=click.FloatRange(0), metavar="POINTS", help="Under --baseline or --against.")
+@click.option("--baseline", type=click.Path(), help="The float model, or a .tflite: scored beside the file.")
+@click.option("--data", help="As for quantize: scores the file.")
+@click.option("--target", type=click.Choice(TARGETS), help="That has to run the file.")
+@click.option("--against", type=click.Path(), help="Fail where the file grew since --save-baseline.")
+@click.option("--save-baseline", type=click.Path(), help="Write what was measured, if all budgets hold.")
+@click.option("--preprocess", type=PreprocessingType(), help="As for quantize.")
+@task_options
+@click.option("--json", "form", flag_value="json", help="Print JSON.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print a table for a job summary.")
+@click.option("--junit", type=click.Path(), help="Write JUnit XML.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def check(
+    files: tuple[str, ...],
+    data: str | None,
+    against: str | None,
+    save_baseline: str | None,
+    form: str | None,
+    junit: str | None,
+    debug: bool,
+    **settings: Any,
+) -> None:
+    """Holds FILES, .tflite of any tool, against budgets: exit code 1 where one is over one."""
+    if len(files) > 1 and (against or save_baseline or junit or form == "json"):
+        raise click.UsageError("--against, --save-baseline, --junit and --json take a single file")
+    limits = metric_limits(settings)
+    budgets = ("max_size", "max_ram", "max_drop", "target")
+    source = click.get_current_context().get_parameter_source("save_baseline")
+    asked = against or (save_baseline and source is ParameterSource.COMMANDLINE)
+    if not asked and not limits and all(settings[name] is None for name in budgets):
+        raise click.UsageError("no budget to check: give --max-size, --min-accuracy, --against, ...")
+    _import_quietly(debug)
+
+    from lqconvert.analysis.check import Measurements
+    from lqconvert.analysis.check import check as run
+    from lqconvert.utils.output_files import Writer, make_folders, write_all
+
+    wishes = task_wishes(settings)
+    make_folders(Path(path) for path in (junit, save_baseline) if path is not None)
+    before = None if against is None else Measurements.load(against)
+    results, broken = [], False
+    for file in files:
+        try:
+            result = run(file, data_spec=data, against=before, limits=limits, wishes=wishes, **settings)
+        except LqError as error:
+            if len(files) == 1:
+                raise
+            say(f"error: {error}", err=True)
+            broken = True
+            continue
+        if form is not None:
+            text = result.to_json() if form == "json" else spelled(result.to_markdown()) + "\n"
+            say(*text.split("\n"))
+        else:
+            if len(files) > 1:
+                say(f"{file}:")
+            result.print(Console())
+        results.append(result)
+    writers: dict[Path, Writer] = {}
+    if junit is not None:
+        writers[Path(junit)] = lambda path: path.write_bytes(result.to_junit().encode())
+    if save_baseline is not None and result.holds:
+        writers[Path(save_baseline)] = lambda path: path.write_bytes(result.measured.to_json().encode())
+    write_all(writers)
+    if broken or not results or not all(result.holds for result in results):
+        click.get_current_context().exit(1)
+
+
+@main.command()
+@click.argument("model", type=click.Path())
+@click.option("--data", required=True, help="As for quantize.")
+@click.option("-o", "--output", type=click.Path(), help="The folder to write.  [default: MODEL.sweep]")
+@click.option(
+    "--scheme", "schemes", multiple=True, type=click.Choice(SWEPT), default=SWEPT, show_default=True
+)
+@click.option(
+    "--granularity",
+    "granularities",
+    multiple=True,
+    type=click.Choice(GRANULARITIES),
+    default=("mixed", "output-channel-wise"),
+    show_default=True,
+)
+@click.option(
+    "--penalty",
+    "penalties",
+    multiple=True,
+    type=click.FloatRange(min=0, min_open=True),
+    default=(0.1, 1.0, 10.0),
+    show_default=True,
+    help="Factors on each scheme's own penalty.",
+)
+@click.option("--preprocess", type=PreprocessingType(), help="As for quantize.")
+@click.option("--epochs", type=click.IntRange(1), help="As for quantize.")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="As for quantize.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--storage", help="URL of an Optuna storage that several machines share.  [default: SQLite]")
+@quiet_option
+@model_options
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def sweep(
+    model: str,
+    data: str,
+    output: str | None,
+    preprocess: Preprocessing | None,
+    input_shape: tuple[int, ...] | None,
+    trust_model: bool,
+    quiet: bool,
+    debug: bool,
+    **settings: Any,
+) -> None:
+    """Quantizes MODEL under all combinations of schemes, granularities and penalties, and draws figures.
+
+    The same command goes on where it was interrupted.
+    """
+
+    if not os.path.exists(model):
+        raise LqError(f"{model}: no such file")
+    _import_quietly(debug)
+    from lqconvert.sweeps.study import sweep as run_sweep
+    from lqconvert.sweeps.study import write_csv
+
+    folder = Path(output or _beside(model, ".sweep"))
+    console = Console(stderr=True, soft_wrap=True, quiet=quiet)
+    from lqconvert.sweeps.figures import draw
+    from lqconvert.sweeps.sensitivity import sensitivities
+
+    model_settings: dict[str, Any] = {
+        "preprocess": preprocess,
+        "input_shape": input_shape,
+        "trust_model": trust_model,
+    }
+    # First, because what is wrong with the model or the data shows here, and not in each of the runs.
+    rows = sensitivities(model, data, **model_settings)
+
+    def draw_all(runs: list[Any]) -> list[Path]:
+        write_csv(folder / "sensitivity.csv", rows)
+        return draw(folder, runs, rows)
+
+    runs = run_sweep(
+        model,
+        data,
+        folder,
+        done=lambda run: console.print(f"{run.name}: {run.bytes:,} bytes, {run.test_score:.4g}"),
+        so_far=draw_all,
+        say=console.print,
+        **model_settings,
+        **settings,
+    )
+    paths = draw_all(runs)
+    table = Table("scheme", "scales", "penalty", "integers", "bytes", "deflated", "test score", "minutes")
+    for each in runs:
+        table.add_row(
+            each.scheme,
+            each.granularity,
+            f"x{each.penalty:g}",
+            str(each.integers),
+            f"{each.bytes:,}",
+            f"{each.deflated_bytes:,}",
+            f"{each.test_score:.4g}",
+            f"{each.minutes:.1f}",
+        )
+    layers = Table("layer", "weights", "bits", "validation score", "drop")
+    for row in rows:
+        layers.add_row(row.layer, f"{row.weights:,}", str(row.bits), f"{row.score:.4g}", f"{row.drop:.3g}")
+    for each_table in (table, layers):
+        Console().print(each_table)
+    figures = ", ".join(path.name for path in paths[:2])
+    say(f"figures: {figures}, ... in {folder}")
+
+
+@main.command()
+@click.argument("experiment", type=click.Choice(("mnist",)))
+@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--seed", type=int, default=42, show_default=True)
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+def reproduce(experiment: str, epochs: int, seed: int, debug: bool) -> None:
+    """Runs the reference's MNIST experiment and prints its figures beside ours."""
+    _import_quietly(debug)
+    from lqconvert.sweeps.reproduce import reproduce_mnist
+
+    def done(run: Any) -> None:
+        say(
+            f"{run.scheme:19}{run.granularity:12}{run.integers:5} integers {run.smallest:5}..{run.largest:<5}"
+            f"{run.accuracy:8.2%}{run.zipped:9,} bytes zipped   reference: {run.reference}"
+        )
+
+    accuracy, size, runs = reproduce_mnist(epochs=epochs, seed=seed, done=done)
+    say(f"float32 {accuracy:.2%}, {size:,} bytes zipped (reference: about 97%, 0.36 MB)")
+    for run in runs:
+        say(f"{run.scheme:19}{run.granularity:12}{size / run.zipped:6.1f}x smaller")
+
+
+def _beside(model: str, suffix: str) -> str:
+    """What is made of a model when no name is given for it."""
+    path = Path(model)
+    if path.name in ("", ".."):  # "." has no name
+        path = path.resolve()
+    name = path.stem if path.suffix in (".h5", ".hdf5", ".keras") else path.name
+    return str(path.with_name(name + suffix))
+
+
+def _show(result: Any, as_json: bool) -> None:
+
+    if as_json:
+        say(*result.to_json().rstrip().split("\n"))
+    else:
+        result.print(Console())
+
+
+def _scheme(name: str, bits: int, penalty: float | None) -> Any:
+    from lqconvert.quantization.schemes import SCHEMES as classes
+
+    limit = 2 ** (bits - 1) - 1
+    field = "threshold" if name == "gradient-threshold" else "gamma"
+    if penalty is None:
+        return classes[name](limit=limit)
+    return classes[name](limit=limit, **{field: penalty})
+
+
+def _import_quietly(debug: bool) -> None:
+    """Keeps the chatter of TensorFlow's native code off stderr, on which only our own messages appear."""
+    if debug:
+        logging.basicConfig(level=logging.INFO)
+        logging.getLogger("lqconvert").setLevel(logging.DEBUG)
+        return
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    move_stderr()

@@ -1,0 +1,233 @@
+"""What the commands' options take, and the options that commands share."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import click
+
+from lqconvert.data.preprocessing import Preprocessing
+from lqconvert.metrics import METRICS
+from lqconvert.tasks import TASKS, Wishes, users_metric
+from lqconvert.utils.input_files import read_text
+
+SCHEMES = ("rate", "lsq", "gradient-threshold", "maxbin", "inverse", "difference")
+SWEPT = tuple(scheme for scheme in SCHEMES if scheme != "lsq")
+TARGETS = ("litert", "tflm")
+IO = ("int8", "uint8", "int16", "float32")
+
+
+class PreprocessingType(click.ParamType):
+    name = "none|0-1|-1-1|SCALE,OFFSET"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Preprocessing:
+        if isinstance(value, Preprocessing):
+            return value
+        try:
+            return Preprocessing.parse(value)
+        except ValueError:
+            self.fail(f"'{value}' is none of none, 0-1, -1-1 and SCALE,OFFSET (two numbers)", param, ctx)
+
+
+class ShapeType(click.ParamType):
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", str(value)):
+            self.fail(f"'{value}' is no shape, such as 96,96,3", param, ctx)
+        return tuple(int(part) for part in str(value).split(","))
+
+
+class SizeType(click.ParamType):
+    """Bytes, with a unit or without.
+
+    >>> [SizeType().convert(size, None, None) for size in ("20000", "64KB", "64KiB")]
+    [20000, 64000, 65536]
+    """
+
+    name = "BYTES"
+    UNITS: ClassVar[dict[str, int]] = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "KIB": 1024, "MIB": 1024**2}
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([a-zA-Z]*)", str(value))
+        if match is None or match[2].upper() not in self.UNITS:
+            self.fail(f"'{value}' is no size, such as 64KB, 0.5MB or 20000", param, ctx)
+        size = int(float(match[1]) * self.UNITS[match[2].upper()])
+        if size < 1:
+            self.fail(f"'{value}' is less than a byte", param, ctx)
+        return size
+
+
+class NamedType(click.ParamType):
+    """VALUE, or OUTPUT=VALUE where a model has several outputs: a pair (output or "", value)."""
+
+    def __init__(self, values: Iterable[str] = (), *, number: bool = False) -> None:
+        self.values, self.number = tuple(values), number
+        what = "W" if number else "|".join(self.values) or "NAME|MODULE:FUNCTION"
+        self.name = f"[OUTPUT=]{what}"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        output, _, given = str(value).rpartition("=")
+        if self.number:
+            try:
+                weight = float(given)
+            except ValueError:
+                weight = -1.0
+            if not 0 < weight < math.inf:
+                self.fail(f"'{given}' is no positive number", param, ctx)
+            return output, weight
+        known = {name.lower(): name for name in self.values}
+        if given.lower() not in known and not (":" in given and param.name == "metrics"):
+            self.fail(f"'{given}' is none of {', '.join(self.values)}", param, ctx)
+        return output, known.get(given.lower(), given)
+
+
+def task_options(command: Any) -> Any:
+    """What outputs are for, shared by the commands that score."""
+    options = (
+        click.option(
+            "--task",
+            "tasks",
+            multiple=True,
+            type=NamedType(TASKS),
+            help="What an output is for.  [default: found out]",
+        ),
+        click.option(
+            "--metric",
+            "metrics",
+            multiple=True,
+            type=NamedType(METRICS),
+            help="What budgets judge, or your own function of (y_true, y_pred), where higher is better.",
+        ),
+        click.option(
+            "--threshold",
+            type=click.FloatRange(0, 1),
+            default=0.5,
+            show_default=True,
+            help="Of probability, for two classes and several labels.",
+        ),
+        click.option("--classes", type=click.Path(), help="A file of the classes' names, a line an output."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def task_wishes(settings: dict[str, Any]) -> Wishes:
+    """What :func:`task_options` gave, as the API takes it; it is taken from the settings."""
+    path = settings.pop("classes")
+    names = [line.strip() for line in read_text(path).splitlines()] if path else []
+    for _, metric in settings["metrics"]:
+        if metric not in METRICS:
+            users_metric(metric)
+    return Wishes(
+        tasks=dict(settings.pop("tasks")),
+        metrics=dict(settings.pop("metrics")),
+        weights=dict(settings.pop("weights", ())),
+        threshold=settings.pop("threshold"),
+        classes=tuple(name for name in names if name),
+    )
+
+
+def metric_options(command: Any) -> Any:
+    """A limit for each metric: --min-accuracy, --max-mae, ..."""
+    for metric in reversed(METRICS.values()):
+        if metric.against_float:  # there is none beside
+            continue
+        bound = click.FloatRange(0) if metric.error else click.FloatRange(max=1)
+        command = click.option(
+            f"--{metric.option}",
+            metric.option.replace("-", "_"),
+            type=bound,
+            metavar="VALUE",
+            help=f"{metric.name} on the test split.",
+        )(command)
+    return command
+
+
+def metric_limits(settings: dict[str, Any]) -> dict[str, float]:
+    """What :func:`metric_options` gave, by the metrics' names; it is taken from the settings."""
+    given = {metric.name: settings.pop(metric.option.replace("-", "_"), None) for metric in METRICS.values()}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+quiet_option = click.option("--quiet", is_flag=True, help="Say nothing on stderr but errors.")
+
+
+MAX_DROP = (
+    "Make the smallest file whose metrics are at most so many points (hundredths) under float's on "
+    "validation data, or none.  [default: the smallest that loses nothing, or the best]"
+)
+
+
+def model_options(command: Any) -> Any:
+    """How a model is read, shared by the commands that read one."""
+    shape = click.option(
+        "--input-shape", type=ShapeType(), help="The input's size, where the model leaves it open: 96,96,3."
+    )
+    trust = click.option(
+        "--trust-model",
+        is_flag=True,
+        help="Allow Lambda layers: Python code in the model is then run, with all your rights.",
+    )
+    return shape(trust(command))
+
+
+def target_options(command: Any) -> Any:
+    """The options of what the file is made for, shared by the commands that write one."""
+    options = (
+        click.option(
+            "--target",
+            "targets",
+            multiple=True,
+            type=click.Choice(TARGETS),
+            default=("litert",),
+            show_default=True,
+            help="litert: phones; tflm: microcontrollers (TFLite Micro). Each gets a file of its own.",
+        ),
+        click.option(
+            "--io",
+            type=click.Choice(IO),
+            help="Of inputs and outputs.  [default: int8; float32 where columns have to be scaled in float]",
+        ),
+        click.option("--max-ram", type=SizeType(), help="Tensor arena on tflm, as measured on this machine."),
+        click.option(
+            "--max-latency",
+            type=click.FloatRange(min=1),
+            metavar="RATIO",
+            help="At most so many times as slow as plain int8.",
+        ),
+        click.option("--c-array", is_flag=True, help="Write a .cc and a .h beside tflm's .tflite."),
+        click.option("--gzip", is_flag=True, help="Write a .tflite.gz, too: the smallest download."),
+        click.option("--strip-all", is_flag=True, help="Drop the names of inputs and outputs, too."),
+        click.option(
+            "--int4-convolutions",
+            is_flag=True,
+            help="On litert, convolutions of 4 bits: 4 to 7 times as slow in XNNPACK, a step off.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def target_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`target_options` gave, as the API takes it; they are taken from the settings."""
+    from lqconvert.runtime.verify import Limits
+    from lqconvert.tflite.targets import target
+
+    shared = {name: settings.pop(name) for name in ("int4_convolutions", "strip_all")}
+    return {
+        "targets": [target(name, **shared) for name in dict.fromkeys(settings.pop("targets"))],
+        "limits": Limits(settings.pop("max_ram"), settings.pop("max_latency")),
+        "c_array": settings.pop("c_array"),
+        "gzip": settings.pop("gzip"),
+        "io": settings.pop("io"),
+    }

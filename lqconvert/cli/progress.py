@@ -1,0 +1,83 @@
+"""Where a run stands, while it runs: a bar in a terminal, lines in a file or a job's log."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichBar
+
+from lqconvert.utils.terminal import Console
+
+if TYPE_CHECKING:
+    from lqconvert.training.finetune import Progress
+
+
+def described(at: Progress) -> str:
+    """What a look at the model saw, in words."""
+    return f"validation {at.point.score:.4f}  ~{at.point.bytes:,} bytes"
+
+
+class Lines:
+    """Says a line at every look, and otherwise every half a minute."""
+
+    SECONDS = 30.0
+
+    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self.say, self.clock = say, clock
+        self.seen = ""  # at the last look
+        self.began: tuple[int, float] | None = None  # the step that the run went on from, and when
+        self.said = 0.0  # when the last line was
+
+    def progress(self, at: Progress) -> None:
+        """As ``progress`` of :func:`lqconvert.quantize`."""
+        self.seen = described(at)
+        self._say(at.point.step, at.steps)
+
+    def tick(self, step: int, steps: int) -> None:
+        """As ``tick`` of :func:`lqconvert.quantize`."""
+        if self.clock() - self.said >= self.SECONDS:
+            self._say(step, steps)
+
+    def _say(self, step: int, steps: int) -> None:
+        self.said = self.clock()
+        self.began = self.began or (step, self.said)
+        first, since = self.began
+        parts = [f"step {step:,}/{steps:,}", self.seen]
+        if step > first:
+            parts.append(f"{_duration((self.said - since) / (step - first) * (steps - step))} left")
+        self.say("  ".join(part for part in parts if part))
+
+
+def _duration(seconds: float) -> str:
+    """As the bar has it: hours, minutes, seconds."""
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{left:02}"
+
+
+class Bar:
+    """A bar that moves, and what the last look saw."""
+
+    def __init__(self, bar: RichBar) -> None:
+        self.bar, self.task = bar, bar.add_task("loading", total=None)
+
+    def progress(self, at: Progress) -> None:
+        text = f"step {at.point.step:,}/{at.steps:,}  {described(at)}"
+        self.bar.update(self.task, description=text, completed=at.point.step, total=at.steps)
+
+    def tick(self, step: int, steps: int) -> None:
+        self.bar.update(self.task, completed=step, total=steps)
+
+
+@contextlib.contextmanager
+def shown(console: Console, say: Callable[[str], None]) -> Iterator[Bar | Lines]:
+    """A bar on the console where that is a terminal; else lines for ``say``."""
+    if not console.file.isatty() or console.is_dumb_terminal:
+        yield Lines(say)
+        return
+    columns = TextColumn("[progress.description]{task.description}"), BarColumn(), TimeRemainingColumn()
+    with RichBar(*columns, console=console, transient=True) as bar:
+        yield Bar(bar)

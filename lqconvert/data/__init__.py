@@ -1,0 +1,1 @@
+"""What ``--data`` names, as splits; how inputs are preprocessed."""

@@ -1,0 +1,231 @@
+"""How a model's inputs were made of raw values, and finding it out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lqconvert.data.dataset import Data, as_numpy
+from lqconvert.errors import LqError
+from lqconvert.metrics import METRICS, log_probabilities
+from lqconvert.tasks import TASKS, Head
+
+
+@dataclass(frozen=True)
+class Front:
+    """A scaling of columns (the last axis) in front of the quantization: ``(x - center) * factor``.
+
+    In this form a column that is constant, or far from 0, loses nothing in float32.
+    """
+
+    center: tuple[float, ...]
+    factor: tuple[float, ...]
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Center and factor, float32 [columns] both."""
+        return np.array(self.center, np.float32), np.array(self.factor, np.float32)
+
+    def __call__(self, x: Any) -> Any:
+        """Float32 values [..., columns], an array's or a tensor's, scaled."""
+        center, factor = self.arrays
+        return (x - center) * factor
+
+    def undone(self, scaled: np.ndarray) -> np.ndarray:
+        """Float32 values that come to the scaled ones, as nearly as float32 has them."""
+        factor = np.array(self.factor)
+        return (scaled / np.where(factor, factor, np.inf) + np.array(self.center)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the model was trained on: ``x = raw * scale + offset``, and what ``front`` makes of that."""
+
+    scale: float = 1.0
+    offset: float = 0.0
+    front: Front | None = None
+
+    def __call__(self, raw: Any) -> Any:
+        """Float32 values, an array's or a tensor's, preprocessed."""
+        x = raw * self.scale + self.offset
+        return x if self.front is None else self.front(x)
+
+    @classmethod
+    def parse(cls, text: str) -> Preprocessing:
+        """Reads "none", "0-1", "-1-1" or "SCALE,OFFSET"; ValueError for anything else.
+
+        >>> Preprocessing.parse("-1-1") == Preprocessing(scale=1 / 127.5, offset=-1.0)
+        True
+        >>> Preprocessing.parse("2,0.5") == Preprocessing(scale=2.0, offset=0.5)
+        True
+        """
+        if text in PREPROCESSINGS:
+            return PREPROCESSINGS[text]
+        scale, offset = (float(number) for number in text.split(","))
+        if not 0 < scale < math.inf or not math.isfinite(offset):
+            raise ValueError("the scale has to be positive, and both finite")
+        return cls(scale, offset)
+
+    def __str__(self) -> str:
+        names = [name for name, known in PREPROCESSINGS.items() if known == replace(self, front=None)]
+        return names[0] if names else f"{self.scale:g},{self.offset:g}"
+
+    def refuse_indices(self, names: Iterable[str]) -> None:
+        """An LqError that names the first of the inputs that take indices, unless inputs stay as they are."""
+        for name in names if self != Preprocessing() else ():
+            raise LqError(
+                f"--preprocess: input '{name}' takes indices, which are not scaled; leave it out, and scale "
+                "the other inputs in the data"
+            )
+
+    @property
+    def pixel_range(self) -> tuple[float, float] | None:
+        """The input range that makes the file take raw pixels as they are (minus 128), or None.
+
+        x = raw * scale + offset is the int8 code raw - 128 at zero point -128 - offset / scale. Where that is
+        no integer (-1-1 has -0.5) it is rounded, a shift of at most half a pixel step that is learned around.
+        """
+        zero_point = self.pixel_zero_point
+        if not -128 <= zero_point <= 127:
+            return None
+        return (-128 - zero_point) * self.scale, (127 - zero_point) * self.scale
+
+    @property
+    def pixel_zero_point(self) -> int:
+        """The zero point at which the code of a raw pixel is nearest to raw - 128."""
+        return round(-128 - self.offset / self.scale)
+
+    @property
+    def pixel_shift(self) -> float:
+        """By how many pixel steps :attr:`pixel_range` shifts the input; 0 where the folding is exact."""
+        return self._shift(self.pixel_zero_point, -128)
+
+    def off_ties(self, zero_point: int, lowest: int = -128) -> Preprocessing:
+        """The same, a hundredth of the way nearer to codes that are raw pixels and ``lowest``.
+
+        Half a step off (-1-1), every pixel lies between two codes, and the noise of float32 decides. So each
+        comes to raw + lowest, which is what devices feed a file of that zero point. Where pixels are codes
+        as they are, or no codes at all, nothing changes.
+        """
+        shift = self._shift(zero_point, lowest)
+        return replace(self, offset=self.offset - 0.01 * shift * self.scale) if abs(shift) < 0.51 else self
+
+    def _shift(self, zero_point: int, lowest: int) -> float:
+        """By how many codes pixels are above raw + lowest."""
+        return self.offset / self.scale + zero_point - lowest
+
+
+PREPROCESSINGS = {
+    "none": Preprocessing(),
+    "0-1": Preprocessing(1 / 255),
+    "-1-1": Preprocessing(1 / 127.5, -1.0),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The preprocessing under which a model does best, and how it does.
+
+    Attributes:
+        scores: of each that is known, the mean over the heads of what budgets judge (R² counts from -1 on).
+        target: what the inputs are to go through to be what a model reconstructs.
+        doubts: the outputs that are no better than chance, though others are.
+    """
+
+    preprocessing: Preprocessing
+    scores: dict[str, float]
+    target: Preprocessing = Preprocessing()
+    doubts: tuple[Head, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How an output does on examples."""
+
+    score: float
+    noise: float  # of scores that count as alike
+    chance: float  # what a score has to be above
+    likelihood: float  # decides among those
+    target: Preprocessing = Preprocessing()
+
+    @classmethod
+    def of(cls, head: Head, outputs: np.ndarray, labels: np.ndarray) -> _Fit:
+        if head.classifies:
+            return cls._of_classes(head, outputs, labels)
+        if head.task == "reconstruction":
+            fits = [
+                cls(measured(head, outputs, target(labels)), 0.0, 0.0, 0.0, target)
+                for target in PREPROCESSINGS.values()
+            ]
+            return max(fits, key=lambda fit: fit.score)
+        score = measured(head, outputs, labels)
+        chance = 0.5 if head.task == "multi-label" else 0.0
+        if head.task == "segmentation":  # the most frequent class everywhere
+            counts = np.bincount(labels.ravel())
+            chance = counts.max() / counts.sum() / np.count_nonzero(counts)
+        return cls(score, 0.0, float(chance), score)
+
+    @classmethod
+    def _of_classes(cls, head: Head, outputs: np.ndarray, labels: np.ndarray) -> _Fit:
+        outputs = outputs.reshape(len(labels), -1)
+        counts = np.bincount(labels)
+        present = counts[counts > 0]
+        if head.uneven:  # balanced accuracy: each class counts alike
+            score, guess = METRICS["balanced accuracy"].measure(outputs, labels, 0.5), 1 / len(present)
+            independent = int(present.min()) * len(present)
+        else:
+            score, guess = METRICS["accuracy"].measure(outputs, labels, 0.5), present.max() / len(labels)
+            independent = len(labels)
+        noise = 3 * math.sqrt(max(score * (1 - score), 1 / independent) / independent)
+        # Few examples tell little, but a perfect model is never a guess.
+        above = min(3 * math.sqrt(guess * (1 - guess) / independent), (1 - guess) / 2)
+        likelihoods = log_probabilities(outputs)[np.arange(len(labels)), labels]
+        return cls(score, noise, float(guess + above), float(np.mean(likelihoods)))
+
+
+def measured(head: Head, outputs: np.ndarray, labels: np.ndarray) -> float:
+    """The first metric that is judged, where more is better; R² from -1 on."""
+    metric = METRICS[TASKS[head.task][0]]
+    return max(metric.measure(outputs, labels, head.threshold), -1.0)
+
+
+def choose_preprocessing(
+    predict: Callable[[np.ndarray], np.ndarray], data: Data, *, samples: int = 2000
+) -> Choice:
+    """Scores the float model under each known preprocessing on the validation split.
+
+    Among scores that differ by less than their sampling error the likelihood of the labels decides:
+    a ReLU network without large biases classifies scaled inputs alike, but with wrong confidence.
+
+    Raises:
+        LqError: if none of the outputs that have labels is clearly better than chance under any.
+    """
+    part = data.validation.pick(np.arange(min(samples, data.validation.size)))
+    labels = data.heads.cut_labels(part.y)
+    labelled = [place for place, head in enumerate(data.heads) if head.label_size]
+    heads = [data.heads.heads[place] for place in labelled]
+    fits: dict[str, list[_Fit]] = {}
+    for name, preprocessing in PREPROCESSINGS.items():
+        batches = part.batches(256, preprocessing=preprocessing)
+        outputs = data.heads.cut(np.concatenate([predict(as_numpy(x)) for _, x, _ in batches]))
+        fits[name] = [_Fit.of(data.heads.heads[place], outputs[place], labels[place]) for place in labelled]
+    scores = {name: float(np.mean([fit.score for fit in each])) for name, each in fits.items()}
+    best = max(scores, key=lambda name: scores[name])
+    known = [fit for head, fit in zip(heads, fits[best], strict=True) if head.task != "reconstruction"]
+    if known and not any(fit.score > fit.chance for fit in known):
+        listed = ", ".join(f"{name} {score:.3g}" for name, score in scores.items())
+        raise LqError(
+            f"the model is no better than chance on {data.name} under any preprocessing ({listed}); "
+            "is it the right data? If so, give --preprocess."
+        )
+    noise = float(np.mean([fit.noise for fit in fits[best]]))
+    close = [name for name, score in scores.items() if score >= scores[best] - noise]
+    chosen = max(close, key=lambda name: np.mean([fit.likelihood for fit in fits[name]]))
+    fitted = list(zip(heads, fits[chosen], strict=True))
+    targets = [fit.target for head, fit in fitted if head.task == "reconstruction"]
+    doubts = tuple(head for head, fit in fitted if not fit.score > fit.chance)
+    return Choice(PREPROCESSINGS[chosen], scores, targets[0] if targets else Preprocessing(), doubts)

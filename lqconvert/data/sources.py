@@ -1,0 +1,562 @@
+"""Data sets: from what the user names to three splits that never mix, in raw values.
+
+Train is fine-tuned on, validation (carved from train) steers every choice, test is reported once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.resources
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from lqconvert.data.csv_files import load_csv
+from lqconvert.data.dataset import Data, Split
+from lqconvert.data.image_files import UNREADABLE, ImageFolder, ZippedImages, decoded
+from lqconvert.data.mask_folders import Pairs, find_pairs, read_masks
+from lqconvert.errors import LqError, Terminated
+from lqconvert.tasks import Head, Heads, Output, Wishes, find_head, head_labels
+from lqconvert.utils.npz import load_npy, load_npz
+
+KERAS_DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
+TRAIN_FOLDERS, TEST_FOLDERS = ("train", "training"), ("test", "testing", "val", "valid", "validation")
+#: Decoded images are kept up to this many bytes; what is beyond is decoded whenever it is asked for.
+CACHED_BYTES = 1 << 28
+
+
+def load_data(
+    spec: str,
+    input_shape: tuple[int | None, ...] | dict[str, tuple[int, ...]],
+    outputs: int | tuple[int | None, ...] | Sequence[Output],
+    wishes: Wishes | None = None,
+) -> Data:
+    """Finds, checks and splits a data set, and finds out what each output of the model is for.
+
+    Args:
+        spec: a name (digits, mnist, fashion_mnist, cifar10, cifar100), a .npz, a .npy, a .csv, a folder or
+            zip of class folders of images (or of images and masks), tfds:NAME, or module:function.
+        input_shape: the model's, without the batch axis; by name where it may have several inputs.
+        outputs: the model's, or the shape of its only one, without the batch axis, or the length of that.
+        wishes: what the user says of the outputs' tasks.
+
+    For several inputs the data are a .npz of an array for each, by the inputs' names (NAME, or NAME_train and
+    NAME_test). So are the labels of several outputs (NAME or y_NAME); one array y may hold them all, as
+    columns one behind the other.
+
+    The split is always the same, whatever the seed of a run: a float model may have been trained on it.
+
+    Raises:
+        LqError: if the data cannot be found or read, or do not fit the model.
+    """
+    wishes, outputs = wishes or Wishes(), _outputs(outputs)
+    wishes.check(outputs)
+    source = _source(spec, input_shape, outputs, wishes)
+    train, test = source.train, source.test
+    if train.x.size < 20:
+        raise LqError(f"{spec}: {train.x.size} examples are too few to split; give at least 20")
+    labels = [_labels_of(spec, train.y, output, outputs) for output in outputs]
+    heads = Heads(
+        tuple(
+            find_head(spec, output, label, train.inputs, wishes, class_names=source.class_names)
+            for output, label in zip(outputs, labels, strict=True)
+        )
+    )
+    notes = source.notes
+    if source.class_names and any(head.task == "reconstruction" for head in heads):
+        notes = (*notes, f"{spec}: the images in {source.class_names[-1]} are taken for anomalies")
+    splits = [train.x.relabelled(_joined_labels(spec, heads, train, outputs))]
+    if test.x.size:
+        splits.append(test.x.relabelled(_joined_labels(spec, heads, test, outputs)))
+    else:
+        order = np.random.default_rng(0).permutation(train.x.size)
+        held_out = max(train.x.size // 5, 5)
+        splits = [splits[0].pick(order[held_out:]), splits[0].pick(order[:held_out])]
+    order = np.random.default_rng(0).permutation(splits[0].size)
+    # Enough to tell a drop from noise: a quarter of a small set, a tenth of a large one.
+    held_out = max(5, min(splits[0].size // 4, max(2000, splits[0].size // 10), 5000))
+    return Data(
+        spec,
+        splits[0].pick(np.sort(order[held_out:])),
+        splits[0].pick(order[:held_out]),
+        splits[1],
+        heads,
+        source.pixels,
+        own_test=test.x.size > 0,
+        notes=notes,
+    )
+
+
+#: An array, one for each output by name (or in order), or none.
+Labels = Any
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The training or the test part of a source: its examples, without labels, and these as given."""
+
+    x: Split
+    y: Labels
+    inputs: np.ndarray  # [n, ...] in memory; of files, and of several inputs, only as long
+
+
+@dataclass(frozen=True)
+class _Source:
+    train: _Part
+    test: _Part
+    pixels: bool  # integers in 0..255
+    class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _outputs(outputs: int | tuple[int | None, ...] | Sequence[Output]) -> list[Output]:
+    if isinstance(outputs, int):
+        return [Output("", (outputs,))]
+    if all(isinstance(each, Output) for each in outputs) and outputs:
+        return list(outputs)  # type: ignore[arg-type]
+    return [Output("", tuple(n or 1 for n in outputs) or (1,))]  # type: ignore[misc]
+
+
+def _source(
+    spec: str,
+    input_shape: tuple[int | None, ...] | dict[str, tuple[int, ...]],
+    outputs: list[Output],
+    wishes: Wishes,
+) -> _Source:
+    path = Path(spec)
+    if isinstance(input_shape, dict) and len(input_shape) > 1:
+        arrays, notes = _several(path, input_shape, outputs)
+        flat = (sum(map(math.prod, input_shape.values())),)
+        train, test = (_part(spec, part, flat, parts=tuple(input_shape.values())) for part in arrays)
+        return _Source(train, test, pixels=False, notes=notes)
+    if isinstance(input_shape, dict):
+        (input_shape,) = input_shape.values()
+    if path.exists() and (path.is_dir() or path.suffix == ".zip"):
+        return _image_folders(path, input_shape, outputs[0], wishes)
+    arrays, notes = _arrays(spec, input_shape, outputs)
+    x = arrays[0][0]
+    if x.dtype.kind not in "uifb":
+        raise LqError(f"{spec}: inputs of type {x.dtype}; give numbers")
+    pixels = x.dtype == np.uint8 or (x.dtype.kind in "ui" and x.size > 0 and x.min() >= 0 and x.max() <= 255)
+    train, test = (_part(spec, part, input_shape) for part in arrays)
+    return _Source(train, test, pixels, notes=notes)
+
+
+def _labels_of(spec: str, labels: Labels, output: Output, outputs: list[Output]) -> np.ndarray | None:
+    """The labels of an output, as they were given; None where there are none."""
+    if labels is None:
+        return None
+    if isinstance(labels, dict):
+        known = [each.name for each in outputs]
+        unknown = [name for name in labels if name not in known]
+        if unknown:
+            raise LqError(f"{spec}: labels of {unknown[0]}, but the model's outputs are {', '.join(known)}")
+        return None if output.name not in labels else np.asarray(labels[output.name])
+    if isinstance(labels, (list, tuple)) and len(labels) == len(outputs) > 1:
+        return np.asarray(labels[outputs.index(output)])
+    array = np.asarray(labels)
+    if len(outputs) == 1:
+        return array
+    ends = np.cumsum([each.size for each in outputs])
+    if array.ndim != 2 or array.shape[1] != ends[-1]:
+        names = ", ".join(each.name for each in outputs)
+        raise LqError(f"{spec}: the model has several outputs; give the labels of each by its name: {names}")
+    place = outputs.index(output)
+    return array[:, ends[place] - output.size : ends[place]]
+
+
+def _joined_labels(spec: str, heads: Heads, part: _Part, outputs: list[Output]) -> np.ndarray:
+    """All labels of a part as :class:`Heads` joins them."""
+    count, columns = part.x.size, []
+    for head in heads:
+        labels = _labels_of(spec, part.y, head.output, outputs)
+        if head.task == "reconstruction":
+            columns.append(_reconstruction_labels(spec, head, labels, part.x.arrays()[0]))
+        elif not head.label_size:
+            columns.append(np.zeros((count, 0), np.float32))
+        elif labels is None:
+            raise LqError(f"{spec}: the training part has labels, the test part has none (y_test)")
+        else:
+            columns.append(head_labels(spec, head, labels, count))
+    return heads.join_labels(columns)
+
+
+def _reconstruction_labels(
+    spec: str, head: Head, labels: np.ndarray | None, inputs: np.ndarray
+) -> np.ndarray:
+    """The inputs, and of each example whether it is an anomaly (NaN where that is not known)."""
+    anomalies = np.full(len(inputs), np.nan, np.float32)
+    if labels is not None and labels.size == len(labels):
+        if len(labels) != len(inputs):
+            raise LqError(f"{spec}: {len(inputs)} inputs but {len(labels)} labels")
+        anomalies = labels.reshape(-1).astype(np.float32)
+    flat = inputs.reshape(len(inputs), -1).astype(np.float32)
+    if flat.shape[1] != head.output.size:
+        wanted = f"what is reconstructed has {head.output.size}"
+        raise LqError(f"{spec}: inputs of {flat.shape[1]} values, but {wanted}")
+    return np.concatenate([flat, anomalies[:, np.newaxis]], axis=1)
+
+
+Arrays = tuple[np.ndarray, Labels]
+#: Train and test, and what the user is to know of them.
+Found = tuple[tuple[Arrays, Arrays], tuple[str, ...]]
+
+
+def _arrays(spec: str, input_shape: tuple[int | None, ...], outputs: list[Output]) -> Found:
+    """(x, y) of train and of test (empty where the source has none), as they lie in the source."""
+    path, input_rank = Path(spec), len(input_shape)
+    if path.suffix == ".csv" and path.exists():
+        x, y, notes = load_csv(path, math.prod(n or 1 for n in input_shape), [o.name for o in outputs])
+        return ((x, y), (x[:0], None)), notes
+    if path.suffix == ".npz" and path.exists():
+        return _npz(path, outputs)
+    return _named(spec, path, input_rank), ()
+
+
+def _named(spec: str, path: Path, input_rank: int) -> tuple[Arrays, Arrays]:
+    if spec == "digits":
+        with importlib.resources.files("lqconvert").joinpath("data/digits.npz").open("rb") as file:
+            archive = np.load(file)
+            x, y = archive["x"], archive["y"]
+        return (x, y), (x[:0], y[:0])
+    if spec in KERAS_DATASETS:
+        return _keras_dataset(spec)
+    if path.suffix == ".npy" and path.exists():
+        x = _array(spec, load_npy(path))
+        return (x, None), (x[:0], None)
+    if spec.startswith("tfds:"):
+        return _tfds(spec[5:])
+    if ":" in spec and not path.exists():
+        return _function(spec, input_rank)
+    if path.exists():
+        raise LqError(f"{spec}: not a .npz, .npy, .csv, .zip or folder of images")
+    known = ", ".join(("digits", *KERAS_DATASETS))
+    raise LqError(f"{spec}: no such data; give a file, a folder of class folders, or one of {known}")
+
+
+def _several(path: Path, inputs: dict[str, tuple[int, ...]], outputs: list[Output]) -> Found:
+    """(x, y) of train and of test, x float32 [n, total]: the inputs flat, one behind the other."""
+    if path.suffix != ".npz" or not path.exists():
+        raise LqError(f"{path}: a model of several inputs takes a .npz with {', '.join(inputs)} (and y)")
+    arrays = load_npz(path)
+
+    def part(suffix: str) -> Arrays | None:
+        missing = [name for name in inputs if name + suffix not in arrays]
+        if missing:
+            return None
+        parts = []
+        for name, shape in inputs.items():
+            x = _array(f"{path}: {name + suffix}", arrays.pop(name + suffix))
+            if x.shape[1:] != shape:
+                raise LqError(f"{path}: {name + suffix} is {x.shape}, the model takes (n, {shape})")
+            parts.append(x.reshape(len(x), -1))
+        if len({len(x) for x in parts}) > 1:
+            raise LqError(f"{path}: the inputs have different numbers of examples")
+        return np.concatenate(parts, axis=1, dtype=np.float32), _labels(path, arrays, suffix, outputs)
+
+    held = ", ".join(arrays) or "nothing"
+    train, test = part("_train") or part(""), part("_test")
+    if train is None:
+        raise LqError(f"{path}: holds {held}; give {', '.join(inputs)} (and y)")
+    return (train, test or (train[0][:0], None)), _unused(path, arrays)
+
+
+def _npz(path: Path, outputs: list[Output]) -> Found:
+    arrays = load_npz(path)
+    held = ", ".join(arrays) or "nothing"
+
+    def part(suffix: str) -> Arrays | None:
+        if f"x{suffix}" not in arrays:
+            return None
+        x = _array(f"{path}: x{suffix}", arrays.pop(f"x{suffix}"))
+        return x, _labels(path, arrays, suffix, outputs)
+
+    train = part("_train")
+    test = part("_test") if train else None
+    train = train or part("")
+    if train is None:
+        raise LqError(f"{path}: holds {held}; give x_train, y_train, x_test, y_test or x, y")
+    return (train, test or (train[0][:0], None)), _unused(path, arrays)
+
+
+def _labels(path: Path, arrays: dict[str, np.ndarray], suffix: str, outputs: list[Output]) -> Labels:
+    """The labels of a part, taken from the arrays: by name where there are several outputs."""
+    names = [output.name for output in outputs if output.name]
+    found = {}
+    for name in names if len(names) > 1 else []:
+        for key in (f"y_{name}{suffix}", f"{name}{suffix}"):
+            if key in arrays:
+                found[name] = _array(f"{path}: {key}", arrays.pop(key), named=True)
+                break
+    if found:
+        return found
+    keys = [f"y{suffix}", *(f"{name}{suffix}" for name in names[:1] if len(names) == 1)]
+    held = [key for key in keys if key in arrays]
+    return _array(f"{path}: {held[0]}", arrays.pop(held[0]), named=True) if held else None
+
+
+def _unused(path: Path, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
+    return (f"{path}: nothing uses {', '.join(arrays)}",) if arrays else ()
+
+
+def _array(source: str, array: np.ndarray, *, named: bool = False) -> np.ndarray:
+    """The array, if it is one of numbers (or of classes' names) with an axis of examples."""
+    if array.ndim == 0 or array.dtype.kind not in ("uifbUS" if named else "uifb"):
+        raise LqError(f"{source}: a {array.dtype} of shape {array.shape}; give numbers, one row an example")
+    return array
+
+
+def _keras_dataset(name: str) -> tuple[Arrays, Arrays]:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lqconvert"
+    folders = [Path(os.environ["LQCONVERT_DATA"])] if os.environ.get("LQCONVERT_DATA") else []
+    for folder in [*folders, cache]:
+        if (folder / f"{name}.npz").exists():
+            return _npz(folder / f"{name}.npz", [])[0]
+    import tf_keras
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # says that it downloads
+            train, test = getattr(tf_keras.datasets, name).load_data()
+    except Exception as error:  # whatever urllib and Keras raise without a network
+        raise LqError(
+            f"{name}: not found and not to be downloaded. Put {name}.npz (x_train, y_train, x_test, y_test) "
+            f"into {cache}, or into the folder that LQCONVERT_DATA names."
+        ) from error
+    return train, test
+
+
+def _tfds(name: str) -> tuple[Arrays, Arrays]:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise LqError(f'tfds:{name} needs tensorflow-datasets: pip install "lqconvert[tfds]"') from error
+    parts = tfds.as_numpy(tfds.load(name, batch_size=-1, as_supervised=True))
+    train = parts["train"]
+    return train, parts.get("test", (train[0][:0], None))
+
+
+def _function(spec: str, input_rank: int) -> tuple[Arrays, Arrays]:
+    """What the user's function returns: x, (x, y), a tf.data.Dataset, or a pair (train, test) of those.
+
+    Every other way out of it is an error, an exit too: nothing that went on from there would be known. Only a
+    function that ends the whole process (os._exit) is out of reach.
+    """
+    module, _, function = spec.partition(":")
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        result = getattr(importlib.import_module(module), function)()
+        return _returned(spec, result, input_rank)
+    except (LqError, KeyboardInterrupt, Terminated):
+        raise
+    except BaseException as error:  # it is the user's own code
+        what = str(error) if isinstance(error, Exception) and str(error) else repr(error)
+        raise LqError(f"{spec}: cannot call {function} of the Python module {module}: {what}") from error
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def _returned(spec: str, result: Any, input_rank: int) -> tuple[Arrays, Arrays]:
+    """(x, y) of train and of test from what a user's function returned."""
+
+    def pair(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(values) != 2:
+            raise LqError(f"{spec}: gave {len(values)} values; return (x, y), or ((x, y), (test_x, test_y))")
+        return values
+
+    def part(value: Any) -> Arrays:
+        if hasattr(value, "as_numpy_iterator"):
+            return _stacked(spec, value, input_rank)
+        x, y = pair(value) if isinstance(value, tuple) else (value, None)
+        return np.asarray(x), y
+
+    if isinstance(result, tuple) and not hasattr(result[0], "shape"):
+        train, test = (part(value) for value in pair(result))
+        return train, test
+    x, y = part(result)
+    return (x, y), (x[:0], None)
+
+
+def _stacked(spec: str, dataset: Any, input_rank: int) -> Arrays:
+    """A tf.data.Dataset of examples x or (x, y), or of batches of them, in memory."""
+    import tensorflow as tf
+
+    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise LqError(f"{spec}: the data set never ends; leave out repeat()")
+    examples = [value if isinstance(value, tuple) else (value,) for value in dataset.as_numpy_iterator()]
+    if not examples:
+        raise LqError(f"{spec}: the data set is empty")
+    join = np.concatenate if np.ndim(examples[0][0]) > input_rank else np.stack
+    try:
+        x, *y = (join(column) for column in zip(*examples, strict=True))
+    except ValueError as error:
+        raise LqError(f"{spec}: its examples are of different shapes ({error})") from error
+    return x, y[0] if y else None
+
+
+def _part(
+    spec: str, part: Arrays, input_shape: tuple[int | None, ...], *, parts: tuple[tuple[int, ...], ...] = ()
+) -> _Part:
+    x, y = np.asarray(part[0]), part[1]
+    shape = tuple(b if a is None else a for a, b in zip(input_shape, x.shape[1:], strict=False))
+    same_size = len(x) == 0 or np.prod(x.shape[1:]) == np.prod([n or 1 for n in input_shape])
+    fits = len(shape) == len(x.shape[1:]) == len(input_shape) and shape == x.shape[1:]
+    if not fits:
+        # A flat model of images, or a channel axis of 1 that one side leaves out.
+        squeezed = [n for n in x.shape[1:] if n != 1] == [n for n in input_shape if n != 1]
+        if not same_size or not (len(input_shape) == 1 or squeezed):
+            raise LqError(f"{spec}: inputs of shape {x.shape[1:]}, but the model takes {input_shape}")
+        x, shape = x.reshape(len(x), *[n or 1 for n in input_shape]), tuple(n or 1 for n in input_shape)
+    if x.dtype.kind == "f":
+        x = x.astype(np.float32, copy=False)
+        if not np.all(np.isfinite(x)):
+            raise LqError(f"{spec}: the inputs contain NaN or infinite values")
+    elif x.dtype != np.uint8 and x.size and x.min() >= 0 and x.max() <= 255:
+        x = x.astype(np.uint8)
+    kept = x.dtype if x.dtype in (np.uint8, np.float32) else np.dtype(np.float32)
+    specs = ((tuple(shape), kept.name), ((0,), "float32"))
+    # Other integers become floats as they are asked for: of int8 that is four times as much.
+    split = Split(
+        np.zeros((len(x), 0), np.float32), lambda index: x[index].astype(kept, copy=False), specs, parts
+    )
+    return _Part(split, y, x if not parts else x[:, :0])
+
+
+def _image_folders(
+    path: Path, input_shape: tuple[int | None, ...], output: Output, wishes: Wishes
+) -> _Source:
+    """Train and test splits of a folder or zip of class folders, decoded as they are asked for."""
+    if len(input_shape) != 3 or input_shape[2] not in (1, 3):
+        raise LqError(f"{path}: a folder of images, but the model takes {input_shape}, not images")
+    if None in input_shape:
+        raise LqError(f"{path}: the model's input size is unknown ({input_shape}); images need one")
+    files: ImageFolder | ZippedImages = ImageFolder(path) if path.is_dir() else ZippedImages(path)
+    if not len(files):
+        raise LqError(f"{path}: no images in class folders, such as cats/1.jpg or train/cats/1.jpg")
+    folders, parts = [], np.full(len(files), -1)  # of each image its class, and the place in TEST_FOLDERS
+    depths: dict[int, str] = {}
+    for number in range(len(files)):
+        *above, folder, _ = PurePath(files.name(number)).parts
+        folders.append(folder)
+        depths[len(above)] = files.name(number)
+        known = (name.lower() for name in reversed(above) if name.lower() in (*TRAIN_FOLDERS, *TEST_FOLDERS))
+        part = next(known, "train")  # .../test/cats/1.jpg
+        if part in TEST_FOLDERS:
+            parts[number] = TEST_FOLDERS.index(part)
+    if len(depths) > 1:
+        one, other = list(depths.values())[:2]
+        raise LqError(f"{path}: {one} and {other} are at different depths: which folders are classes?")
+    pairs = find_pairs(path, files) if output.positions > 1 else None
+    if pairs is not None:
+        return _masked_images(path, files, pairs, parts, input_shape, output)
+    names, places = _classes(path, sorted(set(folders)), output, wishes)
+    labels = np.array([places[folder] for folder in folders], np.int64)
+    fetch = _decoding(path, files, input_shape)  # type: ignore[arg-type]
+
+    def chosen_part(chosen: np.ndarray) -> _Part:
+        (numbers,) = np.nonzero(chosen)
+        return _image_part(fetch, numbers, labels[numbers], input_shape)
+
+    test = parts == min(parts[parts >= 0], default=len(TEST_FOLDERS))
+    return _Source(chosen_part(parts < 0), chosen_part(test), pixels=True, class_names=names)
+
+
+def _masked_images(
+    path: Path,
+    files: ImageFolder | ZippedImages,
+    pairs: Pairs,
+    parts: np.ndarray,
+    input_shape: tuple[int | None, ...],
+    output: Output,
+) -> _Source:
+    """Train and test splits of images in one folder and their masks in another."""
+    images = np.array(pairs.images)
+    masks = read_masks(path, files, pairs.masks, output.shape[:2], max(output.classes, 2))
+    fetch = _decoding(path, files, input_shape)  # type: ignore[arg-type]
+
+    def chosen_part(chosen: np.ndarray) -> _Part:
+        return _image_part(fetch, images[chosen], masks[chosen], input_shape)
+
+    of_image = parts[images]
+    test = of_image == min(of_image[of_image >= 0], default=len(TEST_FOLDERS))
+    return _Source(chosen_part(of_image < 0), chosen_part(test), pixels=True)
+
+
+def _image_part(
+    fetch: Callable[[np.ndarray], np.ndarray],
+    numbers: np.ndarray,
+    labels: np.ndarray,
+    shape: tuple[int | None, ...],
+) -> _Part:
+    """The images of these numbers, which are decoded as they are asked for."""
+    specs: Any = ((shape, "uint8"), ((0,), "float32"))
+    unlabelled = np.zeros((len(numbers), 0), np.float32)
+    inputs = np.broadcast_to(np.uint8(0), (len(numbers), *shape))  # type: ignore[arg-type]
+    return _Part(Split(unlabelled, lambda index: fetch(numbers[index]), specs), labels, inputs)
+
+
+def _classes(
+    path: Path, folders: list[str], output: Output, wishes: Wishes
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The names of the model's classes, where they are known, and the class that each folder is of.
+
+    The folders may be some of the classes only: their names then say which, by ``--classes`` or as numbers.
+    """
+    if wishes.classes:
+        missing = [name for name in folders if name not in wishes.classes]
+        if missing:
+            raise LqError(f"{path}: folder {missing[0]} is none of the names in --classes")
+        return wishes.classes, {name: wishes.classes.index(name) for name in folders}
+    # What gives images has classes of its own: folders can only say what is an anomaly.
+    classes = output.classes if output.positions == 1 else 2
+    numbered = all(name.isascii() and name.isdigit() and int(name) < classes for name in folders)
+    if numbered and len(folders) < classes:
+        return (), {name: int(name) for name in folders}
+    if len(folders) != max(classes, 2):
+        way = "; name the model's classes with --classes FILE" if len(folders) < classes else ""
+        raise LqError(
+            f"{path}: {len(folders)} class folders, but the model has {output.classes} outputs{way}"
+        )
+    return tuple(folders), {name: place for place, name in enumerate(folders)}
+
+
+def _decoding(
+    path: Path, files: ImageFolder | ZippedImages, shape: tuple[int, int, int]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """(numbers [b]) -> images uint8 [b, ...], of which the first are kept."""
+    import tensorflow as tf
+
+    cache = np.zeros((min(len(files), CACHED_BYTES // math.prod(shape)), *shape), np.uint8)
+    cached = np.zeros(len(files), bool)
+
+    def decode(number: int) -> np.ndarray:
+        try:
+            image = decoded(files.read(number), shape[2])
+        except (LqError, tf.errors.InvalidArgumentError, *UNREADABLE) as error:
+            raise LqError(f"{path}: {files.name(number)} is not a readable image") from error
+        if tuple(image.shape) != shape:
+            with tf.device("CPU"):  # one image at a time is no work for a GPU
+                image = tf.cast(tf.round(tf.image.resize(image, shape[:2])), tf.uint8)
+        return image.numpy()
+
+    def fetch(numbers: np.ndarray) -> np.ndarray:
+        images = np.empty((len(numbers), *shape), np.uint8)
+        for place, number in enumerate(numbers):
+            if cached[number]:
+                images[place] = cache[number]
+                continue
+            images[place] = decode(number)
+            if number < len(cache):
+                cache[number] = images[place]
+                cached[number] = True
+        return images
+
+    return fetch

@@ -1,0 +1,1 @@
+"""Integer weights with their scales, and the int8 .tflite that holds exactly these."""

@@ -1,0 +1,330 @@
+"""From a fine-tuned model to an integer-only .tflite whose weights are exactly the learned codes.
+
+TFLite's converter has its own mind about weight scales, so it is given *fingerprints* in place of the
+weights: random codes, different for every layer, that it keeps bit for bit. In the file that it makes each
+weight tensor is recognized by its fingerprint, which proves layer and layout, and is overwritten with the
+learned codes and scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from ai_edge_litert import schema_py_generated as schema
+
+from lqconvert.errors import LqError, first_line
+from lqconvert.exporting.codes import Codes, LayerCodes, TensorCodes, native
+from lqconvert.exporting.fold_channel_scales import fold_input_scales
+from lqconvert.quantization.granularity import KEPT_AXES, class_name, kernel_name
+from lqconvert.quantization.layers import (
+    ActivationQuantizer,
+    FollowingQuantizer,
+    QuantizedLayer,
+    scale_and_zero_point,
+)
+from lqconvert.quantization.rewrite import float_layers
+from lqconvert.tflite.flatbuffer import OPERANDS, operator_name, read, set_values, strip, write
+
+
+@dataclass
+class Exported:
+    """An exported file and what it holds.
+
+    ``codes`` are the codes in the file; where TFLite cannot hold the learned granularity they are recoded,
+    with the deviation beside them. ``order`` names the layers in the order of the file's kernels.
+    """
+
+    tflite: bytes
+    codes: Codes
+    order: list[str]
+    input_scale: float
+    input_zero_point: int
+    output_scale: float
+    output_zero_point: int
+
+
+def learned_codes(model: tf_keras.Model) -> Codes:
+    """The integer codes, scales and activation parameters of a rewritten model as they stand."""
+    codes = Codes({})
+    for layer in model.layers:
+        if isinstance(layer, QuantizedLayer):
+            tensors = {}
+            for name, quantizer in layer.quantizers.items():
+                weights = getattr(layer.layer, name)
+                scale = quantizer.scale
+                integers = quantizer.codes(tf.convert_to_tensor(weights), scale).numpy()
+                tensors[name] = TensorCodes(
+                    integers.astype(np.int32), scale.numpy(), _granularity(layer.layer, quantizer.kept_axes)
+                )
+            bias = layer.layer.bias.numpy() if layer.layer.use_bias else None
+            if "bias" in tensors:
+                bias = tensors["bias"].values
+            kernel = tensors[kernel_name(layer.layer)]
+            kind = class_name(layer.layer)
+            codes.layers[layer.name] = LayerCodes(layer.name, kind, kernel, bias, tensors.get("bias"))
+        elif isinstance(layer, ActivationQuantizer):
+            codes.activations[layer.name] = layer.scale_and_zero_point
+    return codes
+
+
+def _granularity(layer: Any, kept_axes: tuple[int, ...]) -> str:
+    names = [name for name, kept in KEPT_AXES.items() if kept[class_name(layer)] == kept_axes]
+    return "output-channel-wise" if "output-channel-wise" in names else names[0]
+
+
+def tflite_layout(kind: str, kernel: np.ndarray) -> np.ndarray:
+    """A Keras kernel of a layer of this class as TFLite stores it."""
+    if kind == "Dense":
+        return kernel.T
+    if kind == "DepthwiseConv2D":
+        return kernel.reshape(1, *kernel.shape[:2], -1)
+    if kind == "Conv2DTranspose":
+        return kernel.transpose(2, 0, 1, 3)
+    if kind == "Conv1D":
+        kernel = kernel[np.newaxis]
+    return kernel.transpose(3, 0, 1, 2)
+
+
+def convert(model: tf_keras.Model, *, integer: bool, outputs: Sequence[str] = ()) -> bytes:
+    """Runs TFLite's converter on a model with batch size 1.
+
+    Several inputs or outputs are in the order of the model's, and under their names there, or under
+    those that are given for outputs.
+
+    Raises:
+        LqError: if the converter refuses the model.
+    """
+    call = tf.function(lambda *x: model(list(x) if len(x) > 1 else x[0], training=False))
+    signature = [tf.TensorSpec((1, *x.shape[1:]), x.dtype) for x in model.inputs]
+    # Of a Keras model the converter would trace and save the functions of every layer: most of its time.
+    variables = tf.Module()
+    variables.all = model.variables
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [call.get_concrete_function(*signature)], variables
+    )
+    if integer:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+    try:
+        tflite = converter.convert()
+    except Exception as error:  # the converter raises bare Exceptions
+        raise LqError(f"TFLite's converter refused the model: {first_line(error)}") from error
+    several = len(model.inputs) > 1 or len(model.outputs) > 1
+    return (
+        write(_in_order(read(tflite), model.input_names, outputs or model.output_names))
+        if several
+        else tflite
+    )
+
+
+def export(model: tf_keras.Model, batches: Iterable[np.ndarray] = ()) -> Exported:
+    """Writes a rewritten (and trained) model as an integer-only .tflite.
+
+    Args:
+        model: what :func:`lqconvert.rewrite` gives, calibrated or trained.
+        batches: a few batches of inputs, preprocessed as for the model. With them, scales of input channels
+            are folded into the layer in front where that is exact; without, all are recoded.
+
+    Raises:
+        LqError: if the model has no integer-only form, or a tensor cannot be proved to be a layer's.
+    """
+    codes, batches = learned_codes(model), list(batches)
+    if batches:
+        codes, ranges = fold_input_scales(model, codes, batches)
+        codes.activations |= {name: scale_and_zero_point(*limits) for name, limits in ranges.items()}
+    template = Template.of(model, _native_codes(codes))
+    tflite = template.fill(codes)
+    graph = read(tflite).subgraphs[0]
+    first, last = (_scale(graph.tensors[indices[0]]) for indices in (graph.inputs, graph.outputs))
+    return Exported(
+        tflite,
+        _native_codes(codes),
+        template.order,
+        *first,
+        *last,
+    )
+
+
+def _scale(tensor: Any) -> tuple[float, int]:
+    """Scale and zero point of a tensor; (1, 0) for indices, which are taken as they are."""
+    quantization = tensor.quantization
+    if quantization is None or quantization.scale is None:
+        return 1.0, 0
+    return float(quantization.scale[0]), int(quantization.zeroPoint[0])
+
+
+@dataclass(frozen=True)
+class Template:
+    """A converted file whose kernels are known by layer, to be filled with codes again and again."""
+
+    tflite: bytes
+    order: list[str]  # the layers of its kernels
+
+    @classmethod
+    def of(cls, model: tf_keras.Model, codes: Codes) -> Template:
+        """Converts a rewritten model with fingerprints in place of its weights.
+
+        Args:
+            codes: native ones; the activations' scales are theirs.
+        """
+        plain, fingerprints = _fingerprinted(model, codes)
+        names = [name.removesuffix("_quantized") for name in model.output_names]
+        flat = read(convert(plain, integer=True, outputs=getattr(model, "given_outputs", names)))
+        _refuse_float(flat, float_layers(model))
+        order = []
+        for operator, kind in _linear_operators(flat):
+            tensor = flat.subgraphs[0].tensors[operator.inputs[OPERANDS[kind][1]]]
+            name = _identify(flat, tensor, fingerprints)
+            del fingerprints[name]
+            order.append(name)
+        if fingerprints:
+            raise LqError(f"layers not found in the converted file: {', '.join(fingerprints)}")
+        return cls(write(flat), order)
+
+    def fill(self, codes: Codes) -> bytes:
+        """The file with these codes, their scales and biases; the activations' scales stay."""
+        flat = read(self.tflite)
+        graph, layers = flat.subgraphs[0], _native_codes(codes).layers
+        for (operator, kind), name in zip(_linear_operators(flat), self.order, strict=True):
+            input_, kernel, bias = OPERANDS[kind]
+            layer = layers[name]
+            scales = layer.kernel.scale.astype(np.float32).ravel()
+            tensor = graph.tensors[operator.inputs[kernel]]
+            _write(flat, tensor, tflite_layout(layer.kind, layer.kernel.codes).astype(np.int8), scales)
+            if kind == "DEPTHWISE_CONV_2D":
+                tensor.quantization.quantizedDimension = 3
+            if len(operator.inputs) > bias and operator.inputs[bias] >= 0:
+                source = graph.tensors[operator.inputs[input_]]
+                bias_scales = (np.float32(source.quantization.scale[0]) * scales).astype(np.float32)
+                floats = np.zeros(_outputs(layer)) if layer.bias is None else layer.bias
+                integers = np.round(floats.astype(np.float64) / bias_scales)
+                if np.abs(integers).max() >= 2**31:
+                    raise LqError(f"layer '{name}': its bias does not fit int32 on the grid of its scales")
+                _write(flat, graph.tensors[operator.inputs[bias]], integers.astype(np.int32), bias_scales)
+            elif layer.bias is not None:
+                raise LqError(f"layer '{name}': the converter left no place for its bias")
+        strip(flat)
+        return write(flat)
+
+
+def _in_order(flat: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+    """The file with several inputs or outputs in the order of the model's, and under these names.
+
+    The converter orders them as it likes, and calls them x_0, x_1, ..., output_0, output_1, ...
+    """
+    graph, (signature,) = flat.subgraphs[0], flat.signatureDefs
+    for attribute, known in (("inputs", inputs), ("outputs", outputs)):
+        entries = getattr(signature, attribute)
+        if len(entries) > 1:
+            entries.sort(key=lambda entry: int(entry.name.rsplit(b"_", 1)[1]))
+            setattr(graph, attribute, np.array([entry.tensorIndex for entry in entries], np.int32))
+            for entry, name in zip(entries, known, strict=True):
+                entry.name = graph.tensors[entry.tensorIndex].name = name.encode()
+    return flat
+
+
+def _linear_operators(flat: Any) -> list[tuple[Any, str]]:
+    """The integer ones; those within a layer that stays float are none of ours."""
+    graph = flat.subgraphs[0]
+    named = [(operator, operator_name(flat, operator)) for operator in graph.operators]
+    return [
+        (operator, kind)
+        for operator, kind in named
+        if kind in OPERANDS
+        and graph.tensors[operator.inputs[OPERANDS[kind][1]]].type == schema.TensorType.INT8
+    ]
+
+
+def _outputs(layer: LayerCodes) -> int:
+    shape = tflite_layout(layer.kind, layer.kernel.codes).shape
+    return shape[-1] if layer.kind == "DepthwiseConv2D" else shape[0]
+
+
+def _native_codes(codes: Codes) -> Codes:
+    layers = {}
+    for name, layer in codes.layers.items():
+        kernel = native(layer.kernel, KEPT_AXES["output-channel-wise"][layer.kind])
+        layers[name] = LayerCodes(name, layer.kind, kernel, layer.bias, layer.bias_codes)
+    return Codes(layers, codes.activations)
+
+
+def _fingerprinted(
+    model: tf_keras.Model, codes: Codes
+) -> tuple[tf_keras.Model, dict[str, tuple[np.ndarray, float]]]:
+    """The model as the converter is to see it, and for each layer its fingerprint and that one's scale."""
+
+    def plain(layer: Any) -> Any:
+        if isinstance(layer, QuantizedLayer):
+            return type(layer.layer).from_config(layer.layer.get_config() | {"name": layer.name})
+        if isinstance(layer, (ActivationQuantizer, FollowingQuantizer)):
+            source = layer.source() if isinstance(layer, FollowingQuantizer) else layer
+            scale, zero_point = (np.float64(number) for number in codes.activations[source.name])
+            limits = (-128 - zero_point) * scale, (127 - zero_point) * scale
+            return ActivationQuantizer(fixed=limits, name=layer.name)
+        return type(layer).from_config(layer.get_config())
+
+    clone = tf_keras.models.clone_model(model, clone_function=plain)
+    for layer in clone.layers:
+        if isinstance(layer, ActivationQuantizer):
+            layer.limits.assign(layer.fixed)
+        elif layer.name not in codes.layers and layer.weights:
+            layer.set_weights(model.get_layer(layer.name).get_weights())
+    rng = np.random.default_rng(0)
+    fingerprints = {}
+    for number, (name, layer) in enumerate(codes.layers.items()):
+        pattern = rng.integers(-127, 128, layer.kernel.codes.shape)
+        pattern = _reach_127(layer.kind, pattern)
+        scale = 2.0**-10 * (1 + number / 1024)
+        weights = [(pattern * scale).astype(np.float32)]
+        if layer.bias is not None:
+            # Small: for a bias that is too large for int32 the converter takes another scale.
+            weights.append(1e-6 * rng.normal(size=layer.bias.shape).astype(np.float32))
+        clone.get_layer(name).set_weights(weights)
+        fingerprints[name] = (tflite_layout(layer.kind, pattern).astype(np.int8), scale)
+    return clone, fingerprints
+
+
+def _reach_127(kind: str, pattern: np.ndarray) -> np.ndarray:
+    """The pattern with 127 as the first weight of every output channel."""
+    pattern = pattern.copy()
+    axes = KEPT_AXES["output-channel-wise"][kind]
+    pattern[tuple(slice(None) if axis in axes else 0 for axis in range(pattern.ndim))] = 127
+    return pattern
+
+
+def _refuse_float(flat: Any, kept: Iterable[str]) -> None:
+    """Refuses operators that compute in float, but for those of layers that are known to."""
+    graph = flat.subgraphs[0]
+    for operator in graph.operators:
+        tensors = [graph.tensors[index] for index in (*operator.inputs, *operator.outputs) if index >= 0]
+        if all(tensor.type != schema.TensorType.FLOAT32 for tensor in tensors):
+            continue
+        kind, name = operator_name(flat, operator), graph.tensors[operator.outputs[0]].name.decode()
+        moves = kept and kind in ("QUANTIZE", "DEQUANTIZE", "RESHAPE")  # into these layers, and out of them
+        if not moves and not any(f"/{layer}/" in name for layer in kept):
+            raise LqError(f"'{name}' ({kind}) has no integer kernel: the file would compute in float")
+
+
+def _identify(flat: Any, tensor: Any, fingerprints: dict[str, tuple[np.ndarray, float]]) -> str:
+    stored = np.asarray(flat.buffers[tensor.buffer].data, np.uint8).view(np.int8)
+    for name, (pattern, scale) in fingerprints.items():
+        if (
+            pattern.size == stored.size
+            and np.allclose(tensor.quantization.scale, scale, rtol=1e-5)
+            and np.array_equal(pattern.ravel(), stored)
+        ):
+            return name
+    raise LqError(
+        f"tensor '{tensor.name.decode()}' of the converted file is no layer's: cannot write its codes"
+    )
+
+
+def _write(flat: Any, tensor: Any, integers: np.ndarray, scales: np.ndarray) -> None:
+    set_values(flat, tensor, integers)
+    tensor.quantization.scale = scales
+    tensor.quantization.zeroPoint = np.zeros(len(scales), np.int64)

@@ -1,0 +1,1 @@
+"""A model file of either Keras, checked, to one flat functional tf_keras model."""

@@ -1,0 +1,28 @@
+"""Reads all attributes of an HDF5 file once, as a process of its own.
+
+python -m lqconvert.keras_loader.hdf5_worker FILE BYTES
+
+A damaged attribute may claim gigabytes, which HDF5 allocates before it looks: here it has only so many.
+"""
+
+import sys
+from typing import Any
+
+import h5py
+
+from lqconvert.utils.worker import confine
+
+
+def _read(item: Any) -> None:
+    list(item.attrs.items())
+
+
+def main(name: str, limit: str) -> None:
+    confine(int(limit))
+    with h5py.File(name, "r") as file:
+        _read(file)
+        file.visititems(lambda _, item: _read(item))  # that gives None: all else would end the visit
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

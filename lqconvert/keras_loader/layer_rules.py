@@ -1,0 +1,531 @@
+"""The tf_keras layers that do what a layer of either Keras does.
+
+What TFLite computes in integers is written in the few layers that :mod:`lqconvert.rewriting` knows; swish,
+for one, is a sigmoid and a product. All other layers stay as they are, and compute in float.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from tf_keras import layers as keras_layers
+from tf_keras.utils import register_keras_serializable
+
+from lqconvert.errors import LqError
+from lqconvert.keras_loader.limits import UNROLLED, check_repeats
+
+#: Gives every layer of the rebuilt model a name of its own.
+Unique = Callable[[str], str]
+#: (layer, its config, inputs, name, unique) -> outputs
+Twin = Callable[[Any, dict[str, Any], Any, str, Unique], Any]
+
+DROPPED = {
+    *("Dropout", "SpatialDropout1D", "SpatialDropout2D", "AlphaDropout", "GaussianNoise", "GaussianDropout"),
+    *("ActivityRegularization", "RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation"),
+    *("RandomContrast", "RandomBrightness"),
+}
+#: Taken as they are, but for their activations.
+PLAIN = {
+    *("Dense", "Conv1D", "DepthwiseConv2D", "SeparableConv2D", "Conv2DTranspose", "Subtract", "Multiply"),
+    *("BatchNormalization", "Softmax", "PReLU", "MaxPooling1D", "MaxPooling2D", "AveragePooling1D"),
+    *("AveragePooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalMaxPooling1D"),
+    *("GlobalMaxPooling2D", "Maximum", "Minimum", "Concatenate", "Flatten", "Reshape"),
+    *("Permute", "ZeroPadding1D", "ZeroPadding2D", "Cropping1D", "Cropping2D", "UpSampling2D"),
+    "RepeatVector",
+}
+RECURRENT = {"LSTM", "GRU", "SimpleRNN"}
+#: Activations that layers keep: :func:`lqconvert.quantization.fold_batchnorm.fold` sets them apart.
+KEPT_ACTIVATIONS = {"linear", "relu", "sigmoid", "tanh", "softmax", "exponential"}
+#: Those that no integer kernel computes here.
+FLOAT_ACTIVATIONS = {"elu", "selu", "softplus", "softsign", "mish"}
+
+
+@register_keras_serializable("lqconvert")
+class HardSwish(tf_keras.layers.Layer):
+    """x * relu6(x + 3) / 6, written as TFLite's converter recognizes it for its HARD_SWISH kernel."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return inputs * tf.nn.relu6(inputs + 3.0) * (1.0 / 6.0)
+
+
+@register_keras_serializable("lqconvert")
+class L2Normalize(tf_keras.layers.Layer):
+    """x over its length along the last axis, of which the converter makes an L2_NORMALIZATION."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.math.l2_normalize(inputs, axis=-1)
+
+
+@register_keras_serializable("lqconvert")
+class Gelu(tf_keras.layers.Layer):
+    """x * P(X <= x) for a standard normal X, or its approximation by tanh."""
+
+    def __init__(self, approximate: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.approximate = approximate
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"approximate": self.approximate}
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.nn.gelu(inputs, self.approximate)
+
+
+@register_keras_serializable("lqconvert")
+class Slice(tf_keras.layers.Layer):
+    """inputs[:, start:stop:step, ...], with (start, stop, step) for each axis but that of the batch."""
+
+    def __init__(self, slices: Sequence[Sequence[int | None]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.slices = [tuple(part) for part in slices]
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"slices": self.slices}
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return inputs[(slice(None), *(slice(*part) for part in self.slices))]
+
+
+@register_keras_serializable("lqconvert")
+class Reduce(tf_keras.layers.Layer):
+    """Mean, sum or maximum over axes (of the tensor with its batch axis, which is not among them)."""
+
+    FUNCTIONS: ClassVar[dict[str, Callable[..., tf.Tensor]]] = {
+        "mean": tf.reduce_mean,
+        "sum": tf.reduce_sum,
+        "max": tf.reduce_max,
+    }
+
+    def __init__(self, function: str, axes: Sequence[int], keepdims: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.function, self.axes, self.keepdims = function, list(axes), keepdims
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {
+            "function": self.function,
+            "axes": self.axes,
+            "keepdims": self.keepdims,
+        }
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return self.FUNCTIONS[self.function](inputs, self.axes, self.keepdims)
+
+
+@register_keras_serializable("lqconvert")
+class MatMul(tf_keras.layers.Layer):
+    """The matrix product of two tensors along their last two axes."""
+
+    def __init__(self, transpose_b: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.transpose_b = transpose_b
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"transpose_b": self.transpose_b}
+
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+        return tf.matmul(inputs[0], inputs[1], transpose_b=self.transpose_b)
+
+
+@register_keras_serializable("lqconvert")
+class LayerNorm(tf_keras.layers.Layer):
+    """LayerNormalization over the last axis.
+
+    Means are products with a constant: of a MEAN the converter makes an integer kernel that rounds to the
+    scale of its input, whatever follows.
+    """
+
+    def __init__(self, epsilon: float = 1e-3, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"epsilon": self.epsilon}
+
+    def build(self, shape: Any) -> None:
+        self.gamma = self.add_weight("gamma", shape=(shape[-1],), initializer="ones")
+        self.beta = self.add_weight("beta", shape=(shape[-1],), initializer="zeros")
+        super().build(shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        channels = inputs.shape[-1]
+        average = tf.fill([channels, 1], 1.0 / channels)
+        centered = inputs - tf.matmul(inputs, average)
+        variance = tf.matmul(centered * centered, average)
+        return centered * tf.math.rsqrt(variance + self.epsilon) * self.gamma + self.beta
+
+
+@register_keras_serializable("lqconvert")
+class TrustedFunction(tf_keras.layers.Layer):
+    """What a Lambda layer of a trusted file computes: a function of this process, by its number in a config.
+
+    Layers own their functions, and their copies find them: the last one that goes takes its function along.
+    """
+
+    FUNCTIONS: ClassVar[weakref.WeakValueDictionary[int, Any]] = weakref.WeakValueDictionary()
+    NUMBERS: ClassVar[Iterator[int]] = itertools.count()
+
+    def __init__(self, number: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.number = number
+        self.function = self.FUNCTIONS[number]
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], name: str) -> TrustedFunction:
+        number = next(cls.NUMBERS)
+        cls.FUNCTIONS[number] = function
+        return cls(number, name=name)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"number": self.number}
+
+    def call(self, inputs: Any) -> Any:
+        return self.function(inputs)
+
+
+#: Layers of our own, by the names under which configurations know them.
+CUSTOM_LAYERS = {
+    cls.__name__: cls
+    for cls in (HardSwish, L2Normalize, Gelu, Slice, Reduce, MatMul, LayerNorm, TrustedFunction)
+}
+
+
+def scaled(x: Any, factor: Any, offset: Any, name: str, mean: Any = 0.0, variance: Any = 1.0) -> Any:
+    """(x - mean) / sqrt(variance) * factor + offset, as a BatchNormalization: folding absorbs it.
+
+    All are numbers, or one for each channel.
+    """
+    weights = [_per_channel(values, x.shape[-1], name) for values in (factor, offset, mean, variance)]
+    layer = keras_layers.BatchNormalization(epsilon=0.0, name=name)
+    y = layer(x)
+    layer.set_weights(weights)
+    return y
+
+
+def _per_channel(values: Any, channels: int, name: str) -> np.ndarray:
+    values = np.asarray(values, np.float32)
+    if values.size == 1 or (values.size == channels and values.shape[-1] == channels):
+        return np.ones(channels, np.float32) * values.ravel()
+    raise LqError(f"layer '{name}': a constant of shape {values.shape} that is not one number a channel")
+
+
+def activated(x: Any, activation: str, name: str, unique: Unique, *, keras3: bool = False) -> Any:
+    """x under an activation of Keras, by its name."""
+    if activation == "linear":
+        return x
+    if activation in KEPT_ACTIVATIONS | FLOAT_ACTIVATIONS:
+        return keras_layers.Activation(activation, name=name)(x)
+    if activation == "relu6":
+        return keras_layers.ReLU(6.0, name=name)(x)
+    if activation in ("silu", "swish"):
+        sigmoid = keras_layers.Activation("sigmoid", name=unique(f"{name}_sigmoid"))(x)
+        return keras_layers.Multiply(name=name)([x, sigmoid])
+    if activation in ("hard_silu", "hard_swish"):
+        return HardSwish(name=name)(x)
+    if activation == "hard_sigmoid":
+        # Keras 3: relu6(x + 3) / 6; Keras 2: clip(0.2 x + 0.5, 0, 1), which is relu6(1.2 x + 3) / 6.
+        x = scaled(x, 1.0 if keras3 else 1.2, 3.0, unique(f"{name}_shifted"))
+        x = keras_layers.ReLU(6.0, name=unique(f"{name}_relu6"))(x)
+        return scaled(x, 1 / 6, 0.0, name)
+    if activation == "gelu":
+        return Gelu(name=name)(x)
+    if activation == "leaky_relu":
+        return keras_layers.LeakyReLU(0.2, name=name)(x)
+    raise LqError(f"layer '{name}': activation '{activation}' is not known to lqconvert")
+
+
+def rectified(
+    x: Any, maximum: float | None, slope: float, threshold: float, name: str, unique: Unique
+) -> Any:
+    """What a ReLU layer with these settings does."""
+    if threshold or (slope and maximum is not None):
+        raise LqError(f"layer '{name}': a ReLU with a threshold, or with a slope and a maximum")
+    if slope:
+        return keras_layers.LeakyReLU(slope, name=name)(x)
+    if maximum in (None, 6.0):
+        return keras_layers.ReLU(maximum, name=name)(x)
+    # TFLite has ReLU and ReLU6.
+    x = scaled(x, 6.0 / maximum, 0.0, unique(f"{name}_times"))
+    return scaled(keras_layers.ReLU(6.0, name=unique(f"{name}_relu6"))(x), maximum / 6.0, 0.0, name)
+
+
+def summed(values: Sequence[Any], name: str, unique: Unique, *, average: bool = False) -> Any:
+    """The sum or average of any number of tensors by TFLite's means: sums of two, and a factor."""
+    total = values[0]
+    for number, value in enumerate(values[1:], start=2):
+        last = number == len(values) and not average
+        total = keras_layers.Add(name=name if last else unique(f"{name}_{number}"))([total, value])
+    return scaled(total, 1 / len(values), 0.0, name) if average else total
+
+
+def twin(layer: Any, inputs: Any, name: str, unique: Unique) -> Any:
+    """Applies to rebuilt tensors what a layer does.
+
+    Args:
+        layer: a layer of either Keras.
+        inputs: its first argument, one tensor or a list of them.
+        name: of the last layer that is made.
+
+    Raises:
+        LqError: if there is no twin for the layer.
+    """
+    kind, config = type(layer).__name__, layer.get_config()
+    if kind in DROPPED:
+        return inputs
+    if kind in TWINS:
+        return TWINS[kind](layer, config, inputs, name, unique)
+    keras3, activation = type(layer).__module__.startswith("keras."), _activation_name(layer)
+    if kind == "Activation":
+        return activated(inputs, activation, name, unique, keras3=keras3)
+    if kind not in {*PLAIN, *CONVOLUTIONS}:
+        raise LqError(f"layer '{name}' ({kind}): this layer is not known to lqconvert")
+    y = CONVOLUTIONS.get(kind, _plain)(layer, config, inputs, name, unique)
+    if activation in KEPT_ACTIVATIONS:
+        return y
+    return activated(y, activation, unique(f"{name}_{activation}"), unique, keras3=keras3)
+
+
+def _activation_name(layer: Any) -> str:
+    return getattr(getattr(layer, "activation", None), "__name__", "linear")
+
+
+def _plain(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    """The layer of the same name in tf_keras, with the same weights."""
+    copy = _copy(layer, name)
+    y = copy(x)
+    copy.set_weights(_weights(layer))
+    return y
+
+
+def _copy(layer: Any, name: str, cls: Any = None, **changes: Any) -> Any:
+    """A layer of tf_keras with another's settings; of activations, with those that layers keep."""
+    cls = cls or getattr(keras_layers, type(layer).__name__)
+    accepted = set(inspect.signature(cls.__init__).parameters)
+    for parent in (keras_layers.Conv2D, keras_layers.DepthwiseConv2D):
+        accepted |= set(inspect.signature(parent.__init__).parameters) if issubclass(cls, parent) else set()
+    config = {
+        key: value
+        for key, value in layer.get_config().items()
+        if key in accepted
+        and key not in ("dtype", "name")
+        and not key.endswith(("initializer", "regularizer", "constraint"))
+    }
+    if "activation" in config:
+        activation = _activation_name(layer)
+        config["activation"] = activation if activation in KEPT_ACTIVATIONS else "linear"
+    if "recurrent_activation" in config:
+        config["recurrent_activation"] = layer.recurrent_activation.__name__
+    return cls(name=name, **config | changes)
+
+
+def _weights(layer: Any) -> list[np.ndarray]:
+    """A layer's weights as float32; the states of random generators are none."""
+    weights = [
+        np.asarray(weight)
+        for weight in layer.weights
+        if "seed_generator" not in weight.name.rsplit("/", 1)[-1]
+    ]
+    return [weight.astype(np.float32) for weight in weights]
+
+
+def _convolution(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    """Conv2D; with a group for every channel it is a DepthwiseConv2D."""
+    channels = x.shape[-1]
+    if config.get("groups", 1) == 1 or config["groups"] != channels:
+        return _plain(layer, config, x, name, unique)
+    multiplier = config["filters"] // channels
+    copy = _copy(layer, name, keras_layers.DepthwiseConv2D, depth_multiplier=multiplier)
+    y = copy(x)
+    kernel, *bias = _weights(layer)
+    copy.set_weights([kernel.reshape(*kernel.shape[:2], channels, multiplier), *bias])
+    return y
+
+
+def _along(value: Any) -> tuple[int, int]:
+    """A size along the steps of a sequence, as one of an image of height 1."""
+    return (1, int(np.ravel(value)[0]))
+
+
+def _as_image(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    """DepthwiseConv1D, SeparableConv1D and Conv1DTranspose as their 2D fellows, of height 1."""
+    changes: dict[str, Any] = {
+        key: _along(config[key]) for key in ("kernel_size", "strides", "dilation_rate") if key in config
+    }
+    if config.get("output_padding") is not None:
+        changes["output_padding"] = (0, int(np.ravel(config["output_padding"])[0]))
+    if config["padding"] == "causal":
+        before = (changes["kernel_size"][1] - 1) * changes["dilation_rate"][1]
+        x = keras_layers.ZeroPadding1D((before, 0), name=unique(f"{name}_padded"))(x)
+        changes["padding"] = "valid"
+    cls = getattr(keras_layers, type(layer).__name__.replace("1D", "2D"))
+    copy = _copy(layer, name, cls, **changes)
+    image = keras_layers.Reshape((1, *x.shape[1:]), name=unique(f"{name}_image"))(x)
+    y = copy(image)
+    shapes = [weight.shape for weight in copy.weights]
+    copy.set_weights([w.reshape(shape) for w, shape in zip(_weights(layer), shapes, strict=True)])
+    return keras_layers.Reshape(y.shape[2:], name=unique(f"{name}_sequence"))(y)
+
+
+def l2_normalized(x: Any, axis: Any, name: str) -> Any:
+    """x over its length along an axis, which has to be the last one."""
+    axes = list(axis) if isinstance(axis, (list, tuple)) else [axis]
+    if [each % len(x.shape) for each in axes] != [len(x.shape) - 1]:
+        raise LqError(f"layer '{name}': a normalization over axis {axis}; TFLite has it for the last one")
+    return L2Normalize(name=name)(x)
+
+
+def _layer_norm(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    axis = config["axis"][0] if isinstance(config["axis"], (list, tuple)) else config["axis"]
+    if np.size(config["axis"]) != 1 or axis not in (-1, len(x.shape) - 1):
+        raise LqError(f"layer '{name}': LayerNormalization over axes {config['axis']}, not the last one")
+    copy = LayerNorm(config["epsilon"], name=name)
+    y = copy(x)
+    weights, (gamma, beta) = iter(_weights(layer)), (np.ones(x.shape[-1]), np.zeros(x.shape[-1]))
+    gamma = next(weights) if config["scale"] else gamma
+    copy.set_weights([gamma, next(weights) if config["center"] else beta])
+    return y
+
+
+def _attention(layer: Any, config: dict[str, Any], inputs: Any, name: str, unique: Unique) -> Any:
+    """MultiHeadAttention: Dense, products of matrices and a softmax between them."""
+    query, value, *key = inputs if isinstance(inputs, (list, tuple)) else (inputs, inputs)
+    if len(query.shape) != 3 or config.get("attention_axes") not in (None, (1,), [1]):
+        raise LqError(f"layer '{name}': MultiHeadAttention over other axes than the one of a sequence")
+    heads, size = config["num_heads"], config["key_dim"]
+    weights = iter(_weights(layer))
+    bias = config["use_bias"]
+
+    def projected(x: Any, part: str, width: int) -> Any:
+        dense = keras_layers.Dense(heads * width, use_bias=bias, name=unique(f"{name}_{part}"))
+        y = dense(x)
+        kernel = next(weights)
+        dense.set_weights([kernel.reshape(kernel.shape[0], -1), *([next(weights).ravel()] if bias else [])])
+        y = keras_layers.Reshape((x.shape[1], heads, width), name=unique(f"{name}_{part}_heads"))(y)
+        return keras_layers.Permute((2, 1, 3), name=unique(f"{name}_{part}_by_head"))(y)
+
+    width = config["value_dim"] or size
+    queries = projected(query, "query", size)
+    keys = projected(key[0] if key else value, "key", size)
+    values = projected(value, "value", width)
+    scores = MatMul(transpose_b=True, name=unique(f"{name}_scores"))([queries, keys])
+    scores = scaled(scores, size**-0.5, 0.0, unique(f"{name}_scaled"))
+    chances = keras_layers.Softmax(name=unique(f"{name}_softmax"))(scores)
+    y = MatMul(name=unique(f"{name}_values"))([chances, values])
+    y = keras_layers.Permute((2, 1, 3), name=unique(f"{name}_by_step"))(y)
+    y = keras_layers.Reshape((query.shape[1], heads * width), name=unique(f"{name}_joined"))(y)
+    kernel = next(weights)
+    dense = keras_layers.Dense(kernel.shape[-1], use_bias=bias, name=name)
+    y = dense(y)
+    dense.set_weights([kernel.reshape(-1, kernel.shape[-1]), *([next(weights)] if bias else [])])
+    return y
+
+
+def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    if config.get("return_state") or config.get("stateful"):
+        raise LqError(f"layer '{name}': a recurrent layer that is stateful or returns its state")
+    # Of a cell: the converter fails on the fused kernels of LSTM among fake quantization.
+    cls = getattr(keras_layers, f"{type(layer).__name__}Cell")
+    activation = _activation_name(layer.cell)
+    cell = _copy(layer.cell, f"{name}_cell", cls, activation=activation, dropout=0.0, recurrent_dropout=0.0)
+    if config["unroll"]:
+        check_repeats(name, x.shape[1], UNROLLED)
+    settings = {key: config[key] for key in ("return_sequences", "go_backwards", "unroll")}
+    copy = keras_layers.RNN(cell, name=name, **settings)
+    y = copy(x)
+    copy.set_weights(_weights(layer))
+    return y
+
+
+def _bidirectional(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    mode = config["merge_mode"]
+    parts = []
+    for part, inner in (("forward", layer.forward_layer), ("backward", layer.backward_layer)):
+        y = _recurrent(inner, inner.get_config(), x, unique(f"{name}_{part}"), unique)
+        if part == "backward" and inner.get_config()["return_sequences"]:
+            y = Slice([(None, None, -1), (None, None, None)], name=unique(f"{name}_reversed"))(y)
+        parts.append(y)
+    if mode == "concat":
+        return keras_layers.Concatenate(name=name)(parts)
+    if mode == "mul":
+        return keras_layers.Multiply(name=name)(parts)
+    if mode in ("sum", "ave"):
+        return summed(parts, name, unique, average=mode == "ave")
+    raise LqError(f"layer '{name}': Bidirectional with merge_mode {mode}")
+
+
+def _time_distributed(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    inner = layer.layer
+    # These treat all axes but the last alike.
+    if type(inner).__name__ in {"Dense", "Activation", "ReLU", "LeakyReLU", *DROPPED}:
+        return twin(inner, x, name, unique)
+    if type(inner).__name__ == "Flatten":
+        return keras_layers.Reshape((x.shape[1], int(np.prod(x.shape[2:]))), name=name)(x)
+    raise LqError(f"layer '{name}': TimeDistributed({type(inner).__name__}) is not known to lqconvert")
+
+
+def _normalization(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    mean, variance = np.asarray(layer.mean, np.float64), np.asarray(layer.variance, np.float64)
+    deviation = np.maximum(np.sqrt(variance), 1e-7)
+    if config.get("invert"):
+        return scaled(x, deviation, mean, name)
+    # As mean and variance: of a column that is constant, whose factor is huge, nothing is to be left.
+    return scaled(x, 1.0, 0.0, name, mean, deviation**2)
+
+
+def _lambda(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    return TrustedFunction.of(functools.partial(layer.function, **(layer.arguments or {})), name)(x)
+
+
+def _upsampling(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    check_repeats(name, x.shape[1], config["size"])
+    return _plain(layer, config, x, name, unique)
+
+
+def _embedding(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    if config.get("mask_zero"):
+        raise LqError(f"layer '{name}': Embedding with mask_zero; TFLite has no masks")
+    return _plain(layer, config, x, name, unique)
+
+
+#: Convolutions that are not always taken as they are; their activations are set apart as those of plain ones.
+CONVOLUTIONS: dict[str, Twin] = {
+    **dict.fromkeys(("Conv2D", "Convolution2D"), _convolution),
+    **dict.fromkeys(("DepthwiseConv1D", "SeparableConv1D", "Conv1DTranspose"), _as_image),
+}
+#: Layers that are not taken as they are.
+TWINS: dict[str, Twin] = {
+    "Add": lambda layer, config, xs, name, unique: summed(xs, name, unique),
+    "Average": lambda layer, config, xs, name, unique: summed(xs, name, unique, average=True),
+    "ReLU": lambda layer, config, x, name, unique: rectified(
+        x, config["max_value"], config["negative_slope"] or 0.0, config["threshold"] or 0.0, name, unique
+    ),
+    "LeakyReLU": lambda layer, config, x, name, unique: keras_layers.LeakyReLU(
+        config.get("negative_slope", config.get("alpha")), name=name
+    )(x),
+    "ELU": lambda layer, config, x, name, unique: keras_layers.ELU(config["alpha"], name=name)(x),
+    "HardSwish": lambda layer, config, x, name, unique: HardSwish(name=name)(x),
+    "LayerNormalization": _layer_norm,
+    "UnitNormalization": lambda layer, config, x, name, unique: l2_normalized(x, config["axis"], name),
+    "MultiHeadAttention": _attention,
+    **dict.fromkeys(RECURRENT, _recurrent),
+    "Bidirectional": _bidirectional,
+    "TimeDistributed": _time_distributed,
+    "Embedding": _embedding,
+    "UpSampling1D": _upsampling,
+    "Lambda": _lambda,
+    "Normalization": _normalization,
+    "Rescaling": lambda layer, config, x, name, unique: scaled(x, config["scale"], config["offset"], name),
+    # Of keras.applications:
+    "LayerScale": lambda layer, config, x, name, unique: scaled(x, _weights(layer)[0], 0.0, name),
+    "CustomScaleLayer": lambda layer, config, xs, name, unique: summed(
+        [xs[0], scaled(xs[1], config["scale"], 0.0, unique(f"{name}_scaled"))], name, unique
+    ),
+}
+LAYERS = {"InputLayer", "Activation", *PLAIN, *CONVOLUTIONS, *TWINS}

@@ -1,0 +1,293 @@
+"""From a model file to one flat functional tf_keras model.
+
+Files of both Keras generations are read: what the file itself says decides which Keras loads it. Either
+way the loaded model is rebuilt in tf_keras, layer by layer, and must give the same outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import re
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from lqconvert.errors import LqError, about, first_line
+from lqconvert.keras_loader.archive_checks import unpack_weights, weight_count
+from lqconvert.keras_loader.build import Source, build_with_keras3, build_with_tf_keras
+from lqconvert.keras_loader.config_checks import MODELS, read_config, refuse_endless, refuse_unknown
+from lqconvert.keras_loader.layer_rules import twin
+from lqconvert.keras_loader.limits import (
+    MOST_CALLS,
+    MOST_VALUES,
+    Cost,
+    check_tensors,
+    limited_weights,
+    measure,
+    refuse_calls,
+)
+from lqconvert.keras_loader.op_rules import is_tensor, operate
+
+log = logging.getLogger("lqconvert")
+
+#: Rebuilt, a layer that is called several times has its weights as often: so many times the file's are let
+#: pass, or so many numbers in all (and REBUILT times that, see :func:`.limits.limited_weights`).
+SHARED, SHARED_WEIGHTS = 4, 1 << 24
+#: One model at a time: Keras keeps much of what it does in one place for all threads.
+LOADING = threading.RLock()
+#: Where Keras 3 has its operations, which are no layers.
+OPS = "keras.src.ops"
+
+
+def load_model(
+    path: str | Path, *, input_shape: tuple[int, ...] | None = None, trust_model: bool = False
+) -> tf_keras.Model:
+    """Reads a Keras model (.h5, .keras or a SavedModel folder) as a flat functional float32 tf_keras model.
+
+    Nothing in the file is executed: layers outside the known set are refused before Keras sees them.
+
+    Args:
+        input_shape: the input's without the batch axis, for a model that leaves sizes of it open.
+        trust_model: let Keras run the Python code of Lambda layers, with the rights of the caller.
+
+    Raises:
+        LqError: if the file cannot be read, has no model in it, or a layer of it is not known.
+    """
+    path = Path(path)
+    config, version = read_config(path)
+    try:
+        refuse_unknown(config, trust_model)
+        refuse_calls(config)
+        with LOADING:
+            return _load(path, config, version, input_shape, trust_model)
+    except LqError as error:
+        raise LqError(about(path, error)) from error
+    except Exception as error:  # what an odd but loadable model makes Keras raise
+        log.debug("%s", error, exc_info=True)
+        raise LqError(f"{path}: the model cannot be rebuilt in tf_keras: {first_line(error)}") from error
+
+
+def _load(
+    path: Path,
+    config: dict[str, Any],
+    version: str,
+    input_shape: tuple[int, ...] | None,
+    trusted: bool,
+) -> tf_keras.Model:
+    with tempfile.TemporaryDirectory() as folder:
+        weights = unpack_weights(path, Path(folder))
+        try:
+            count = weight_count(weights, attributes=weights != path)  # those of an .h5 have been
+        except LqError as error:
+            raise LqError(str(error).replace(str(weights), str(path), 1)) from error
+        source = Source(config, weights, count, archived=weights.parent == Path(folder), trusted=trusted)
+        loaded = _build(source, version)
+    for layer in _layers(loaded):
+        for weight in layer.weights:
+            if not np.all(np.isfinite(np.asarray(weight))):
+                raise LqError(f"layer '{layer.name}' has NaN or infinite weights ({weight.name})")
+    with limited_weights(max(SHARED * count, SHARED_WEIGHTS)):
+        model = rebuild(loaded, input_shape)
+    # Operations and attention are written with more layers, of which each has an output.
+    _check_equal(loaded, model, measure(model, 2 * MOST_VALUES))
+    return model
+
+
+def _build(source: Source, version: str) -> Any:
+    """The file's model, in the Keras that saved it, or else in the other one."""
+    ways = [(build_with_tf_keras, False), (build_with_keras3, True)]
+    if version.startswith("3"):
+        ways.reverse()
+    if source.weights.is_dir():
+        ways = ways[:1]
+    errors: list[Exception] = []
+    for build, keras3 in ways:
+        try:
+            refuse_endless(source.config, keras3)
+            return build(source)
+        except Exception as error:  # whatever a damaged file makes Keras raise
+            log.debug("%s: %s", build.__name__, error)
+            errors.append(error)
+    refusals = [error for error in errors if isinstance(error, LqError)]
+    raise refusals[0] if refusals else LqError(f"Keras cannot load the model: {first_line(errors[0])}")
+
+
+def _layers(model: Any) -> list[Any]:
+    """Every layer that is no model, those in nested models, too."""
+    parts = [_layers(layer) if hasattr(layer, "layers") else [layer] for layer in model.layers]
+    return [layer for part in parts for layer in part]
+
+
+def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.Model:
+    """A Sequential or functional model of either Keras as a flat functional tf_keras model.
+
+    Nested models are inlined; a layer that is called several times becomes as many layers.
+
+    Args:
+        input_shape: that of the input without the batch axis, where the model leaves sizes open.
+    """
+    names: set[str] = set()
+
+    def unique(name: str) -> str:
+        name = name.replace("/", "_")
+        if not re.match("[A-Za-z0-9.]", name):  # TensorFlow's scopes begin with nothing else
+            name = f"layer{name}"
+        base = name
+        number = 1
+        while name in names:
+            name, number = f"{base}_{number}", number + 1
+        names.add(name)
+        if len(names) > 2 * MOST_CALLS:
+            raise LqError(f"the model would become more than {2 * MOST_CALLS:,} layers")
+        return name
+
+    def run(part: Any, inputs: list[Any]) -> list[Any]:
+        part = getattr(part, "_functional", None) or part  # Keras 3's Sequential holds a Functional
+        tensors = {id(key): value for key, value in zip(part.inputs, inputs, strict=True)}
+
+        def rebuilt(value: Any) -> Any:
+            """The arguments of a call with rebuilt tensors in place of the loaded model's."""
+            if isinstance(value, (list, tuple)):
+                return type(value)(rebuilt(each) for each in value)
+            return tensors.get(id(value), value)
+
+        for depth in sorted(part._nodes_by_depth, reverse=True):
+            for node in part._nodes_by_depth[depth]:
+                layer = getattr(node, "operation", None) or node.layer
+                kind = type(layer).__name__
+                if kind == "InputLayer":
+                    continue
+                keras3 = hasattr(node, "operation")
+                args, kwargs = (
+                    (node.arguments.args, node.arguments.kwargs)
+                    if keras3
+                    else (node.call_args, node.call_kwargs)
+                )
+                args, kwargs = rebuilt(tuple(args)), {key: rebuilt(v) for key, v in kwargs.items()}
+                if kind == "MultiHeadAttention":  # key comes after value, in whatever order they were given
+                    named = list(inspect.signature(layer.call).bind(*args, **kwargs).arguments.values())
+                else:
+                    named = [*args, *kwargs.values()]
+                given = [value for value in named if _holds_tensors(value)]
+                values = list(given[0]) if isinstance(given[0], (list, tuple)) else given
+                if hasattr(layer, "_nodes_by_depth") or kind in MODELS:
+                    results = run(layer, values)
+                elif kind in ("TFOpLambda", "SlicingOpLambda") or type(layer).__module__.startswith(OPS):
+                    results = _tensors(operate(layer, args, kwargs, unique(layer.name), unique))
+                else:
+                    _check_call(layer, kwargs)
+                    value = values if len(values) > 1 else values[0]
+                    results = _tensors(twin(layer, value, unique(layer.name), unique))
+                check_tensors(results)
+                outputs = _tensors(node.output_tensors if keras3 else node.outputs)
+                tensors |= {id(output): result for output, result in zip(outputs, results, strict=True)}
+        return [tensors[id(output)] for output in part.outputs]
+
+    shapes = _input_shapes(model, input_shape)
+    inputs = [
+        tf_keras.Input(shape, name=unique(str(tensor.name).split(":")[0]), dtype=_input_type(model, tensor))
+        for shape, tensor in zip(shapes, model.inputs, strict=True)
+    ]
+    check_tensors(inputs)
+    outputs = run(model, inputs)
+    single = len(outputs) == 1
+    # A fixed name: Keras's counter would make its way into the exported file.
+    return tf_keras.Model(
+        inputs if len(inputs) > 1 else inputs[0], outputs[0] if single else outputs, name="model"
+    )
+
+
+def _check_call(layer: Any, kwargs: dict[str, Any]) -> None:
+    """Refuses a layer whose call was given more than tensors, such as use_causal_mask=True."""
+    for name, value in kwargs.items():
+        if name != "training" and value is not None and value is not False and not _holds_tensors(value):
+            raise LqError(f"layer '{layer.name}': it is called with {name}={value}, which is not supported")
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether an argument of a call is one or, as far as its kind tells, a list of them."""
+    return isinstance(value, (list, tuple)) or is_tensor(value)
+
+
+def _input_shapes(model: Any, input_shape: tuple[int, ...] | None) -> list[tuple[int, ...]]:
+    """The shapes of the inputs without the batch axis, all known."""
+    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
+    if input_shape is not None:
+        fits = len(shapes) == 1 and len(shapes[0]) == len(input_shape)
+        if not fits or any(n not in (None, m) for n, m in zip(shapes[0], input_shape, strict=True)):
+            raise LqError(
+                f"--input-shape {input_shape} does not fit the model's {', '.join(map(str, shapes))}"
+            )
+        shapes = [input_shape]
+    for shape in shapes:
+        if None in shape:
+            raise LqError(f"the model takes inputs of unknown size {shape}: give it by --input-shape")
+    return shapes
+
+
+def _input_type(model: Any, tensor: Any) -> str:
+    """int32 for an input that is looked up in an Embedding, else float32."""
+    part = getattr(model, "_functional", None) or model
+    for nodes in part._nodes_by_depth.values():
+        for node in nodes:
+            layer = getattr(node, "operation", None) or node.layer
+            sources = _tensors(node.input_tensors if hasattr(node, "operation") else node.keras_inputs)
+            if type(layer).__name__ == "Embedding" and any(source is tensor for source in sources):
+                return "int32"
+    return "float32"
+
+
+def _tensors(value: Any) -> list[Any]:
+    """Those of a structure, a dict's by name, as Keras orders them."""
+    if isinstance(value, dict):
+        return [value[name] for name in sorted(value)]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _check_equal(loaded: Any, rebuilt: tf_keras.Model, cost: Cost) -> None:
+    # In float16 or bfloat16 the loaded model computes less exactly than the rebuilt one.
+    halves = any("float16" in str(layer.compute_dtype) for layer in _layers(loaded))
+    tolerance = 3e-2 if halves else 1e-3
+    inputs = random_inputs(rebuilt, batch=cost.examples(4))
+    x: Any = inputs if len(inputs) > 1 else inputs[0]
+    pairs = zip(*(outputs_of(model, x, loops=cost.steps > 0) for model in (loaded, rebuilt)), strict=True)
+    for before, after in pairs:
+        difference = float(np.max(np.abs(before - after)))
+        log.debug("rebuilt in tf_keras: max difference %.3g", difference)
+        # float32 sums in another order; relative, because a softmax over 1,000 classes is small.
+        if not difference <= tolerance * (np.max(np.abs(before)) + 1e-6):
+            raise LqError(f"the model rebuilt in tf_keras differs from the file's by {difference:.3g}")
+
+
+def outputs_of(model: Any, inputs: Any, *, loops: bool) -> list[np.ndarray]:
+    """What a model of either Keras gives for an input, or for a list of them.
+
+    Args:
+        loops: there are recurrent layers: in a graph a step takes a twentieth, and making one takes a while.
+    """
+    run = functools.partial(model, training=False)
+    return [np.asarray(y) for y in _tensors(tf.function(run)(inputs) if loops else run(inputs))]
+
+
+def random_inputs(model: tf_keras.Model, batch: int, seed: int = 0) -> list[np.ndarray]:
+    """Normal float32 inputs for every input of the model; for an Embedding, indices (int32)."""
+    rng = np.random.default_rng(seed)
+    vocabularies = {
+        tensor.name: layer.input_dim
+        for layer in model.layers
+        if isinstance(layer, tf_keras.layers.Embedding)
+        for tensor in _tensors(layer.input)
+    }
+    return [
+        rng.integers(0, vocabularies.get(x.name, 2), (batch, *x.shape[1:])).astype(np.int32)
+        if x.dtype == tf.int32
+        else rng.normal(size=(batch, *x.shape[1:])).astype(np.float32)
+        for x in model.inputs
+    ]

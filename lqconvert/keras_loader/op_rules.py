@@ -1,0 +1,423 @@
+"""What models do with tensors between layers (``tf.nn.relu(x + y)``, ``x[:, 1:]``), written with layers.
+
+tf_keras keeps such a call as a TFOpLambda layer that names a function of TensorFlow, Keras 3 as an operation
+of its own. Either is looked up by its name in a table here and never called.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tf_keras import layers
+
+from lqconvert.errors import LqError
+from lqconvert.keras_loader.layer_rules import (
+    Gelu,
+    MatMul,
+    Reduce,
+    Slice,
+    Unique,
+    activated,
+    l2_normalized,
+    rectified,
+    scaled,
+    summed,
+)
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether it is a symbolic tensor of either Keras."""
+    return "KerasTensor" in type(value).__name__
+
+
+def _number(value: Any) -> np.ndarray:
+    return np.asarray(value, np.float32)
+
+
+def _add(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    x, y = a["x"], a["y"]
+    if is_tensor(x) and is_tensor(y):
+        return summed([x, y], name, unique)
+    return scaled(x, 1.0, _number(y), name) if is_tensor(x) else scaled(y, 1.0, _number(x), name)
+
+
+def _subtract(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    x, y = a["x"], a["y"]
+    if is_tensor(x) and is_tensor(y):
+        return layers.Subtract(name=name)([x, y])
+    return scaled(x, 1.0, -_number(y), name) if is_tensor(x) else scaled(y, -1.0, _number(x), name)
+
+
+def _multiply(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    x, y = a["x"], a["y"]
+    if is_tensor(x) and is_tensor(y):
+        return layers.Multiply(name=name)([x, y])
+    return scaled(x, _number(y), 0.0, name) if is_tensor(x) else scaled(y, _number(x), 0.0, name)
+
+
+def _divide(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    if is_tensor(a["y"]) or not np.all(_number(a["y"])):
+        raise LqError(f"layer '{name}': division by a tensor; TFLite divides by constants")
+    return scaled(a["x"], 1 / _number(a["y"]), 0.0, name)
+
+
+def _power(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    if is_tensor(a["y"]) or float(_number(a["y"])) != 2:
+        raise LqError(f"layer '{name}': a power other than the square")
+    return layers.Multiply(name=name)([a["x"], a["x"]])
+
+
+def _extreme(kind: str) -> Callable[[dict[str, Any], str, Unique], Any]:
+    def run(a: dict[str, Any], name: str, unique: Unique) -> Any:
+        x, y = a["x"], a["y"]
+        if is_tensor(x) and is_tensor(y):
+            return getattr(layers, kind)(name=name)([x, y])
+        x, bound = (x, y) if is_tensor(x) else (y, x)
+        if kind == "Maximum" and np.all(_number(bound) == 0):
+            return layers.ReLU(name=name)(x)
+        return _bounded(
+            x, bound if kind == "Maximum" else None, None if kind == "Maximum" else bound, name, unique
+        )
+
+    return run
+
+
+def _bounded(x: Any, low: Any, high: Any, name: str, unique: Unique) -> Any:
+    """clip(x, low, high) as relu(x - low) + low, and the like."""
+    if low is None:
+        x = scaled(x, -1.0, _number(high), unique(f"{name}_below"))
+        return scaled(layers.ReLU(name=unique(f"{name}_relu"))(x), -1.0, _number(high), name)
+    x = x if np.all(_number(low) == 0) else scaled(x, 1.0, -_number(low), unique(f"{name}_above"))
+    span = None if high is None else float(high) - float(low)
+    if np.all(_number(low) == 0):
+        return rectified(x, span, 0.0, 0.0, name, unique)
+    x = rectified(x, span, 0.0, 0.0, unique(f"{name}_relu"), unique)
+    return scaled(x, 1.0, _number(low), name)
+
+
+def _clip(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    return _bounded(a["x"], a["low"], a["high"], name, unique)
+
+
+def _activation(kind: str) -> Callable[[dict[str, Any], str, Unique], Any]:
+    def run(a: dict[str, Any], name: str, unique: Unique) -> Any:
+        return activated(a["x"], kind, name, unique, keras3=True)
+
+    return run
+
+
+def _softmax(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    axis = a.get("axis")
+    return layers.Softmax(axis=-1 if axis is None else axis, name=name)(a["x"])
+
+
+def _l2_normalize(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    if a.get("order", 2) != 2:
+        raise LqError(f"layer '{name}': a normalization of order {a['order']}; TFLite has it for order 2")
+    axis = a.get("axis")
+    return l2_normalized(a["x"], -1 if axis is None else axis, name)
+
+
+def _leaky(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    return layers.LeakyReLU(a.get("slope", 0.2), name=name)(a["x"])
+
+
+def _gelu(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    return Gelu(bool(a.get("approximate", False)), name=name)(a["x"])
+
+
+def _axes(axis: Any, rank: int, name: str) -> list[int]:
+    """Axes counted from the front, none of them that of the batch."""
+    if axis is None:
+        raise LqError(f"layer '{name}': reduces over the batch")
+    axes = sorted(int(each) % rank for each in np.ravel(axis))
+    if 0 in axes:
+        raise LqError(f"layer '{name}': works along the axis of the batch")
+    return axes
+
+
+def _reduce(function: str) -> Callable[[dict[str, Any], str, Unique], Any]:
+    def run(a: dict[str, Any], name: str, unique: Unique) -> Any:
+        axes = _axes(a.get("axis"), len(a["x"].shape), name)
+        keepdims = bool(a.get("keepdims", False))
+        if function == "mean" and axes == [1, 2] and len(a["x"].shape) == 4:
+            return layers.GlobalAveragePooling2D(keepdims=keepdims, name=name)(a["x"])
+        return Reduce(function, axes, keepdims, name=name)(a["x"])
+
+    return run
+
+
+def _reshape(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    shape = [int(n) for n in np.ravel(a["shape"])]
+    size = math.prod(a["x"].shape[1:])
+    if shape[0] not in (-1, 1) or (-1 in shape[1:] and shape[0] == -1):
+        raise LqError(f"layer '{name}': reshapes to {shape}, which is not a shape with the batch in front")
+    if -1 in shape[1:]:
+        shape[shape.index(-1, 1)] = size // math.prod(n for n in shape[1:] if n != -1)
+    if math.prod(shape[1:]) != size:
+        raise LqError(f"layer '{name}': reshapes to {shape}, across examples")
+    return layers.Reshape(shape[1:], name=name)(a["x"])
+
+
+def _transpose(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    order = a.get("axes")
+    order = list(order) if order is not None else list(range(len(a["x"].shape)))[::-1]
+    if order[0] != 0:
+        raise LqError(f"layer '{name}': moves the axis of the batch")
+    return layers.Permute(order[1:], name=name)(a["x"])
+
+
+def _expand(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    shape = list(a["x"].shape)
+    (axis,) = _axes(a["axis"], len(shape) + 1, name)
+    return layers.Reshape([*shape[1:axis], 1, *shape[axis:]], name=name)(a["x"])
+
+
+def _squeeze(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    shape = list(a["x"].shape)
+    axes = [i for i, n in enumerate(shape) if n == 1 and i] if a.get("axis") is None else a["axis"]
+    gone = _axes(axes, len(shape), name)
+    return layers.Reshape([n for i, n in enumerate(shape) if i and i not in gone], name=name)(a["x"])
+
+
+def _concatenate(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    (axis,) = _axes(a.get("axis", 0), len(a["x"][0].shape), name)
+    return layers.Concatenate(axis=axis, name=name)(a["x"])
+
+
+def _stack(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    rank = len(a["x"][0].shape) + 1
+    (axis,) = _axes(a.get("axis", 0), rank, name)
+    parts = [_expand({"x": x, "axis": axis}, unique(f"{name}_part"), unique) for x in a["x"]]
+    return layers.Concatenate(axis=axis, name=name)(parts)
+
+
+def _split(a: dict[str, Any], name: str, unique: Unique) -> list[Any]:
+    x, shape = a["x"], a["x"].shape
+    (axis,) = _axes(a.get("axis", 0), len(shape), name)
+    sizes = a["sizes"]
+    ends: Sequence[int]
+    if isinstance(sizes, int):
+        ends = [shape[axis] // sizes * (i + 1) for i in range(sizes)]
+    elif a.get("indices"):  # Keras 3 gives where to cut, TensorFlow how long the parts are
+        ends = [*map(int, sizes), shape[axis]]
+    else:
+        ends = [int(end) for end in np.cumsum(sizes)]
+    parts = []
+    for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+        slices = [(begin, end, None) if i == axis else (None, None, None) for i in range(1, len(shape))]
+        parts.append(Slice(slices, name=unique(f"{name}_part"))(x))
+    return parts
+
+
+def _getitem(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    x, key = a["x"], a["key"]
+    key = list(key) if isinstance(key, (list, tuple)) else [key]
+    rank = len(x.shape)
+    if any(part is Ellipsis or part == "Ellipsis" for part in key):
+        at = next(i for i, part in enumerate(key) if part is Ellipsis or part == "Ellipsis")
+        key[at : at + 1] = [slice(None)] * (rank - len(key) + 1)
+    slices: list[tuple[Any, Any, Any]] = []
+    dropped = []
+    for axis, part in enumerate(key):
+        if isinstance(part, dict):
+            part = slice(part["start"], part["stop"], part["step"])
+        if isinstance(part, slice):
+            slices.append((part.start, part.stop, part.step))
+        elif isinstance(part, (int, np.integer)):
+            dropped.append(axis)
+            slices.append((int(part), int(part) + 1 or None, None))
+        else:
+            raise LqError(f"layer '{name}': indexes by {part!r}; only numbers and slices are known")
+    if slices[0] != (None, None, None):
+        raise LqError(f"layer '{name}': takes a part of the batch")
+    slices += [(None, None, None)] * (rank - len(slices))
+    y = x
+    if any(part != (None, None, None) for part in slices):
+        y = Slice(slices[1:], name=unique(f"{name}_slice") if dropped else name)(x)
+    shape = [n for axis, n in enumerate(y.shape) if axis and axis not in dropped]
+    return layers.Reshape(shape, name=name)(y) if dropped else y
+
+
+def _pad(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    widths = [tuple(int(n) for n in pair) for pair in np.asarray(a["widths"]).reshape(-1, 2)]
+    if str(a.get("mode", "constant")).lower() != "constant" or np.any(_number(a.get("value") or 0)):
+        raise LqError(f"layer '{name}': pads with something else than zeros")
+    x = a["x"]
+    if widths[0] != (0, 0):
+        raise LqError(f"layer '{name}': pads the batch")
+    if len(widths) == 3 and widths[2] == (0, 0):
+        return layers.ZeroPadding1D(widths[1], name=name)(x)
+    if len(widths) == 4 and widths[3] == (0, 0):
+        return layers.ZeroPadding2D(widths[1:3], name=name)(x)
+    raise LqError(f"layer '{name}': pads by {widths}; only rows, columns and steps are padded")
+
+
+def _matmul(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    if not (is_tensor(a["x"]) and is_tensor(a["y"])) or a.get("transpose_a"):
+        raise LqError(f"layer '{name}': a product with a constant or of a transposed matrix")
+    return MatMul(bool(a.get("transpose_b", False)), name=name)([a["x"], a["y"]])
+
+
+def _negative(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    return scaled(a["x"], -1.0, 0.0, name)
+
+
+def _square(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    return layers.Multiply(name=name)([a["x"], a["x"]])
+
+
+def _absolute(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    minus = scaled(a["x"], -1.0, 0.0, unique(f"{name}_minus"))
+    return layers.Maximum(name=name)([a["x"], minus])
+
+
+def _cast(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    return a["x"]  # everything is float32 here
+
+
+Maker = Callable[[dict[str, Any], str, Unique], Any]
+XY, AXIS, REDUCE = ("x", "y"), ("x", "axis"), ("x", "axis", "keepdims")
+#: By the name of TensorFlow's function: what it makes, and its parameters' names here.
+TENSORFLOW: dict[str, tuple[Maker, tuple[str, ...]]] = {
+    **dict.fromkeys(("__operators__.add", "math.add"), (_add, XY)),
+    **dict.fromkeys(("__operators__.sub", "math.subtract"), (_subtract, XY)),
+    **dict.fromkeys(("__operators__.mul", "math.multiply"), (_multiply, XY)),
+    **dict.fromkeys(("__operators__.truediv", "math.truediv", "math.divide", "realdiv"), (_divide, XY)),
+    **dict.fromkeys(("__operators__.pow", "math.pow"), (_power, XY)),
+    **dict.fromkeys(("__operators__.neg", "math.negative"), (_negative, ("x",))),
+    **dict.fromkeys(("__operators__.abs", "math.abs"), (_absolute, ("x",))),
+    "math.square": (_square, ("x",)),
+    **dict.fromkeys(
+        ("math.l2_normalize", "linalg.l2_normalize", "nn.l2_normalize"), (_l2_normalize, ("x", "axis"))
+    ),
+    "math.maximum": (_extreme("Maximum"), XY),
+    "math.minimum": (_extreme("Minimum"), XY),
+    "clip_by_value": (_clip, ("x", "low", "high")),
+    "nn.relu": (_activation("relu"), ("x",)),
+    "nn.relu6": (_activation("relu6"), ("x",)),
+    **dict.fromkeys(("math.sigmoid", "nn.sigmoid"), (_activation("sigmoid"), ("x",))),
+    **dict.fromkeys(("math.tanh", "nn.tanh"), (_activation("tanh"), ("x",))),
+    **dict.fromkeys(("nn.silu", "nn.swish"), (_activation("silu"), ("x",))),
+    "nn.elu": (_activation("elu"), ("x",)),
+    "nn.leaky_relu": (_leaky, ("x", "slope")),
+    "nn.gelu": (_gelu, ("x", "approximate")),
+    **dict.fromkeys(("nn.softmax", "compat.v1.nn.softmax"), (_softmax, AXIS)),
+    "math.reduce_mean": (_reduce("mean"), REDUCE),
+    "math.reduce_sum": (_reduce("sum"), REDUCE),
+    "math.reduce_max": (_reduce("max"), REDUCE),
+    "reshape": (_reshape, ("x", "shape")),
+    **dict.fromkeys(("transpose", "compat.v1.transpose"), (_transpose, ("x", "axes"))),
+    "expand_dims": (_expand, AXIS),
+    **dict.fromkeys(("squeeze", "compat.v1.squeeze"), (_squeeze, AXIS)),
+    "concat": (_concatenate, AXIS),
+    "stack": (_stack, AXIS),
+    "split": (_split, ("x", "sizes", "axis")),
+    "__operators__.getitem": (_getitem, ("x", "key")),
+    **dict.fromkeys(("pad", "compat.v1.pad"), (_pad, ("x", "widths", "mode", "name", "value"))),
+    **dict.fromkeys(("linalg.matmul", "matmul"), (_matmul, ("x", "y", "transpose_a", "transpose_b"))),
+    **dict.fromkeys(("cast", "identity", "stop_gradient"), (_cast, ("x",))),
+}
+#: TensorFlow's and Keras's names of parameters, as ours.
+ALIASES = {
+    "input_tensor": "x",
+    "features": "x",
+    "tensor": "x",
+    "a": "x",
+    "inputs": "x",
+    "input": "x",
+    "value": "x",
+    "values": "x",
+    "logits": "x",
+    "b": "y",
+    "perm": "axes",
+    "clip_value_min": "low",
+    "clip_value_max": "high",
+    "alpha": "slope",
+    "num_or_size_splits": "sizes",
+    "paddings": "widths",
+    "constant_values": "value",
+    "slice_spec": "key",
+    "newshape": "shape",
+    "x_min": "low",
+    "x_max": "high",
+    "negative_slope": "slope",
+    "indices_or_sections": "sizes",
+    "pad_width": "widths",
+    "x1": "x",
+    "x2": "y",
+}
+#: By the name of Keras 3's operation; its settings are its attributes.
+KERAS3: dict[str, tuple[Maker, tuple[str, ...]]] = {
+    "Add": (_add, XY),
+    "Subtract": (_subtract, XY),
+    "Multiply": (_multiply, XY),
+    **dict.fromkeys(("TrueDivide", "Divide"), (_divide, XY)),
+    "Power": (_power, XY),
+    "Negative": (_negative, ("x",)),
+    "Absolute": (_absolute, ("x",)),
+    "Square": (_square, ("x",)),
+    "Maximum": (_extreme("Maximum"), XY),
+    "Minimum": (_extreme("Minimum"), XY),
+    "Clip": (_clip, ("x",)),
+    **{
+        kind: (_activation(name), ("x",))
+        for kind, name in {
+            "Relu": "relu",
+            "Relu6": "relu6",
+            "Sigmoid": "sigmoid",
+            "Tanh": "tanh",
+            "Silu": "silu",
+            "Elu": "elu",
+            "HardSigmoid": "hard_sigmoid",
+            "HardSilu": "hard_silu",
+        }.items()
+    },
+    "LeakyRelu": (_leaky, ("x",)),
+    "Gelu": (_gelu, ("x",)),
+    "Softmax": (_softmax, ("x",)),
+    "Normalize": (_l2_normalize, ("x",)),
+    "Mean": (_reduce("mean"), ("x",)),
+    "Sum": (_reduce("sum"), ("x",)),
+    "Max": (_reduce("max"), ("x",)),
+    "Reshape": (_reshape, ("x",)),
+    "Transpose": (_transpose, ("x",)),
+    "ExpandDims": (_expand, ("x",)),
+    "Squeeze": (_squeeze, ("x",)),
+    "Concatenate": (_concatenate, ("x",)),
+    "Stack": (_stack, ("x",)),
+    "Split": (_split, ("x",)),
+    "GetItem": (_getitem, ("x", "key")),
+    "Pad": (_pad, ("x", "value")),
+    "Matmul": (_matmul, XY),
+    **dict.fromkeys(("Cast", "Copy"), (_cast, ("x",))),
+}
+
+
+def operate(operation: Any, args: Sequence[Any], kwargs: dict[str, Any], name: str, unique: Unique) -> Any:
+    """Applies to rebuilt tensors what an operation does: one tensor, or a list of them.
+
+    Args:
+        operation: a TFOpLambda or SlicingOpLambda layer, or an operation of Keras 3.
+        args, kwargs: of its call, with rebuilt tensors.
+
+    Raises:
+        LqError: if it has no twin.
+    """
+    if type(operation).__module__.startswith("keras."):
+        kind = type(operation).__name__
+        maker, parameters = KERAS3.get(kind, (None, ()))
+        settings = {key: value for key, value in vars(operation).items() if not key.startswith("_")}
+        settings["indices"] = kind == "Split"
+    else:
+        kind = str(operation.get_config()["function"])
+        maker, parameters = TENSORFLOW.get(kind, (None, ()))
+        settings = {}
+    if maker is None:
+        raise LqError(f"layer '{name}' ({kind}): this operation is not known to lqconvert")
+    arguments = {**settings, **dict(zip(parameters, args, strict=False)), **kwargs}
+    known = {ALIASES.get(key, key) if key not in parameters else key: v for key, v in arguments.items()}
+    return maker(known, name, unique)

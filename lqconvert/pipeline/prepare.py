@@ -1,0 +1,383 @@
+"""A run up to where training begins: all is read, checked and set up, and nothing is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from lqconvert.data.dataset import Data, as_numpy
+from lqconvert.data.preprocessing import Preprocessing, choose_preprocessing
+from lqconvert.data.sources import load_data
+from lqconvert.errors import LqError
+from lqconvert.exporting.export import Template, learned_codes
+from lqconvert.keras_loader.load import load_model
+from lqconvert.quantization.calibrate import calibrate, cover_targets
+from lqconvert.quantization.fold_batchnorm import fold
+from lqconvert.quantization.input_scaling import Fronted, choose_front
+from lqconvert.quantization.model_outputs import joined, outputs_of
+from lqconvert.quantization.rewrite import float_layers, rewrite
+from lqconvert.quantization.schemes import Rate, Scheme
+from lqconvert.runtime.verify import Limits, check_runs
+from lqconvert.tasks import Wishes
+from lqconvert.tflite.c_source import including
+from lqconvert.tflite.io_types import Border, border_of
+from lqconvert.tflite.targets import LITERT, TFLM, Target
+from lqconvert.training.augmentation import Augmentation, choose_augmentation
+from lqconvert.training.budget import Budget
+from lqconvert.training.checkpoint import Checkpoint
+from lqconvert.training.finetune import total_steps
+from lqconvert.training.memorized import steer
+from lqconvert.utils.output_files import Paths
+
+#: Validation examples that the need for a front is measured on.
+FRONT_EXAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run is of, and how it goes on."""
+
+    path: Path  # of the model
+    paths: Paths
+    model: tf_keras.Model  # behind the front, if there is one
+    folded: tf_keras.Model
+    float_layers: dict[str, str]  # of the folded model: they stay float
+    data: Data
+    preprocess: Preprocessing  # off ties, where the file takes raw pixels; with the front that it passes
+    border: Border  # of the files
+    input_shift: float | None  # of raw pixels, in steps of them; None where the file takes others
+    augmentation: Augmentation
+    quantized: tf_keras.Model  # calibrated
+    batches: list[Any]  # what it was calibrated on
+    template: Template
+    limits: Limits
+    scheme: Scheme
+    budget: Budget
+    steps: int
+    batch_size: int
+    learning_rate: float
+    settings: dict[str, Any]  # of the run, as the report has them
+    identity: dict[str, Any]  # all that decides what it learns
+    checkpoint: Checkpoint | None  # what it goes on from
+    steers_on_test: bool = False  # on one half of it, that is: the report is of the other half
+
+
+def prepare(
+    model_path: str | Path,
+    data_spec: str,
+    output: str | Path,
+    *,
+    targets: Sequence[Target] = (LITERT,),
+    limits: Limits | None = None,
+    c_array: bool = False,
+    gzip: bool = False,
+    html: str | Path | None = None,
+    io: str | None = None,
+    scheme: Scheme | None = None,
+    budget: Budget | None = None,
+    granularity: str | None = None,
+    rounding: str = "nearest",
+    start: float | None = None,
+    preprocess: Preprocessing | None = None,
+    wishes: Wishes | None = None,
+    steer_on: str = "auto",
+    epochs: int | None = None,
+    max_minutes: float | None = None,
+    batch_size: int = 128,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    input_shape: tuple[int, ...] | None = None,
+    strict: bool = False,
+    trust_model: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Prepared:
+    """Reads the model and the data and sets training up.
+
+    Args: those of :func:`lqconvert.quantize`.
+
+    Raises:
+        LqError: for every mistake of the user's that shows before training.
+    """
+    limits, wishes = limits or Limits(), wishes or Wishes()
+    Border(io or "int8")
+    paths = paths_of(output, targets, limits, c_array=c_array, gzip=gzip, html=html)
+    if Path(model_path).resolve() in [path.resolve() for path in paths.all()]:
+        raise LqError(f"{model_path}: is the model itself; give the .tflite another name")
+    budget = budget or Budget(max_drop=0.0 if scheme is None else None, asked=False)
+    scheme = scheme or Rate()
+    if budget.steers and type(scheme).penalty is Scheme.penalty:
+        raise LqError(f"scheme {scheme.name} has no penalty to steer to a budget with; take rate")
+    granularity = granularity or ("mixed" if isinstance(scheme, Rate) else "output-channel-wise")
+    learning_rate = learning_rate or scheme.learning_rate
+    model = load_model(model_path, input_shape=input_shape, trust_model=trust_model)
+    folded = fold(model)
+    kept = float_layers(folded)
+    _check_integer(kept, targets, strict)
+    shapes = input_shapes(model)
+    data = load_data(data_spec, shapes, outputs_of(model), wishes)
+    for note in data.notes:
+        say(note)
+    _check_indices(model, data)
+    for head in data.heads:
+        say(f"task{f' of {head.output.name}' if len(data.heads) > 1 else ''}: {head.describe()}")
+    given = preprocess
+    data, preprocess = preprocessed(model, data, given, say)
+    data, steers_on_test = steer(folded, data, preprocess, steer_on, say)
+    if steers_on_test and given is None:  # answers known by heart are right under several
+        data, preprocess = preprocessed(model, data, given, say)
+    steps = _steps(data, epochs, scheme, batch_size, budget, say)
+    preprocess.refuse_indices(
+        name for name, x in zip(model.input_names, model.inputs, strict=True) if x.dtype.is_integer
+    )
+    augmentation = Augmentation()
+    images = _takes_images(model)
+    if images:
+        augmentation = choose_augmentation(_predictions(model), data, preprocess)
+    if augmentation != Augmentation():
+        varied = dataclasses.replace(augmentation, blend=False)
+        say(f"training images are {varied}, which the float model does not mind")
+    if augmentation.blend:
+        say("they are blended in pairs: the float model knows them by heart, and says more of such images")
+    tf_keras.utils.set_random_seed(seed)
+    pixels = preprocess.pixel_range if data.integer_pixels and images else None
+    fed = preprocess if pixels is None else preprocess.off_ties(preprocess.pixel_zero_point)
+    if images and pixels is None:
+        fronted = _front(model, data, fed, seed, io, say)
+        if fronted is not None:
+            model, fed = fronted.model, dataclasses.replace(fed, front=fronted.front)
+            folded = fold(model)
+    border = border_of(fed.front, io)
+    quantized = rewrite(
+        model, scheme, granularity=granularity, rounding=rounding, start=start, input_range=pixels
+    )
+    few = data.train.batches(256, shuffle_seed=seed, preprocessing=fed).take(4)
+    batches = [as_numpy(x) for _, x, _ in few]
+    calibrate(quantized, batches)
+    cover_targets(quantized, data.heads, data.train.y)
+    template = Template.of(quantized, learned_codes(quantized))
+    for target in targets:
+        check_runs(template.tflite, target)
+    settings = {
+        "scheme": scheme.get_config(),
+        "budget": dataclasses.asdict(budget),
+        "io": border.io,
+        "granularity": granularity,
+        "rounding": rounding,
+        "start": start,
+        "preprocess": str(preprocess),
+        "tasks": {head.output.name: head.task for head in data.heads},
+        "judged": {head.output.name: head.judged for head in data.heads},
+        "weights": {head.output.name: head.weight for head in data.heads},
+        "threshold": wishes.threshold,
+        "steer_on": "test-half" if steers_on_test else "validation",
+        "limits": dataclasses.asdict(limits),
+        "augmentation": str(augmentation),
+        "epochs": epochs or scheme.epochs,
+        "max_minutes": max_minutes,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    identity = {
+        **settings,
+        "steps": steps,
+        "target": targets[0].name,
+        "packings": repr(targets[0].packings),
+        "needless": repr(targets[0].needless),
+        "data": {**data.sizes, "checksum": _checksum(data.train.y, data.validation.y, *_flat(batches))},
+        "inputs": shapes,
+        "model": _checksum(*folded.get_weights()),
+    }
+    resumes = resume and paths.checkpoint.exists()
+    return Prepared(
+        path=Path(model_path),
+        paths=paths,
+        model=model,
+        folded=folded,
+        float_layers=kept,
+        data=data,
+        preprocess=fed,
+        border=border,
+        input_shift=None if pixels is None else preprocess.pixel_shift,
+        augmentation=augmentation,
+        quantized=quantized,
+        batches=batches,
+        template=template,
+        limits=limits,
+        scheme=scheme,
+        budget=budget,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        settings=settings,
+        identity=identity,
+        checkpoint=Checkpoint.load(paths.checkpoint, identity) if resumes else None,
+        steers_on_test=steers_on_test,
+    )
+
+
+def _steps(
+    data: Data,
+    epochs: int | None,
+    scheme: Scheme,
+    batch_size: int,
+    budget: Budget,
+    say: Callable[[str], None],
+) -> int:
+    """How many a run takes. Those of epochs that were asked for are no more, and may be very few."""
+    run = data.train.size, epochs or scheme.epochs, batch_size, budget.cycles
+    steps, usual = (total_steps(*run, bounded=bounded) for bounded in (epochs is not None, False))
+    if steps < usual:
+        say(f"steps: {steps:,}, no more than the epochs asked for have (by default: {usual:,})")
+    return steps
+
+
+def _front(
+    model: tf_keras.Model,
+    data: Data,
+    preprocess: Preprocessing,
+    seed: int,
+    io: str | None,
+    say: Callable[[str], None],
+) -> Fronted | None:
+    """The front that columns of different ranges need, see :func:`.input_scaling.choose_front`."""
+    few = data.train.batches(256, shuffle_seed=seed, preprocessing=preprocess).take(4)
+    seen = np.concatenate([x.numpy() for _, x, _ in few])
+    part = data.validation.pick(np.arange(min(FRONT_EXAMPLES, data.validation.size)))
+    x = np.concatenate([x.numpy() for _, x, _ in part.batches(256, preprocessing=preprocess)])
+    fronted = choose_front(model, seen, x, say)
+    if fronted is not None and io not in (None, "float32"):
+        say(f"with --io {io} it is left to the program around the file: how, the report says")
+    return fronted
+
+
+def _checksum(*arrays: np.ndarray) -> int:
+    """Of arrays that are to be the same when a run goes on."""
+    checksum = 0
+    for array in arrays:
+        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+    return checksum
+
+
+def _flat(batches: list[Any]) -> list[np.ndarray]:
+    """The arrays of batches, each of which may be a list of several."""
+    return [part for batch in batches for part in (batch if isinstance(batch, list) else [batch])]
+
+
+def paths_of(
+    output: str | Path,
+    targets: Sequence[Target],
+    limits: Limits,
+    *,
+    c_array: bool,
+    gzip: bool,
+    html: str | Path | None = None,
+) -> Paths:
+    """The files to write. An LqError where they could not be, or a target cannot be asked for what is."""
+    sources = tuple(target.name for target in targets if c_array and target.name == TFLM.name)
+    paths = Paths(
+        Path(output),
+        tuple(target.name for target in targets),
+        sources,
+        gzip,
+        None if html is None else Path(html),
+    )
+    paths.check()
+    if limits.max_ram is not None and TFLM.name not in paths.targets:
+        raise LqError("--max-ram: LiteRT has no arena of a fixed size; it goes with --target tflm")
+    if c_array and not sources:
+        raise LqError("--c-array: phones load the .tflite itself; it goes with --target tflm")
+    for target in targets:
+        target.check_installed()
+    for name in sources:
+        including(paths.tflite(name).with_suffix(".h"))
+    return paths
+
+
+def _check_integer(kept: dict[str, str], targets: Sequence[Target], strict: bool) -> None:
+    """Refuses layers that would stay float where that is not wanted, or not possible."""
+    if kept and (strict or any(target.name == TFLM.name for target in targets)):
+        listed = ", ".join(f"'{name}' ({what})" for name, what in kept.items())
+        way = "without --strict" if strict else "for --target litert"
+        raise LqError(f"no integer kernel for {listed}; {way} they stay float")
+
+
+def input_shapes(model: tf_keras.Model) -> dict[str, tuple[int, ...]]:
+    """The inputs' names and shapes, without the batch axis."""
+    return {name: tuple(x.shape[1:]) for name, x in zip(model.input_names, model.inputs, strict=True)}
+
+
+def _check_indices(model: tf_keras.Model, data: Data) -> None:
+    """Refuses indices for which an Embedding has no row."""
+    names = [x.name for x in model.inputs]
+    ends = np.cumsum([math.prod(shape) for shape in data.train.parts])[:-1]
+    embeddings = [layer for layer in model.layers if isinstance(layer, tf_keras.layers.Embedding)]
+    direct = [layer for layer in embeddings if layer.input.name in names]
+    for split in (data.train, data.validation, data.test) if direct else ():
+        x, _ = split.arrays()
+        parts = np.split(x, ends, axis=1) if split.parts else [x]
+        for layer in direct:
+            part = parts[names.index(layer.input.name)]
+            wrong = part[(part < 0) | (part >= layer.input_dim)]
+            if wrong.size:
+                raise LqError(
+                    f"{data.name}: index {int(wrong[0])} is out of range: layer '{layer.name}' has "
+                    f"{layer.input_dim:,} rows"
+                )
+
+
+def _takes_images(model: tf_keras.Model) -> bool:
+    """Or other arrays of reals, which may be scaled."""
+    return len(model.inputs) == 1 and model.inputs[0].dtype == tf.float32
+
+
+def _predictions(model: tf_keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """From inputs to all outputs in one array."""
+    one = joined(model)
+    return lambda x: one.predict(x, verbose=0)
+
+
+def preprocessed(
+    model: tf_keras.Model,
+    data: Data,
+    preprocess: Preprocessing | None,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[Data, Preprocessing]:
+    """The data, with what is reconstructed as the model reconstructs it, and what the model was trained on.
+
+    Args:
+        preprocess: what the user says of that; else it is found out, as far as labelled images tell.
+
+    Raises:
+        LqError: if it is no better than chance under any that is known.
+    """
+    if not _takes_images(model):
+        if preprocess is None:
+            say("inputs are taken as they are")
+        return data, preprocess or Preprocessing()
+    if not data.labelled:
+        if preprocess is None:
+            say("no labels to find the preprocessing by: inputs are taken as they are (see --preprocess)")
+        return data, preprocess or Preprocessing()
+    if preprocess is not None:
+        return data.retargeted(preprocess), preprocess
+    choice = choose_preprocessing(_predictions(model), data)
+    listed = ", ".join(f"{name} {value:.3g}" for name, value in choice.scores.items())
+    say(f"preprocessing: {choice.preprocessing} (float model's scores on validation data: {listed})")
+    for head in choice.doubts:
+        if head.task == "reconstruction":
+            say("the outputs are no reconstruction of the inputs: they are held against the float model's")
+            data = data.held_against_float(head)
+        else:
+            say(f"output {head.output.name}: the float model is no better than chance on its labels")
+    return data.retargeted(choice.target), choice.preprocessing

@@ -1,0 +1,544 @@
+"""The pipeline: a float model in, verified .tflite files out. Each step is a module of its name."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lqconvert.analysis.runnable import outputs_of
+from lqconvert.data.dataset import Data, Split, as_numpy
+from lqconvert.data.preprocessing import Preprocessing
+from lqconvert.data.sources import load_data
+from lqconvert.errors import BudgetMissed, Interrupted, LqError
+from lqconvert.exporting.codes import Int8File
+from lqconvert.exporting.export import Exported, convert, export, learned_codes
+from lqconvert.metrics import agreement, guesses
+from lqconvert.pipeline.prepare import Prepared, paths_of, prepare
+from lqconvert.quantization.layers import QuantizedLayer
+from lqconvert.quantization.model_outputs import joined, predict
+from lqconvert.quantization.schemes import Scheme
+from lqconvert.reports.evidence import Evidence
+from lqconvert.reports.report import ClassRecall, Exports, Measured, Report, TargetFile, layer_rows, versions
+from lqconvert.reports.shortfall import shortfall
+from lqconvert.runtime.layer_snr import LayerNoise, layer_noise
+from lqconvert.runtime.litert import Runner, isolated
+from lqconvert.runtime.verify import (
+    NO_BORDER,
+    PROOF_EXAMPLES,
+    Limits,
+    examples_in,
+    prove,
+    run,
+    smallest,
+)
+from lqconvert.tasks import Score, Wishes
+from lqconvert.tflite.c_source import c_sources
+from lqconvert.tflite.interface import Interface
+from lqconvert.tflite.io_types import Border, border_of
+from lqconvert.tflite.scaling_code import left_out
+from lqconvert.tflite.targets import LITERT, Target
+from lqconvert.training.budget import Budget
+from lqconvert.training.checkpoint import locked
+from lqconvert.training.distribution import Distribution
+from lqconvert.training.finetune import Finetuned, Progress, finetune
+from lqconvert.utils.compression import gzipped
+from lqconvert.utils.output_files import Paths, Writer, make_folders, write_all
+
+
+def quantize(
+    model_path: str | Path,
+    data_spec: str,
+    output: str | Path,
+    *,
+    targets: Sequence[Target] = (LITERT,),
+    limits: Limits | None = None,
+    c_array: bool = False,
+    gzip: bool = False,
+    html: str | Path | None = None,
+    io: str | None = None,
+    scheme: Scheme | None = None,
+    budget: Budget | None = None,
+    granularity: str | None = None,
+    rounding: str = "nearest",
+    start: float | None = None,
+    preprocess: Preprocessing | None = None,
+    wishes: Wishes | None = None,
+    steer_on: str = "auto",
+    epochs: int | None = None,
+    max_minutes: float | None = None,
+    batch_size: int = 128,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    input_shape: tuple[int, ...] | None = None,
+    strict: bool = False,
+    trust_model: bool = False,
+    distribution: Distribution | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+    tick: Callable[[int, int], None] = lambda *_: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Quantizes a Keras model and writes OUTPUT (.tflite), OUTPUT.codes.npz and OUTPUT.report.json.
+
+    Args:
+        model_path: a .h5 or .keras file or a SavedModel folder.
+        data_spec: see :func:`lqconvert.data.sources.load_data`.
+        output: the .tflite to write; its folder is made. Where there are several targets, those after the
+            first get a file of their own: OUTPUT.tflm.tflite.
+        targets: the runtimes to make a file for; budgets of bytes are of the first one's.
+        limits: what files may take on their targets.
+        c_array: write OUTPUT.cc and OUTPUT.h beside the .tflite for tflm.
+        gzip: write OUTPUT.tflite.gz, too: a download that any inflater reads.
+        html: write the report as a page with figures, too: an .html file that loads nothing.
+        io: the type of inputs and outputs: "int8", "uint8", "int16" or "float32". By default int8, but
+            float32 where columns of different ranges are scaled in front of the quantization. With another
+            type than float32 that scaling is left to the program around the file.
+        scheme: how scales are learned; ``Rate()`` by default.
+        budget: what the file may lose or weigh. By default it is to lose nothing, and is the best that was
+            reached where that is not to be had; where a scheme is given, there is no budget. Schemes without
+            a penalty take none.
+        granularity: which weights share a scale; one for each output channel by default, but one
+            for a Dense kernel with ``Rate()``: each scale costs bytes.
+        epochs, learning_rate: what suits the scheme, by default. Epochs that are given are no more than that:
+            by default, small data sets are passed over more often.
+        max_minutes: when fine-tuning is to end, counted from the call, with the best so far; its cycles are
+            shortened to that. Files are exported and proven after it.
+        preprocess: what the model was trained on; found out by scoring the float model when None.
+        wishes: what outputs are for and how they are scored, where that is not to be found out.
+        steer_on: "validation", or "test-half": steer on one half of the test part and report on the other,
+            which is done by default where the float model was trained on the validation split.
+        resume: go on from where a run into the same output was interrupted or died; the result is that of an
+            undisturbed one. Where none did, this begins.
+        input_shape, trust_model: see :func:`lqconvert.keras_loader.load.load_model`.
+        strict: refuse a model that has layers without integer kernels; they compute in float else (on
+            litert; tflm always refuses).
+        distribution: the devices that share each batch; one by default. Where they are of several
+            processes, all of these are to be started with the same arguments, and return the same report,
+            but only the chief writes files.
+        progress, say: called with where fine-tuning stands at every look at the validation split, and with
+            one-line messages.
+        tick: called about every second of fine-tuning, with its step and the steps of the whole run.
+
+    Returns:
+        The report, measured on the written file.
+
+    Raises:
+        LqError: for every mistake of the user's; nothing is written then.
+        BudgetMissed: if no codes hold a budget that was given. Where no file of the codes holds it, or its
+            limits, the codes alone are written.
+        Interrupted: if Ctrl-C came before any codes held it.
+    """
+    deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
+    distribution = distribution or Distribution()
+    with distribution.placed(output, html) as (output, html):
+        ready = prepare(
+            model_path,
+            data_spec,
+            output,
+            targets=targets,
+            limits=limits,
+            c_array=c_array,
+            gzip=gzip,
+            html=html,
+            io=io,
+            scheme=scheme,
+            budget=budget,
+            granularity=granularity,
+            rounding=rounding,
+            start=start,
+            preprocess=preprocess,
+            wishes=wishes,
+            steer_on=steer_on,
+            epochs=epochs,
+            max_minutes=max_minutes,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            resume=resume,
+            input_shape=input_shape,
+            strict=strict,
+            trust_model=trust_model,
+            say=say,
+        )
+        distribution.check_alike(ready.identity)
+        if distribution.replicas > 1:
+            say(f"each batch is shared by {distribution}")
+        if ready.checkpoint is not None:
+            say(f"going on from step {ready.checkpoint.step:,}")
+        elif resume:
+            say("nothing to go on from: this is the first step")
+        elif ready.paths.checkpoint.exists():
+            say(f"starting over, where --resume would have gone on from {ready.paths.checkpoint}")
+        make_folders(ready.paths.all())
+        with locked(ready.paths.first):
+            finetuned = _learn(ready, targets[0], distribution, deadline, progress, tick, say)
+            report = _export(ready, finetuned, targets, say)
+            if finetuned.finished:
+                ready.paths.checkpoint.unlink()
+            return report
+
+
+def _learn(
+    ready: Prepared,
+    target: Target,
+    distribution: Distribution,
+    deadline: float,
+    progress: Callable[[Progress], None],
+    tick: Callable[[int, int], None],
+    say: Callable[[str], None],
+) -> Finetuned:
+    """Fine-tunes; bytes are those of a file for the target."""
+    budget, path = ready.budget, ready.paths.checkpoint
+    depth = sum(isinstance(layer, QuantizedLayer) for layer in ready.quantized.layers)
+    finetuned = finetune(
+        ready.quantized,
+        ready.folded,
+        ready.data,
+        ready.preprocess,
+        steps=ready.steps,
+        batch_size=ready.batch_size,
+        learning_rate=ready.learning_rate,
+        damping=ready.scheme.damping(depth),
+        seed=ready.settings["seed"],
+        budget=budget,
+        augmentation=ready.augmentation,
+        keep_last=ready.scheme.coarsens,
+        file_size=lambda codes: len(ready.border.around(smallest(ready.template.fill(codes), target).tflite)),
+        checkpoint=ready.checkpoint,
+        distribution=distribution,
+        deadline=deadline,
+        save=lambda state: state.save(path, ready.identity),
+        progress=progress,
+        tick=tick,
+        say=say,
+    )
+    if budget.max_drop is not None:
+        best = finetuned.best
+        labels = ready.data.heads.criterion_labels
+        for label, quality, floor, tolerance in zip(
+            labels, best.qualities, finetuned.floors, finetuned.tolerances, strict=True
+        ):
+            say(
+                f"quality ({label}) on validation data at step {best.step:,}: {quality:.4f}, of {floor:.4f}"
+                f" asked for ({budget}) less {tolerance:.4f} (sampling error); a point is 0.01"
+            )
+        if finetuned.seen and not ready.steers_on_test:
+            say("the float model is as good on validation as on training data: if it was trained on both,")
+            say("it knows the answers, and the budget asks for more than it seems to")
+        if finetuned.holds and not finetuned.best.step:
+            say("nothing learned holds the budget: the weights stay as they were")
+    if not finetuned.holds:
+        if not finetuned.finished and (budget.asked or budget.max_size is not None):
+            raise Interrupted(f"interrupted, {_missed(budget, finetuned)}; to go on, add --resume")
+        if budget.asked:
+            path.unlink()
+            raise BudgetMissed(_missed(budget, finetuned))
+        say(_best_so_far(ready, finetuned))
+    if not finetuned.finished:
+        say("interrupted: exporting the best so far; to go on, run the same command with --resume")
+    return finetuned
+
+
+def _export(
+    ready: Prepared, finetuned: Finetuned, targets: Sequence[Target], say: Callable[[str], None]
+) -> Report:
+    """Writes the files, and the report of what was measured on them."""
+    paths, data, preprocess, budget = ready.paths, ready.data, ready.preprocess, ready.budget
+    quantized = ready.quantized
+    exported = export(quantized, ready.batches)
+    float_tflite = convert(ready.folded, integer=False)
+
+    heads = data.heads
+    teacher = predict(joined(ready.model), data.test, preprocess)
+    fine_tuned = predict(joined(quantized), data.test, preprocess)
+    runner, float_latency = Runner(exported.tflite), Runner(float_tflite).latency()
+    outputs = runner.run(as_numpy(x) for _, x, _ in data.test.batches(256, preprocessing=preprocess))
+    classifies = heads.single is not None and heads.single.answers_classes
+    int8_file = Int8File(
+        exported.tflite, exported.order, (preprocess.scale, preprocess.offset), preprocess.front
+    )
+    codes: dict[Path, Writer] = {
+        paths.codes: lambda path: learned_codes(quantized).save(path, int8_file),
+    }
+    try:
+        made = _files(int8_file, runner, ready.border, paths, targets, ready.limits, data, teacher)
+        files = made.files
+        if budget.max_size is not None and files[0].proven.size > budget.max_size:
+            raise BudgetMissed(
+                f"no file of {budget}: what could be proven has {files[0].proven.size:,} bytes"
+            )
+    except LqError as error:
+        write_all(codes)
+        if finetuned.finished:
+            paths.checkpoint.unlink()
+        hint = f"the codes are in {paths.codes}: lqconvert export makes files of them"
+        raise type(error)(f"{error}; {hint}") from error
+    interface = Interface.of(ready.border.around(exported.tflite))
+    input_scales, output_scales = interface.quantizations
+
+    def noise() -> list[LayerNoise]:
+        some = data.test.pick(_mixed(data.test)[:PROOF_EXAMPLES])
+        _, x, _ = next(iter(some.batches(PROOF_EXAMPLES, preprocessing=preprocess)))
+        return layer_noise(float_tflite, exported.tflite, as_numpy(x))
+
+    report = Report(
+        model=str(ready.path),
+        data=data.name,
+        splits=data.sizes,
+        settings=ready.settings,
+        tasks={head.output.name: head.describe() for head in heads},
+        criteria=heads.criterion_labels,
+        float_=Measured.of(float_tflite, heads.scores(teacher, data.test.y, teacher), float_latency),
+        int8=Measured.of(exported.tflite, heads.scores(outputs, data.test.y, teacher), runner.latency()),
+        files=files,
+        agreement_with_graph=agreement(outputs, fine_tuned) if classifies else None,
+        agreement_with_float=agreement(outputs, teacher) if classifies else None,
+        max_lsb_from_graph=float(np.max(np.abs(outputs - fine_tuned) / runner.output_steps)),
+        input_types=interface.input_types,
+        inputs=input_scales,
+        front=preprocess.front,
+        front_code=left_out(preprocess.front, ready.border, exported.tflite),
+        input_shift=ready.input_shift,
+        outputs=output_scales,
+        float_layers=ready.float_layers,
+        layers=layer_rows(exported.codes),
+        classes=_recalls(data, teacher, made.first),
+        bar=finetuned.floors if budget.max_drop is not None else None,
+        best=finetuned.best,
+        curve=finetuned.curve,
+        finished=finetuned.finished,
+        warning=shortfall(files[0].scores, files[0].float_scores, heads.criterion_labels, noise),
+        versions=versions(),
+    )
+    page: dict[Path, Writer] = {}
+    if paths.page is not None:
+        text = _page(report, data, preprocess, float_tflite, exported, made, teacher)
+        page[paths.page] = _writer(text.encode())
+    writers = {
+        **made.writers,
+        **codes,
+        **page,
+        paths.report: lambda path: path.write_bytes(report.to_json().encode()),
+    }
+    write_all(writers)
+    say(f"wrote {', '.join(map(str, writers))}")
+    if report.warning:
+        say(report.warning)
+    return report
+
+
+def _recalls(
+    data: Data, teacher: np.ndarray, made: tuple[np.ndarray, np.ndarray] | None
+) -> list[ClassRecall]:
+    """Of every class of every output, by what the first target's file answers (places, outputs)."""
+    assert made is not None  # a run has data
+    places, outputs = made
+    heads, rows = data.heads, []
+    labels = heads.cut_labels(data.test.y[places])
+    for head, truth, before, after in zip(
+        heads, labels, heads.cut(teacher[places]), heads.cut(outputs), strict=True
+    ):
+        if not head.classifies:
+            continue
+        flat = (each.reshape(len(truth), -1) for each in (before, after))
+        was, now = (guesses(each, head.threshold) == truth for each in flat)
+        for label in np.unique(truth):
+            of = truth == label
+            name = head.class_names[label] if label < len(head.class_names) else str(label)
+            output = head.output.name if len(heads) > 1 else ""
+            rows.append(
+                ClassRecall(output, name, int(of.sum()), float(was[of].mean()), float(now[of].mean()))
+            )
+    return rows
+
+
+def _page(
+    report: Report,
+    data: Data,
+    preprocess: Preprocessing,
+    float_tflite: bytes,
+    exported: Exported,
+    made: _Made,
+    teacher: np.ndarray,
+) -> str:
+    """The report as HTML, with what the first target's file answers beside the float model."""
+    from lqconvert.reports.html import render
+    from lqconvert.reports.pictures import pictures_of
+
+    some = data.test.pick(_mixed(data.test)[:PROOF_EXAMPLES])
+    _, some_inputs, _ = next(iter(some.batches(PROOF_EXAMPLES, preprocessing=preprocess)))
+    assert made.first is not None  # a run has data
+    examples, outputs = made.first
+    evidence = Evidence(
+        codes=exported.codes,
+        noise=layer_noise(float_tflite, exported.tflite, as_numpy(some_inputs)),
+        heads=data.heads,
+        labels=data.test.y[examples],
+        float_outputs=teacher[examples],
+        outputs=outputs,
+        numbers=examples,
+        pictures=lambda places: pictures_of(data.test, examples[places]),
+    )
+    return render(report, evidence)
+
+
+def export_codes(
+    codes: str | Path,
+    output: str | Path,
+    *,
+    targets: Sequence[Target] = (LITERT,),
+    limits: Limits | None = None,
+    c_array: bool = False,
+    gzip: bool = False,
+    io: str | None = None,
+    data_spec: str | None = None,
+) -> Exports:
+    """Makes files for targets of the codes of an earlier run, without training.
+
+    Args:
+        codes: the .codes.npz that :func:`quantize` wrote.
+        output, targets, limits, c_array, gzip, io: as for :func:`quantize`.
+        data_spec: labelled data whose test split is scored and proven on; random inputs prove without.
+
+    Raises:
+        LqError: for every mistake of the user's; nothing is written then.
+        BudgetMissed: if no file keeps within the limits.
+    """
+    limits = limits or Limits()
+    Border(io or "int8")
+    paths = paths_of(output, targets, limits, c_array=c_array, gzip=gzip)
+    int8_file = Int8File.load(Path(codes))
+    try:
+        with isolated(int8_file.tflite) as file:
+            interface = Interface(file.inputs, file.outputs)
+        ports = *interface.inputs, *interface.outputs
+        if any(detail["dtype"] not in (np.int8, np.int32) for detail in ports):
+            raise LqError("its inputs and outputs are not int8")
+        columns = [shape[-1:] for shape in interface.input_shapes.values()]
+        if int8_file.front is not None and columns != [(len(int8_file.front.center),)]:
+            raise LqError("its input does not fit what is in front of it")
+    except (LqError, RuntimeError, ValueError) as error:
+        raise LqError(f"{codes}: holds no int8 file that LiteRT loads ({error})") from error
+    data = None
+    if data_spec is not None:
+        data = load_data(data_spec, interface.input_shapes, outputs_of(int8_file.tflite, interface))
+        if not data.labelled:
+            raise LqError(f"{data_spec}: has no labels to score by; leave out --data")
+    border = border_of(int8_file.front, io)
+    made = _files(int8_file, interface, border, paths, targets, limits, data, None)
+    make_folders(paths.for_targets())
+    write_all(made.writers)
+    return Exports(
+        str(codes), len(int8_file.tflite), made.files, left_out(int8_file.front, border, int8_file.tflite)
+    )
+
+
+@dataclass
+class _Made:
+    """A file for each target: what is to be written, and what was measured.
+
+    ``first`` is, where there are data, what the first one was scored on: places in the test split, and its
+    outputs there, float32 [n, ...].
+    """
+
+    writers: dict[Path, Writer] = field(default_factory=dict)
+    files: list[TargetFile] = field(default_factory=list)
+    first: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def _files(
+    int8_file: Int8File,
+    interface: Interface,
+    border: Border,
+    paths: Paths,
+    targets: Sequence[Target],
+    limits: Limits,
+    data: Data | None,
+    teacher: np.ndarray | None,
+) -> _Made:
+    """Proves and scores a file for each target, all within the border."""
+    if data is None:
+        inputs = interface.random_examples(PROOF_EXAMPLES)
+    else:
+        # Mixed, because a part may have to do, and data are often sorted by class.
+        order = _mixed(data.test)
+        some = data.test.pick(order[:PROOF_EXAMPLES])
+        inputs = np.concatenate([x for x, _ in _coded_batches(interface, int8_file.feeding(NO_BORDER), some)])
+    made, outer = _Made(), Interface.of(border.around(int8_file.tflite))
+    front_code = left_out(int8_file.front, border, int8_file.tflite)
+    for target in targets:
+        path = paths.tflite(target.name)
+        tflite, proven = prove(int8_file.tflite, target, inputs, int8_file.layers, limits, border)
+        scores: tuple[Score, ...] = ()
+        float_scores: tuple[Score, ...] = ()
+        scored = 0
+        if data is not None:
+            scored = examples_in(target, proven.latency_s, data.test.size)
+            part = order[:scored]
+            batches = _coded_batches(outer, int8_file.feeding(border), data.test.pick(part))
+            codes, labels = run(tflite, target, batches)
+            outputs = outer.dequantize(codes)
+            answers = None if teacher is None else teacher[part]
+            scores = data.heads.scores(outputs, labels, answers)
+            made.first = made.first or (part, outputs)
+            if answers is not None:
+                float_scores = data.heads.scores(answers, labels, answers)
+        made.files.append(TargetFile(str(path), scores, float_scores, scored, proven))
+        made.writers[path] = _writer(tflite)
+        if paths.gzip:
+            made.writers[paths.download(target.name)] = _writer(gzipped(tflite))
+        if target.name in paths.sources:
+            sources = c_sources(tflite, path, proven.arena_bytes, front_code)
+            for source, text in sources.items():
+                made.writers[source] = _writer(text.encode())
+    return made
+
+
+def _mixed(split: Split) -> np.ndarray:
+    """The places of a split's examples in an order that mixes them."""
+    return np.random.default_rng(0).permutation(split.size)
+
+
+def _coded_batches(
+    interface: Interface, preprocess: Preprocessing, split: Split
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A split's inputs as a file takes them, and its labels."""
+    for _, x, y in split.batches(256, preprocessing=preprocess):
+        yield interface.quantize(as_numpy(x)), y.numpy()
+
+
+def _writer(data: bytes) -> Writer:
+    return lambda path: path.write_bytes(data)
+
+
+def _missed(budget: Budget, finetuned: Finetuned) -> str:
+    if budget.max_size is not None:
+        smallest = min(point.bytes for point in finetuned.curve)
+        return f"no codes of {budget}: the smallest file was {smallest:,} bytes"
+    best = finetuned.best
+    reached = zip(best.qualities, finetuned.floors, strict=True)
+    worst = min(reached, key=lambda pair: pair[0] - pair[1])
+    listed = f"{worst[0]:.4f} at {best.bytes:,} bytes, {worst[1]:.4f} was asked for"
+    return f"no codes {budget}: the best quality on validation data was {listed}"
+
+
+def _best_so_far(ready: Prepared, finetuned: Finetuned) -> str:
+    """What is said where nobody asked for a budget, and nothing is as good as the float model."""
+    best = finetuned.best
+    drops = {
+        label: 100 * (floor - quality)
+        for label, quality, floor in zip(
+            ready.data.heads.criterion_labels, best.qualities, finetuned.floors, strict=True
+        )
+    }
+    label = max(drops, key=lambda name: drops[name])
+    weights = "weights of 8 bits, not learned" if not best.step else f"weights of step {best.step:,}"
+    return (
+        f"nothing is as good as the float model on validation data; the best is written: {weights}, "
+        f"{drops[label]:.2f} points of quality ({label}) under it. --max-drop says how much may be lost"
+    )

@@ -1,0 +1,1 @@
+"""Layers that quantize, their schemes, and the graph rewrites around them."""

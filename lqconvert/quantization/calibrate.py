@@ -1,0 +1,149 @@
+"""Starting scales and ranges, before anything is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from lqconvert.quantization.granularity import KEPT_AXES, class_name, kernel_name
+from lqconvert.quantization.layers import (
+    LEAST_SCALE,
+    MINIMUM_SCALE,
+    ActivationQuantizer,
+    QuantizedLayer,
+    WeightQuantizer,
+    quantizer_in_front,
+)
+from lqconvert.tasks import Heads
+
+#: Activations that range over less than this, and than this share of what others do, come from dead layers.
+DEAD = 1e-6
+
+
+def calibrate(model: tf_keras.Model, batches: Iterable[np.ndarray]) -> None:
+    """Starts every learned scale and range of a rewritten model from its weights and from data.
+
+    Args:
+        model: what :func:`lqconvert.rewrite` gives; changed in place.
+        batches: a few batches of inputs, preprocessed as the float model wants them.
+    """
+    for layer in model.layers:
+        if isinstance(layer, QuantizedLayer):
+            for name, quantizer in layer.quantizers.items():
+                if quantizer.start is None and quantizer.scheme.limit is not None:
+                    quantizer.set_scale(best_scale(quantizer, getattr(layer.layer, name).numpy()))
+    learned = [x for x in model.layers if isinstance(x, ActivationQuantizer) and x.fixed is None]
+    if learned:
+        _calibrate_ranges(model, learned, batches)
+    for layer in model.layers:
+        if isinstance(layer, QuantizedLayer):
+            _make_room_for_bias(layer)
+
+
+def _calibrate_ranges(
+    model: tf_keras.Model, learned: list[ActivationQuantizer], batches: Iterable[np.ndarray]
+) -> None:
+    observe = tf_keras.Model(model.inputs, [quantizer.input for quantizer in learned])
+
+    @tf.function
+    def extremes(x):
+        outputs = observe(x, training=False)
+        outputs = outputs if isinstance(outputs, list) else [outputs]
+        return tf.stack([[tf.reduce_min(y), tf.reduce_max(y)] for y in outputs])
+
+    # Traced while the quantizers pass values through: the ranges are those of the float graph.
+    for quantizer in learned:
+        quantizer.enabled = False
+    try:
+        seen = np.stack([extremes(batch).numpy() for batch in batches])
+    finally:
+        for quantizer in learned:
+            quantizer.enabled = True
+    lows, highs = np.minimum(seen[:, :, 0].min(0), 0), np.maximum(seen[:, :, 1].max(0), 0)
+    computed = np.array(
+        [not isinstance(x.input._keras_history.layer, tf_keras.layers.InputLayer) for x in learned]
+    )
+    # What a dead layer still gives is no signal, but the model's inputs may be in any unit.
+    least = DEAD * min(1.0, np.max((highs - lows)[computed], initial=0.0))
+    for quantizer, low, high, dead in zip(
+        learned, lows, highs, computed & (highs - lows < least), strict=True
+    ):
+        quantizer.set_range(*((0.0, 0.0) if dead else (low, high)))
+
+
+def cover_targets(model: tf_keras.Model, heads: Heads, labels: np.ndarray) -> None:
+    """Makes the ranges of regressions' outputs cover all targets, and what calibration saw, for good.
+
+    Args:
+        model: a calibrated one; its outputs' quantizers are changed in place.
+        labels: of its outputs, as :class:`lqconvert.tasks.Heads` joins them.
+    """
+    for head, output, targets in zip(heads, model.outputs, heads.cut_labels(labels), strict=True):
+        quantizer = output._keras_history.layer
+        if head.task != "regression" or not isinstance(quantizer, ActivationQuantizer) or quantizer.fixed:
+            continue
+        low, high = (float(limit) for limit in quantizer.range)
+        quantizer.covered = min(low, float(targets.min())), max(high, float(targets.max()))
+
+
+def _make_room_for_bias(layer: QuantizedLayer) -> None:
+    """Raises scales of a kernel so small beside the bias that this would overflow int32 on their grid."""
+    name = kernel_name(layer.layer)
+    quantizer, source = layer.quantizers[name], quantizer_in_front(layer.input)
+    if not layer.layer.use_bias or source is None or quantizer.start is not None:
+        return
+    scale, axes = quantizer.scale.numpy(), KEPT_AXES["output-channel-wise"][class_name(layer.layer)]
+    shape = [length if axis in axes else 1 for axis, length in enumerate(getattr(layer.layer, name).shape)]
+    least = np.abs(layer.layer.bias.numpy()).reshape(shape) / (2.0**30 * source.scale_and_zero_point[0])
+    least = least.max(axis=tuple(axis for axis in axes if scale.shape[axis] == 1), keepdims=True)
+    if np.any(scale < least):
+        quantizer.set_scale(np.maximum(scale, least))
+
+
+def best_scale(
+    quantizer: WeightQuantizer, weights: np.ndarray, candidates: int = 40, *, full_width: bool = False
+) -> np.ndarray:
+    """For each group of weights the scale of least squared error, between 0.2 and 1 x max|P| / limit.
+
+    A scheme whose ``start_code`` is within the limit starts at max|P| / start_code instead, unless all codes
+    are to be used.
+    """
+    axes = tuple(axis for axis in range(weights.ndim) if axis not in quantizer.kept_axes)
+    limit = quantizer.scheme.limit or 127
+    largest = np.max(np.abs(weights), axis=axes, keepdims=True)
+    # A dead channel takes its neighbours' scale: a tiny one would overflow its int32 bias.
+    largest = np.maximum(largest, largest.max() * 1e-3)
+    if not largest.max():  # any scale will do that leaves room for a bias
+        return np.full(largest.shape, MINIMUM_SCALE, np.float32)
+    start_code = quantizer.scheme.start_code
+    if start_code is not None and start_code < limit and not full_width:
+        return (largest / start_code).astype(np.float32)
+    best, least = largest / limit, np.full(largest.shape, np.inf)
+    for fraction in np.linspace(0.2, 1.0, candidates):
+        scale = np.maximum(largest * fraction / limit, LEAST_SCALE)
+        codes = quantizer.codes(weights, scale.astype(np.float32)).numpy()
+        error = np.sum((codes * scale - weights) ** 2, axis=axes, keepdims=True)
+        best, least = np.where(error < least, scale, best), np.minimum(error, least)
+    return best.astype(np.float32)
+
+
+@contextmanager
+def at_full_width(model: tf_keras.Model) -> Iterator[None]:
+    """Within it, scales that started coarse (at a scheme's ``start_code``) use all codes up to the limit."""
+    coarse = [
+        (layer, quantizer, getattr(layer.layer, name).numpy(), quantizer.scale.numpy())
+        for layer in model.layers
+        if isinstance(layer, QuantizedLayer)
+        for name, quantizer in layer.quantizers.items()
+        if quantizer.scheme.start_code is not None and quantizer.start is None
+    ]
+    for layer, quantizer, weights, _ in coarse:
+        quantizer.set_scale(best_scale(quantizer, weights, full_width=True))
+        _make_room_for_bias(layer)
+    yield
+    for _, quantizer, _, scale in coarse:
+        quantizer.set_scale(scale)

@@ -1,0 +1,139 @@
+"""Columns of different ranges: the scaling of a model's input that has to stay in front of the quantization.
+
+One int8 scale for raw columns from 1e-3 to 1e5 leaves nothing of the small ones, whatever the model does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tf_keras
+
+from lqconvert.data.preprocessing import Front
+from lqconvert.quantization.granularity import class_name
+from lqconvert.quantization.layers import LEAST_RANGE, scale_and_zero_point
+
+#: What rounding the inputs may change outputs by, as a share of these's spread: squared, a thousandth of R².
+MATTERS = 0.03
+
+
+@dataclass(frozen=True)
+class Fronted:
+    """A model whose input is scaled by a front: together they are the model that was given."""
+
+    front: Front
+    model: tf_keras.Model
+    what: str  # the front, in words
+
+
+def choose_front(
+    model: tf_keras.Model, seen: np.ndarray, x: np.ndarray, say: Callable[[str], None]
+) -> Fronted | None:
+    """The front without which one int8 scale for the input would change the outputs; None without need.
+
+    Args:
+        model: of one float32 input.
+        seen: inputs [n, ..., columns] whose range the scale would cover.
+        x: inputs of the same shape to measure on.
+        say: told of the choice, and by which error it was made.
+    """
+    fronted = _scaling_layers(model) or _scaling_for_dense(model, seen)
+    if fronted is None:
+        return None
+    spread = _outputs(model, x)
+    raw = _error(spread, _outputs(model, _rounded(x, seen)))
+    scaled = _rounded(fronted.front(x), fronted.front(seen))
+    behind = _error(spread, _outputs(fronted.model, scaled))
+    costs = f"8 bits for its input change the outputs by {raw:.2g} of their spread, behind it {behind:.2g}"
+    if raw > MATTERS and behind < raw / 2:
+        say(f"{fronted.what} stays in front of the quantization: {costs}")
+        return fronted
+    if fronted.what.startswith("'"):
+        say(f"{fronted.what} becomes part of the int8 model: {costs}")
+    return None
+
+
+def _scaling_layers(model: tf_keras.Model) -> Fronted | None:
+    """The multiply-adds of columns that the model begins with, and the model behind them."""
+    tensor, names = model.inputs[0], []
+    columns = tensor.shape[-1]
+    center, factor = np.zeros(columns), np.ones(columns)
+    while (layer := _only_reader(model, tensor)) is not None and class_name(layer) == "BatchNormalization":
+        if layer.name in model.output_names or tuple(layer.axis) != (len(tensor.shape) - 1,):
+            break
+        gamma = layer.gamma.numpy().astype(np.float64) if layer.scale else np.ones(columns)
+        beta = layer.beta.numpy().astype(np.float64) if layer.center else np.zeros(columns)
+        gamma /= np.sqrt(layer.moving_variance.numpy().astype(np.float64) + layer.epsilon)
+        if np.any(gamma == 0):  # such a column is a constant, which no center gives
+            break
+        mean = layer.moving_mean.numpy() - beta / gamma
+        center, factor = center + mean / factor, factor * gamma
+        tensor = layer.output
+        names.append(layer.name)
+    front = Front(_floats(center), _floats(factor))
+    if not names or not np.isfinite(front.arrays).all() or not all(front.factor):
+        return None
+    behind = tf_keras.Model(tensor, model.outputs, name=model.name)
+    return Fronted(front, _copy(behind, model.input_names[0]), ", ".join(f"'{name}'" for name in names))
+
+
+def _scaling_for_dense(model: tf_keras.Model, seen: np.ndarray) -> Fronted | None:
+    """Each column scaled to a spread of one, where the model begins with a Dense layer that undoes it."""
+    layer = _only_reader(model, model.inputs[0])
+    if layer is None or class_name(layer) != "Dense":
+        return None
+    columns = seen.reshape(-1, seen.shape[-1]).astype(np.float64)
+    center = columns.mean(axis=0) if layer.use_bias else np.zeros(columns.shape[1])
+    spread = np.sqrt(np.mean((columns - center) ** 2, axis=0))
+    factor = 1 / np.where(spread > LEAST_RANGE, spread, 1.0)
+    front = Front(_floats(center), _floats(factor))
+    center, factor = front.arrays
+    copy = _copy(model, model.input_names[0])
+    kernel, *bias = (weight.astype(np.float64) for weight in layer.get_weights())
+    bias = [each + center @ kernel for each in bias]
+    copy.get_layer(layer.name).set_weights([kernel / factor[:, np.newaxis], *bias])
+    return Fronted(front, copy, "a scaling of the columns")
+
+
+def _only_reader(model: tf_keras.Model, tensor: Any) -> Any:
+    """The layer that a tensor goes to, if it is one, and called once."""
+    layer = tensor._keras_history.layer
+    readers = [node.outbound_layer for node in layer.outbound_nodes if node.outbound_layer in model.layers]
+    return readers[0] if len(readers) == 1 and len(readers[0].inbound_nodes) == 1 else None
+
+
+def _copy(model: tf_keras.Model, name: str) -> tf_keras.Model:
+    """The model with weights of its own, and its input under this name."""
+    copy = tf_keras.models.clone_model(model, [tf_keras.Input(model.inputs[0].shape[1:], name=name)])
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _floats(numbers: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(number) for number in numbers.astype(np.float32))
+
+
+def _outputs(model: tf_keras.Model, x: np.ndarray) -> list[np.ndarray]:
+    outputs = model.predict(x, batch_size=256, verbose=0)
+    return outputs if isinstance(outputs, list) else [outputs]
+
+
+def _rounded(x: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Inputs as one int8 scale has them that covers those that were seen."""
+    scale, zero_point = scale_and_zero_point(min(seen.min(), 0.0), max(seen.max(), LEAST_RANGE))
+    codes = np.clip(np.round(x / scale) + zero_point, -128, 127)
+    return ((codes - zero_point) * scale).astype(np.float32)
+
+
+def _error(outputs: list[np.ndarray], others: list[np.ndarray]) -> float:
+    """How far other outputs are, as a share of these's spread (rms both): that of the worst head."""
+
+    def of_head(a: np.ndarray, b: np.ndarray) -> float:
+        a, b = (each.reshape(len(each), -1).astype(np.float64) for each in (a, b))
+        spread = np.sum((a - a.mean(axis=0)) ** 2)
+        return float(np.sqrt(np.sum((a - b) ** 2) / max(spread, 1e-30)))
+
+    return max(of_head(a, b) for a, b in zip(outputs, others, strict=True))

@@ -1,0 +1,79 @@
+"""The outputs of a Keras model: their names and activations, what they are for data, and their logits."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from lqconvert.data.dataset import Split
+from lqconvert.data.preprocessing import Preprocessing
+from lqconvert.quantization.granularity import class_name
+from lqconvert.quantization.layers import ActivationQuantizer
+from lqconvert.tasks import Output
+
+#: Activations behind which the logits of probabilities are.
+PROBABILITIES = ("softmax", "sigmoid")
+
+
+def outputs_of(model: tf_keras.Model) -> list[Output]:
+    """What is known of a model's outputs, in order."""
+    return [
+        Output(
+            name.removesuffix("_quantized"),
+            tuple(int(n or 1) for n in tensor.shape[1:]),
+            _before_activation(tensor)[1],
+        )
+        for name, tensor in zip(model.output_names, model.outputs, strict=True)
+    ]
+
+
+def joined(model: tf_keras.Model) -> tf_keras.Model:
+    """The model with all its outputs in one: flattened, one behind the other, where there are several."""
+    return _joined(model, model.outputs)
+
+
+def logits_of(model: tf_keras.Model) -> tf_keras.Model:
+    """The model up to where a final softmax or sigmoid begins; with several outputs it is :func:`joined`."""
+    logits = [_before_activation(tensor)[0] for tensor in model.outputs]
+    if len(logits) == 1 and logits[0] is model.outputs[0]:
+        return model
+    return _joined(model, logits)
+
+
+def _joined(model: tf_keras.Model, outputs: list[tf.Tensor]) -> tf_keras.Model:
+    if len(outputs) == 1:
+        return model if outputs[0] is model.outputs[0] else tf_keras.Model(model.inputs, outputs[0])
+    name = "joined"
+    while any(layer.name.startswith(name) for layer in model.layers):
+        name += "_"
+    flat = [tf_keras.layers.Flatten(name=f"{name}_{i}")(output) for i, output in enumerate(outputs)]
+    return tf_keras.Model(model.inputs, tf_keras.layers.Concatenate(name=name)(flat))
+
+
+def _before_activation(tensor: tf.Tensor) -> tuple[tf.Tensor, str]:
+    """An output before its final softmax or sigmoid, and that activation's name (or "")."""
+    before, layer = tensor, tensor._keras_history.layer
+    if isinstance(layer, ActivationQuantizer):
+        before = layer.input
+        layer = before._keras_history.layer
+    activation = getattr(getattr(layer, "activation", None), "__name__", "")
+    activation = "softmax" if class_name(layer) == "Softmax" else activation
+    if activation in PROBABILITIES and not layer.weights:
+        return layer.input, activation
+    if class_name(layer) == "L2Normalize":
+        return tensor, "l2"
+    return tensor, activation if activation in PROBABILITIES else ""
+
+
+def predict(model: tf_keras.Model, split: Split, preprocessing: Preprocessing) -> np.ndarray:
+    """The model's outputs on a split, in order."""
+    call = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+    return np.concatenate([call(x).numpy() for _, x, _ in split.batches(256, preprocessing=preprocessing)])
+
+
+def size_of(model: tf_keras.Model) -> int:
+    """The values of all outputs together."""
+    return sum(math.prod(output.shape) for output in outputs_of(model))

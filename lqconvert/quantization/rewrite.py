@@ -1,0 +1,279 @@
+"""Inserts the learned quantizers into a folded model: behind activations, and around layers with weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.graph_transformations.transforms import (
+    LayerPattern,
+)
+
+from lqconvert.errors import LqError
+from lqconvert.keras_loader.layer_rules import FLOAT_ACTIVATIONS
+from lqconvert.quantization.fold_batchnorm import GraphTransform, any_of, fold, node, transform
+from lqconvert.quantization.granularity import GRANULARITIES, KEPT_AXES, LINEAR, class_name, kernel_name
+from lqconvert.quantization.layers import (
+    ActivationQuantizer,
+    FollowingQuantizer,
+    QuantizedLayer,
+    WeightQuantizer,
+)
+from lqconvert.quantization.schemes import LSQ, Scheme
+
+#: Operations whose TFLite kernels want the same scale in and out: no quantizer of their own behind them.
+SAME_SCALE = {
+    "MaxPooling1D",
+    "MaxPooling2D",
+    "AveragePooling1D",
+    "AveragePooling2D",
+    "GlobalMaxPooling1D",
+    "GlobalMaxPooling2D",
+    "Flatten",
+    "Reshape",
+    "Permute",
+    "ZeroPadding1D",
+    "ZeroPadding2D",
+    "Cropping1D",
+    "Cropping2D",
+    "UpSampling1D",
+    "UpSampling2D",
+    "RepeatVector",
+    "Slice",
+}
+#: Of these, those whose results are rounded to that scale.
+ROUNDED = {"AveragePooling1D", "AveragePooling2D", "UpSampling2D"}
+#: Operations that want one scale for all that goes in and out: the converter spreads it to inputs that have
+#: none of their own, and cuts off there what it does not cover.
+ONE_SCALE = {"Concatenate", "Maximum", "Minimum"}
+#: Operations whose output range TFLite prescribes: scale 1/256 or 1/128.
+FIXED_RANGES = {
+    **dict.fromkeys(("softmax", "sigmoid"), (0.0, 255 / 256)),
+    **dict.fromkeys(("tanh", "l2_normalize"), (-1.0, 127 / 128)),
+}
+#: Layers that are an activation of that name, whatever theirs is.
+NAMED = {"Softmax": "softmax", "L2Normalize": "l2_normalize"}
+LEARNED_RANGES = {
+    *LINEAR,
+    "Add",
+    "Subtract",
+    "Multiply",
+    "Average",
+    "Concatenate",
+    "GlobalAveragePooling1D",
+    "GlobalAveragePooling2D",
+    "Maximum",
+    "Minimum",
+    "ReLU",
+    "LeakyReLU",
+    "PReLU",
+    "HardSwish",
+    "Gelu",
+    "MatMul",
+    "Reduce",
+    "Embedding",
+}
+#: Layers and activations for which there is no integer kernel, and what computes in float instead.
+FLOAT = {
+    "LayerNorm": "LayerNormalization",
+    "RNN": "a recurrent layer",
+    "ELU": "ELU",
+    "TrustedFunction": "Python code",
+    **{name: f"activation {name}" for name in FLOAT_ACTIVATIONS},
+}
+#: A ReLU or ReLU6 right behind one of these becomes part of its kernel: one quantizer for both.
+FUSES_RELU = {*LINEAR, "Add", "Subtract", "Multiply"}
+
+
+#: Trained Dense kernels are at 0.01 to 0.03; one that an uneven BatchNormalization went into is at 0.1.
+UNEVEN = 0.04
+
+
+class _Transform(GraphTransform):
+    def custom_objects(self) -> dict[str, type]:
+        quantizers = (ActivationQuantizer, FollowingQuantizer, QuantizedLayer, WeightQuantizer)
+        return super().custom_objects() | {cls.__name__: cls for cls in quantizers}
+
+
+class QuantizeWeights(_Transform):
+    """Linear -> QuantizedLayer(Linear) of the same name."""
+
+    def __init__(self, quantizers: Callable[[dict[str, Any], Any], dict[str, WeightQuantizer]]) -> None:
+        self.quantizers = quantizers
+
+    def pattern(self):
+        return LayerPattern(any_of(*LINEAR))
+
+    def replacement(self, match_layer):
+        layer, weights = match_layer.layer, match_layer.weights
+        inner = getattr(tf_keras.layers, class_name(layer)).from_config(layer["config"])
+        wrapped = QuantizedLayer(inner, self.quantizers(layer, weights), name=layer["config"]["name"])
+        return node(QuantizedLayer, wrapped.get_config(), weights)
+
+
+class QuantizeOutputs(_Transform):
+    """Layer -> layer, ActivationQuantizer."""
+
+    def __init__(self, quantizers: dict[str, ActivationQuantizer | FollowingQuantizer]) -> None:
+        self.quantizers = quantizers
+
+    def pattern(self):
+        return LayerPattern("(?!(ActivationQuantizer|FollowingQuantizer)$).*")
+
+    def replacement(self, match_layer):
+        quantizer = self.quantizers[match_layer.layer["config"]["name"]]
+        return node(type(quantizer), quantizer.get_config(), {}, match_layer)
+
+
+def _keeps_scale(layer: Any) -> bool:
+    kind = class_name(layer)
+    return kind in SAME_SCALE or (kind == "Reduce" and layer.function == "max")
+
+
+def _float_reason(layer: Any) -> str:
+    """Why a layer computes in float, or nothing."""
+    function = getattr(layer, "activation", None)
+    kind = class_name(layer)
+    return FLOAT.get(getattr(function, "__name__", "") if kind == "Activation" else kind, "")
+
+
+def float_layers(model: tf_keras.Model) -> dict[str, str]:
+    """The layers of a folded or rewritten model that compute in float, by name, and what they are."""
+    return {layer.name: reason for layer in model.layers if (reason := _float_reason(layer))}
+
+
+def _consumers(layer: Any) -> list[Any]:
+    return [node.outbound_layer for node in layer.outbound_nodes]
+
+
+def quantized_output(name: str) -> str:
+    """The name of the quantizer behind a layer."""
+    return f"{name}_quantized"
+
+
+def _activation_quantizers(
+    model: tf_keras.Model, input_range: tuple[float, float] | None
+) -> dict[str, ActivationQuantizer | FollowingQuantizer]:
+    """For each layer of a folded model whose output TFLite quantizes, the quantizer to put behind it."""
+    quantizers: dict[str, ActivationQuantizer | FollowingQuantizer] = {}
+    outputs = set(model.output_names)
+    for layer in model.layers:
+        kind, name = class_name(layer), quantized_output(layer.name)
+        function = getattr(layer, "activation", None)
+        activation = NAMED.get(kind, getattr(function, "__name__", ""))
+        if kind == "InputLayer" and layer.dtype == "int32":
+            continue  # indices into an Embedding
+        if kind == "InputLayer":
+            quantizers[layer.name] = ActivationQuantizer(fixed=input_range, name=name)
+        elif kind in FUSES_RELU and layer.name not in outputs and _fused_relu(layer):
+            continue
+        elif _keeps_scale(layer):
+            if kind in ROUNDED or {class_name(each) for each in _consumers(layer)} & ONE_SCALE:
+                quantizers[layer.name] = FollowingQuantizer(name=name)
+        elif kind in LEARNED_RANGES or _float_reason(layer) or activation == "exponential":
+            quantizers[layer.name] = ActivationQuantizer(name=name)
+        elif kind in ("Activation", *NAMED) and activation in FIXED_RANGES:
+            final = layer.name in outputs and not _consumers(layer)
+            quantizers[layer.name] = ActivationQuantizer(FIXED_RANGES[activation], final, name=name)
+        else:
+            what = f"{kind} {activation}".strip()
+            raise LqError(f"layer '{layer.name}' ({what}): no integer kernel for it is known")
+    return quantizers
+
+
+def _fused_relu(layer: Any) -> bool:
+    consumers = _consumers(layer)
+    if len(consumers) != 1 or class_name(consumers[0]) != "ReLU":
+        return False
+    relu = consumers[0]
+    return relu.max_value in (None, 6.0) and not relu.negative_slope and not relu.threshold
+
+
+def _uneven(kernel: np.ndarray) -> bool:
+    """Whether 8 bits with one scale would cost most output channels more than UNEVEN of their rms."""
+    channels = kernel.reshape(-1, kernel.shape[-1])
+    step = np.abs(channels).max() / 127
+    rms = np.sqrt(np.mean(channels**2, axis=0))
+    return bool(np.median(step / math.sqrt(12) / np.maximum(rms, 1e-12)) > UNEVEN)
+
+
+def rewrite(
+    model: tf_keras.Model,
+    scheme: Scheme | None = None,
+    *,
+    granularity: str = "output-channel-wise",
+    rounding: str = "nearest",
+    start: float | None = None,
+    log_scale: bool = True,
+    biases: bool = False,
+    activations: bool = True,
+    input_range: tuple[float, float] | None = None,
+) -> tf_keras.Model:
+    """Inserts learned quantizers: the model that is fine-tuned, trained from scratch, and exported.
+
+    The result is an ordinary functional tf_keras model with the same inputs and outputs. Compile and fit
+    it like any other; the schemes' penalties are among its ``losses``.
+
+    Args:
+        model: a float tf_keras model, as :func:`lqconvert.load_model` gives it: functional, flat, without
+            layers that only training knows; :func:`fold` is applied first.
+        scheme: how weight scales are learned; ``LSQ()``, 8 bits, by default.
+        granularity: one of GRANULARITIES: which weights share a scale. "mixed" is one for a Dense kernel,
+            unless its output channels are of very different sizes, else one for each output channel.
+        rounding: "nearest", or "floor" as in the thesis.
+        start: a fixed starting scale; calibrated (or max|P|/127) by default.
+        log_scale: train log(s), so that optimizer steps are ratios; False trains s as the thesis does.
+        biases: learn a scale for every bias too. An exported bias is int32 on the grid
+            s_input * s_kernel either way.
+        activations: quantize activations too; False leaves them float (such a model cannot be exported).
+        input_range: a fixed range of the inputs, where it is known ((0, 255) for raw pixels).
+
+    Raises:
+        LqError: if a layer has no integer form; the message names it. Or if there is no such granularity.
+    """
+    if granularity not in GRANULARITIES:
+        raise LqError(f"granularity '{granularity}': is none of {', '.join(GRANULARITIES)}")
+    scheme = scheme or LSQ()
+    folded = fold(model)
+    multiply_adds = {layer.name for layer in model.layers if class_name(layer) == "BatchNormalization"} & {
+        layer.name for layer in folded.layers
+    }
+    linear = [layer for layer in folded.layers if class_name(layer) in LINEAR]
+    if not linear:
+        raise LqError("the model has no layer with weights to quantize")
+    learned = [layer for layer in linear if layer.name not in multiply_adds]
+    total = sum(weight.shape.num_elements() for layer in learned for weight in layer.weights[: 1 + biases])
+
+    def weight_quantizers(layer: dict[str, Any], weights: Any) -> dict[str, WeightQuantizer]:
+        kernel, name = kernel_name(layer), layer["config"]["name"]
+        if name in multiply_adds:
+            return {kernel: WeightQuantizer(LSQ(), KEPT_AXES["output-channel-wise"][class_name(layer)])}
+        axes = {kernel: KEPT_AXES[granularity][class_name(layer)]}
+        if granularity == "mixed" and _uneven(weights[f"{kernel}:0"]):
+            axes = {kernel: KEPT_AXES["output-channel-wise"][class_name(layer)]}
+        if biases and layer["config"]["use_bias"]:
+            axes["bias"] = ()
+        return {
+            attribute: WeightQuantizer(
+                scheme,
+                kept,
+                rounding,
+                start,
+                log_scale,
+                share=weights[f"{attribute}:0"].size / total,
+            )
+            for attribute, kept in axes.items()
+        }
+
+    quantized = folded
+    if activations:
+        quantizers = _activation_quantizers(folded, input_range)
+        quantized = transform(folded, QuantizeOutputs(quantizers), only=set(quantizers))
+    only = {layer.name for layer in linear}
+    quantized = transform(quantized, QuantizeWeights(weight_quantizers), only=only)
+    # Files have these: an activation that was split off has a name of its own.
+    quantized.given_outputs = tuple(model.output_names)
+    return quantized

@@ -1,0 +1,230 @@
+"""The report as one HTML file: nothing is loaded, nothing is run, and strangers' names stay text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from lqconvert.exporting.codes import Codes
+from lqconvert.metrics import Metric
+from lqconvert.reports import charts, task_figures
+from lqconvert.reports.evidence import COLOURS, LEAST_POINTS, Evidence
+from lqconvert.reports.page_parts import Drawing
+from lqconvert.reports.report import Report, TargetFile, notes
+from lqconvert.runtime.layer_snr import LayerNoise
+from lqconvert.tasks import Heads, metric_named
+from lqconvert.training.budget import Budget
+from lqconvert.utils.text import printable
+
+#: More of these are not shown: a report is to be read, and sent by mail.
+MOST_TENSORS, MOST_CRITERIA = 24, 4
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A layer's bytes in the float32 file and in a target's."""
+
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    packing: str
+    bits: float | None  # a weight, as stored
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class NoiseRow:
+    """A layer's signal-to-noise ratio, and where its bar begins and how long it is, in percent."""
+
+    layer: LayerNoise
+    ratio: str
+    start: float
+    length: float
+
+
+def render(report: Report, evidence: Evidence) -> str:
+    """The report as the text of an HTML file that loads nothing."""
+    environment = Environment(
+        autoescape=True,
+        finalize=_printable,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"bytes": "{:,}".format, "percent": "{:.2%}".format, "shape": _shape}
+    source = files("lqconvert").joinpath("templates/report.html").read_text(encoding="utf-8")
+    colours = task_figures.tones(evidence)
+    return environment.from_string(source).render(
+        report=report,
+        file_name=Path(report.files[0].path).name,
+        cards=[(file, _score_cards(report, file, colours)) for file in report.files],
+        sections=task_figures.sections(report.files[0], evidence, colours),
+        colours=COLOURS,
+        comparison=report.comparison(),
+        weights=[(file, _weights(report, file)) for file in report.files],
+        learning=_learning(report, evidence.heads),
+        tensors=_tensors(evidence.codes),
+        left_out=max(0, len(evidence.codes.layers) - MOST_TENSORS),
+        noise=_noise(evidence.noise),
+        notes={file.path: notes(file) for file in report.files},
+        feeding=report.feeding(),
+        settings=_flat(report.settings),
+    )
+
+
+def _printable(value: Any) -> Any:
+    """What the page shows of a value; Markup is our own."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+@dataclass(frozen=True)
+class ScoreCard:
+    """A score of a file beside the float model's, and by how many points it changed."""
+
+    label: str
+    before: str
+    after: str
+    change: str
+    tone: str  # as :func:`lqconvert.reports.task_figures.tones` has it
+
+
+def _score_cards(report: Report, file: TargetFile, colours: dict[str, str]) -> list[ScoreCard]:
+    """The scores that budgets judge."""
+    before = {score.label: score for score in file.float_scores}
+    cards = []
+    for score in file.scores:
+        if score.label in report.criteria:
+            was = before.get(score.label)
+            points = 100 * (score.value - was.value) if was is not None else 0.0
+            told = was is not None and not metric_named(score.metric).error
+            change = f"{points:+.2f} points" if told else ""
+            # Examples were seen of the first file; another one's answers may differ by rounding.
+            tone = colours.get(score.label, "") if abs(points) > LEAST_POINTS else ""
+            cards.append(ScoreCard(score.label, was.text if was else "", score.text, change, tone))
+    return cards
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings within settings as lines of one list; what was not set is left out."""
+    lines: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            lines |= _flat(value, f"{prefix}{name}: ")
+        elif value is not None:
+            several = isinstance(value, (list, tuple))
+            lines[f"{prefix}{name}".replace("_", " ")] = ", ".join(map(str, value)) if several else value
+    return lines
+
+
+def _weights(report: Report, file: TargetFile) -> list[Weights]:
+    """The bytes of every layer's kernel, of all else, and of the whole."""
+    rows = []
+    for layer in report.layers:
+        kernels = [kernel for kernel in file.proven.kernels if kernel.layer == layer.name]
+        stored = sum(kernel.stored_bytes + kernel.added_bytes for kernel in kernels)
+        count = math.prod(layer.shape)
+        packing = ", ".join(dict.fromkeys(kernel.packing for kernel in kernels)) or "removed"
+        shape = kernels[0].shape if len(kernels) == 1 else layer.shape
+        rows.append(Weights(layer.name, layer.kind, shape, packing, 8 * stored / count, 4 * count, stored))
+    before = report.float_.size - sum(row.before for row in rows)
+    after = file.proven.size - sum(row.after for row in rows)
+    rows.append(Weights("all else", "graph, biases, scales", (), "", None, before, after))
+    return rows
+
+
+def _learning(report: Report, heads: Heads) -> list[Drawing]:
+    """The curves of fine-tuning, and of what was to be had for how many bytes."""
+    points, best, steps = report.curve, report.best, [point.step for point in report.curve]
+    drawings = []
+    for place, (_, metric) in enumerate(heads.criteria[:MOST_CRITERIA]):
+        drawings += _criterion(report, place, metric)
+    for title, field, note in (
+        ("Loss on validation data", "loss", ""),
+        ("Size of the file", "bytes", f"Exported: about {best.bytes:,} bytes."),
+    ):
+        values = [getattr(point, field) for point in points]
+        exported = best.step, getattr(best, field)
+        svg = charts.curve(steps, values, field, exported, bytes_=field == "bytes")
+        drawings.append(Drawing.of(title, svg, note, _spoken(steps, values)))
+    return drawings
+
+
+def _criterion(report: Report, place: int, metric: Metric) -> list[Drawing]:
+    """How a score that the budget judges came along, and what of it was to be had for how many bytes."""
+    points, best, name = report.curve, report.best, report.criteria[place]
+    steps, sizes = [point.step for point in points], [point.bytes for point in points]
+    scores, qualities = [p.scores[place] for p in points], [p.qualities[place] for p in points]
+    differ = scores != qualities
+    of = f" of {name}" if len(report.criteria) > 1 else ""
+    came = charts.curve(
+        steps, scores, name, (best.step, best.scores[place]), ("quality", qualities) if differ else None
+    )
+    budget = Budget(**report.settings["budget"])
+    floor = report.bar[place] if report.bar else None
+    exported = best.bytes, best.qualities[place]
+    judged = f"quality ({name})" if differ else name
+    bought = charts.budget_curve(sizes, qualities, exported, floor, budget.max_size, judged)
+    asked = f"Asked for: {budget}" if budget.steers else ""
+    if budget.max_drop is not None:
+        asked += ", which a look may miss by what its sampling error allows"
+    offers = zip(qualities, sizes, strict=True)
+    return [
+        Drawing.of(
+            f"Score on validation data{of}",
+            came,
+            f"Exported: {name} {metric.text(best.scores[place])} at step {best.step:,}.",
+            _spoken(steps, scores),
+        ),
+        Drawing.of(
+            f"What could be had for how many bytes{of}",
+            bought,
+            asked,
+            "; ".join(f"{quality:.4g} at {size:,} bytes" for quality, size in offers),
+        ),
+    ]
+
+
+def _spoken(steps: Sequence[int], values: Sequence[float]) -> str:
+    return "; ".join(f"{value:.4g} at step {step}" for step, value in zip(steps, values, strict=True))
+
+
+def _tensors(codes: Codes) -> list[Drawing]:
+    """Codes and scales of the largest kernels, in the order of the graph."""
+    sizes = {name: layer.kernel.codes.size for name, layer in codes.layers.items()}
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:MOST_TENSORS]
+    drawn = []
+    for name in (name for name in sizes if name in largest):
+        kernel = codes.layers[name].kernel
+        zeros = np.mean(kernel.codes == 0)
+        scale = f", scale {kernel.scale.ravel()[0]:.4g}" if kernel.scale.size == 1 else ""
+        note = f"{kernel.codes.size:,} weights, {kernel.code_count} different codes, {zeros:.0%} are 0, "
+        note += f"{abs(kernel.entropy):.2f} bits of entropy each{scale}"
+        drawn.append(Drawing.of(name, charts.codes_and_scales(kernel), note))
+    return drawn
+
+
+def _noise(layers: Sequence[LayerNoise]) -> list[NoiseRow]:
+    """The layers that both files have, with bars from 0 dB on."""
+    known = {place: layer.snr_db for place, layer in enumerate(layers) if layer.snr_db is not None}
+    finite = [ratio for ratio in known.values() if math.isfinite(ratio)]
+    low, high = min([0.0, *finite]), max([1.0, *finite])
+    rows = []
+    for place, ratio in known.items():
+        end = min(max(ratio, low), high)
+        start, length = (100 * part / (high - low) for part in (min(end, 0.0) - low, abs(end)))
+        text = f"{ratio:.1f} dB" if math.isfinite(ratio) else "exact" if ratio > 0 else "no signal"
+        rows.append(NoiseRow(layers[place], text, start, length))
+    return rows

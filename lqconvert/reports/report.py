@@ -1,0 +1,371 @@
+"""What was gained and what was lost, measured on the exported file."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import math
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lqconvert.data.preprocessing import Front
+from lqconvert.exporting.codes import Codes
+from lqconvert.runtime.verify import Proven
+from lqconvert.tasks import Score, metric_named
+from lqconvert.tflite.packing import DECODE
+from lqconvert.tflite.targets import TFLM
+from lqconvert.training.budget import Point
+from lqconvert.utils.compression import deflated
+from lqconvert.utils.terminal import Shown, Table
+from lqconvert.utils.text import to_json
+
+#: More classes are in the JSON and on the page only.
+MOST_CLASSES = 20
+#: How the types take pixels whose int8 codes are the pixels less 128.
+PIXELS = {"int8": "pixel - 128", "uint8": "pixel"}
+_FRONT_CODE = ["the report's front_code does it in C, Python and Kotlin; x is preprocessed as for the model"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One .tflite: its bytes as they are and deflated, its test scores and median seconds an inference."""
+
+    size: int
+    deflated_bytes: int
+    scores: tuple[Score, ...]
+    latency_s: float
+
+    @classmethod
+    def of(cls, tflite: bytes, scores: tuple[Score, ...], latency: float) -> Measured:
+        return cls(len(tflite), deflated(tflite), scores, latency)
+
+    @property
+    def score(self) -> float:
+        """The first one; NaN where the examples tell none."""
+        return self.scores[0].value if self.scores else math.nan
+
+
+@dataclass(frozen=True)
+class ClassRecall:
+    """The share of a class's test examples that is answered right."""
+
+    output: str  # "" where there is only one
+    name: str
+    examples: int
+    float_recall: float
+    recall: float  # of the first target's file
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One weight tensor of the exported file."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    granularity: str
+    smallest_code: int
+    largest_code: int
+    codes: int
+    entropy: float  # bits per weight
+    share_of_bytes: float
+    deviation: float  # rms, relative; 0 where the file holds the learned codes themselves
+
+
+@dataclass(frozen=True)
+class TargetFile:
+    """A file for a target: its scores on so many test examples, in the target's runtime."""
+
+    path: str
+    scores: tuple[Score, ...]  # none where there are no data
+    float_scores: tuple[Score, ...]  # the float model's on the same examples; none where it is not at hand
+    examples: int
+    proven: Proven
+
+    @property
+    def score(self) -> float | None:
+        """The first one."""
+        return self.scores[0].value if self.scores else None
+
+    @property
+    def float_score(self) -> float | None:
+        return self.float_scores[0].value if self.float_scores else None
+
+
+@dataclass(frozen=True)
+class Exports(Shown):
+    """The files made of an earlier run's codes."""
+
+    codes: str
+    int8_size: int
+    files: list[TargetFile]
+    front_code: dict[str, str] | None  # as that of a report
+
+    def to_json(self) -> str:
+        """As JSON; the first score of each file is at hand for scripts."""
+        fields = dataclasses.asdict(self)
+        for file, made in zip(fields["files"], self.files, strict=True):
+            file |= {"score": made.score, "float_score": made.float_score}
+        return to_json(fields)
+
+    def shown(self) -> Iterator[str | Table]:
+        columns = ["target", "bytes", "of int8", "download", "latency here", "tensor arena"]
+        table = Table(*columns, *(f"test {score.label}" for score in self.files[0].scores))
+        for file in self.files:
+            proven = file.proven
+            table.add_row(
+                proven.target,
+                f"{proven.size:,}",
+                f"{proven.size / self.int8_size:.1%}",
+                f"{proven.deflated_bytes:,}",
+                f"{1e3 * proven.latency_s:.3f} ms",
+                f"{proven.arena_bytes:,}" if proven.arena_bytes else "",
+                *(score.text for score in file.scores),
+            )
+        for file in self.files:
+            yield kernel_table(file.proven)
+        yield table
+        for file in self.files:
+            yield from notes(file)
+        if self.front_code is not None:
+            yield "the columns of the input are scaled by the program around the file: front_code in the JSON"
+
+
+def kernel_table(proven: Proven) -> Table:
+    """How each kernel is stored, beside the bound that no code of single weights goes below."""
+    columns = ("kernel", "shape", "packing", "int8", "entropy", "stored", "beside")
+    table = Table(*columns, title=f"bytes of kernels for {proven.target}", title_justify="left")
+    for row in proven.kernels:
+        table.add_row(
+            row.layer,
+            "x".join(map(str, row.shape)),
+            row.packing,
+            f"{row.int8_bytes:,}",
+            f"{row.entropy_bytes:,}",
+            f"{row.stored_bytes:,}",
+            f"{row.added_bytes:,}",
+        )
+    return table
+
+
+def notes(file: TargetFile) -> list[str]:
+    """What else is to be known of a file, a line each."""
+    proven = file.proven
+    differ = ", ".join(f"{steps} steps in {kernels}" for kernels, steps in proven.deviation.items() if steps)
+    same = f"outputs up to {differ} from int8's" if differ else "the same outputs as int8"
+    lines = [f"{file.path}: {same} on {proven.examples} examples in {proven.runtime}"]
+    if file.examples:
+        lines[0] += f", scored on {file.examples:,}"
+    if proven.arena_bytes is not None:
+        lines.append(
+            f"  arena: measured on a 64-bit computer, {proven.int8_arena_bytes:,} bytes for plain int8"
+        )
+        lines.append(f"  operators: {', '.join(proven.operators)}")
+        if DECODE in proven.operators:
+            lines.append(f"  {DECODE} needs a TFLite Micro of 2026 or later: resolver.AddDecode()")
+    lines += [f"  not taken: {refused}" for refused in proven.refused]
+    return lines
+
+
+@dataclass(frozen=True)
+class Report(Shown):
+    """All that one run measured. Scores are of the test split."""
+
+    model: str
+    data: str
+    splits: dict[str, int]
+    settings: dict[str, Any]
+    tasks: dict[str, str]  # of the outputs, in words
+    criteria: list[str]  # the metrics that the budget judges; each entry of a look is of one of them
+    float_: Measured
+    int8: Measured  # the plain int8 file that the others are made of, in LiteRT
+    files: list[TargetFile]
+    agreement_with_graph: float | None  # of the top class; None for models that do not classify
+    agreement_with_float: float | None
+    max_lsb_from_graph: float  # largest difference from the fine-tuned graph, in steps of the output scale
+    input_types: dict[str, str]  # by name
+    inputs: dict[str, tuple[float, int]]  # scale and zero point by name; (0, 0) for indices and float32
+    front: Front | None  # what the columns of the input pass before they are quantized
+    front_code: dict[str, str] | None  # for programs, by language, where the front is not within the files
+    input_shift: float | None  # in pixel steps; 0 is exact, None where the input is not raw pixels
+    outputs: dict[str, tuple[float, int]]
+    float_layers: dict[str, str]  # the layers that compute in float, by name, and what they are
+    layers: list[LayerRow]
+    classes: list[ClassRecall]
+    bar: list[float] | None  # the qualities on the validation split that a budget of accuracy asked for
+    best: Point  # of the curve: the point that was exported
+    curve: list[Point]
+    finished: bool  # False where Ctrl-C ended fine-tuning early
+    warning: str | None  # of a file that is far worse than the float model
+    versions: dict[str, str]
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the first target's file is than the float32 .tflite."""
+        return self.float_.size / self.files[0].proven.size
+
+    def to_json(self) -> str:
+        fields = dataclasses.asdict(self)
+        fields["float"] = fields.pop("float_")
+        # At hand for scripts: the first of several.
+        for file, measured in ((fields["float"], self.float_), (fields["int8"], self.int8)):
+            file["score"] = measured.score
+        for file, made in zip(fields["files"], self.files, strict=True):
+            file |= {"score": made.score, "float_score": made.float_score}
+        for point in (fields["best"], *fields["curve"]):
+            point |= {"score": point["scores"][0], "quality": point["qualities"][0]}
+        return to_json(fields | {"score_name": self.score_name, "size_ratio": self.ratio}) + "\n"
+
+    @property
+    def score_name(self) -> str:
+        """What the first score is."""
+        return self.float_.scores[0].label if self.float_.scores else self.criteria[0]
+
+    def shown(self) -> Iterator[str | Table]:
+        layers = Table("layer", "shape", "scales", "codes", "range", "entropy", "share")
+        for row in self.layers:
+            scales = row.granularity.removesuffix("-wise")
+            scales += f", recoded ({row.deviation:.2%} off)" if row.deviation else ""
+            layers.add_row(
+                row.name,
+                "x".join(map(str, row.shape)),
+                scales,
+                str(row.codes),
+                f"{row.smallest_code}..{row.largest_code}",
+                f"{row.entropy:.2f}",
+                f"{row.share_of_bytes:.1%}",
+            )
+        yield layers
+        for file in self.files:
+            yield kernel_table(file.proven)
+        header, *lines = self.comparison()
+        table = Table(*header)
+        for cells in lines:
+            table.add_row(*cells)
+        yield table
+        recalls = self.class_table()
+        if recalls is not None:
+            yield recalls
+        for file in self.files:
+            yield from notes(file)
+        examples = f"on {self.splits['test']:,} test examples"
+        if self.agreement_with_graph is not None:
+            yield (
+                f"top-1 agreement with the fine-tuned graph {self.agreement_with_graph:.2%}, "
+                f"with the float model {self.agreement_with_float:.2%}, {examples}"
+            )
+        else:
+            yield (
+                f"at most {self.max_lsb_from_graph:.1f} output steps from the fine-tuned graph, {examples}"
+            )
+        for name, what in self.float_layers.items():
+            yield f"computes in float: '{name}' ({what})"
+        yield from self.feeding()
+
+    def comparison(self) -> list[list[str]]:
+        """Float, plain int8 and every target's file side by side: a table's rows, the header first."""
+        rows = [["", "float32 .tflite", "int8", *(file.proven.target for file in self.files)]]
+        both, proven = [self.float_, self.int8], [file.proven for file in self.files]
+        sizes = [*(each.size for each in both), *(each.size for each in proven)]
+        rows.append(["bytes", *(f"{size:,}" for size in sizes)])
+        rows.append(["", "", *(f"{self.float_.size / size:.1f}x smaller" for size in sizes[1:])])
+        deflated_sizes = [*(each.deflated_bytes for each in both), *(each.deflated_bytes for each in proven)]
+        rows.append(["download", *(f"{size:,}" for size in deflated_sizes)])
+        rows += self._score_rows()
+        counts = [self.splits["test"]] * 2 + [file.examples for file in self.files]
+        if len(set(counts)) > 1:
+            rows.append(["of test examples", *(f"{count:,}" for count in counts)])
+        times = [*(each.latency_s for each in both), *(each.latency_s for each in proven)]
+        rows.append(["latency here", *(f"{1e3 * time:.3f} ms" for time in times)])
+        if any(
+            each.target == TFLM.name for each in proven
+        ):  # another runtime than the one of the int8 column
+            beside = (f"int8: {1e3 * each.int8_latency_s:.3f} ms" for each in proven)
+            rows.append(["", "", "", *beside])
+        if any(each.arena_bytes for each in proven):
+            arenas = (f"{each.arena_bytes:,}" if each.arena_bytes else "" for each in proven)
+            rows.append(["tensor arena", "", "", *arenas])
+        return rows
+
+    def _score_rows(self) -> list[list[str]]:
+        """A row for each score, and for those that are judged how many points they changed by."""
+        rows = []
+        for score in self.float_.scores:
+            metric, label = metric_named(score.metric), score.label
+            scores = self.int8.scores, *(file.scores for file in self.files)
+            files = [value_of(label, each) for each in scores]
+            floats = [score.value, *(value_of(label, file.float_scores) for file in self.files)]
+            rows.append([f"test {label}", score.text, *map(metric.text, files)])
+            if label in self.criteria and not metric.error:
+                drops = (100 * (after - before) for after, before in zip(files, floats, strict=True))
+                rows.append(["", "", *("" if math.isnan(drop) else f"{drop:+.2f} points" for drop in drops)])
+        return rows
+
+    def class_table(self) -> Table | None:
+        """How many of each class are answered right, where accuracy does not tell: classes are uneven."""
+        uneven = any(label.endswith("balanced accuracy") for label in self.criteria)
+        if not uneven or len(self.classes) > MOST_CLASSES:
+            return None
+        table = Table("class", "examples", "float", "file", title="recall", title_justify="left")
+        for row in self.classes:
+            name = f"{row.output} {row.name}".strip()
+            table.add_row(name, f"{row.examples:,}", f"{row.float_recall:.2%}", f"{row.recall:.2%}")
+        return table
+
+    def feeding(self) -> list[str]:
+        """How to feed the file, a line for each input."""
+        (first, *others), (kind, *_) = self.inputs.items(), self.input_types.values()
+        if self.input_shift is not None and kind in PIXELS:
+            scale, zero_point = first[1]
+            shift = f"; the pixels count as {abs(self.input_shift):.2g} steps off" if self.input_shift else ""
+            return [f"input: {kind} = {PIXELS[kind]} (scale {scale:.6g}, zero point {zero_point}{shift})"]
+        if self.front_code is not None:
+            return [f"input: {kind}, each column scaled by the program around the file", *_FRONT_CODE]
+        lines = []
+        for name, (scale, zero_point) in self.inputs.items():
+            label, kind = f"input {name}" if others else "input", self.input_types[name]
+            how = f"{kind} = round(x / {scale:.6g}) + {zero_point}" if scale else kind
+            how += ", x preprocessed as for the model"
+            lines.append(f"{label}: {how if kind != 'int32' else 'indices as they are, int32'}")
+        return lines
+
+
+def value_of(label: str, scores: Sequence[Score]) -> float:
+    """A score's value; NaN where there is none of this label: the examples did not tell."""
+    return next((score.value for score in scores if score.label == label), math.nan)
+
+
+def layer_rows(codes: Codes) -> list[LayerRow]:
+    sizes = {name: layer.kernel.codes.size for name, layer in codes.layers.items()}
+    return [
+        LayerRow(
+            name,
+            layer.kind,
+            layer.kernel.codes.shape,
+            layer.kernel.granularity,
+            int(layer.kernel.codes.min()),
+            int(layer.kernel.codes.max()),
+            layer.kernel.code_count,
+            layer.kernel.entropy,
+            sizes[name] / math.fsum(sizes.values()),
+            layer.kernel.deviation,
+        )
+        for name, layer in codes.layers.items()
+    ]
+
+
+def versions() -> dict[str, str]:
+    packages = (
+        "lqconvert",
+        "tensorflow",
+        "tf_keras",
+        "tensorflow-model-optimization",
+        "ai-edge-litert",
+        "numpy",
+    )
+    installed = {name: importlib.metadata.version(name) for name in packages if name != "numpy"}
+    return {"python": platform.python_version(), "numpy": np.__version__} | installed

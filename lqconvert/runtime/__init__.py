@@ -1,0 +1,1 @@
+"""Running .tflite files in LiteRT and TFLite Micro, and verifying what they answer."""

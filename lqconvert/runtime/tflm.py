@@ -1,0 +1,100 @@
+"""Runs .tflite files in TFLite Micro, in processes of their own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lqconvert.errors import CannotRun, LqError
+from lqconvert.tflite.flatbuffer import read
+from lqconvert.utils.worker import ended_by, run_module, took_too_long
+
+#: TFLite Micro's interpreter gets this much memory at first, and four times as much until it suffices.
+FIRST_ARENA, LARGEST_ARENA = 1 << 20, 1 << 30
+
+
+#: Its own sum of allocations may not suffice: it is raised by this, twice this, ... until the model runs.
+ARENA_STEP = 256
+
+
+#: Seconds after which a run is given up.
+TIMEOUT = 900
+
+
+class _NoArenaHelps(CannotRun):
+    """TFLite Micro lacks an operator, or took too long. Every other failure may be want of an arena."""
+
+
+@dataclass(frozen=True)
+class MicroRun:
+    """What TFLite Micro did with a file: outputs [n, ...] as it has them, and what it took.
+
+    Latency and arena are those of this machine: a microcontroller's pointers are half as long.
+    """
+
+    outputs: np.ndarray
+    latency_s: float
+    arena_bytes: int
+
+
+def run_micro(tflite: bytes, inputs: np.ndarray) -> MicroRun:
+    """Runs a file in TFLite Micro, in a process of its own.
+
+    Args:
+        inputs: [n, ...] as the file takes them: int8, uint8, int16 or float32 (and indices).
+
+    Raises:
+        CannotRun: if it does not run the file; the message has its reason.
+    """
+    arena, step = FIRST_ARENA, ARENA_STEP
+    while True:
+        try:
+            outputs, latency, needed = _child(tflite, inputs, arena)
+            break
+        except _NoArenaHelps:
+            raise
+        except LqError:
+            if arena >= LARGEST_ARENA:
+                raise
+            arena *= 4
+    while True:
+        try:
+            _child(tflite, inputs[:1], needed)
+            return MicroRun(outputs, latency, needed)
+        except LqError:
+            needed, step = needed + step, 2 * step
+            if needed > arena:
+                raise
+
+
+def _child(tflite: bytes, inputs: np.ndarray, arena: int) -> tuple[np.ndarray, float, int]:
+    with tempfile.TemporaryDirectory() as name:
+        model, examples, outputs = (Path(name) / file for file in ("model", "inputs.npy", "outputs.npy"))
+        model.write_bytes(tflite)
+        np.save(examples, inputs)
+        graph = read(tflite).subgraphs[0]
+        counts = len(graph.inputs), len(graph.outputs)
+        try:
+            child = run_module(
+                "runtime.tflm_worker", model, examples, outputs, arena, *counts, timeout=TIMEOUT
+            )
+        except subprocess.TimeoutExpired as error:
+            raise _NoArenaHelps(f"TFLite Micro did not finish in {TIMEOUT} seconds") from error
+        total = re.search(r"Arena allocation total (\d+)", child.stderr)
+        if child.returncode or total is None:
+            lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
+            ended = [ended_by(child.returncode)] if child.returncode < 0 else []
+            said = next((line for line in lines if "Traceback" not in line), "")
+            reason = said or (ended[0] if ended else "no reason given")
+            ended = ended if said else []
+            if "DENSIFY" in reason:
+                reason += "; it is packed for LiteRT, quantize and export make others with --target tflm"
+            late = took_too_long(child.returncode)
+            kind = _NoArenaHelps if late or "Didn't find op" in child.stderr else CannotRun
+            raise kind(f"TFLite Micro cannot run the file: {'; '.join([reason, *ended])}")
+        return np.load(outputs), float(child.stdout.split()[-1]), -(-int(total[1]) // 16) * 16

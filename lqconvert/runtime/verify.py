@@ -1,0 +1,330 @@
+"""The smallest file for a target, proven in its own runtime to compute what the int8 file computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+import numpy as np
+
+from lqconvert.errors import BudgetMissed, LqError
+from lqconvert.runtime.litert import KERNELS, isolated
+from lqconvert.runtime.tflm import run_micro
+from lqconvert.tflite.c_source import operators
+from lqconvert.tflite.dead_channels import gather_inputs, gatherable, remove_dead_channels
+from lqconvert.tflite.encoding import entropy_bits
+from lqconvert.tflite.flatbuffer import read
+from lqconvert.tflite.io_types import Border, Passage
+from lqconvert.tflite.packing import INT8, Kernel, Packed, assemble, name_kernels, pack
+from lqconvert.tflite.targets import TFLM, Target
+from lqconvert.utils.compression import deflated
+
+NO_BORDER = Border()
+#: Inputs that every file is compared on, where there are as many.
+PROOF_EXAMPLES = 256
+#: TFLite Micro's portable kernels are slow: so many seconds of examples are scored in them.
+MICRO_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may take on its target: bytes of tensor arena, and its latency as a ratio to int8's."""
+
+    max_ram: int | None = None
+    max_latency: float | None = None
+
+    def __str__(self) -> str:
+        parts = [] if self.max_ram is None else [f"at most {self.max_ram:,} bytes of arena"]
+        if self.max_latency is not None:
+            parts.append(f"at most {self.max_latency:g} times as slow as int8")
+        return ", ".join(parts) or "none"
+
+
+@dataclass(frozen=True)
+class Executed:
+    """A file in its target's runtime: outputs by set of kernels, and what it took on this machine."""
+
+    outputs: dict[str, np.ndarray]
+    latency_s: float
+    arena_bytes: int | None  # None for LiteRT, which has no arena of a fixed size
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """How a kernel is stored. Bytes of the codes as int8, at their entropy, as stored, and beside them."""
+
+    layer: str
+    operator: str
+    shape: tuple[int, ...]  # as in the file: without removed channels
+    packing: str
+    int8_bytes: int
+    entropy_bytes: int
+    stored_bytes: int
+    added_bytes: int
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A file for a target, and what running it beside the plain int8 file showed."""
+
+    target: str
+    size: int
+    deflated_bytes: int
+    runtime: str  # package and version that it was proven on
+    examples: int
+    deviation: dict[str, int]  # largest difference from the int8 file's outputs, in steps, by set of kernels
+    latency_s: float
+    int8_latency_s: float
+    arena_bytes: int | None
+    int8_arena_bytes: int | None
+    int8_size: int
+    operators: list[str]
+    kernels: list[KernelRow]
+    refused: list[str]  # what computed something else, or took more than the limits
+
+
+def execute(tflite: bytes, target: Target, inputs: np.ndarray) -> Executed:
+    """Runs a file [n, ...] -> [n, ...] on a target.
+
+    Raises:
+        CannotRun: if the runtime does not run it; the message has its reason.
+    """
+    if target.name == TFLM.name:
+        micro = run_micro(tflite, inputs)
+        return Executed({"TFLite Micro": micro.outputs}, micro.latency_s, micro.arena_bytes)
+    with isolated(tflite, tuple(KERNELS)) as file:
+        return Executed(file.invoke_all(inputs), file.latency_s, None)
+
+
+def check_runs(tflite: bytes, target: Target) -> None:
+    """Raises an LqError with the target's reason where it cannot run an int8 file."""
+    graph = read(tflite).subgraphs[0]
+    shapes = [tuple(graph.tensors[index].shape[1:]) for index in graph.inputs]
+    shape = shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
+    execute(tflite, target, np.zeros((1, *shape), np.int8))
+
+
+def run(
+    tflite: bytes, target: Target, batches: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The outputs of a file on a target for batches of its inputs and labels, and the labels."""
+    if target.name == TFLM.name:  # a process for all of them
+        inputs, labels = map(np.concatenate, zip(*batches, strict=True))
+        return run_micro(tflite, inputs).outputs, labels
+    with isolated(tflite) as file:
+        outputs, labels = map(np.concatenate, zip(*((file.invoke(x), y) for x, y in batches), strict=True))
+    return outputs, labels
+
+
+def examples_in(target: Target, latency_s: float, size: int) -> int:
+    """How many of so many test examples a file is scored on: all, unless its runtime is slow."""
+    if target.name != TFLM.name:
+        return size
+    return min(size, max(PROOF_EXAMPLES, int(MICRO_SECONDS / latency_s)))
+
+
+def smallest(tflite: bytes, target: Target) -> Packed:
+    """The smallest file for a target, not run yet: for the size that codes come to."""
+    return _pack_gathered(remove_dead_channels(tflite), target, {}, True)
+
+
+def prove(
+    tflite: bytes,
+    target: Target,
+    inputs: np.ndarray,
+    layers: list[str],
+    limits: Limits,
+    border: Border = NO_BORDER,
+) -> tuple[bytes, Proven]:
+    """Packs an int8 file for a target; what does not compute the same there gives way to the next best.
+
+    The same: identical outputs in TFLite Micro and in LiteRT's XNNPACK; in LiteRT's built-in kernels, which
+    round in other ways for other shapes, at most a step off, or as far as they are from XNNPACK on the int8
+    file. (The other way round where ``target`` says that the built-in kernels are the exact ones.)
+
+    Args:
+        inputs: int8 [n, ...] to compare on.
+        layers: names of the layers of the file's kernels.
+        border: what the file is finished with; it is run within that.
+
+    Raises:
+        LqError: if the target cannot run the int8 file.
+        BudgetMissed: if no file keeps within the limits.
+    """
+    passage = Passage(border, tflite)
+    entering, inputs = passage.into(inputs[:PROOF_EXAMPLES])
+    plain = execute(tflite, target, inputs)
+    named = name_kernels(tflite, layers)
+    base, gathers, refused = remove_dead_channels(named), True, []
+    forbidden: dict[str, set[str]] = {}
+
+    def forbid(number: int, why: str) -> None:
+        layer, packing = packed.kernels[number].name, packed.packings[number]
+        forbidden.setdefault(layer, set()).add(packing)
+        refused.append(f"{packing} for '{layer}': {why}")
+
+    while True:
+        packed = _pack_gathered(base, target, forbidden, gathers)
+        try:
+            executed = _execute_beside(packed.tflite, target, inputs, plain)
+        except LqError as error:
+            culprits = [n for n, name in enumerate(packed.packings) if name != "int8"]
+            if base is not named and not _same(base, target, inputs, plain):
+                refused.append(f"removing dead channels: {error}")
+                base = named
+            elif culprits:
+                alone = [n for n in culprits if not _same(_only(packed, n), target, inputs, plain)]
+                for number in alone or culprits:
+                    forbid(number, str(error))
+            elif gathers:
+                refused.append(f"gathering inputs: {error}")
+                gathers = False
+            else:
+                raise
+            continue
+        finished = border.around(packed.tflite)
+        if border != NO_BORDER:
+            executed = _within(passage, execute(finished, target, entering))
+            _refuse_other(executed, plain, target)
+        pair = (finished, entering[:1]), (tflite, inputs[:1])
+        over = _over(pair, target, executed, plain, limits)
+        if not over:
+            break
+        number = max(range(len(packed.kernels)), key=lambda n: _load(packed, n))
+        if _load(packed, number):
+            forbid(number, over)
+        elif gathers:
+            gathers = False
+        else:
+            raise BudgetMissed(f"no file for {target.name} keeps within the limits: the leanest takes {over}")
+    proven = Proven(
+        target.name,
+        len(finished),
+        deflated(finished),
+        target.runtime,
+        len(inputs),
+        {kernels: _apart(outputs, plain.outputs[kernels]) for kernels, outputs in executed.outputs.items()},
+        executed.latency_s,
+        plain.latency_s,
+        executed.arena_bytes,
+        plain.arena_bytes,
+        len(tflite),
+        operators(finished),
+        _rows(packed),
+        refused,
+    )
+    return finished, proven
+
+
+def _pack_gathered(base: bytes, target: Target, forbidden: dict[str, set[str]], gathers: bool) -> Packed:
+    """The smallest packed file, where it may also gather the inputs that are read."""
+
+    def packed(file: bytes) -> Packed:
+        return pack(file, target.packings, forbidden, needless=target.needless)
+
+    best = packed(base)
+    gathered: list[int] = []
+    for kernel in gatherable(base) if gathers else ():
+        trial = packed(gather_inputs(base, [*gathered, kernel]))
+        if len(trial.tflite) < len(best.tflite):
+            best = trial
+            gathered.append(kernel)
+    return best
+
+
+def _apart(a: np.ndarray, b: np.ndarray) -> int:
+    """The largest difference in steps; 255 where the shapes differ."""
+    if a.shape != b.shape:
+        return 255
+    return int(np.abs(a.astype(np.int32) - b).max(initial=0))
+
+
+def _execute_beside(tflite: bytes, target: Target, inputs: np.ndarray, plain: Executed) -> Executed:
+    """Runs a file that is to stand for the int8 file, which ``plain`` is the run of.
+
+    Raises:
+        LqError: if it cannot.
+    """
+    executed = execute(tflite, target, inputs)
+    _refuse_other(executed, plain, target)
+    return executed
+
+
+def _refuse_other(executed: Executed, plain: Executed, target: Target) -> None:
+    """Raises an LqError where outputs are not the int8 file's."""
+    spread = max(_apart(outputs, plain.outputs[target.exact]) for outputs in plain.outputs.values())
+    for kernels, outputs in executed.outputs.items():
+        allowed = 0 if kernels == target.exact else max(1, spread)
+        apart = _apart(outputs, plain.outputs[kernels])
+        if apart > allowed:
+            raise LqError(f"{kernels} computes up to {apart} steps off")
+
+
+def _within(passage: Passage, executed: Executed) -> Executed:
+    """The run of a file within a border with the int8 outputs that it stands for."""
+    outputs = {kernels: passage.out_of(found) for kernels, found in executed.outputs.items()}
+    return replace(executed, outputs=outputs)
+
+
+def _same(tflite: bytes, target: Target, inputs: np.ndarray, plain: Executed) -> bool:
+    try:
+        _execute_beside(tflite, target, inputs, plain)
+    except LqError:
+        return False
+    return True
+
+
+def _only(packed: Packed, number: int) -> bytes:
+    """The file with one kernel packed as it is, and all others as int8."""
+    plain = [(INT8, kernel.codes) for kernel in packed.kernels]
+    chosen = [*plain[:number], packed.chosen[number], *plain[number + 1 :]]
+    return assemble(packed.source, packed.kernels, chosen)
+
+
+def _over(
+    pair: Sequence[tuple[bytes, np.ndarray]],
+    target: Target,
+    executed: Executed,
+    plain: Executed,
+    limits: Limits,
+) -> str:
+    """Which limit a file is over, in words; empty if none.
+
+    Args:
+        pair: the file and the int8 file, each with an input.
+    """
+    arena = executed.arena_bytes
+    if limits.max_ram is not None and arena is not None and arena > limits.max_ram:
+        return f"{arena:,} bytes of arena, {limits.max_ram:,} are allowed"
+    ratios = [executed.latency_s / plain.latency_s]
+    if limits.max_latency is None or ratios[0] <= limits.max_latency:
+        return ""
+    for _ in range(4):  # a single measurement may have been disturbed
+        again, beside = (execute(file, target, np.repeat(x, 50, 0)) for file, x in pair)
+        ratios.append(again.latency_s / beside.latency_s)
+    if median(ratios) <= limits.max_latency:
+        return ""
+    return f"{median(ratios):.2f} times int8's latency, {limits.max_latency:g} are allowed"
+
+
+def _load(packed: Packed, number: int) -> float:
+    """What unpacking a kernel whenever the model runs takes of memory and, about in proportion, of time."""
+    weights = {"int8": 0.0, "sparse": 0.0, "huffman-blocks": 2.0}
+    return packed.kernels[number].codes.size * weights.get(packed.packings[number], 1.0)
+
+
+def _rows(packed: Packed) -> list[KernelRow]:
+    def row(number: int, kernel: Kernel) -> KernelRow:
+        return KernelRow(
+            kernel.name,
+            kernel.operator,
+            kernel.codes.shape,
+            packed.packings[number],
+            kernel.codes.size,
+            round(entropy_bits(kernel.codes) / 8),
+            *packed.bytes_of(number),
+        )
+
+    return [row(number, kernel) for number, kernel in enumerate(packed.kernels)]

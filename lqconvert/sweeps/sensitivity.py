@@ -1,0 +1,87 @@
+"""Which layers mind coarse weights: the score when one layer alone is coarsened, nothing being learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from lqconvert.data.dataset import as_numpy
+from lqconvert.data.preprocessing import Preprocessing
+from lqconvert.data.sources import load_data
+from lqconvert.keras_loader.load import load_model
+from lqconvert.pipeline.prepare import input_shapes, preprocessed
+from lqconvert.quantization.calibrate import best_scale, calibrate
+from lqconvert.quantization.fold_batchnorm import fold
+from lqconvert.quantization.granularity import kernel_name
+from lqconvert.quantization.layers import QuantizedLayer, WeightQuantizer
+from lqconvert.quantization.model_outputs import joined, outputs_of, predict
+from lqconvert.quantization.rewrite import rewrite
+from lqconvert.quantization.schemes import LSQ
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The validation score with one layer's weights at ``bits`` and all others at 8.
+
+    The score is the first metric that budgets judge; ``drop`` is how many points it is under the one with
+    all at 8.
+    """
+
+    layer: str
+    weights: int
+    bits: int
+    score: float
+    drop: float
+
+
+def sensitivities(
+    model_path: str | Path,
+    data_spec: str,
+    *,
+    bits: tuple[int, ...] = (2, 3, 4),
+    preprocess: Preprocessing | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    trust_model: bool = False,
+) -> list[Sensitivity]:
+    """Coarsens one layer after the other to each width, by least squared error, without fine-tuning.
+
+    Scored on the validation split, with one scale for each output channel. The graph with simulated
+    quantization is scored, not a file: only differences between layers are of interest.
+    """
+    model = load_model(model_path, input_shape=input_shape, trust_model=trust_model)
+    data = load_data(data_spec, input_shapes(model), outputs_of(model))
+    data, preprocess = preprocessed(model, data, preprocess)
+    quantized = rewrite(model, LSQ())
+    few = data.train.batches(256, shuffle_seed=0, preprocessing=preprocess).take(4)
+    calibrate(quantized, [as_numpy(x) for _, x, _ in few])
+    validation = data.validation.batches(256, preprocessing=preprocess)
+    labels = data.validation.y
+    targets = predict(joined(fold(model)), data.validation, preprocess)
+    outputs = joined(quantized)
+    call = tf.function(lambda x: outputs(x, training=False), reduce_retracing=True)
+
+    def score() -> float:
+        reached = np.concatenate([call(x).numpy() for _, x, _ in validation])
+        return data.heads.judged_scores(reached, labels, targets)[0]
+
+    baseline, rows = score(), []
+    for layer in quantized.layers:
+        if not isinstance(layer, QuantizedLayer):
+            continue
+        kernel = getattr(layer.layer, kernel_name(layer.layer))
+        quantizer = layer.quantizers[kernel_name(layer.layer)]
+        floats, scale = kernel.numpy(), quantizer.scale.numpy()
+        for width in bits:
+            narrow = WeightQuantizer(LSQ(limit=2 ** (width - 1) - 1), quantizer.kept_axes)
+            coarse = best_scale(narrow, floats)
+            # Values on the coarse grid pass the 8-bit quantizer of the same scale unchanged.
+            kernel.assign(narrow.codes(floats, coarse) * coarse)
+            quantizer.set_scale(coarse)
+            reached = score()
+            rows.append(Sensitivity(layer.name, floats.size, width, reached, 100 * (baseline - reached)))
+        kernel.assign(floats)
+        quantizer.set_scale(scale)
+    return rows

@@ -1,0 +1,256 @@
+"""Schemes x granularities x penalties from one float model: a study that Optuna keeps, and its figures."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from lqconvert.errors import LqError
+from lqconvert.exporting.codes import load_kernels
+from lqconvert.quantization.granularity import GRANULARITIES
+from lqconvert.quantization.schemes import SCHEMES
+from lqconvert.utils.output_files import make_folders, refuse_links, write_all
+from lqconvert.utils.text import csv_cell
+
+#: A run whose process has not been heard of for this long (in seconds) counts as dead and is repeated.
+GRACE = 120
+#: The end of a SQLite journal that names another file, which SQLite removes: of transactions over several.
+JOURNAL_OF_SEVERAL = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One setting and what its exported file measured.
+
+    ``penalty`` is a factor on the scheme's own; ``integers`` counts the different codes of all kernels.
+    """
+
+    scheme: str
+    granularity: str
+    penalty: float
+    integers: int
+    bytes: int
+    deflated_bytes: int
+    validation_score: float
+    test_score: float
+    minutes: float
+
+    @property
+    def name(self) -> str:
+        """What its files in the folder are called."""
+        return _name(self.scheme, self.granularity, self.penalty)
+
+
+def _name(scheme: str, granularity: str, penalty: float) -> str:
+    return f"{scheme}_{granularity}_{penalty:g}"
+
+
+def sweep(
+    model_path: str | Path,
+    data_spec: str,
+    folder: str | Path,
+    *,
+    schemes: Sequence[str],
+    granularities: Sequence[str],
+    penalties: Sequence[float],
+    storage: str | None = None,
+    done: Callable[[Run], None] = lambda _: None,
+    so_far: Callable[[list[Run]], object] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+    **settings: Any,
+) -> list[Run]:
+    """Quantizes a model under every combination of settings; goes on where an earlier sweep stopped.
+
+    Args:
+        model_path, data_spec: see :func:`lqconvert.quantize`.
+        folder: gets the files of every run, ``sweep.csv`` of all that are done, and by default the study.
+        penalties: factors on each scheme's own penalty (its gamma, or its threshold).
+        storage: an Optuna storage URL, for several machines that share one study; otherwise a SQLite
+            file in the folder. They share the folder, too.
+        done, so_far: called after every run with it, and with all of this grid that are done, in its order.
+        say: called with a line about each run that came to nothing; the next sweep tries it again.
+        settings: for :func:`lqconvert.quantize`.
+
+    Returns:
+        The runs of this grid that came to a file, in its order.
+
+    Raises:
+        LqError: where Optuna is missing, or no run came to a file: what :func:`lqconvert.quantize` raised.
+        KeyboardInterrupt: the run that was interrupted is repeated next time.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise LqError("a sweep needs Optuna: pip install 'lqconvert[sweep]'") from error
+    from optuna.trial import TrialState
+
+    folder = Path(folder)
+    make_folders([folder / "sweep.csv"])
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    named = {name: value for name, value in settings.items() if name != "trust_model"}  # changes no result
+    given = ", ".join(f"{name} {value}" for name, value in sorted(named.items()) if value is not None)
+    model, data = (f"{Path(path).name}{_checksum(Path(path))}" for path in (model_path, data_spec))
+    # So that two processes neither make the same tables at once nor take the same run.
+    lock = FileLock(folder / ".study.lock")
+    database = folder / "study.db"
+    if storage is None:
+        _refuse_foreign(database)
+    refuse_links(folder / ".study.lock")
+    with lock:
+        study = optuna.create_study(
+            study_name=f"{model} on {data}, {given}",
+            storage=optuna.storages.RDBStorage(
+                storage or f"sqlite:///{database}",
+                heartbeat_interval=GRACE // 4,
+                grace_period=GRACE,
+            ),
+            directions=["maximize", "minimize"],
+            load_if_exists=True,
+        )
+    failed: dict[str, LqError] = {}
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        lock.release()  # it is known to be under way from here on
+        scheme = trial.suggest_categorical("scheme", list(SCHEMES))
+        granularity = trial.suggest_categorical("granularity", GRANULARITIES)
+        penalty = trial.suggest_float("penalty", 1e-9, 1e9, log=True)
+        try:
+            run = _run(model_path, data_spec, folder, scheme, granularity, penalty, settings)
+        except LqError as error:
+            name = _name(scheme, granularity, penalty)
+            failed[name] = error
+            say(f"{name}: {error}")
+            raise
+        trial.set_user_attr("run", dataclasses.asdict(run))
+        trial.set_user_attr("file", _checksum(folder / f"{run.name}.tflite"))
+        done(run)
+        return run.validation_score, run.deflated_bytes
+
+    names = ("scheme", "granularity", "penalty")
+    grid: list[dict[str, Any]] = [
+        dict(zip(names, values, strict=True))
+        for values in itertools.product(schemes, granularities, penalties)
+    ]
+
+    def settings_of(state: TrialState) -> list[dict[str, Any]]:
+        trials = study.get_trials(deepcopy=False, states=(state,))
+        # All that a trial is of, where its parameters come one after the other.
+        return [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
+
+    def complete() -> list[optuna.trial.FrozenTrial]:
+        """The trials whose files are still there, and not those of a sweep with other settings."""
+        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        files = [_checksum(folder / f"{_name(**trial.params)}.tflite") for trial in trials]
+        return [each for each, file in zip(trials, files, strict=True) if file == each.user_attrs["file"]]
+
+    def table() -> list[Run]:
+        """The runs of this grid that came to a file, in its order, once they are in the table."""
+        by_setting = {_name(**trial.params): Run(**trial.user_attrs["run"]) for trial in complete()}
+        runs = [by_setting[_name(**setting)] for setting in grid if _name(**setting) in by_setting]
+        if runs:
+            write_csv(folder / "sweep.csv", runs)
+        return runs
+
+    while True:
+        with lock:
+            optuna.storages.fail_stale_trials(study)
+            running = settings_of(TrialState.RUNNING)  # before those that are done: a run may end meanwhile
+            made = [trial.params for trial in complete()]
+            left = [setting for setting in grid if setting not in made and _name(**setting) not in failed]
+            if not left:
+                break
+            free = [setting for setting in left if setting not in running]
+            if free:
+                if not settings_of(TrialState.WAITING):
+                    study.enqueue_trial(free[0])
+                study.optimize(objective, n_trials=1, catch=(LqError,))
+                with lock:
+                    runs = table()
+                if runs:
+                    so_far(runs)
+                continue
+        time.sleep(5)  # another process is at the last ones, or died at them
+    with lock:
+        runs = table()
+    if not runs:
+        raise next(iter(failed.values()))
+    return runs
+
+
+def _refuse_foreign(database: Path) -> None:
+    """Fails where SQLite would write to, or remove, what is not the study's."""
+    journal = database.with_name(f"{database.name}-journal")
+    refuse_links(database, journal, *(database.with_name(f"{database.name}-{end}") for end in ("wal", "shm")))
+    try:
+        with journal.open("rb") as file:
+            file.seek(max(0, journal.stat().st_size - len(JOURNAL_OF_SEVERAL)))
+            several = file.read() == JOURNAL_OF_SEVERAL
+    except OSError:
+        return
+    if several:
+        raise LqError(f"{journal}: names other files, and no sweep wrote it; remove it and {database.name}")
+
+
+def _checksum(path: Path) -> str:
+    """Of the content of a file, to tell one of the same name; nothing for a folder or what is no file."""
+    if not path.is_file():
+        return ""
+    checksum = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            checksum = zlib.crc32(part, checksum)
+    return f" {checksum:08x}"
+
+
+def _run(
+    model_path: str | Path,
+    data_spec: str,
+    folder: Path,
+    scheme_name: str,
+    granularity: str,
+    penalty: float,
+    settings: dict[str, Any],
+) -> Run:
+    from lqconvert.pipeline.quantize import quantize
+
+    scheme = SCHEMES[scheme_name]().scaled(penalty)
+    output = folder / f"{_name(scheme_name, granularity, penalty)}.tflite"
+    start = time.monotonic()
+    report = quantize(model_path, data_spec, output, scheme=scheme, granularity=granularity, **settings)
+    if not report.finished:
+        raise KeyboardInterrupt
+    kernels = load_kernels(output.with_suffix(".codes.npz"))
+    return Run(
+        scheme_name,
+        granularity,
+        penalty,
+        len(np.unique(np.concatenate([kernel.ravel() for kernel in kernels.values()]))),
+        report.files[0].proven.size,
+        report.int8.deflated_bytes,
+        report.best.score,
+        report.int8.score,
+        round((time.monotonic() - start) / 60, 2),
+    )
+
+
+def write_csv(path: Path, rows: Sequence[Any]) -> None:
+    """Writes data classes of one kind as a table with a header."""
+
+    def write(part: Path) -> None:
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(rows[0])])
+            writer.writeheader()
+            for row in rows:
+                writer.writerow({name: csv_cell(value) for name, value in dataclasses.asdict(row).items()})
+
+    write_all({path: write})

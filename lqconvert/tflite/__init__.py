@@ -1,0 +1,1 @@
+""".tflite files: reading, rewriting and packing them, without any runtime."""

@@ -1,0 +1,134 @@
+"""A .tflite as C++ sources for a microcontroller: the bytes, and what the program around them has to know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lqconvert.errors import LqError
+from lqconvert.tflite.flatbuffer import operator_name, read
+from lqconvert.tflite.interface import Interface
+from lqconvert.tflite.packing import DECODE
+from lqconvert.utils.text import MOST_OF_A_NAME, c_comment, c_identifier, c_include, printable
+
+#: Names that MicroMutableOpResolver spells otherwise than the schema's words, capitalized.
+_ADDERS = {
+    "CONV_2D": "Conv2D",
+    "DEPTHWISE_CONV_2D": "DepthwiseConv2D",
+    "MAX_POOL_2D": "MaxPool2D",
+    "AVERAGE_POOL_2D": "AveragePool2D",
+    "BATCH_MATMUL": "BatchMatMul",
+    "CUMSUM": "CumSum",
+    "L2_POOL_2D": "L2Pool2D",
+    "PADV2": "PadV2",
+}
+
+
+def operators(tflite: bytes) -> list[str]:
+    """The operators that a file uses, by their names in the schema; custom ones by their own."""
+    flat = read(tflite)
+    names = set()
+    for operator in flat.subgraphs[0].operators:
+        name = operator_name(flat, operator)
+        custom = flat.operatorCodes[operator.opcodeIndex].customCode
+        names.add(name if name != "CUSTOM" else printable(custom or "", MOST_OF_A_NAME))
+    return sorted(names)
+
+
+def resolver_lines(names: list[str]) -> list[str]:
+    """The C++ lines that make a MicroMutableOpResolver for these operators."""
+
+    def adder(name: str) -> str:
+        if name == DECODE:
+            return "Decode"
+        return _ADDERS.get(name) or c_identifier("".join(word.capitalize() for word in name.split("_")))
+
+    return [
+        f"tflite::MicroMutableOpResolver<{len(names)}> resolver;",
+        *(f"resolver.Add{adder(name)}();" for name in names),
+    ]
+
+
+def with_margin(arena_bytes: int) -> int:
+    """A tenth more than was measured, in whole 16 bytes.
+
+    >>> with_margin(6688)
+    7360
+    """
+    return -(-arena_bytes * 11 // 160) * 16
+
+
+def _ports(symbol: str, side: str, details: list[dict[str, Any]]) -> list[str]:
+    """The lines on the inputs or outputs: numbered as by the interpreter, where there are several."""
+    lines = []
+    for number, detail in enumerate(details):
+        name = side if len(details) == 1 else f"{side}_{number}"
+        scale, zero = detail["quantization"]
+        what = f"{np.dtype(detail['dtype']).name} {'x'.join(str(n) for n in detail['shape'])}"
+        if len(details) > 1:
+            what += f" {c_comment(detail['name'])}"
+        if not scale:
+            lines.append(f"// {name}: {what}, as it is")
+            continue
+        lines.append(f"// {name}: {what}, real value = ({name} - zero_point) * scale")
+        lines.append(f"constexpr float g_{symbol}_{name}_scale = {float(scale)!r}f;")
+        lines.append(f"constexpr int g_{symbol}_{name}_zero_point = {int(zero)};")
+    return lines
+
+
+def including(header: Path) -> str:
+    """The line that includes a header.
+
+    Raises:
+        LqError: if no source can include a file of such a name.
+    """
+    try:
+        return c_include(header.name)
+    except ValueError as error:
+        raise LqError(f"{header}: no C++ source can include a file of this name; give -o another") from error
+
+
+def c_sources(
+    tflite: bytes, path: Path, arena_bytes: int | None, front_code: dict[str, str] | None = None
+) -> dict[Path, str]:
+    """The .cc and the .h of a file, to be written beside it.
+
+    Args:
+        path: of the .tflite; the sources are named after it, and so are their symbols.
+        arena_bytes: measured on a 64-bit host, whose pointers are twice as long as a microcontroller's.
+        front_code: what the program has to do with the input (see :mod:`lqconvert.feeding`).
+
+    Raises:
+        LqError: if no source can include a file of such a name.
+    """
+    symbol, header = c_identifier(path.stem), path.with_suffix(".h")
+    lines = [
+        f"// {c_comment(path.name)}: an int8 model for TensorFlow Lite Micro, made by lqconvert.",
+        "#pragma once",
+        "",
+    ]
+    headers = ["<cstddef>", "<cstdint>"] if front_code is None else ["<cstddef>", "<cstdint>", "<math.h>"]
+    lines += [*(f"#include {header}" for header in headers), ""]
+    lines += [
+        f"extern const unsigned char g_{symbol}[];",
+        f"constexpr size_t g_{symbol}_len = {len(tflite)};",
+    ]
+    if arena_bytes is not None:
+        lines.append(
+            f"// Of the tensor arena: {arena_bytes} measured on a 64-bit computer, and a tenth more."
+        )
+        lines.append(f"constexpr size_t g_{symbol}_arena_bytes = {with_margin(arena_bytes)};")
+    interface = Interface.of(tflite)
+    lines += _ports(symbol, "input", interface.inputs) + _ports(symbol, "output", interface.outputs)
+    if front_code is not None:
+        body = front_code["c"].splitlines()
+        lines += ["", f"namespace g_{symbol}_columns {{", "", *body, "", "}  // namespace"]
+    lines += ["", "// The operators that the model uses:"]
+    lines += [f"//   {line}" for line in resolver_lines(operators(tflite))]
+    rows = np.frombuffer(tflite, np.uint8)
+    body = [", ".join(f"0x{byte:02x}" for byte in rows[i : i + 12]) for i in range(0, len(rows), 12)]
+    source = [including(header), "", f"alignas(16) const unsigned char g_{symbol}[] = {{"]
+    source += [f"    {row}," for row in body] + ["};"]
+    return {header: "\n".join(lines) + "\n", path.with_suffix(".cc"): "\n".join(source) + "\n"}

@@ -1,0 +1,159 @@
+"""The inputs and outputs of a .tflite file, and what real values are in them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lqconvert.errors import LqError
+from lqconvert.tflite.flatbuffer import DTYPES, read, text_of
+
+#: Values of an input or output of a file for TFLite Micro, which is read before it is run.
+LARGEST_INPUT = 1 << 24
+
+
+class Interface:
+    """The inputs and outputs of a .tflite file, and what real values are in them.
+
+    Where a file has several inputs or outputs, an example is all of them, flattened, one behind the other.
+
+    Attributes:
+        inputs, outputs: of each its name, shape (with the batch axis), dtype and quantization (scale, zero
+            point; scale 0 where the values are no codes), as LiteRT's interpreter tells them.
+    """
+
+    def __init__(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        self.inputs, self.outputs = inputs, outputs
+
+    @classmethod
+    def of(cls, tflite: bytes) -> Interface:
+        """That of a file which LiteRT may not run: one for TFLite Micro.
+
+        Raises:
+            LqError: if the file is damaged.
+        """
+        graph = read(tflite).subgraphs[0]
+        return cls(*([_detail(graph.tensors[i]) for i in side] for side in (graph.inputs, graph.outputs)))
+
+    @property
+    def example_shape(self) -> tuple[int, ...]:
+        """The shape of an example as :meth:`invoke` takes it."""
+        shapes = [tuple(int(n) for n in detail["shape"][1:]) for detail in self.inputs]
+        return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The inputs' names and shapes, without the batch axis."""
+        return {d["name"]: tuple(int(n) for n in d["shape"][1:]) for d in self.inputs}
+
+    @property
+    def input_types(self) -> dict[str, str]:
+        """The inputs' names and types: "int8", "int32", ..."""
+        return {d["name"]: np.dtype(d["dtype"]).name for d in self.inputs}
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of what an example gives; of several outputs all values together."""
+        shapes = [tuple(int(n) for n in detail["shape"][1:]) for detail in self.outputs]
+        return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
+
+    @property
+    def output_units(self) -> int:
+        """The last axis of that."""
+        return self.output_shape[-1] if self.output_shape else 1
+
+    @property
+    def quantizations(self) -> tuple[dict[str, tuple[float, int]], dict[str, tuple[float, int]]]:
+        """(scale, zero point) of the inputs and of the outputs, by name; (0, 0) of what is not quantized."""
+        inputs, outputs = (
+            {d["name"]: (float(d["quantization"][0]), int(d["quantization"][1])) for d in side}
+            for side in (self.inputs, self.outputs)
+        )
+        return inputs, outputs
+
+    @property
+    def output_steps(self) -> np.ndarray:
+        """The scale of the output; of several outputs that of each value of an example."""
+        scales = [detail["quantization"][0] for detail in self.outputs]
+        if len(scales) == 1:
+            return np.array(scales[0], np.float32)
+        return np.repeat(scales, [int(np.prod(detail["shape"][1:])) for detail in self.outputs])
+
+    def random_examples(self, count: int) -> np.ndarray:
+        """Inputs as :meth:`Runner.invoke` takes them: any codes or values in 0..1, and 0 or 1 for indices."""
+        rng = np.random.default_rng(0)
+        shapes = [(count, *(int(n) for n in detail["shape"][1:])) for detail in self.inputs]
+        pairs = zip(shapes, self.inputs, strict=True)
+        return together([_random(rng, shape, detail) for shape, detail in pairs])
+
+    def quantize(self, x: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        """Real inputs [n, ...] (of each input, where there are several) as the file takes them."""
+        return coded([x] if len(self.inputs) == 1 else x, self.inputs)  # type: ignore[list-item,arg-type]
+
+    def dequantize(self, y: np.ndarray) -> np.ndarray:
+        """Outputs of the file as float32, in the same shape."""
+        return together(real(y, self.outputs))
+
+
+def split(examples: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Examples [n, total] as the tensors [n, ...] that they hold; the shapes have a batch axis in front."""
+    if len(shapes) == 1:
+        return [examples]
+    ends = np.cumsum([int(np.prod(shape[1:])) for shape in shapes])
+    parts = np.split(examples.reshape(len(examples), -1), ends[:-1], axis=1)
+    return [part.reshape(len(examples), *shape[1:]) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def coded(parts: Sequence[np.ndarray], details: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Examples with the codes of real values [n, ...] of each input, or output, in one array."""
+    return together([_quantized(part, detail) for part, detail in zip(parts, details, strict=True)])
+
+
+def real(examples: np.ndarray, details: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+    """The real values (float32 [n, ...]) of each input, or output, that examples have the codes of."""
+    parts = split(examples, [detail["shape"] for detail in details])
+    return [_dequantized(part, detail) for part, detail in zip(parts, details, strict=True)]
+
+
+def together(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Of one input or output as it is; of several flat, one behind the other."""
+    return parts[0] if len(parts) == 1 else np.concatenate([x.reshape(len(x), -1) for x in parts], axis=1)
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...], detail: dict[str, Any]) -> np.ndarray:
+    dtype = detail["dtype"]
+    if dtype in (np.int8, np.uint8) or (dtype == np.int16 and detail["quantization"][0]):
+        limits = np.iinfo(dtype)
+        return rng.integers(limits.min, limits.max + 1, shape).astype(dtype)
+    return rng.random(shape, np.float32) if dtype == np.float32 else rng.integers(0, 2, shape).astype(dtype)
+
+
+def _detail(tensor: Any) -> dict[str, Any]:
+    """A tensor of the schema as LiteRT's interpreter tells of one."""
+    name = text_of(tensor.name)
+    quantization, scale = tensor.quantization, (0.0, 0)
+    if quantization is not None and quantization.scale is not None and len(quantization.scale) == 1:
+        points = quantization.zeroPoint
+        scale = float(quantization.scale[0]), 0 if points is None else int(points[0])
+    shape = np.asarray([] if tensor.shape is None else tensor.shape, np.int32)
+    if math.prod(map(int, shape)) > LARGEST_INPUT:
+        raise LqError(f"input or output '{name}' has more than {LARGEST_INPUT:,} values")
+    if tensor.type not in DTYPES:
+        raise LqError(f"input or output '{name}' is of a type that no model here has")
+    return {"name": name, "shape": shape, "dtype": DTYPES[tensor.type], "quantization": scale}
+
+
+def _quantized(x: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    scale, zero_point = detail["quantization"]
+    if not scale:  # float, or indices
+        return x.astype(detail["dtype"])
+    limits = np.iinfo(detail["dtype"])
+    return np.clip(np.round(x / scale) + zero_point, limits.min, limits.max).astype(detail["dtype"])
+
+
+def _dequantized(y: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    scale, zero_point = detail["quantization"]
+    return (y.astype(np.float32) - zero_point) * scale if scale else y.astype(np.float32)

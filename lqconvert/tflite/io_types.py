@@ -1,0 +1,144 @@
+"""The types of a file's inputs and outputs: what stands at the border of an int8 file to make them others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from lqconvert.data.preprocessing import Front
+from lqconvert.errors import LqError
+from lqconvert.tflite.flatbuffer import add_constant, add_tensor, new_operator, read, write
+from lqconvert.tflite.interface import Interface, coded, real
+
+#: The types that inputs and outputs of real values can have.
+TYPES = {
+    "int8": schema.TensorType.INT8,
+    "uint8": schema.TensorType.UINT8,
+    "int16": schema.TensorType.INT16,
+    "float32": schema.TensorType.FLOAT32,
+}
+#: An int8 step is so many of an int16 border's: then all int8 codes have exact ones there, at zero point 0.
+INT16_STEPS = 128
+#: What float32 may be off, as a share of an int8 step.
+FLOAT_NOISE = 1e-3
+
+
+@dataclass(frozen=True)
+class Border:
+    """Gives a finished int8 file inputs and outputs of another type; indices stay.
+
+    Args:
+        io: one of TYPES.
+        front: what a float32 input passes before it is quantized, where the model begins behind that.
+    """
+
+    io: str = "int8"
+    front: Front | None = None
+
+    def __post_init__(self) -> None:
+        if self.io not in TYPES:
+            raise LqError(f"io '{self.io}': is none of {', '.join(TYPES)}")
+
+    def around(self, tflite: bytes) -> bytes:
+        """The file within this border, its inputs and outputs under the names that they had."""
+        if self.io == "int8":
+            return tflite
+        flat = read(tflite)
+        graph = flat.subgraphs[0]
+        for side in ("inputs", "outputs"):
+            indices = [int(index) for index in getattr(graph, side)]
+            moved = {index: index for index in indices}
+            for index in moved:
+                if graph.tensors[index].type == schema.TensorType.INT8:
+                    moved[index] = self._passed(flat, index, inward=side == "inputs")
+            setattr(graph, side, np.array([moved[index] for index in indices], np.int32))
+            for signature in flat.signatureDefs or []:
+                for entry in getattr(signature, side):
+                    entry.tensorIndex = moved.get(entry.tensorIndex, entry.tensorIndex)
+        return write(flat)
+
+    def _passed(self, flat: Any, inner: int, *, inward: bool) -> int:
+        """Puts operators between an int8 input or output and a new tensor outside of it, which it returns."""
+        graph = flat.subgraphs[0]
+        tensor = graph.tensors[inner]
+        shape = tuple(int(n) for n in tensor.shape)
+        outer = add_tensor(flat, TYPES[self.io], shape, self._quantization(tensor.quantization))
+        graph.tensors[outer].name, tensor.name = tensor.name, None
+        if not inward:
+            name = "DEQUANTIZE" if self.io == "float32" else "QUANTIZE"
+            graph.operators.append(new_operator(flat, name, [inner], [outer]))
+            return outer
+        operators, last = [], outer
+        if self.front is not None:
+            center, factor = self.front.arrays
+            for name, constant, options in (
+                ("SUB", center, schema.SubOptionsT()),
+                ("MUL", factor, schema.MulOptionsT()),
+            ):
+                result = add_tensor(flat, schema.TensorType.FLOAT32, shape)
+                operands = [last, add_constant(flat, constant)]
+                operators.append(new_operator(flat, name, operands, [result], options))
+                last = result
+        graph.operators[:0] = [*operators, new_operator(flat, "QUANTIZE", [last], [inner])]
+        return outer
+
+    def _quantization(self, inner: Any) -> Any | None:
+        """Of a tensor outside of an int8 tensor of this one."""
+        if self.io == "float32":
+            return None
+        quantization = schema.QuantizationParametersT()
+        if self.io == "uint8":
+            scale, zero_point = np.float32(inner.scale[0]), int(inner.zeroPoint[0]) + 128
+        else:
+            scale, zero_point = np.float32(inner.scale[0] / INT16_STEPS), 0
+        quantization.scale, quantization.zeroPoint = np.array([scale]), np.array([zero_point], np.int64)
+        return quantization
+
+
+def border_of(front: Front | None, io: str | None = None) -> Border:
+    """The border of a model behind a front: float32 by default, with the front in it; else int8."""
+    io = io or ("int8" if front is None else "float32")
+    return Border(io, front if io == "float32" else None)
+
+
+class Passage:
+    """What examples are inside and outside of a file's border.
+
+    Attributes:
+        inner, outer: the inputs and outputs of the int8 file, and of that within the border.
+    """
+
+    def __init__(self, border: Border, tflite: bytes) -> None:
+        self.border = border
+        self.inner, self.outer = Interface.of(tflite), Interface.of(border.around(tflite))
+
+    def into(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs [n, ...] of the file within the border, near int8 ones, and the int8 ones they come to."""
+        if self.border.io == "int8":
+            return codes, codes
+        front, parts = self.border.front, real(codes, self.inner.inputs)
+        outside = coded(parts if front is None else [front.undone(parts[0])], self.outer.inputs)
+        parts = real(outside, self.outer.inputs)
+        return outside, coded(parts if front is None else [front(parts[0])], self.inner.inputs)
+
+    def out_of(self, outputs: np.ndarray) -> np.ndarray:
+        """The int8 outputs [n, ...] that come to those of the file within the border.
+
+        Raises:
+            LqError: if none come to them, to a step of the border.
+        """
+        if self.border.io == "int8":
+            return outputs
+        parts = real(outputs, self.outer.outputs)
+        codes = coded(parts, self.inner.outputs)
+        exact = real(codes, self.inner.outputs)
+        for part, same, inner, outer in zip(
+            parts, exact, self.inner.outputs, self.outer.outputs, strict=True
+        ):
+            step = outer["quantization"][0] or FLOAT_NOISE * inner["quantization"][0]
+            if np.abs(part - same).max(initial=0) > 1.001 * step:
+                raise LqError(f"its {self.border.io} outputs are none of int8's")
+        return codes

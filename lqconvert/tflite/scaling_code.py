@@ -1,0 +1,73 @@
+"""Code for programs around a file that leaves the scaling of its input's columns to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lqconvert.data.preprocessing import Front
+from lqconvert.tflite.interface import Interface
+from lqconvert.tflite.io_types import Border
+
+_KOTLIN = {"int8": "Byte", "uint8": "Byte", "int16": "Short"}
+
+_C = """\
+static const float center[] = {{{center}}};
+static const float codes_per_unit[] = {{{rate}}};
+
+// What the model takes for a value in a column of its input.
+static inline {kind}_t input_code(float x, int column) {{
+  const float code = roundf((x - center[column]) * codes_per_unit[column]) + ({zero_point});
+  return ({kind}_t)(code < {low} ? {low} : code > {high} ? {high} : code);
+}}
+"""
+_PYTHON = """\
+center = np.array([{center}], np.float32)
+codes_per_unit = np.array([{rate}], np.float32)
+
+def input_codes(x):  # float32 [..., columns]
+    codes = np.round((x - center) * codes_per_unit) + ({zero_point})
+    return np.clip(codes, {low}, {high}).astype(np.{kind})
+"""
+_KOTLIN_CODE = """\
+val center = floatArrayOf({center_f})
+val codesPerUnit = floatArrayOf({rate_f})
+
+// What the model takes for a value in a column of its input.
+fun inputCode(x: Float, column: Int): {kotlin} =
+    (Math.round((x - center[column]) * codesPerUnit[column]) + ({zero_point}))
+        .coerceIn({low}, {high}).to{kotlin}()
+"""
+_TEMPLATES = {"c": _C, "python": _PYTHON, "kotlin": _KOTLIN_CODE}
+
+
+def left_out(front: Front | None, border: Border, tflite: bytes) -> dict[str, str] | None:
+    """The code in "c", "python" and "kotlin" for a front that an int8 file has not within its border."""
+    if front is None or border.front is not None:
+        return None
+    (detail,) = Interface.of(border.around(tflite)).inputs
+    return {language: front_code(front, detail, language) for language in _TEMPLATES}
+
+
+def front_code(front: Front, detail: dict[str, Any], language: str) -> str:
+    """A function from real values in columns to the codes of an input, as its interface tells of that."""
+    scale, zero_point = detail["quantization"]
+    limits, kind = np.iinfo(detail["dtype"]), np.dtype(detail["dtype"]).name
+    center, factor = front.arrays
+    numbers = {"center": center, "rate": factor / np.float32(scale)}
+    texts = {
+        f"{name}{mark}": ", ".join(f"{_text(number)}{mark[1:]}" for number in values)
+        for name, values in numbers.items()
+        for mark in ("", "_f")
+    }
+    if language == "c":
+        texts |= {name: texts[f"{name}_f"] for name in numbers}
+    return _TEMPLATES[language].format(
+        **texts, zero_point=zero_point, low=limits.min, high=limits.max, kind=kind, kotlin=_KOTLIN[kind]
+    )
+
+
+def _text(number: np.float32) -> str:
+    """A float32 in digits that give it back, with a point or an exponent."""
+    return repr(float(str(number)))

@@ -1,0 +1,75 @@
+"""The runtimes that files are made for, and what each executes, as measured."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass, replace
+
+from lqconvert.errors import LqError
+from lqconvert.tflite.flatbuffer import Needless
+from lqconvert.tflite.packing import Huffman, HuffmanBlocks, Lut, Narrow, Packing, Pruning, Sparse
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime.
+
+    Args:
+        packings: how it can store a kernel besides int8.
+        package: the Python package whose interpreter stands for it.
+        needless: what its files can do without.
+        exact: the set of its kernels in which files have to compute what int8 does, to the bit.
+    """
+
+    name: str
+    package: str
+    packings: tuple[Packing, ...]
+    needless: Needless = Needless()  # noqa: RUF009
+    exact: str = "XNNPACK"
+
+    @property
+    def runtime(self) -> str:
+        """The interpreter's package and version."""
+        return f"{self.package} {importlib.metadata.version(self.package)}"
+
+    def check_installed(self) -> None:
+        """Raises an LqError where the interpreter that stands for the runtime is missing."""
+        try:
+            importlib.metadata.version(self.package)
+        except importlib.metadata.PackageNotFoundError as error:
+            what = f"target {self.name} needs {self.package} to prove its files in"
+            raise LqError(f"{what}: pip install {self.package} (x86-64 Linux)") from error
+
+
+#: INT4 convolutions are not among them: XNNPACK takes four to seven times as long for them as for int8.
+#: XNNPACK takes INT2 with a scale for each channel only.
+INT2 = Narrow(bits=2, per_tensor=False)
+LITERT = Target("litert", "ai-edge-litert", (Sparse(), Narrow(bits=4), INT2))
+TFLM = Target(
+    "tflm",
+    "tflite-micro",
+    (
+        # Of FULLY_CONNECTED kernels only those with one scale.
+        Narrow(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), 4, ("CONV_2D", "DEPTHWISE_CONV_2D")),
+        *(Lut(), Huffman(), Pruning(), HuffmanBlocks()),
+    ),
+    Needless(bias_scales=True),
+    exact="TFLite Micro",
+)
+TARGETS = {target.name: target for target in (LITERT, TFLM)}
+
+
+def target(name: str, *, int4_convolutions: bool = False, strip_all: bool = False) -> Target:
+    """A target by name.
+
+    Args:
+        int4_convolutions: for LiteRT, where size counts more than time, and a step of rounding in XNNPACK
+            that is not int8's is no matter.
+        strip_all: drop the signature and the names of inputs and outputs, too.
+    """
+    chosen = TARGETS[name]
+    chosen = replace(chosen, needless=replace(chosen.needless, signature=strip_all))
+    if int4_convolutions and name == LITERT.name:
+        narrow = Narrow(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), 4)
+        chosen = replace(chosen, packings=(Sparse(), narrow, INT2), exact="built-in")
+    return chosen

@@ -1,0 +1,1 @@
+"""Fine-tuning within a budget."""

@@ -1,0 +1,116 @@
+"""What a run has learned so far, in a file: a run that died goes on from there as if nothing had happened."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from lqconvert.errors import LqError
+from lqconvert.training.budget import Point
+from lqconvert.utils.npz import load_npz
+from lqconvert.utils.output_files import UNFINISHED, refuse_links, write_all
+
+
+@dataclass
+class Checkpoint:
+    """The state of fine-tuning between two steps; all else follows from the settings.
+
+    Random choices depend on the seed and the step alone, and steering on the points, so that neither has a
+    state of its own.
+    """
+
+    step: int
+    variables: list[np.ndarray]  # the model's
+    optimizer: list[np.ndarray]
+    best_variables: list[np.ndarray]  # the model's at the best point
+    points: list[Point]
+    best: int  # place in ``points``
+    overheads: list[tuple[float, float]]  # at each point of independent codes: bytes, packed bytes over them
+    rollbacks: int
+    cycle: int  # its steps
+    larger_variables: list[np.ndarray] = field(default_factory=list)  # of the smallest look over a size
+
+    ARRAYS = ("variables", "optimizer", "best_variables", "larger_variables")
+
+    def save(self, path: Path, settings: dict[str, Any]) -> None:
+        """Writes the file, or leaves an older one as it is.
+
+        Args:
+            settings: of the run; :meth:`load` refuses a file of others.
+
+        Raises:
+            LqError: if it cannot be written.
+        """
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in self.ARRAYS}
+        plain["points"] = [dataclasses.asdict(point) for point in self.points]
+        text = json.dumps({"settings": settings, **plain})
+        arrays = {f"{kind}/{n}": value for kind in self.ARRAYS for n, value in enumerate(getattr(self, kind))}
+
+        def write(part: Path) -> None:
+            with part.open("wb") as file:
+                np.savez(file, state=np.frombuffer(text.encode(), np.uint8), **arrays)
+
+        write_all({path: write})
+
+    @classmethod
+    def load(cls, path: Path, settings: dict[str, Any]) -> Checkpoint:
+        """Reads what :meth:`save` wrote under the same settings.
+
+        Raises:
+            LqError: if the file is of another run, or of none.
+        """
+        try:
+            arrays = load_npz(path)
+            plain = json.loads(arrays.pop("state").tobytes())
+            written = plain.pop("settings")
+            for kind in cls.ARRAYS:
+                count = sum(name.startswith(f"{kind}/") for name in arrays)
+                plain[kind] = [arrays[f"{kind}/{n}"] for n in range(count)]
+            plain["points"] = [Point.of_json(point) for point in plain["points"]]
+            checkpoint = cls(**plain)
+        except LqError as error:
+            raise LqError(f"{error}; leave out --resume") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise LqError(f"{path}: no checkpoint of lqconvert; leave out --resume") from error
+        # As JSON has it, where a tuple is a list.
+        now = json.loads(json.dumps(settings))
+        for name in (*written, *now):
+            if written.get(name) != now.get(name):
+                what = f"{name.replace('_', ' ')} was {written.get(name)} and is {now.get(name)}"
+                raise LqError(f"{path}: of another run ({what}); give its options, or leave out --resume")
+        return checkpoint
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Keeps other runs from making the same file meanwhile.
+
+    Raises:
+        LqError: if another run does so, or the lock cannot be made.
+    """
+    path = output.with_name(f".{output.name}.lock")
+    refuse_links(path)  # nor does filelock follow one
+    if path.exists() and not path.is_file():
+        raise LqError(f"{path}: is no file, and a lock is to be; remove it, or give another name")
+    try:
+        with FileLock(path, timeout=0):
+            UNFINISHED.add(path)
+            try:
+                yield
+            finally:
+                UNFINISHED.discard(path)
+                path.unlink(missing_ok=True)
+    except Timeout as error:
+        raise LqError(f"{output}: another run is making it; wait for that, or give another name") from error
+    except PermissionError as error:
+        if Path(str(error.filename)) != path:
+            raise
+        raise LqError(f"{path}: left by a run of another user; remove it, or give another name") from error

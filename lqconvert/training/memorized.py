@@ -1,0 +1,78 @@
+"""Models that were trained on all of the training part: they know the validation split by heart.
+
+What they answer there is a bar that no other weights reach. Then one half of the test part steers, and the
+other half is what is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import tf_keras
+
+from lqconvert.data.dataset import Data, Split
+from lqconvert.data.preprocessing import Preprocessing
+from lqconvert.errors import LqError
+from lqconvert.quantization.model_outputs import logits_of, predict
+
+#: What a run may steer on, beside "auto".
+STEER_ON = ("auto", "validation", "test-half")
+#: A half of fewer examples tells too little to steer by.
+SMALLEST_HALF = 100
+#: Half a point of quality, and two standard errors: a model that knows its answers is this much better.
+BY_HEART, SURE = 0.005, 2.0
+
+
+def steer(
+    folded: tf_keras.Model,
+    data: Data,
+    preprocessing: Preprocessing,
+    steer_on: str,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[Data, bool]:
+    """The data with what is to be steered on in the place of the validation split.
+
+    Args:
+        folded: the float model, activations apart.
+        steer_on: one of STEER_ON. "auto" takes a half of the test part where the model is better on the
+            validation split than on that half by more than chance.
+
+    Returns:
+        the data, and whether a half of the test part steers.
+
+    Raises:
+        LqError: if the test part is asked for, and there is none with labels.
+    """
+    answers = data.labelled and all(head.task != "reconstruction" for head in data.heads)
+    usable = data.own_test and answers and data.test.size >= 2 * SMALLEST_HALF
+    if steer_on == "test-half" and not usable:
+        least = 2 * SMALLEST_HALF
+        raise LqError(f"--steer-on test-half: {data.name} has no test part of {least} labelled examples")
+    if steer_on == "validation" or not usable:
+        return data, False
+    order = np.random.default_rng(0).permutation(data.test.size)  # chosen once and for all
+    half, other = (data.test.pick(np.sort(part)) for part in np.array_split(order, 2))
+    if steer_on == "auto":
+        logits = logits_of(folded)
+        known, unknown = (_qualities(logits, data, split, preprocessing) for split in (data.validation, half))
+        gap = known.mean(axis=1) - unknown.mean(axis=1)
+        error = np.sqrt(known.var(axis=1) / known.shape[1] + unknown.var(axis=1) / unknown.shape[1])
+        if not np.any(gap > np.maximum(BY_HEART, SURE * error)):
+            return data, False
+        place = int(np.argmax(gap))
+        better = f"{100 * gap[place]:.1f} points of quality better"
+        say(f"the float model is {better} on validation than on test data: it was trained on both")
+    say(
+        f"steering on {half.size:,} of the test examples, reporting on the other {other.size:,}, "
+        "learning from all of the training part"
+    )
+    train = data.train.with_more(data.validation)
+    return replace(data, train=train, validation=half, test=other), True
+
+
+def _qualities(logits: tf_keras.Model, data: Data, split: Split, preprocessing: Preprocessing) -> np.ndarray:
+    """[criteria, n]"""
+    answers = predict(logits, split, preprocessing)
+    return data.heads.unweighted.qualities(answers, split.y, data.heads.activated(answers))

@@ -1,0 +1,1 @@
+"""What every package uses: text, files, worker processes, compression, the terminal."""
