@@ -344,6 +344,16 @@ def real_cnn(data: str, shape: tuple[int, ...]) -> Callable[[Any, np.random.Gene
     return make
 
 
+def classic_cnn(api: Any, rng: np.random.Generator) -> Made:
+    """As tutorials have it: two convolutions with pooling, and a wide Dense layer."""
+    parts, inputs = known(CIFAR, (32, 32, 3)), api.Input((32, 32, 3))
+    x = api.layers.Rescaling(1 / 255)(inputs)
+    for filters in (32, 64):
+        x = api.layers.MaxPooling2D()(conv(api, x, filters))
+    x = api.layers.Dense(256, activation="relu")(api.layers.Flatten()(x))
+    return trained(api, ended(api, inputs, x, 10, "softmax"), parts, CLASSES, 8, CIFAR, accuracy=top1)
+
+
 CIFAR = str(Path(os.environ.get("LQCONVERT_DATA", ".")) / "cifar10_jpeg.zip")
 TASKS: dict[str, tuple[Any, Callable[[Any, np.random.Generator], Made]]] = {
     "detector": (tf_keras, detector),
@@ -362,4 +372,5 @@ TASKS: dict[str, tuple[Any, Callable[[Any, np.random.Generator], Made]]] = {
     "mnist-mlp": (tf_keras, mnist_mlp),
     "fashion-cnn": (keras, real_cnn("fashion_mnist", (28, 28, 1))),
     "cifar-cnn": (tf_keras, real_cnn(CIFAR, (32, 32, 3))),
+    "cifar-classic": (tf_keras, classic_cnn),
 }

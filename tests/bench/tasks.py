@@ -3,15 +3,15 @@
     LQCONVERT_DATA=... python tests/bench/tasks.py                         # every task
     python tests/bench/tasks.py detector tabular --json tasks.json
 
-Data are made up, with seeds, but for those of mnist-mlp, fashion-cnn and cifar-cnn: these are skipped where
-they are not to be had. Each model is trained here, within a minute, half of them with tf_keras and half with
-Keras 3. It is then quantized by `lqconvert quantize MODEL --data DATA -o OUT`, a process of its own, and by
-tf.lite's post-training quantization, int8 in and out, calibrated on 500 examples of the training part. The
-float32 .tflite and the two files are run in LiteRT on all of the test part, and scored by the formulas of
-task_scores.py, which are none of lqconvert's. Bytes are the whole .tflite; deflated are lqconvert's. A
-command that ends with another code than 0 is a row, too. What the tool said stands where its file is more
-than a point under float or under tf.lite's, a point being a hundredth of 0..1; an error in the target's unit
-is shown, not judged.
+Data are made up, with seeds, but for those of mnist-mlp, fashion-cnn, cifar-cnn and cifar-classic: these
+are skipped where they are not to be had. Each model is trained here, the others within a minute, half of
+them with tf_keras and half with Keras 3. It is then quantized by `lqconvert quantize MODEL --data DATA -o
+OUT`, a process of its own, and by tf.lite's post-training quantization, int8 in and out, calibrated on 500
+examples of the training part. The float32 .tflite and the two files are run in LiteRT on all of the test
+part, and scored by the formulas of task_scores.py, which are none of lqconvert's. Bytes are the whole
+.tflite; deflated are lqconvert's. A command that ends with another code than 0 is a row, too. What the tool
+said stands where its file is more than a point under float or under tf.lite's, a point being a hundredth of
+0..1; an error in the target's unit is shown, not judged.
 """
 
 from __future__ import annotations
