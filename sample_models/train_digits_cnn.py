@@ -5,8 +5,8 @@ from pathlib import Path
 import tf_keras
 from tf_keras import layers
 
-from lqconvert.datasets import load_data
-from lqconvert.preprocessing import PREPROCESSINGS
+from lqconvert.data.preprocessing import PREPROCESSINGS
+from lqconvert.data.sources import load_data
 
 tf_keras.utils.set_random_seed(42)
 data = load_data("digits", (8, 8, 1), 10)

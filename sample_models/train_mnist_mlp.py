@@ -4,8 +4,8 @@ from pathlib import Path
 
 import tf_keras
 
-from lqconvert.datasets import load_data
-from lqconvert.preprocessing import PREPROCESSINGS
+from lqconvert.data.preprocessing import PREPROCESSINGS
+from lqconvert.data.sources import load_data
 
 tf_keras.utils.set_random_seed(42)
 data = load_data("mnist", (784,), 10)
