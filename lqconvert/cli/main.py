@@ -24,6 +24,7 @@ from lqconvert.cli.options import (
     NamedType,
     PreprocessingType,
     SizeType,
+    by_scheme,
     metric_limits,
     metric_options,
     model_options,
@@ -37,6 +38,7 @@ from lqconvert.cli.signals import Guard, guarded
 from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.errors import LqError, Terminated
 from lqconvert.quantization.granularity import GRANULARITIES
+from lqconvert.quantization.recipes import DEFAULT_SCHEME, RECIPES, ROUNDINGS
 from lqconvert.training.budget import Budget
 from lqconvert.utils.terminal import Console, Table, install, move_stderr, say, spelled
 from lqconvert.utils.text import printable
@@ -151,7 +153,7 @@ def main(context: click.Context) -> None:
 @click.option("-o", "--output", type=click.Path(), help="The .tflite to write.  [default: MODEL.tflite]")
 @target_options
 @click.option("--report", "html", type=click.Path(), help="Write a page with figures, too: an .html file.")
-@click.option("--scheme", type=click.Choice(SCHEMES), default="rate", show_default=True)
+@click.option("--scheme", type=click.Choice(SCHEMES), default=DEFAULT_SCHEME, show_default=True)
 @click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS", help=MAX_DROP)
 @click.option("--max-size", type=SizeType(), help="Make the best file of at most these bytes.")
 @click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Width of the codes.")
@@ -161,9 +163,9 @@ def main(context: click.Context) -> None:
 @click.option(
     "--granularity",
     type=click.Choice(GRANULARITIES),
-    help="Which weights share a scale.  [default: mixed for rate, else output-channel-wise]",
+    help=f"Which weights share a scale.  [default: {by_scheme('granularity')}]",
 )
-@click.option("--rounding", type=click.Choice(("nearest", "floor")), default="nearest", show_default=True)
+@click.option("--rounding", type=click.Choice(ROUNDINGS), default="nearest", show_default=True)
 @click.option(
     "--start", type=click.FloatRange(min=0, min_open=True), help="Starting scale.  [default: calibrated]"
 )
@@ -173,7 +175,7 @@ def main(context: click.Context) -> None:
 @click.option(
     "--epochs",
     type=click.IntRange(1),
-    help="At most.  [default: 20 for rate, 10 for the thesis's, else 3; more where these are few steps]",
+    help=f"At most.  [default: {by_scheme('epochs')}; more where these are few steps]",
 )
 @click.option(
     "--max-minutes",
@@ -184,7 +186,7 @@ def main(context: click.Context) -> None:
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of the scales.  [default: 3e-3 for rate, 1e-3 for the thesis's, else 2e-4]",
+    help=f"Of the scales.  [default: {by_scheme('learning_rate')}]",
 )
 @task_options
 @click.option(
@@ -243,8 +245,8 @@ def quantize(
         penalty = penalty if "penalty" in given else None
     if sum(option is not None for option in (max_drop, max_size, penalty)) > 1:
         raise click.UsageError("--max-drop, --max-size and --penalty exclude one another")
-    if scheme == "lsq" and penalty is not None:
-        raise click.UsageError("--scheme lsq has no penalty")
+    if RECIPES[scheme].penalty is None and penalty is not None:
+        raise click.UsageError(f"--scheme {scheme} has no penalty")
     asked = max_drop is not None or max_size is not None
     if scheme == "rate" and not asked and penalty is None:
         max_drop = 0.0
@@ -609,11 +611,8 @@ def _show(result: Any, as_json: bool) -> None:
 def _scheme(name: str, bits: int, penalty: float | None) -> Any:
     from lqconvert.quantization.schemes import SCHEMES as classes
 
-    limit = 2 ** (bits - 1) - 1
-    field = "threshold" if name == "gradient-threshold" else "gamma"
-    if penalty is None:
-        return classes[name](limit=limit)
-    return classes[name](limit=limit, **{field: penalty})
+    given: dict[str, Any] = {} if penalty is None else {str(RECIPES[name].penalty): penalty}
+    return classes[name](limit=2 ** (bits - 1) - 1, **given)
 
 
 def _import_quietly(debug: bool) -> None:

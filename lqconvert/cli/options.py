@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -11,13 +13,26 @@ import click
 
 from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.metrics import METRICS
+from lqconvert.quantization.recipes import RECIPES
 from lqconvert.tasks import TASKS, Wishes, users_metric
 from lqconvert.utils.input_files import read_text
 
-SCHEMES = ("rate", "lsq", "gradient-threshold", "maxbin", "inverse", "difference")
-SWEPT = tuple(scheme for scheme in SCHEMES if scheme != "lsq")
+SCHEMES = tuple(RECIPES)
+SWEPT = tuple(name for name, recipe in RECIPES.items() if recipe.penalty is not None)
 TARGETS = ("litert", "tflm")
 IO = ("int8", "uint8", "int16", "float32")
+
+
+def by_scheme(field: str) -> str:
+    """What the recipes have in a field, for a help text: the value of most schemes comes last.
+
+    >>> by_scheme("granularity")
+    'mixed for rate, else output-channel-wise'
+    """
+    values = {name: dataclasses.asdict(recipe)[field] for name, recipe in RECIPES.items()}
+    ((most, _),) = Counter(values.values()).most_common(1)
+    own = [f"{value} for {name}" for name, value in values.items() if value != most]
+    return ", ".join([*own, f"else {most}"])
 
 
 class PreprocessingType(click.ParamType):

@@ -117,8 +117,8 @@ def prepare(
     scheme = scheme or Rate()
     if budget.steers and type(scheme).penalty is Scheme.penalty:
         raise LqError(f"scheme {scheme.name} has no penalty to steer to a budget with; take rate")
-    granularity = granularity or ("mixed" if isinstance(scheme, Rate) else "output-channel-wise")
-    learning_rate = learning_rate or scheme.learning_rate
+    granularity = granularity or scheme.recipe.granularity
+    learning_rate = learning_rate or scheme.recipe.learning_rate
     model = load_model(model_path, input_shape=input_shape, trust_model=trust_model)
     folded = fold(model)
     kept = float_layers(folded)
@@ -182,7 +182,7 @@ def prepare(
         "steer_on": "test-half" if steers_on_test else "validation",
         "limits": dataclasses.asdict(limits),
         "augmentation": str(augmentation),
-        "epochs": epochs or scheme.epochs,
+        "epochs": epochs or scheme.recipe.epochs,
         "max_minutes": max_minutes,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -235,7 +235,7 @@ def _steps(
     say: Callable[[str], None],
 ) -> int:
     """How many a run takes. Those of epochs that were asked for are no more, and may be very few."""
-    run = data.train.size, epochs or scheme.epochs, batch_size, budget.cycles
+    run = data.train.size, epochs or scheme.recipe.epochs, batch_size, budget.cycles
     steps, usual = (total_steps(*run, bounded=bounded) for bounded in (epochs is not None, False))
     if steps < usual:
         say(f"steps: {steps:,}, no more than the epochs asked for have (by default: {usual:,})")

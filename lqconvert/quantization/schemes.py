@@ -20,6 +20,8 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
+from lqconvert.quantization.recipes import RECIPES, Recipe
+
 EPSILON = float(np.finfo(np.float32).eps)
 
 
@@ -33,9 +35,8 @@ class Scheme:
     """Base of all schemes: scales that stay where calibration put them."""
 
     name: ClassVar[str] = "fixed"
-    #: Epochs of fine-tuning and learning rate of the scales that suit the scheme.
-    epochs: ClassVar[int] = 3
-    learning_rate: ClassVar[float] = 2e-4
+    #: The epochs, learning rate and granularity that suit the scheme.
+    recipe: ClassVar[Recipe] = Recipe()
     #: Codes become coarser as it learns: its last weights count, not those of the best score on the way.
     coarsens: ClassVar[bool] = True
     #: The largest code that calibration starts from, where the scheme wants a coarser start than its limit.
@@ -69,18 +70,11 @@ class Scheme:
 
 
 @dataclass(frozen=True)
-class Published(Scheme):
-    """Base of the thesis's schemes, whose scales grow a step of the optimizer at a time."""
-
-    epochs: ClassVar[int] = 10
-    learning_rate: ClassVar[float] = 1e-3
-
-
-@dataclass(frozen=True)
-class GradientThreshold(Published):
+class GradientThreshold(Scheme):
     """Weights whose relative gradient is below ``threshold`` (lambda) vote for a coarser scale."""
 
     name: ClassVar[str] = "gradient-threshold"
+    recipe: ClassVar[Recipe] = RECIPES["gradient-threshold"]
     threshold: float = 1e-10
 
     def scale_gradient(self, upstream, weights, scale, codes):
@@ -95,10 +89,11 @@ class GradientThreshold(Published):
 
 
 @dataclass(frozen=True)
-class MaxBin(Published):
+class MaxBin(Scheme):
     """Penalizes the largest code of every group."""
 
     name: ClassVar[str] = "maxbin"
+    recipe: ClassVar[Recipe] = RECIPES["maxbin"]
     gamma: float = 1e-8
 
     def penalty(self, weights, scale):
@@ -107,10 +102,11 @@ class MaxBin(Published):
 
 
 @dataclass(frozen=True)
-class Inverse(Published):
+class Inverse(Scheme):
     """Penalizes fine scales."""
 
     name: ClassVar[str] = "inverse"
+    recipe: ClassVar[Recipe] = RECIPES["inverse"]
     gamma: float = 1e-9
 
     def penalty(self, weights, scale):
@@ -118,10 +114,11 @@ class Inverse(Published):
 
 
 @dataclass(frozen=True)
-class Difference(Published):
+class Difference(Scheme):
     """Penalizes the distance between a weight and its unrounded code."""
 
     name: ClassVar[str] = "difference"
+    recipe: ClassVar[Recipe] = RECIPES["difference"]
     gamma: float = 1e-7
 
     def penalty(self, weights, scale):
@@ -142,8 +139,7 @@ class Rate(Scheme):
     """
 
     name: ClassVar[str] = "rate"
-    epochs: ClassVar[int] = 20
-    learning_rate: ClassVar[float] = 3e-3
+    recipe: ClassVar[Recipe] = RECIPES["rate"]
     start_code: ClassVar[int | None] = 15
     scales_an_octave: ClassVar[int | None] = 8
     EMPTY: ClassVar[float] = 0.1
@@ -174,6 +170,7 @@ class LSQ(Scheme):
     """Learned step size at a fixed width: ``limit`` is 2**(bits-1) - 1."""
 
     name: ClassVar[str] = "lsq"
+    recipe: ClassVar[Recipe] = RECIPES["lsq"]
     coarsens: ClassVar[bool] = False
 
     def scale_gradient(self, upstream, weights, scale, codes):

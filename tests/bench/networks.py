@@ -54,7 +54,7 @@ class Network:
     data: str
     epochs: int
     learning_rate: float
-    finetuning_epochs: int = lqconvert.Rate.epochs
+    finetuning_epochs: int = lqconvert.Rate.recipe.epochs
     preprocessing: Preprocessing = PREPROCESSINGS["0-1"]
     augment: bool = False
     seed: int = 0  # of the order of its examples
