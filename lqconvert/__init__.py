@@ -4,10 +4,12 @@
     model = lqconvert.rewrite(float_model)                                 # a tf_keras model to fit
     tflite = lqconvert.export(model).tflite                                # its integer-only file
 
-TensorFlow is imported at the first use of a name, not with the package.
+TensorFlow is imported at the first use of a name, not with the package. Runs log their progress to the logger
+"lqconvert"; nothing is printed unless that, or the root logger, has a handler.
 """
 
 import importlib
+import logging
 from typing import Any
 
 __version__ = "0.1.0"
@@ -41,6 +43,8 @@ _HOMES = {
     "Difference": "quantization.schemes",
 }
 __all__ = [*_HOMES]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

@@ -74,6 +74,16 @@ def short_cycles():
         yield
 
 
+@pytest.fixture
+def said():
+    """The lines that the package logs of its progress."""
+    from lqconvert.cli.messages import passed_on
+
+    lines = []
+    with passed_on("lqconvert", lines.append):
+        yield lines
+
+
 def step_of(checkpoint: Path) -> int:
     """Where the run stood that left a checkpoint."""
     with np.load(checkpoint) as arrays:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 import lqconvert
 from lqconvert import export_codes
 from lqconvert.cli.main import main
+from lqconvert.cli.messages import passed_on
 from lqconvert.errors import LqError
 from lqconvert.exporting.codes import Int8File
 from lqconvert.runtime.litert import Runner
@@ -80,8 +81,9 @@ def quantized(model, data, output, **settings):
     said = []
     # What is learned is not what is tested, and takes another way on every machine.
     learned = {"scheme": lqconvert.LSQ(), "epochs": 1, "learning_rate": 1e-6, "steer_on": "validation"}
-    settings = {"targets": TARGETS, "say": said.append} | learned | settings
-    return lqconvert.quantize(model, str(data), output, **settings), said
+    settings = {"targets": TARGETS} | learned | settings
+    with passed_on("lqconvert", said.append):
+        return lqconvert.quantize(model, str(data), output, **settings), said
 
 
 @pytest.fixture(scope="module")

@@ -219,10 +219,9 @@ class Interrupt:
 
 
 @pytest.mark.parametrize("at", [1, 4])
-def test_interrupted_and_resumed(at, samples, tmp_path):
-    said = []
+def test_interrupted_and_resumed(at, samples, tmp_path, said):
     job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
-    report = quantize(*job, progress=Interrupt(at), say=said.append)
+    report = quantize(*job, progress=Interrupt(at))
     assert any("--resume" in line for line in said)
     assert report.int8.score > 0.9
     checkpoint = tmp_path / "m.resume.npz"

@@ -68,11 +68,11 @@ def dies_at(look):
     return progress
 
 
-def test_a_run_that_died_ends_as_if_it_had_not(job, undisturbed, tmp_path):
-    output, said = tmp_path / "m.tflite", []
+def test_a_run_that_died_ends_as_if_it_had_not(job, undisturbed, tmp_path, said):
+    output = tmp_path / "m.tflite"
     with pytest.raises(Died):
         quantize(*job, output, progress=dies_at(5))
-    quantize(*job, output, resume=True, say=said.append)
+    quantize(*job, output, resume=True)
     assert "going on from step 200" in said
     assert learned(output) == undisturbed
 
@@ -232,16 +232,16 @@ def test_data_that_disappear_are_named(job, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("rate", "ends"), [(30.0, True), (1e6, False)])
-def test_what_diverges_is_rolled_back_and_slowed_down(rate, ends, job, tmp_path):
-    output, said = tmp_path / "m.tflite", []
-    run = {"learning_rate": rate, "say": said.append}
+def test_what_diverges_is_rolled_back_and_slowed_down(rate, ends, job, tmp_path, said):
+    output = tmp_path / "m.tflite"
     if ends:
-        report = quantize(*job, output, **run)
+        report = quantize(*job, output, learning_rate=rate)
         assert report.int8.score > report.float_.score - 0.02
     else:
         with pytest.raises(LqError, match="diverges, however slowly it learns"):
-            quantize(*job, output, **run)
-    rolled_back = [line for line in said if re.match(r"step \d+: .*; back to step 0, to learn a third", line)]
+            quantize(*job, output, learning_rate=rate)
+    back = re.compile(r"step \d+: .*; back to step 0, to learn a third")
+    rolled_back = [line for line in said if back.match(line)]
     assert len(rolled_back) >= (1 if ends else 5)
 
 

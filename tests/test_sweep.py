@@ -106,10 +106,9 @@ def quick(monkeypatch):
 GRID = {"schemes": ["rate"], "granularities": ["mixed"]}
 
 
-def test_a_run_that_fails_does_not_stop_the_others(quick, tmp_path):
-    said = []
+def test_a_run_that_fails_does_not_stop_the_others(quick, tmp_path, said):
     for attempt in range(2):
-        runs = sweep("m.h5", "digits", tmp_path, penalties=[1, 2, 3], say=said.append, **GRID)
+        runs = sweep("m.h5", "digits", tmp_path, penalties=[1, 2, 3], **GRID)
         assert [run.penalty for run in runs] == [2, 3]
         assert len(table(tmp_path)) == 2
         assert said == ["rate_mixed_1: diverges"] * (attempt + 1)

@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from lqconvert import __version__
 from lqconvert.cli.config import defaults, find
 from lqconvert.cli.matplotlibrc import ignore
+from lqconvert.cli.messages import passed_on
 from lqconvert.cli.options import (
     MAX_DROP,
     SCHEMES,
@@ -271,20 +272,14 @@ def quantize(
     job = model, data, output or _beside(model, ".tflite")
     settings |= target_settings(settings) | {"scheme": _scheme(scheme, bits, penalty), "budget": budget}
     settings["wishes"] = task_wishes(settings)
-    settings["say"] = console.print
     if dry_run:
-        _show(plan(*job, **settings), as_json)
+        with passed_on("lqconvert", console.print):
+            _show(plan(*job, **settings), as_json)
         return
     summaries = TensorBoard(tensorboard) if tensorboard and distribution.chief else None
     lines = JsonLines(log) if log and distribution.chief else None
-
-    def tell(text: str) -> None:
-        console.print(text)
-        if lines is not None:
-            lines.say(text)
-
-    settings["say"] = tell
-    with shown(console, console.print) as view:
+    messages = (console.print,) if lines is None else (console.print, lines.say)
+    with passed_on("lqconvert", *messages), shown(console, console.print) as view:
 
         def progress(at: Any) -> None:
             for each in (view, summaries, lines):
@@ -537,16 +532,16 @@ def sweep(
         write_csv(folder / "sensitivity.csv", rows)
         return draw(folder, runs, rows)
 
-    runs = run_sweep(
-        model,
-        data,
-        folder,
-        done=lambda run: console.print(f"{run.name}: {run.bytes:,} bytes, {run.test_score:.4g}"),
-        so_far=draw_all,
-        say=console.print,
-        **model_settings,
-        **settings,
-    )
+    with passed_on("lqconvert.sweeps", console.print):
+        runs = run_sweep(
+            model,
+            data,
+            folder,
+            done=lambda run: console.print(f"{run.name}: {run.bytes:,} bytes, {run.test_score:.4g}"),
+            so_far=draw_all,
+            **model_settings,
+            **settings,
+        )
     paths = draw_all(runs)
     table = Table("scheme", "scales", "penalty", "integers", "bytes", "deflated", "test score", "minutes")
     for each in runs:
@@ -615,11 +610,18 @@ def _scheme(name: str, bits: int, penalty: float | None) -> Any:
     return classes[name](limit=2 ** (bits - 1) - 1, **given)
 
 
+def _is_own(record: logging.LogRecord) -> bool:
+    """Whether the package logged it: its progress and warnings are shown by the commands."""
+    return record.name.split(".")[0] == "lqconvert"
+
+
 def _import_quietly(debug: bool) -> None:
     """Keeps the chatter of TensorFlow's native code off stderr, on which only our own messages appear."""
     if debug:
         logging.basicConfig(level=logging.INFO)
         logging.getLogger("lqconvert").setLevel(logging.DEBUG)
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(lambda record: record.levelno < logging.INFO or not _is_own(record))
         return
     warnings.simplefilter("ignore")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,6 @@ def plan(
     model_path: str | Path,
     data_spec: str,
     output: str | Path,
-    *,
-    say: Callable[[str], None] = lambda _: None,
     **settings: Any,
 ) -> Plan:
     """Says what :func:`lqconvert.quantize` would do, without training and without writing.
@@ -80,7 +78,7 @@ def plan(
     Raises:
         LqError: where quantize would refuse before training.
     """
-    ready = prepare(model_path, data_spec, output, say=say, **settings)
+    ready = prepare(model_path, data_spec, output, **settings)
     data, paths, model = ready.data, ready.paths, ready.model
     rows = quantized_rows(ready.quantized, model, read_config(Path(model_path))[0])
     tflite = ready.template.fill(learned_codes(ready.quantized))

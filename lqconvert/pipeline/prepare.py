@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -37,6 +38,8 @@ from lqconvert.training.checkpoint import Checkpoint
 from lqconvert.training.finetune import total_steps
 from lqconvert.training.memorized import steer
 from lqconvert.utils.output_files import Paths
+
+log = logging.getLogger(__name__)
 
 #: Validation examples that the need for a front is measured on.
 FRONT_EXAMPLES = 1000
@@ -99,7 +102,6 @@ def prepare(
     input_shape: tuple[int, ...] | None = None,
     strict: bool = False,
     trust_model: bool = False,
-    say: Callable[[str], None] = lambda _: None,
 ) -> Prepared:
     """Reads the model and the data and sets training up.
 
@@ -126,16 +128,16 @@ def prepare(
     shapes = input_shapes(model)
     data = load_data(data_spec, shapes, outputs_of(model), wishes)
     for note in data.notes:
-        say(note)
+        log.info(note)
     _check_indices(model, data)
     for head in data.heads:
-        say(f"task{f' of {head.output.name}' if len(data.heads) > 1 else ''}: {head.describe()}")
+        log.info(f"task{f' of {head.output.name}' if len(data.heads) > 1 else ''}: {head.describe()}")
     given = preprocess
-    data, preprocess = preprocessed(model, data, given, say)
-    data, steers_on_test = steer(folded, data, preprocess, steer_on, say)
+    data, preprocess = preprocessed(model, data, given)
+    data, steers_on_test = steer(folded, data, preprocess, steer_on)
     if steers_on_test and given is None:  # answers known by heart are right under several
-        data, preprocess = preprocessed(model, data, given, say)
-    steps = _steps(data, epochs, scheme, batch_size, budget, say)
+        data, preprocess = preprocessed(model, data, given)
+    steps = _steps(data, epochs, scheme, batch_size, budget)
     preprocess.refuse_indices(
         name for name, x in zip(model.input_names, model.inputs, strict=True) if x.dtype.is_integer
     )
@@ -145,14 +147,16 @@ def prepare(
         augmentation = choose_augmentation(_predictions(model), data, preprocess)
     if augmentation != Augmentation():
         varied = dataclasses.replace(augmentation, blend=False)
-        say(f"training images are {varied}, which the float model does not mind")
+        log.info(f"training images are {varied}, which the float model does not mind")
     if augmentation.blend:
-        say("they are blended in pairs: the float model knows them by heart, and says more of such images")
+        log.info(
+            "they are blended in pairs: the float model knows them by heart, and says more of such images"
+        )
     tf_keras.utils.set_random_seed(seed)
     pixels = preprocess.pixel_range if data.integer_pixels and images else None
     fed = preprocess if pixels is None else preprocess.off_ties(preprocess.pixel_zero_point)
     if images and pixels is None:
-        fronted = _front(model, data, fed, seed, io, say)
+        fronted = _front(model, data, fed, seed, io)
         if fronted is not None:
             model, fed = fronted.model, dataclasses.replace(fed, front=fronted.front)
             folded = fold(model)
@@ -232,13 +236,12 @@ def _steps(
     scheme: Scheme,
     batch_size: int,
     budget: Budget,
-    say: Callable[[str], None],
 ) -> int:
     """How many a run takes. Those of epochs that were asked for are no more, and may be very few."""
     run = data.train.size, epochs or scheme.recipe.epochs, batch_size, budget.cycles
     steps, usual = (total_steps(*run, bounded=bounded) for bounded in (epochs is not None, False))
     if steps < usual:
-        say(f"steps: {steps:,}, no more than the epochs asked for have (by default: {usual:,})")
+        log.info(f"steps: {steps:,}, no more than the epochs asked for have (by default: {usual:,})")
     return steps
 
 
@@ -248,16 +251,15 @@ def _front(
     preprocess: Preprocessing,
     seed: int,
     io: str | None,
-    say: Callable[[str], None],
 ) -> Fronted | None:
     """The front that columns of different ranges need, see :func:`.input_scaling.choose_front`."""
     few = data.train.batches(256, shuffle_seed=seed, preprocessing=preprocess).take(4)
     seen = np.concatenate([x.numpy() for _, x, _ in few])
     part = data.validation.pick(np.arange(min(FRONT_EXAMPLES, data.validation.size)))
     x = np.concatenate([x.numpy() for _, x, _ in part.batches(256, preprocessing=preprocess)])
-    fronted = choose_front(model, seen, x, say)
+    fronted = choose_front(model, seen, x)
     if fronted is not None and io not in (None, "float32"):
-        say(f"with --io {io} it is left to the program around the file: how, the report says")
+        log.info(f"with --io {io} it is left to the program around the file: how, the report says")
     return fronted
 
 
@@ -351,7 +353,6 @@ def preprocessed(
     model: tf_keras.Model,
     data: Data,
     preprocess: Preprocessing | None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Data, Preprocessing]:
     """The data, with what is reconstructed as the model reconstructs it, and what the model was trained on.
 
@@ -363,21 +364,25 @@ def preprocessed(
     """
     if not _takes_images(model):
         if preprocess is None:
-            say("inputs are taken as they are")
+            log.info("inputs are taken as they are")
         return data, preprocess or Preprocessing()
     if not data.labelled:
         if preprocess is None:
-            say("no labels to find the preprocessing by: inputs are taken as they are (see --preprocess)")
+            log.info(
+                "no labels to find the preprocessing by: inputs are taken as they are (see --preprocess)"
+            )
         return data, preprocess or Preprocessing()
     if preprocess is not None:
         return data.retargeted(preprocess), preprocess
     choice = choose_preprocessing(_predictions(model), data)
     listed = ", ".join(f"{name} {value:.3g}" for name, value in choice.scores.items())
-    say(f"preprocessing: {choice.preprocessing} (float model's scores on validation data: {listed})")
+    log.info(f"preprocessing: {choice.preprocessing} (float model's scores on validation data: {listed})")
     for head in choice.doubts:
         if head.task == "reconstruction":
-            say("the outputs are no reconstruction of the inputs: they are held against the float model's")
+            log.warning(
+                "the outputs are no reconstruction of the inputs: they are held against the float model's"
+            )
             data = data.held_against_float(head)
         else:
-            say(f"output {head.output.name}: the float model is no better than chance on its labels")
+            log.warning(f"output {head.output.name}: the float model is no better than chance on its labels")
     return data.retargeted(choice.target), choice.preprocessing

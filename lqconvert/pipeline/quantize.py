@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +50,8 @@ from lqconvert.training.finetune import Finetuned, Progress, finetune
 from lqconvert.utils.compression import gzipped
 from lqconvert.utils.output_files import Paths, Writer, make_folders, write_all
 
+log = logging.getLogger(__name__)
+
 
 def quantize(
     model_path: str | Path,
@@ -81,7 +84,6 @@ def quantize(
     distribution: Distribution | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     tick: Callable[[int, int], None] = lambda *_: None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Quantizes a Keras model and writes OUTPUT (.tflite), OUTPUT.codes.npz and OUTPUT.report.json.
 
@@ -120,8 +122,7 @@ def quantize(
         distribution: the devices that share each batch; one by default. Where they are of several
             processes, all of these are to be started with the same arguments, and return the same report,
             but only the chief writes files.
-        progress, say: called with where fine-tuning stands at every look at the validation split, and with
-            one-line messages.
+        progress: called with where fine-tuning stands at every look at the validation split.
         tick: called about every second of fine-tuning, with its step and the steps of the whole run.
 
     Returns:
@@ -163,21 +164,20 @@ def quantize(
             input_shape=input_shape,
             strict=strict,
             trust_model=trust_model,
-            say=say,
         )
         distribution.check_alike(ready.identity)
         if distribution.replicas > 1:
-            say(f"each batch is shared by {distribution}")
+            log.info(f"each batch is shared by {distribution}")
         if ready.checkpoint is not None:
-            say(f"going on from step {ready.checkpoint.step:,}")
+            log.info(f"going on from step {ready.checkpoint.step:,}")
         elif resume:
-            say("nothing to go on from: this is the first step")
+            log.info("nothing to go on from: this is the first step")
         elif ready.paths.checkpoint.exists():
-            say(f"starting over, where --resume would have gone on from {ready.paths.checkpoint}")
+            log.warning(f"starting over, where --resume would have gone on from {ready.paths.checkpoint}")
         make_folders(ready.paths.all())
         with locked(ready.paths.first):
-            finetuned = _learn(ready, targets[0], distribution, deadline, progress, tick, say)
-            report = _export(ready, finetuned, targets, say)
+            finetuned = _learn(ready, targets[0], distribution, deadline, progress, tick)
+            report = _export(ready, finetuned, targets)
             if finetuned.finished:
                 ready.paths.checkpoint.unlink()
             return report
@@ -190,7 +190,6 @@ def _learn(
     deadline: float,
     progress: Callable[[Progress], None],
     tick: Callable[[int, int], None],
-    say: Callable[[str], None],
 ) -> Finetuned:
     """Fine-tunes; bytes are those of a file for the target."""
     budget, path = ready.budget, ready.paths.checkpoint
@@ -215,7 +214,6 @@ def _learn(
         save=lambda state: state.save(path, ready.identity),
         progress=progress,
         tick=tick,
-        say=say,
     )
     if budget.max_drop is not None:
         best = finetuned.best
@@ -223,30 +221,30 @@ def _learn(
         for label, quality, floor, tolerance in zip(
             labels, best.qualities, finetuned.floors, finetuned.tolerances, strict=True
         ):
-            say(
+            log.info(
                 f"quality ({label}) on validation data at step {best.step:,}: {quality:.4f}, of {floor:.4f}"
                 f" asked for ({budget}) less {tolerance:.4f} (sampling error); a point is 0.01"
             )
         if finetuned.seen and not ready.steers_on_test:
-            say("the float model is as good on validation as on training data: if it was trained on both,")
-            say("it knows the answers, and the budget asks for more than it seems to")
+            log.warning(
+                "the float model is as good on validation as on training data: if it was trained on both,"
+            )
+            log.warning("it knows the answers, and the budget asks for more than it seems to")
         if finetuned.holds and not finetuned.best.step:
-            say("nothing learned holds the budget: the weights stay as they were")
+            log.warning("nothing learned holds the budget: the weights stay as they were")
     if not finetuned.holds:
         if not finetuned.finished and (budget.asked or budget.max_size is not None):
             raise Interrupted(f"interrupted, {_missed(budget, finetuned)}; to go on, add --resume")
         if budget.asked:
             path.unlink()
             raise BudgetMissed(_missed(budget, finetuned))
-        say(_best_so_far(ready, finetuned))
+        log.warning(_best_so_far(ready, finetuned))
     if not finetuned.finished:
-        say("interrupted: exporting the best so far; to go on, run the same command with --resume")
+        log.warning("interrupted: exporting the best so far; to go on, run the same command with --resume")
     return finetuned
 
 
-def _export(
-    ready: Prepared, finetuned: Finetuned, targets: Sequence[Target], say: Callable[[str], None]
-) -> Report:
+def _export(ready: Prepared, finetuned: Finetuned, targets: Sequence[Target]) -> Report:
     """Writes the files, and the report of what was measured on them."""
     paths, data, preprocess, budget = ready.paths, ready.data, ready.preprocess, ready.budget
     quantized = ready.quantized
@@ -326,9 +324,9 @@ def _export(
         paths.report: lambda path: path.write_bytes(report.to_json().encode()),
     }
     write_all(writers)
-    say(f"wrote {', '.join(map(str, writers))}")
+    log.info(f"wrote {', '.join(map(str, writers))}")
     if report.warning:
-        say(report.warning)
+        log.warning(report.warning)
     return report
 
 

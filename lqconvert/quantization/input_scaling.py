@@ -5,7 +5,7 @@ One int8 scale for raw columns from 1e-3 to 1e5 leaves nothing of the small ones
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ import tf_keras
 from lqconvert.data.preprocessing import Front
 from lqconvert.quantization.granularity import class_name
 from lqconvert.quantization.layers import LEAST_RANGE, scale_and_zero_point
+
+log = logging.getLogger(__name__)
 
 #: What rounding the inputs may change outputs by, as a share of these's spread: squared, a thousandth of R².
 MATTERS = 0.03
@@ -29,16 +31,13 @@ class Fronted:
     what: str  # the front, in words
 
 
-def choose_front(
-    model: tf_keras.Model, seen: np.ndarray, x: np.ndarray, say: Callable[[str], None]
-) -> Fronted | None:
+def choose_front(model: tf_keras.Model, seen: np.ndarray, x: np.ndarray) -> Fronted | None:
     """The front without which one int8 scale for the input would change the outputs; None without need.
 
     Args:
         model: of one float32 input.
         seen: inputs [n, ..., columns] whose range the scale would cover.
         x: inputs of the same shape to measure on.
-        say: told of the choice, and by which error it was made.
     """
     fronted = _scaling_layers(model) or _scaling_for_dense(model, seen)
     if fronted is None:
@@ -49,10 +48,10 @@ def choose_front(
     behind = _error(spread, _outputs(fronted.model, scaled))
     costs = f"8 bits for its input change the outputs by {raw:.2g} of their spread, behind it {behind:.2g}"
     if raw > MATTERS and behind < raw / 2:
-        say(f"{fronted.what} stays in front of the quantization: {costs}")
+        log.info(f"{fronted.what} stays in front of the quantization: {costs}")
         return fronted
     if fronted.what.startswith("'"):
-        say(f"{fronted.what} becomes part of the int8 model: {costs}")
+        log.info(f"{fronted.what} becomes part of the int8 model: {costs}")
     return None
 
 

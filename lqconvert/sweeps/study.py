@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import itertools
+import logging
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from lqconvert.quantization.granularity import GRANULARITIES
 from lqconvert.quantization.schemes import SCHEMES
 from lqconvert.utils.output_files import make_folders, refuse_links, write_all
 from lqconvert.utils.text import csv_cell
+
+log = logging.getLogger(__name__)
 
 #: A run whose process has not been heard of for this long (in seconds) counts as dead and is repeated.
 GRACE = 120
@@ -66,10 +69,11 @@ def sweep(
     storage: str | None = None,
     done: Callable[[Run], None] = lambda _: None,
     so_far: Callable[[list[Run]], object] = lambda _: None,
-    say: Callable[[str], None] = lambda _: None,
     **settings: Any,
 ) -> list[Run]:
     """Quantizes a model under every combination of settings; goes on where an earlier sweep stopped.
+
+    A run that comes to nothing is logged as a warning; the next sweep tries it again.
 
     Args:
         model_path, data_spec: see :func:`lqconvert.quantize`.
@@ -78,7 +82,6 @@ def sweep(
         storage: an Optuna storage URL, for several machines that share one study; otherwise a SQLite
             file in the folder. They share the folder, too.
         done, so_far: called after every run with it, and with all of this grid that are done, in its order.
-        say: called with a line about each run that came to nothing; the next sweep tries it again.
         settings: for :func:`lqconvert.quantize`.
 
     Returns:
@@ -129,7 +132,7 @@ def sweep(
         except LqError as error:
             name = _name(scheme, granularity, penalty)
             failed[name] = error
-            say(f"{name}: {error}")
+            log.warning(f"{name}: {error}")
             raise
         trial.set_user_attr("run", dataclasses.asdict(run))
         trial.set_user_attr("file", _checksum(folder / f"{run.name}.tflite"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from lqconvert.training.pacing import Pace
 from lqconvert.training.size_estimate import independent_bytes, packing_overhead, stored
 from lqconvert.training.trainer import Trainer, assign, values
 from lqconvert.utils.compression import deflated
+
+log = logging.getLogger(__name__)
 
 #: Fine-tuning of a small data set still takes so many steps, and each cycle these, unless epochs are given.
 MINIMUM_STEPS, MINIMUM_CYCLE = 500, 300
@@ -82,7 +85,6 @@ def finetune(
     save: Callable[[Checkpoint], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
     tick: Callable[[int, int], None] = lambda *_: None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> Finetuned:
     """Fine-tunes a calibrated model in place and leaves it at the weights that serve the budget best.
 
@@ -106,7 +108,6 @@ def finetune(
         save: called with all that there is to go on from, about every minute and after every look.
         progress: called at every look at the validation split.
         tick: called between steps, about every second, with the step and the steps of the whole run.
-        say: called with messages of one line.
 
     Raises:
         LqError: if it diverges, however slowly the model learns.
@@ -132,7 +133,7 @@ def finetune(
         distribution=distribution,
     )
     look = _Look(model, data, preprocessing, validation_teacher, file_size)
-    course = _Course(trainer, look, steering, pace, deadline, save, progress, tick, say)
+    course = _Course(trainer, look, steering, pace, deadline, save, progress, tick)
     finished = True
     try:
         if checkpoint is None:
@@ -263,11 +264,10 @@ class _Course:
         save: Callable[[Checkpoint], None],
         progress: Callable[[Progress], None],
         tick: Callable[[int, int], None],
-        say: Callable[[str], None],
     ) -> None:
         self.trainer, self.look, self.steering = trainer, look, steering
         self.pace, self.deadline = pace, deadline
-        self.save, self.progress, self.tick, self.say = save, progress, tick, say
+        self.save, self.progress, self.tick = save, progress, tick
         self.step, self.rollbacks = 0, 0
         self.points: list[Point] = []
         self.best = 0  # place in the points
@@ -342,7 +342,9 @@ class _Course:
             elif took > 1:
                 chunk = max(1, chunk // 2)
         if self.step < self.pace.planned:
-            self.say(f"{self.step:,} steps instead of {self.pace.planned:,}: no more fit into --max-minutes")
+            log.warning(
+                f"{self.step:,} steps instead of {self.pace.planned:,}: no more fit into --max-minutes"
+            )
 
     def _look(self) -> Point:
         """What the chief sees, on every worker: they are to decide alike."""
@@ -387,7 +389,7 @@ class _Course:
             raise LqError(f"fine-tuning diverges, however slowly it learns ({error})") from error
         self.rollbacks += 1
         diverged, self.step = self.step, self.points[-1].step
-        self.say(f"step {diverged}: {error}; back to step {self.step}, to learn a third as fast")
+        log.warning(f"step {diverged}: {error}; back to step {self.step}, to learn a third as fast")
         assign(self.trainer.model.variables, self.best_variables)
         self.trainer.optimizer.restart(self.step)
         self.trainer.optimizer.slow_down()

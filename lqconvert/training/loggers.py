@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class JsonLines:
-    """Appends a line of JSON for each call as ``progress`` or ``say`` of :func:`lqconvert.quantize`.
+    """Appends a line of JSON for each call as ``progress`` of :func:`lqconvert.quantize`, and each message.
 
     Raises:
         LqError: if the file cannot be written.

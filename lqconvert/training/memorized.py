@@ -6,7 +6,7 @@ other half is what is reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,8 @@ from lqconvert.data.dataset import Data, Split
 from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.errors import LqError
 from lqconvert.quantization.model_outputs import logits_of, predict
+
+log = logging.getLogger(__name__)
 
 #: What a run may steer on, beside "auto".
 STEER_ON = ("auto", "validation", "test-half")
@@ -30,7 +32,6 @@ def steer(
     data: Data,
     preprocessing: Preprocessing,
     steer_on: str,
-    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Data, bool]:
     """The data with what is to be steered on in the place of the validation split.
 
@@ -63,8 +64,8 @@ def steer(
             return data, False
         place = int(np.argmax(gap))
         better = f"{100 * gap[place]:.1f} points of quality better"
-        say(f"the float model is {better} on validation than on test data: it was trained on both")
-    say(
+        log.info(f"the float model is {better} on validation than on test data: it was trained on both")
+    log.info(
         f"steering on {half.size:,} of the test examples, reporting on the other {other.size:,}, "
         "learning from all of the training part"
     )

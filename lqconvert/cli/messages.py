@@ -1,0 +1,41 @@
+"""What the package logs of a run, shown on the terminal or kept in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+
+
+class _Calls(logging.Handler):
+    """Passes each message to a function. What that raises ends the run: a log that cannot be written, say."""
+
+    def __init__(self, show: Callable[[str], object]) -> None:
+        super().__init__(logging.INFO)
+        self.show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.show(record.getMessage())
+
+
+@contextlib.contextmanager
+def passed_on(name: str, *shows: Callable[[str], object]) -> Iterator[None]:
+    """Passes progress (INFO) and warnings that a logger is given to functions, in their order.
+
+    With --debug the logger's level is DEBUG; what is below INFO is shown by the handler that --debug made.
+    """
+    logger = logging.getLogger(name)
+    level, propagate = logger.level, logger.propagate
+    handlers = [_Calls(show) for show in shows]
+    if not logger.isEnabledFor(logging.INFO):
+        logger.setLevel(logging.INFO)
+        logger.propagate = False  # a library may have made a handler for all loggers
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
