@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -66,11 +67,20 @@ def digits_run(samples, tmp_path_factory):
     return folder, CliRunner().invoke(main, command)
 
 
+@contextlib.contextmanager
+def run_lengths(**lengths):
+    """Other defaults for the settings of how long runs are: also the command line's, which has no options."""
+    from lqconvert.pipeline import settings
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "DEFAULTS", settings.DEFAULTS.replaced(**lengths))
+        yield
+
+
 @pytest.fixture(scope="module")
 def short_cycles():
     """Short fine-tuning, for tests that do not ask how much it learns."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lqconvert.training.finetune.MINIMUM_CYCLE", CYCLE)
+    with run_lengths(minimum_cycle=CYCLE):
         yield
 
 

@@ -116,7 +116,7 @@ def test_a_run_counts_the_border_and_says_how_to_feed(samples, tmp_path, short_c
     settings = {"scheme": lqconvert.Rate(gamma=1.0), "epochs": 1}
     report = lqconvert.quantize(samples / "digits_cnn.h5", "digits", output, io="uint8", **settings)
     assert report.feeding()[0].startswith("input: uint8 = pixel (scale 1, zero point 0")
-    assert report.settings["io"] == "uint8"
+    assert report.settings.io == "uint8"
     assert next(iter(report.outputs.values()))[1] == 0  # int8's probabilities have -128
     assert output.stat().st_size == report.files[0].proven.size
     assert report.files[0].score == report.int8.score

@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import run_lengths
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -252,10 +253,10 @@ def test_max_size(samples, tmp_path):
 
 
 @pytest.fixture
-def short(monkeypatch):
+def short():
     """For runs whose end does not depend on what they learn."""
-    monkeypatch.setattr("lqconvert.training.finetune.MINIMUM_STEPS", 60)
-    monkeypatch.setattr("lqconvert.training.finetune.MINIMUM_CYCLE", 10)
+    with run_lengths(minimum_steps=60, minimum_cycle=10):
+        yield
 
 
 @pytest.mark.usefixtures("short")

@@ -28,7 +28,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 from lqconvert import Budget, Rate, calibrate, load_data, load_model, rewrite
 from lqconvert.training.augmentation import Augmentation
 from lqconvert.training.distribution import Distribution
-from lqconvert.training.finetune import finetune
+from lqconvert.training.finetune import FinetuneSettings, finetune
 from lqconvert.quantization.fold_batchnorm import fold
 from lqconvert.data.preprocessing import PREPROCESSINGS
 from lqconvert.training.trainer import Trainer, values
@@ -64,8 +64,9 @@ def begins(distribution):
 
     begun, (quantized, *job) = [], prepared()
     try:
-        settings = {"budget": Budget(max_drop=0.0), "distribution": distribution, "save": save}
-        finetune(quantized, *job, file_size=lambda codes: 1, **settings)
+        settings = FinetuneSettings(500, 128, 2e-4, 0, 60, budget=Budget(max_drop=0.0))
+        calls = {"file_size": lambda codes: 1, "save": save}
+        finetune(quantized, *job, settings, distribution=distribution, **calls)
     except Saved:
         return begun
 
@@ -112,7 +113,7 @@ class Workers:
         workers = [f"localhost:{each.getsockname()[1]}" for each in sockets]
         for each in sockets:
             each.close()
-        code = f"import lqconvert.training.finetune as f; {setup}"
+        code = f"import lqconvert.pipeline.settings as s; {setup}"
         code += "; from lqconvert.cli.main import main; main()"
         self.processes = []
         for index, added in enumerate(((), others)):
@@ -169,7 +170,7 @@ def test_a_worker_that_dies_and_returns_goes_on_from_the_checkpoint(job, tmp_pat
     undisturbed, output = tmp_path / "a" / "m.tflite", tmp_path / "b" / "m.tflite"
     job = *job, "--epochs", "22"
     assert [code for *_, code in Workers(*job, "-o", undisturbed).ended()] == [0, 0]
-    workers = Workers(*job, "-o", output, setup="f.SAVE_SECONDS = 0")
+    workers = Workers(*job, "-o", output, setup="s.DEFAULTS = s.DEFAULTS.replaced(save_seconds=0)")
     checkpoint = output.with_suffix(".resume.npz")
     while not (checkpoint.exists() and step_of(checkpoint)):
         assert [process.poll() for process in workers.processes] == [None, None]

@@ -27,12 +27,11 @@ import click
 import pytest
 import tf_keras
 from click.testing import CliRunner
-from conftest import ROOT
+from conftest import ROOT, run_lengths
 
 import lqconvert
 from lqconvert.cli.main import main
 from lqconvert.exporting.export import convert
-from lqconvert.training import finetune
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)([^\n`]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -102,9 +101,7 @@ NOT_RUN: list[tuple[str, str, Callable[[str], None]]] = [
 
 @pytest.fixture(scope="module", autouse=True)
 def short_runs():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune, "MINIMUM_STEPS", 60)
-        patch.setattr(finetune, "MINIMUM_CYCLE", 20)
+    with pytest.MonkeyPatch.context() as patch, run_lengths(minimum_steps=60, minimum_cycle=20):
         patch.setenv("COLUMNS", "200")  # tables are not wrapped
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")

@@ -111,7 +111,7 @@ def test_a_normalization_stays_in_front(api, models, data, tmp_path):
     assert holds(report)
     assert any("'normalization' stays in front of the quantization: 8 bits" in line for line in said)
     assert list(report.input_types.values()) == ["float32"]
-    assert report.settings["io"] == "float32"
+    assert report.settings.io == "float32"
     x = table()[0][TRAINED:]
     tflite = (tmp_path / "m.tflite").read_bytes()
     runners = Runner(tflite), Runner(tflite, "built-in")

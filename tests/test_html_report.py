@@ -7,20 +7,23 @@ import shutil
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import CYCLE
+from conftest import CYCLE, run_lengths
 from page import Page
 
-from lqconvert import LqError, quantize
+from lqconvert import Budget, LqError, Rate, quantize
 from lqconvert.cli.main import main
+from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.exporting.codes import Codes, LayerCodes, TensorCodes
 from lqconvert.reports.answer_charts import precision_and_recall
 from lqconvert.reports.evidence import Evidence, tone_of_counts
 from lqconvert.reports.html import render
 from lqconvert.reports.pictures import as_pictures
 from lqconvert.reports.report import Measured, Report, TargetFile, layer_rows, versions
+from lqconvert.reports.settings import RunSettings
 from lqconvert.runtime.layer_snr import LayerNoise
-from lqconvert.runtime.verify import KernelRow, Proven
+from lqconvert.runtime.verify import KernelRow, Limits, Proven
 from lqconvert.tasks import TASKS, Head, Heads, Output
+from lqconvert.training.augmentation import Augmentation
 from lqconvert.training.budget import Point
 from lqconvert.utils.text import printable
 
@@ -173,6 +176,29 @@ def joined(parts):
     return parts[0] if len(parts) == 1 else np.concatenate(flat, axis=1).astype(np.float32)
 
 
+SETTINGS = RunSettings(
+    scheme=Rate(),
+    budget=Budget(max_drop=0.0, max_size=9000),
+    io="int8",
+    granularity="mixed",
+    rounding="nearest",
+    start=None,
+    preprocess=Preprocessing(),
+    tasks={},
+    judged={},
+    weights={},
+    threshold=0.5,
+    steer_on="validation",
+    limits=Limits(),
+    augmentation=Augmentation(),
+    epochs=20,
+    max_minutes=None,
+    batch_size=128,
+    learning_rate=3e-3,
+    seed=0,
+)
+
+
 def made_up(outputs=None, layers=2, name="layer", pictures=None, noise=None):
     """A report and its evidence, of these answers and so many layers, without a run."""
     outputs = outputs or [three()]
@@ -202,7 +228,7 @@ def made_up(outputs=None, layers=2, name="layer", pictures=None, noise=None):
         model=name,
         data=name,
         splits={"train": 9, "validation": 9, "test": 9},
-        settings={"scheme": {"name": name}, "budget": {"max_drop": 0.0, "max_size": 9000}, "start": None},
+        settings=dataclasses.replace(SETTINGS, tasks={name: name}),
         tasks={name: "a task"},
         criteria=criteria,
         float_=measured,
@@ -245,8 +271,7 @@ def digits(tmp_path_factory, samples):
     model, output = folder / "<img src=x onerror=alert(1)>.h5", str(folder / "digits.tflite")
     shutil.copy(samples / "digits_cnn.h5", model)
     command = ["quantize", str(model), "--data", "digits", "-o", output]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lqconvert.training.finetune.MINIMUM_CYCLE", CYCLE)
+    with run_lengths(minimum_cycle=CYCLE):
         result = CliRunner().invoke(main, [*command, "--report", str(folder / "pages" / "digits.html")])
     assert result.exit_code == 0, result.output
     return Page(folder / "pages" / "digits.html"), json.loads((folder / "digits.report.json").read_text())
@@ -435,7 +460,7 @@ def test_flat_images_are_drawn(value):
 
 def test_a_run_without_a_budget():
     report, evidence = made_up()
-    free = report.settings | {"budget": {"max_drop": None, "max_size": None}}
+    free = dataclasses.replace(report.settings, budget=Budget())
     assert "Asked for" not in render(dataclasses.replace(report, settings=free, bar=None), evidence)
 
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from lqconvert import LqError, plan
 from lqconvert.cli.main import main
 from lqconvert.pipeline.prepare import prepare
+from lqconvert.pipeline.settings import DEFAULTS
 from lqconvert.training.checkpoint import Checkpoint
 
 
@@ -88,7 +89,7 @@ def test_another_run_into_the_same_folder(digits_run, samples, tmp_path):
 def test_an_interrupted_run(samples, tmp_path):
     job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
     path = tmp_path / "m.resume.npz"
-    Checkpoint(600, [], [], [], [], 0, [], 0, 300).save(path, prepare(*job).identity)
+    Checkpoint(600, [], [], [], [], 0, [], 0, 300).save(path, prepare(*job, DEFAULTS).identity)
     resumed = plan(*job, resume=True)
     assert (resumed.resumes, resumed.discards) == (str(path), None)
     assert list(tmp_path.iterdir()) == [path]

@@ -328,7 +328,7 @@ def test_mnist(shared, samples, tmp_path, monkeypatch):
     # The budget lets a sampling error of 0.2 points pass on the validation split; test data have their own.
     assert report.int8.score >= report.float_.score - 0.0075
     assert report.agreement_with_graph >= 0.998
-    assert report.settings["preprocess"] == "0-1"
+    assert str(report.settings.preprocess) == "0-1"
     assert list(report.inputs.values()) == [(pytest.approx(1 / 255), -128)]
 
 

@@ -28,7 +28,8 @@ from lqconvert.training.pacing import Pace
 
 pytestmark = pytest.mark.usefixtures("short_cycles")
 #: The command line, with a checkpoint after every few of them.
-EAGER = f"import lqconvert.training.finetune as f; f.SAVE_SECONDS = 0; f.MINIMUM_CYCLE = {CYCLE};"
+EAGER = "import lqconvert.pipeline.settings as s; "
+EAGER += f"s.DEFAULTS = s.DEFAULTS.replaced(save_seconds=0, minimum_cycle={CYCLE}); "
 EAGER += "from lqconvert.cli.main import main; main()"
 
 
@@ -139,10 +140,10 @@ def left(job, tmp_path_factory):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"granularity": "row-wise"}, "granularity was mixed and is row-wise"),
-        ({"seed": 1}, "seed was 0 and is 1"),
-        ({"epochs": 2}, "epochs was 20 and is 2"),
-        ({"targets": [target("litert", strip_all=True)]}, "needless was Needless("),
+        ({"granularity": "row-wise"}, "with granularity=mixed (now row-wise);"),
+        ({"seed": 1}, "seed=0 (now 1)"),
+        ({"epochs": 2}, "with epochs=20 (now 2), steps=600 (now 18);"),
+        ({"targets": [target("litert", strip_all=True)]}, "with strip_all=False (now True);"),
     ],
 )
 def test_another_run_is_not_gone_on_from(change, what, job, left, tmp_path):
@@ -155,7 +156,7 @@ def test_nor_one_on_other_data_of_the_same_sizes(job, left, tmp_path):
     shutil.copy(left, tmp_path)
     with np.load(Path(lqconvert.__file__).with_name("data") / "digits.npz") as arrays:
         np.savez(tmp_path / "data.npz", x=arrays["x"][::-1], y=arrays["y"][::-1])
-    with pytest.raises(LqError, match=r"data was .* and is"):
+    with pytest.raises(LqError, match=r"with data=1,079 train.* \(now 1,079 train"):
         quantize(job[0], str(tmp_path / "data.npz"), tmp_path / "m.tflite", resume=True)
 
 

@@ -136,7 +136,7 @@ def test_other_settings_in_the_same_folder_are_not_mixed_up(quick, tmp_path, mon
     monkeypatch.setattr(study, "_run", run)
     for seed in (0, 0, 1, 0):
         sweep("m.h5", "digits", tmp_path, penalties=[2], seed=seed, **GRID)
-        assert f"'seed': {seed}" in (tmp_path / "rate_mixed_2.tflite").read_text()
+        assert f"seed={seed}" in (tmp_path / "rate_mixed_2.tflite").read_text()
     assert quick == [2, 2, 2]
 
 

@@ -8,6 +8,7 @@ import small_tasks
 import tensorflow as tf
 import tf_keras
 from click.testing import CliRunner
+from conftest import run_lengths
 from tf_keras import layers
 
 from lqconvert import LqError, compare, load_model
@@ -412,10 +413,8 @@ def test_without_a_test_part_there_is_no_half_of_it(oracle, steer_on, size, own_
 
 
 @pytest.fixture
-def quantize(tmp_path, monkeypatch):
+def quantize(tmp_path):
     """Runs the command briefly; gives its result and, where there is one, its report."""
-    monkeypatch.setattr("lqconvert.training.finetune.MINIMUM_STEPS", 12)
-    monkeypatch.setattr("lqconvert.training.finetune.MINIMUM_CYCLE", 2)
 
     def quantize(model, data, *options):
         output = tmp_path / "out.tflite"
@@ -424,7 +423,8 @@ def quantize(tmp_path, monkeypatch):
         report = output.with_suffix(".report.json")
         return result, json.loads(report.read_text()) if report.exists() else None
 
-    return quantize
+    with run_lengths(minimum_steps=12, minimum_cycle=2):
+        yield quantize
 
 
 def test_rare_positives_do_not_pay_for_the_bytes(quantize, tmp_path):

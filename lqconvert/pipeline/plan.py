@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lqconvert.analysis.inspect import ModelInspection, describe, quantized_rows
 from lqconvert.analysis.inspect_tflite import dimensions
 from lqconvert.exporting.export import learned_codes
 from lqconvert.keras_loader.config_checks import read_config
-from lqconvert.pipeline.prepare import prepare
+from lqconvert.pipeline.prepare import input_shapes, prepare
+from lqconvert.pipeline.settings import Settings
+from lqconvert.reports.settings import RunSettings
 from lqconvert.utils.terminal import Shown, Table
+from lqconvert.utils.text import to_json
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from lqconvert.pipeline.settings import QuantizeKeywords
 
 
 @dataclass(frozen=True)
@@ -34,12 +43,15 @@ class Plan(Shown):
     inputs: dict[str, tuple[int, ...]]  # their shapes, without the batch
     budget: str  # of the file, in words, and what it may take on its targets
     limits: str
-    settings: dict[str, Any]  # as the report will have them
+    settings: RunSettings  # as the report will have them
     steps: int
     targets: list[str]
     resumes: str | None  # the checkpoint of an interrupted run that it goes on from
     discards: str | None  # or that it starts over without
     files: list[PlannedFile]
+
+    def to_json(self) -> str:
+        return to_json(dataclasses.asdict(self) | {"settings": self.settings.to_dict()})
 
     def shown(self) -> Iterator[str | Table]:
         yield from self.model.shown()
@@ -50,12 +62,12 @@ class Plan(Shown):
         for name, shape in self.inputs.items():
             yield f"input {name}: {dimensions(shape)}"
         settings = self.settings
-        yield f"preprocessing: {settings['preprocess']}, augmentation: {settings['augmentation']}"
+        yield f"preprocessing: {settings.preprocess}, augmentation: {settings.augmentation}"
         yield f"budget: {self.budget}; limits: {self.limits}; target: {', '.join(self.targets)}"
-        scheme = f"scheme: {settings['scheme']['name']}, scales: {settings['granularity']}"
-        minutes = settings["max_minutes"]
+        scheme = f"scheme: {settings.scheme.name}, scales: {settings.granularity}"
+        minutes = settings.max_minutes
         until = "" if minutes is None else f", {minutes:g} minutes at most"
-        yield f"{scheme}, epochs: {settings['epochs']}, steps: {self.steps:,}{until}"
+        yield f"{scheme}, epochs: {settings.epochs}, steps: {self.steps:,}{until}"
         if self.resumes:
             yield f"goes on from {self.resumes}"
         if self.discards:
@@ -65,34 +77,36 @@ class Plan(Shown):
 
 
 def plan(
-    model_path: str | Path,
-    data_spec: str,
+    model: str | Path,
+    data: str,
     output: str | Path,
-    **settings: Any,
+    *,
+    settings: Settings | None = None,
+    resume: bool = False,
+    **keywords: Unpack[QuantizeKeywords],
 ) -> Plan:
     """Says what :func:`lqconvert.quantize` would do, without training and without writing.
 
-    Args:
-        settings: those of :func:`lqconvert.quantize`.
+    Args: those of :func:`lqconvert.quantize`.
 
     Raises:
         LqError: where quantize would refuse before training.
     """
-    ready = prepare(model_path, data_spec, output, **settings)
-    data, paths, model = ready.data, ready.paths, ready.model
-    rows = quantized_rows(ready.quantized, model, read_config(Path(model_path))[0])
+    ready = prepare(model, data, output, Settings.of(keywords, settings), resume=resume)
+    paths, loaded = ready.paths, ready.model
+    rows = quantized_rows(ready.quantized, loaded, read_config(ready.path)[0])
     tflite = ready.template.fill(learned_codes(ready.quantized))
     checkpoint = str(paths.checkpoint) if paths.checkpoint.exists() else None
     return Plan(
-        model=describe(Path(model_path), model, rows, tflite),
-        data=data.name,
-        splits=data.sizes,
-        tasks={head.output.name: head.describe() for head in data.heads},
-        inputs={name: tuple(x.shape[1:]) for name, x in zip(model.input_names, model.inputs, strict=True)},
-        budget=str(ready.budget),
-        limits=str(ready.limits),
+        model=describe(ready.path, loaded, rows, tflite),
+        data=ready.data.name,
+        splits=ready.data.sizes,
+        tasks={head.output.name: head.describe() for head in ready.data.heads},
+        inputs=input_shapes(loaded),
+        budget=str(ready.settings.budget),
+        limits=str(ready.settings.limits),
         settings=ready.settings,
-        steps=ready.steps,
+        steps=ready.finetuning.steps,
         targets=list(dict.fromkeys(paths.targets)),
         resumes=checkpoint if ready.checkpoint else None,
         discards=None if ready.checkpoint else checkpoint,

@@ -21,21 +21,22 @@ from lqconvert.data.sources import load_data
 from lqconvert.errors import LqError
 from lqconvert.exporting.export import Template, learned_codes
 from lqconvert.keras_loader.load import load_model
+from lqconvert.pipeline.settings import OutputSettings, Settings
 from lqconvert.quantization.calibrate import calibrate, cover_targets
 from lqconvert.quantization.fold_batchnorm import fold
 from lqconvert.quantization.input_scaling import Fronted, choose_front
+from lqconvert.quantization.layers import QuantizedLayer
 from lqconvert.quantization.model_outputs import joined, outputs_of
 from lqconvert.quantization.rewrite import float_layers, rewrite
-from lqconvert.quantization.schemes import Rate, Scheme
-from lqconvert.runtime.verify import Limits, check_runs
-from lqconvert.tasks import Wishes
+from lqconvert.quantization.schemes import Scheme
+from lqconvert.reports.settings import RunSettings
+from lqconvert.runtime.verify import check_runs
 from lqconvert.tflite.c_source import including
 from lqconvert.tflite.io_types import Border, border_of
-from lqconvert.tflite.targets import LITERT, TFLM, Target
+from lqconvert.tflite.targets import TFLM, Target
 from lqconvert.training.augmentation import Augmentation, choose_augmentation
-from lqconvert.training.budget import Budget
 from lqconvert.training.checkpoint import Checkpoint
-from lqconvert.training.finetune import total_steps
+from lqconvert.training.finetune import FinetuneSettings, total_steps
 from lqconvert.training.memorized import steer
 from lqconvert.utils.output_files import Paths
 
@@ -51,6 +52,7 @@ class Prepared:
 
     path: Path  # of the model
     paths: Paths
+    targets: list[Target]
     model: tf_keras.Model  # behind the front, if there is one
     folded: tf_keras.Model
     float_layers: dict[str, str]  # of the folded model: they stay float
@@ -58,50 +60,18 @@ class Prepared:
     preprocess: Preprocessing  # off ties, where the file takes raw pixels; with the front that it passes
     border: Border  # of the files
     input_shift: float | None  # of raw pixels, in steps of them; None where the file takes others
-    augmentation: Augmentation
     quantized: tf_keras.Model  # calibrated
     batches: list[Any]  # what it was calibrated on
     template: Template
-    limits: Limits
-    scheme: Scheme
-    budget: Budget
-    steps: int
-    batch_size: int
-    learning_rate: float
-    settings: dict[str, Any]  # of the run, as the report has them
-    identity: dict[str, Any]  # all that decides what it learns
+    finetuning: FinetuneSettings
+    settings: RunSettings
+    identity: dict[str, str]  # all that decides what it learns
     checkpoint: Checkpoint | None  # what it goes on from
     steers_on_test: bool = False  # on one half of it, that is: the report is of the other half
 
 
 def prepare(
-    model_path: str | Path,
-    data_spec: str,
-    output: str | Path,
-    *,
-    targets: Sequence[Target] = (LITERT,),
-    limits: Limits | None = None,
-    c_array: bool = False,
-    gzip: bool = False,
-    html: str | Path | None = None,
-    io: str | None = None,
-    scheme: Scheme | None = None,
-    budget: Budget | None = None,
-    granularity: str | None = None,
-    rounding: str = "nearest",
-    start: float | None = None,
-    preprocess: Preprocessing | None = None,
-    wishes: Wishes | None = None,
-    steer_on: str = "auto",
-    epochs: int | None = None,
-    max_minutes: float | None = None,
-    batch_size: int = 128,
-    learning_rate: float | None = None,
-    seed: int = 0,
-    resume: bool = False,
-    input_shape: tuple[int, ...] | None = None,
-    strict: bool = False,
-    trust_model: bool = False,
+    model_path: str | Path, data_spec: str, output: str | Path, settings: Settings, *, resume: bool = False
 ) -> Prepared:
     """Reads the model and the data and sets training up.
 
@@ -110,59 +80,54 @@ def prepare(
     Raises:
         LqError: for every mistake of the user's that shows before training.
     """
-    limits, wishes = limits or Limits(), wishes or Wishes()
-    Border(io or "int8")
-    paths = paths_of(output, targets, limits, c_array=c_array, gzip=gzip, html=html)
+    Border(settings.output.io or "int8")
+    targets = settings.output.runtimes
+    paths = paths_of(output, targets, settings.output)
     if Path(model_path).resolve() in [path.resolve() for path in paths.all()]:
         raise LqError(f"{model_path}: is the model itself; give the .tflite another name")
-    budget = budget or Budget(max_drop=0.0 if scheme is None else None, asked=False)
-    scheme = scheme or Rate()
-    if budget.steers and type(scheme).penalty is Scheme.penalty:
+    scheme = settings.scheme
+    if settings.budget.steers and type(scheme).penalty is Scheme.penalty:
         raise LqError(f"scheme {scheme.name} has no penalty to steer to a budget with; take rate")
-    granularity = granularity or scheme.recipe.granularity
-    learning_rate = learning_rate or scheme.recipe.learning_rate
-    model = load_model(model_path, input_shape=input_shape, trust_model=trust_model)
+    model = load_model(
+        model_path, input_shape=settings.model.input_shape, trust_model=settings.model.trust_model
+    )
     folded = fold(model)
     kept = float_layers(folded)
-    _check_integer(kept, targets, strict)
+    _check_integer(kept, targets, settings.model.strict)
     shapes = input_shapes(model)
-    data = load_data(data_spec, shapes, outputs_of(model), wishes)
+    data = load_data(data_spec, shapes, outputs_of(model), settings.data.wishes)
     for note in data.notes:
         log.info(note)
     _check_indices(model, data)
     for head in data.heads:
         log.info(f"task{f' of {head.output.name}' if len(data.heads) > 1 else ''}: {head.describe()}")
-    given = preprocess
+    given, seed = settings.data.preprocess, settings.training.seed
     data, preprocess = preprocessed(model, data, given)
-    data, steers_on_test = steer(folded, data, preprocess, steer_on)
+    data, steers_on_test = steer(folded, data, preprocess, settings.data.steer_on)
     if steers_on_test and given is None:  # answers known by heart are right under several
         data, preprocess = preprocessed(model, data, given)
-    steps = _steps(data, epochs, scheme, batch_size, budget)
+    steps = _steps(data, settings)
     preprocess.refuse_indices(
         name for name, x in zip(model.input_names, model.inputs, strict=True) if x.dtype.is_integer
     )
-    augmentation = Augmentation()
     images = _takes_images(model)
-    if images:
-        augmentation = choose_augmentation(_predictions(model), data, preprocess)
-    if augmentation != Augmentation():
-        varied = dataclasses.replace(augmentation, blend=False)
-        log.info(f"training images are {varied}, which the float model does not mind")
-    if augmentation.blend:
-        log.info(
-            "they are blended in pairs: the float model knows them by heart, and says more of such images"
-        )
+    augmentation = _augmentation(model, data, preprocess) if images else Augmentation()
     tf_keras.utils.set_random_seed(seed)
     pixels = preprocess.pixel_range if data.integer_pixels and images else None
     fed = preprocess if pixels is None else preprocess.off_ties(preprocess.pixel_zero_point)
     if images and pixels is None:
-        fronted = _front(model, data, fed, seed, io)
+        fronted = _front(model, data, fed, seed, settings.output.io)
         if fronted is not None:
             model, fed = fronted.model, dataclasses.replace(fed, front=fronted.front)
             folded = fold(model)
-    border = border_of(fed.front, io)
+    border = border_of(fed.front, settings.output.io)
     quantized = rewrite(
-        model, scheme, granularity=granularity, rounding=rounding, start=start, input_range=pixels
+        model,
+        scheme,
+        granularity=settings.granularity,
+        rounding=settings.quantization.rounding,
+        start=settings.quantization.start,
+        input_range=pixels,
     )
     few = data.train.batches(256, shuffle_seed=seed, preprocessing=fed).take(4)
     batches = [as_numpy(x) for _, x, _ in few]
@@ -171,41 +136,52 @@ def prepare(
     template = Template.of(quantized, learned_codes(quantized))
     for target in targets:
         check_runs(template.tflite, target)
-    settings = {
-        "scheme": scheme.get_config(),
-        "budget": dataclasses.asdict(budget),
-        "io": border.io,
-        "granularity": granularity,
-        "rounding": rounding,
-        "start": start,
-        "preprocess": str(preprocess),
-        "tasks": {head.output.name: head.task for head in data.heads},
-        "judged": {head.output.name: head.judged for head in data.heads},
-        "weights": {head.output.name: head.weight for head in data.heads},
-        "threshold": wishes.threshold,
-        "steer_on": "test-half" if steers_on_test else "validation",
-        "limits": dataclasses.asdict(limits),
-        "augmentation": str(augmentation),
-        "epochs": epochs or scheme.recipe.epochs,
-        "max_minutes": max_minutes,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-    }
+    chosen = RunSettings(
+        scheme=scheme,
+        budget=settings.budget,
+        io=border.io,
+        granularity=settings.granularity,
+        rounding=settings.quantization.rounding,
+        start=settings.quantization.start,
+        preprocess=preprocess,
+        tasks={head.output.name: head.task for head in data.heads},
+        judged={head.output.name: head.judged for head in data.heads},
+        weights={head.output.name: head.weight for head in data.heads},
+        threshold=settings.data.wishes.threshold,
+        steer_on="test-half" if steers_on_test else "validation",
+        limits=settings.limits,
+        augmentation=augmentation,
+        epochs=settings.epochs,
+        max_minutes=settings.training.max_minutes,
+        batch_size=settings.training.batch_size,
+        learning_rate=settings.learning_rate,
+        seed=seed,
+    )
+    finetuning = FinetuneSettings(
+        steps=steps,
+        batch_size=chosen.batch_size,
+        learning_rate=chosen.learning_rate,
+        damping=scheme.damping(sum(isinstance(layer, QuantizedLayer) for layer in quantized.layers)),
+        seed=seed,
+        budget=chosen.budget,
+        augmentation=augmentation,
+        keep_last=scheme.coarsens,
+        save_seconds=settings.training.save_seconds,
+    )
+    checksum = _checksum(data.train.y, data.validation.y, *_flat(batches))
     identity = {
-        **settings,
-        "steps": steps,
-        "target": targets[0].name,
-        "packings": repr(targets[0].packings),
-        "needless": repr(targets[0].needless),
-        "data": {**data.sizes, "checksum": _checksum(data.train.y, data.validation.y, *_flat(batches))},
-        "inputs": shapes,
+        **chosen.lines(),
+        "steps": str(steps),
+        **_identity_of_target(targets[0]),
+        "data": ", ".join([*(f"{size:,} {name}" for name, size in data.sizes.items()), checksum]),
+        "inputs": ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items()),
         "model": _checksum(*folded.get_weights()),
     }
     resumes = resume and paths.checkpoint.exists()
     return Prepared(
         path=Path(model_path),
         paths=paths,
+        targets=targets,
         model=model,
         folded=folded,
         float_layers=kept,
@@ -213,36 +189,45 @@ def prepare(
         preprocess=fed,
         border=border,
         input_shift=None if pixels is None else preprocess.pixel_shift,
-        augmentation=augmentation,
         quantized=quantized,
         batches=batches,
         template=template,
-        limits=limits,
-        scheme=scheme,
-        budget=budget,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        settings=settings,
+        finetuning=finetuning,
+        settings=chosen,
         identity=identity,
         checkpoint=Checkpoint.load(paths.checkpoint, identity) if resumes else None,
         steers_on_test=steers_on_test,
     )
 
 
-def _steps(
-    data: Data,
-    epochs: int | None,
-    scheme: Scheme,
-    batch_size: int,
-    budget: Budget,
-) -> int:
+def _steps(data: Data, settings: Settings) -> int:
     """How many a run takes. Those of epochs that were asked for are no more, and may be very few."""
-    run = data.train.size, epochs or scheme.recipe.epochs, batch_size, budget.cycles
-    steps, usual = (total_steps(*run, bounded=bounded) for bounded in (epochs is not None, False))
+    training, cycles = settings.training, settings.budget.cycles
+    usual = steps = total_steps(
+        data.train.size,
+        settings.epochs,
+        training.batch_size,
+        cycles,
+        least=max(training.minimum_steps, training.minimum_cycle * cycles),
+    )
+    if training.epochs is not None:
+        steps = total_steps(data.train.size, training.epochs, training.batch_size, cycles)
     if steps < usual:
         log.info(f"steps: {steps:,}, no more than the epochs asked for have (by default: {usual:,})")
     return steps
+
+
+def _augmentation(model: tf_keras.Model, data: Data, preprocess: Preprocessing) -> Augmentation:
+    """How training images are varied."""
+    augmentation = choose_augmentation(_predictions(model), data, preprocess)
+    if augmentation != Augmentation():
+        varied = dataclasses.replace(augmentation, blend=False)
+        log.info(f"training images are {varied}, which the float model does not mind")
+    if augmentation.blend:
+        log.info(
+            "they are blended in pairs: the float model knows them by heart, and says more of such images"
+        )
+    return augmentation
 
 
 def _front(
@@ -263,12 +248,29 @@ def _front(
     return fronted
 
 
-def _checksum(*arrays: np.ndarray) -> int:
+def _identity_of_target(target: Target) -> dict[str, str]:
+    """What of a target decides which bytes codes come to."""
+    return {
+        "target": target.name,
+        "packings": ", ".join(map(_without_defaults, target.packings)),
+        "strip_all": str(target.needless.signature),
+        "drop_bias_scales": str(target.needless.bias_scales),
+    }
+
+
+def _without_defaults(value: Any) -> str:
+    """A data class as its repr, but for fields at their defaults."""
+    fields = {each.name: (getattr(value, each.name), each.default) for each in dataclasses.fields(value)}
+    given = [f"{name}={now}" for name, (now, default) in fields.items() if now != default]
+    return f"{type(value).__name__}({', '.join(given)})"
+
+
+def _checksum(*arrays: np.ndarray) -> str:
     """Of arrays that are to be the same when a run goes on."""
     checksum = 0
     for array in arrays:
         checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
-    return checksum
+    return f"checksum {checksum:08x}"
 
 
 def _flat(batches: list[Any]) -> list[np.ndarray]:
@@ -276,28 +278,21 @@ def _flat(batches: list[Any]) -> list[np.ndarray]:
     return [part for batch in batches for part in (batch if isinstance(batch, list) else [batch])]
 
 
-def paths_of(
-    output: str | Path,
-    targets: Sequence[Target],
-    limits: Limits,
-    *,
-    c_array: bool,
-    gzip: bool,
-    html: str | Path | None = None,
-) -> Paths:
+def paths_of(output: str | Path, targets: Sequence[Target], settings: OutputSettings) -> Paths:
     """The files to write. An LqError where they could not be, or a target cannot be asked for what is."""
-    sources = tuple(target.name for target in targets if c_array and target.name == TFLM.name)
+    sources = tuple(target.name for target in targets if settings.c_array and target.name == TFLM.name)
     paths = Paths(
         Path(output),
         tuple(target.name for target in targets),
         sources,
-        gzip,
-        None if html is None else Path(html),
+        settings.gzip,
+        None if settings.html is None else Path(settings.html),
     )
     paths.check()
-    if limits.max_ram is not None and TFLM.name not in paths.targets:
+    limits = settings.limits
+    if limits is not None and limits.max_ram is not None and TFLM.name not in paths.targets:
         raise LqError("--max-ram: LiteRT has no arena of a fixed size; it goes with --target tflm")
-    if c_array and not sources:
+    if settings.c_array and not sources:
         raise LqError("--c-array: phones load the .tflite itself; it goes with --target tflm")
     for target in targets:
         target.check_installed()

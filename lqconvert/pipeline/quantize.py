@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,9 +21,8 @@ from lqconvert.exporting.codes import Int8File
 from lqconvert.exporting.export import Exported, convert, export, learned_codes
 from lqconvert.metrics import agreement, guesses
 from lqconvert.pipeline.prepare import Prepared, paths_of, prepare
-from lqconvert.quantization.layers import QuantizedLayer
+from lqconvert.pipeline.settings import OutputSettings, Settings
 from lqconvert.quantization.model_outputs import joined, predict
-from lqconvert.quantization.schemes import Scheme
 from lqconvert.reports.evidence import Evidence
 from lqconvert.reports.report import ClassRecall, Exports, Measured, Report, TargetFile, layer_rows, versions
 from lqconvert.reports.shortfall import shortfall
@@ -37,12 +37,12 @@ from lqconvert.runtime.verify import (
     run,
     smallest,
 )
-from lqconvert.tasks import Score, Wishes
+from lqconvert.tasks import Score
 from lqconvert.tflite.c_source import c_sources
 from lqconvert.tflite.interface import Interface
 from lqconvert.tflite.io_types import Border, border_of
 from lqconvert.tflite.scaling_code import left_out
-from lqconvert.tflite.targets import LITERT, Target
+from lqconvert.tflite.targets import Target
 from lqconvert.training.budget import Budget
 from lqconvert.training.checkpoint import locked
 from lqconvert.training.distribution import Distribution
@@ -50,80 +50,44 @@ from lqconvert.training.finetune import Finetuned, Progress, finetune
 from lqconvert.utils.compression import gzipped
 from lqconvert.utils.output_files import Paths, Writer, make_folders, write_all
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from lqconvert.pipeline.settings import ExportKeywords, QuantizeKeywords
+
 log = logging.getLogger(__name__)
 
 
 def quantize(
-    model_path: str | Path,
-    data_spec: str,
+    model: str | Path,
+    data: str,
     output: str | Path,
     *,
-    targets: Sequence[Target] = (LITERT,),
-    limits: Limits | None = None,
-    c_array: bool = False,
-    gzip: bool = False,
-    html: str | Path | None = None,
-    io: str | None = None,
-    scheme: Scheme | None = None,
-    budget: Budget | None = None,
-    granularity: str | None = None,
-    rounding: str = "nearest",
-    start: float | None = None,
-    preprocess: Preprocessing | None = None,
-    wishes: Wishes | None = None,
-    steer_on: str = "auto",
-    epochs: int | None = None,
-    max_minutes: float | None = None,
-    batch_size: int = 128,
-    learning_rate: float | None = None,
-    seed: int = 0,
+    settings: Settings | None = None,
     resume: bool = False,
-    input_shape: tuple[int, ...] | None = None,
-    strict: bool = False,
-    trust_model: bool = False,
     distribution: Distribution | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     tick: Callable[[int, int], None] = lambda *_: None,
+    **keywords: Unpack[QuantizeKeywords],
 ) -> Report:
     """Quantizes a Keras model and writes OUTPUT (.tflite), OUTPUT.codes.npz and OUTPUT.report.json.
 
+    What it finds and how it comes along is logged (logger "lqconvert", level INFO).
+
     Args:
-        model_path: a .h5 or .keras file or a SavedModel folder.
-        data_spec: see :func:`lqconvert.data.sources.load_data`.
+        model: a .h5 or .keras file or a SavedModel folder.
+        data: see :func:`lqconvert.load_data`.
         output: the .tflite to write; its folder is made. Where there are several targets, those after the
             first get a file of their own: OUTPUT.tflm.tflite.
-        targets: the runtimes to make a file for; budgets of bytes are of the first one's.
-        limits: what files may take on their targets.
-        c_array: write OUTPUT.cc and OUTPUT.h beside the .tflite for tflm.
-        gzip: write OUTPUT.tflite.gz, too: a download that any inflater reads.
-        html: write the report as a page with figures, too: an .html file that loads nothing.
-        io: the type of inputs and outputs: "int8", "uint8", "int16" or "float32". By default int8, but
-            float32 where columns of different ranges are scaled in front of the quantization. With another
-            type than float32 that scaling is left to the program around the file.
-        scheme: how scales are learned; ``Rate()`` by default.
-        budget: what the file may lose or weigh. By default it is to lose nothing, and is the best that was
-            reached where that is not to be had; where a scheme is given, there is no budget. Schemes without
-            a penalty take none.
-        granularity: which weights share a scale; one for each output channel by default, but one
-            for a Dense kernel with ``Rate()``: each scale costs bytes.
-        epochs, learning_rate: what suits the scheme, by default. Epochs that are given are no more than that:
-            by default, small data sets are passed over more often.
-        max_minutes: when fine-tuning is to end, counted from the call, with the best so far; its cycles are
-            shortened to that. Files are exported and proven after it.
-        preprocess: what the model was trained on; found out by scoring the float model when None.
-        wishes: what outputs are for and how they are scored, where that is not to be found out.
-        steer_on: "validation", or "test-half": steer on one half of the test part and report on the other,
-            which is done by default where the float model was trained on the validation split.
+        settings: what keywords change; all defaults where None.
         resume: go on from where a run into the same output was interrupted or died; the result is that of an
             undisturbed one. Where none did, this begins.
-        input_shape, trust_model: see :func:`lqconvert.keras_loader.load.load_model`.
-        strict: refuse a model that has layers without integer kernels; they compute in float else (on
-            litert; tflm always refuses).
         distribution: the devices that share each batch; one by default. Where they are of several
             processes, all of these are to be started with the same arguments, and return the same report,
             but only the chief writes files.
         progress: called with where fine-tuning stands at every look at the validation split.
         tick: called about every second of fine-tuning, with its step and the steps of the whole run.
+        keywords: the settings, see :class:`lqconvert.pipeline.settings.QuantizeKeywords`.
 
     Returns:
         The report, measured on the written file.
@@ -134,37 +98,12 @@ def quantize(
             limits, the codes alone are written.
         Interrupted: if Ctrl-C came before any codes held it.
     """
-    deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
+    settings = Settings.of(keywords, settings)
+    minutes = settings.training.max_minutes
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     distribution = distribution or Distribution()
-    with distribution.placed(output, html) as (output, html):
-        ready = prepare(
-            model_path,
-            data_spec,
-            output,
-            targets=targets,
-            limits=limits,
-            c_array=c_array,
-            gzip=gzip,
-            html=html,
-            io=io,
-            scheme=scheme,
-            budget=budget,
-            granularity=granularity,
-            rounding=rounding,
-            start=start,
-            preprocess=preprocess,
-            wishes=wishes,
-            steer_on=steer_on,
-            epochs=epochs,
-            max_minutes=max_minutes,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
-            resume=resume,
-            input_shape=input_shape,
-            strict=strict,
-            trust_model=trust_model,
-        )
+    with distribution.placed(output, settings.output.html) as (output, html):
+        ready = prepare(model, data, output, settings.replaced(html=html), resume=resume)
         distribution.check_alike(ready.identity)
         if distribution.replicas > 1:
             log.info(f"each batch is shared by {distribution}")
@@ -176,8 +115,8 @@ def quantize(
             log.warning(f"starting over, where --resume would have gone on from {ready.paths.checkpoint}")
         make_folders(ready.paths.all())
         with locked(ready.paths.first):
-            finetuned = _learn(ready, targets[0], distribution, deadline, progress, tick)
-            report = _export(ready, finetuned, targets)
+            finetuned = _learn(ready, distribution, deadline, progress, tick)
+            report = _export(ready, finetuned)
             if finetuned.finished:
                 ready.paths.checkpoint.unlink()
             return report
@@ -185,28 +124,19 @@ def quantize(
 
 def _learn(
     ready: Prepared,
-    target: Target,
     distribution: Distribution,
     deadline: float,
     progress: Callable[[Progress], None],
     tick: Callable[[int, int], None],
 ) -> Finetuned:
-    """Fine-tunes; bytes are those of a file for the target."""
-    budget, path = ready.budget, ready.paths.checkpoint
-    depth = sum(isinstance(layer, QuantizedLayer) for layer in ready.quantized.layers)
+    """Fine-tunes; bytes are those of a file for the first target."""
+    budget, path, target = ready.settings.budget, ready.paths.checkpoint, ready.targets[0]
     finetuned = finetune(
         ready.quantized,
         ready.folded,
         ready.data,
         ready.preprocess,
-        steps=ready.steps,
-        batch_size=ready.batch_size,
-        learning_rate=ready.learning_rate,
-        damping=ready.scheme.damping(depth),
-        seed=ready.settings["seed"],
-        budget=budget,
-        augmentation=ready.augmentation,
-        keep_last=ready.scheme.coarsens,
+        ready.finetuning,
         file_size=lambda codes: len(ready.border.around(smallest(ready.template.fill(codes), target).tflite)),
         checkpoint=ready.checkpoint,
         distribution=distribution,
@@ -244,9 +174,10 @@ def _learn(
     return finetuned
 
 
-def _export(ready: Prepared, finetuned: Finetuned, targets: Sequence[Target]) -> Report:
+def _export(ready: Prepared, finetuned: Finetuned) -> Report:
     """Writes the files, and the report of what was measured on them."""
-    paths, data, preprocess, budget = ready.paths, ready.data, ready.preprocess, ready.budget
+    paths, data, preprocess = ready.paths, ready.data, ready.preprocess
+    budget, limits = ready.settings.budget, ready.settings.limits
     quantized = ready.quantized
     exported = export(quantized, ready.batches)
     float_tflite = convert(ready.folded, integer=False)
@@ -264,7 +195,7 @@ def _export(ready: Prepared, finetuned: Finetuned, targets: Sequence[Target]) ->
         paths.codes: lambda path: learned_codes(quantized).save(path, int8_file),
     }
     try:
-        made = _files(int8_file, runner, ready.border, paths, targets, ready.limits, data, teacher)
+        made = _files(int8_file, runner, ready.border, paths, ready.targets, limits, data, teacher)
         files = made.files
         if budget.max_size is not None and files[0].proven.size > budget.max_size:
             raise BudgetMissed(
@@ -389,27 +320,25 @@ def export_codes(
     codes: str | Path,
     output: str | Path,
     *,
-    targets: Sequence[Target] = (LITERT,),
-    limits: Limits | None = None,
-    c_array: bool = False,
-    gzip: bool = False,
-    io: str | None = None,
     data_spec: str | None = None,
+    **keywords: Unpack[ExportKeywords],
 ) -> Exports:
     """Makes files for targets of the codes of an earlier run, without training.
 
     Args:
         codes: the .codes.npz that :func:`quantize` wrote.
-        output, targets, limits, c_array, gzip, io: as for :func:`quantize`.
+        output: as for :func:`quantize`.
         data_spec: labelled data whose test split is scored and proven on; random inputs prove without.
+        keywords: see :class:`lqconvert.pipeline.settings.ExportKeywords`.
 
     Raises:
         LqError: for every mistake of the user's; nothing is written then.
         BudgetMissed: if no file keeps within the limits.
     """
-    limits = limits or Limits()
-    Border(io or "int8")
-    paths = paths_of(output, targets, limits, c_array=c_array, gzip=gzip)
+    settings = OutputSettings.of(keywords)
+    Border(settings.io or "int8")
+    targets = settings.runtimes
+    paths = paths_of(output, targets, settings)
     int8_file = Int8File.load(Path(codes))
     try:
         with isolated(int8_file.tflite) as file:
@@ -427,8 +356,8 @@ def export_codes(
         data = load_data(data_spec, interface.input_shapes, outputs_of(int8_file.tflite, interface))
         if not data.labelled:
             raise LqError(f"{data_spec}: has no labels to score by; leave out --data")
-    border = border_of(int8_file.front, io)
-    made = _files(int8_file, interface, border, paths, targets, limits, data, None)
+    border = border_of(int8_file.front, settings.io)
+    made = _files(int8_file, interface, border, paths, targets, settings.limits or Limits(), data, None)
     make_folders(paths.for_targets())
     write_all(made.writers)
     return Exports(

@@ -21,7 +21,6 @@ from lqconvert.reports.page_parts import Drawing
 from lqconvert.reports.report import Report, TargetFile, notes
 from lqconvert.runtime.layer_snr import LayerNoise
 from lqconvert.tasks import Heads, metric_named
-from lqconvert.training.budget import Budget
 from lqconvert.utils.text import printable
 
 #: More of these are not shown: a report is to be read, and sent by mail.
@@ -77,7 +76,7 @@ def render(report: Report, evidence: Evidence) -> str:
         noise=_noise(evidence.noise),
         notes={file.path: notes(file) for file in report.files},
         feeding=report.feeding(),
-        settings=_flat(report.settings),
+        settings=_flat(report.settings.to_dict()),
     )
 
 
@@ -172,7 +171,7 @@ def _criterion(report: Report, place: int, metric: Metric) -> list[Drawing]:
     came = charts.curve(
         steps, scores, name, (best.step, best.scores[place]), ("quality", qualities) if differ else None
     )
-    budget = Budget(**report.settings["budget"])
+    budget = report.settings.budget
     floor = report.bar[place] if report.bar else None
     exported = best.bytes, best.qualities[place]
     judged = f"quality ({name})" if differ else name

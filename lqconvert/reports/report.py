@@ -8,12 +8,12 @@ import math
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from lqconvert.data.preprocessing import Front
 from lqconvert.exporting.codes import Codes
+from lqconvert.reports.settings import RunSettings
 from lqconvert.runtime.verify import Proven
 from lqconvert.tasks import Score, metric_named
 from lqconvert.tflite.packing import DECODE
@@ -178,7 +178,7 @@ class Report(Shown):
     model: str
     data: str
     splits: dict[str, int]
-    settings: dict[str, Any]
+    settings: RunSettings
     tasks: dict[str, str]  # of the outputs, in words
     criteria: list[str]  # the metrics that the budget judges; each entry of a look is of one of them
     float_: Measured
@@ -209,7 +209,7 @@ class Report(Shown):
         return self.float_.size / self.files[0].proven.size
 
     def to_json(self) -> str:
-        fields = dataclasses.asdict(self)
+        fields = dataclasses.asdict(self) | {"settings": self.settings.to_dict()}
         fields["float"] = fields.pop("float_")
         # At hand for scripts: the first of several.
         for file, measured in ((fields["float"], self.float_), (fields["int8"], self.int8)):

@@ -11,17 +11,23 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock
 
 from lqconvert.errors import LqError
 from lqconvert.exporting.codes import load_kernels
+from lqconvert.pipeline.settings import Settings
 from lqconvert.quantization.granularity import GRANULARITIES
 from lqconvert.quantization.schemes import SCHEMES
 from lqconvert.utils.output_files import make_folders, refuse_links, write_all
 from lqconvert.utils.text import csv_cell
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from lqconvert.pipeline.settings import QuantizeKeywords
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +65,8 @@ def _name(scheme: str, granularity: str, penalty: float) -> str:
 
 
 def sweep(
-    model_path: str | Path,
-    data_spec: str,
+    model: str | Path,
+    data: str,
     folder: str | Path,
     *,
     schemes: Sequence[str],
@@ -69,20 +75,21 @@ def sweep(
     storage: str | None = None,
     done: Callable[[Run], None] = lambda _: None,
     so_far: Callable[[list[Run]], object] = lambda _: None,
-    **settings: Any,
+    settings: Settings | None = None,
+    **keywords: Unpack[QuantizeKeywords],
 ) -> list[Run]:
     """Quantizes a model under every combination of settings; goes on where an earlier sweep stopped.
 
     A run that comes to nothing is logged as a warning; the next sweep tries it again.
 
     Args:
-        model_path, data_spec: see :func:`lqconvert.quantize`.
+        model, data: see :func:`lqconvert.quantize`.
         folder: gets the files of every run, ``sweep.csv`` of all that are done, and by default the study.
         penalties: factors on each scheme's own penalty (its gamma, or its threshold).
         storage: an Optuna storage URL, for several machines that share one study; otherwise a SQLite
             file in the folder. They share the folder, too.
         done, so_far: called after every run with it, and with all of this grid that are done, in its order.
-        settings: for :func:`lqconvert.quantize`.
+        settings, keywords: as for :func:`lqconvert.quantize`.
 
     Returns:
         The runs of this grid that came to a file, in its order.
@@ -100,9 +107,10 @@ def sweep(
     folder = Path(folder)
     make_folders([folder / "sweep.csv"])
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    named = {name: value for name, value in settings.items() if name != "trust_model"}  # changes no result
-    given = ", ".join(f"{name} {value}" for name, value in sorted(named.items()) if value is not None)
-    model, data = (f"{Path(path).name}{_checksum(Path(path))}" for path in (model_path, data_spec))
+    common = Settings.of(keywords, settings)  # of all runs
+    asked = {name: value for name, value in common.changes().items() if name != "trust_model"}
+    given = ", ".join(f"{name} {value}" for name, value in sorted(asked.items()))
+    names = [f"{Path(path).name}{_checksum(Path(path))}" for path in (model, data)]
     # So that two processes neither make the same tables at once nor take the same run.
     lock = FileLock(folder / ".study.lock")
     database = folder / "study.db"
@@ -111,7 +119,7 @@ def sweep(
     refuse_links(folder / ".study.lock")
     with lock:
         study = optuna.create_study(
-            study_name=f"{model} on {data}, {given}",
+            study_name=f"{' on '.join(names)}, {given}",
             storage=optuna.storages.RDBStorage(
                 storage or f"sqlite:///{database}",
                 heartbeat_interval=GRACE // 4,
@@ -128,7 +136,7 @@ def sweep(
         granularity = trial.suggest_categorical("granularity", GRANULARITIES)
         penalty = trial.suggest_float("penalty", 1e-9, 1e9, log=True)
         try:
-            run = _run(model_path, data_spec, folder, scheme, granularity, penalty, settings)
+            run = _run(model, data, folder, scheme, granularity, penalty, common)
         except LqError as error:
             name = _name(scheme, granularity, penalty)
             failed[name] = error
@@ -139,9 +147,9 @@ def sweep(
         done(run)
         return run.validation_score, run.deflated_bytes
 
-    names = ("scheme", "granularity", "penalty")
+    parameters = ("scheme", "granularity", "penalty")
     grid: list[dict[str, Any]] = [
-        dict(zip(names, values, strict=True))
+        dict(zip(parameters, values, strict=True))
         for values in itertools.product(schemes, granularities, penalties)
     ]
 
@@ -216,20 +224,20 @@ def _checksum(path: Path) -> str:
 
 
 def _run(
-    model_path: str | Path,
-    data_spec: str,
+    model: str | Path,
+    data: str,
     folder: Path,
     scheme_name: str,
     granularity: str,
     penalty: float,
-    settings: dict[str, Any],
+    settings: Settings,
 ) -> Run:
     from lqconvert.pipeline.quantize import quantize
 
     scheme = SCHEMES[scheme_name]().scaled(penalty)
     output = folder / f"{_name(scheme_name, granularity, penalty)}.tflite"
     start = time.monotonic()
-    report = quantize(model_path, data_spec, output, scheme=scheme, granularity=granularity, **settings)
+    report = quantize(model, data, output, settings=settings.replaced(scheme=scheme, granularity=granularity))
     if not report.finished:
         raise KeyboardInterrupt
     kernels = load_kernels(output.with_suffix(".codes.npz"))

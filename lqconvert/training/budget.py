@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+#: Which examples a run is steered by: "auto" is one of the others.
+STEER_ON = ("auto", "validation", "test-half")
 #: A point of any metric.
 POINT = 0.01
 

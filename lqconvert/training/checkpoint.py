@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -21,7 +20,7 @@ from lqconvert.utils.output_files import UNFINISHED, refuse_links, write_all
 
 @dataclass
 class Checkpoint:
-    """The state of fine-tuning between two steps; all else follows from the settings.
+    """The state of fine-tuning between two steps; all else follows from the run's identity.
 
     Random choices depend on the seed and the step alone, and steering on the points, so that neither has a
     state of its own.
@@ -40,18 +39,19 @@ class Checkpoint:
 
     ARRAYS = ("variables", "optimizer", "best_variables", "larger_variables")
 
-    def save(self, path: Path, settings: dict[str, Any]) -> None:
+    def save(self, path: Path, identity: dict[str, str]) -> None:
         """Writes the file, or leaves an older one as it is.
 
         Args:
-            settings: of the run; :meth:`load` refuses a file of others.
+            identity: the settings of the run, and checksums of what it works on; :meth:`load` refuses a file
+                of others.
 
         Raises:
             LqError: if it cannot be written.
         """
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in self.ARRAYS}
         plain["points"] = [dataclasses.asdict(point) for point in self.points]
-        text = json.dumps({"settings": settings, **plain})
+        text = json.dumps({"identity": identity, **plain})
         arrays = {f"{kind}/{n}": value for kind in self.ARRAYS for n, value in enumerate(getattr(self, kind))}
 
         def write(part: Path) -> None:
@@ -61,8 +61,8 @@ class Checkpoint:
         write_all({path: write})
 
     @classmethod
-    def load(cls, path: Path, settings: dict[str, Any]) -> Checkpoint:
-        """Reads what :meth:`save` wrote under the same settings.
+    def load(cls, path: Path, identity: dict[str, str]) -> Checkpoint:
+        """Reads what :meth:`save` wrote under the same identity.
 
         Raises:
             LqError: if the file is of another run, or of none.
@@ -70,7 +70,7 @@ class Checkpoint:
         try:
             arrays = load_npz(path)
             plain = json.loads(arrays.pop("state").tobytes())
-            written = plain.pop("settings")
+            written = dict(plain.pop("identity"))
             for kind in cls.ARRAYS:
                 count = sum(name.startswith(f"{kind}/") for name in arrays)
                 plain[kind] = [arrays[f"{kind}/{n}"] for n in range(count)]
@@ -80,12 +80,14 @@ class Checkpoint:
             raise LqError(f"{error}; leave out --resume") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise LqError(f"{path}: no checkpoint of lqconvert; leave out --resume") from error
-        # As JSON has it, where a tuple is a list.
-        now = json.loads(json.dumps(settings))
-        for name in (*written, *now):
-            if written.get(name) != now.get(name):
-                what = f"{name.replace('_', ' ')} was {written.get(name)} and is {now.get(name)}"
-                raise LqError(f"{path}: of another run ({what}); give its options, or leave out --resume")
+        differ = [
+            f"{name}={written.get(name, 'none')} (now {identity.get(name, 'none')})"
+            for name in dict.fromkeys((*written, *identity))
+            if written.get(name) != identity.get(name)
+        ]
+        if differ:
+            what = f"{path}: of another run, with {', '.join(differ)}"
+            raise LqError(f"{what}; give its options, or leave out --resume")
         return checkpoint
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -124,13 +123,12 @@ class Distribution:
         except LOST as error:
             raise LqError("another worker was lost; start all of them again, with --resume") from error
 
-    def check_alike(self, settings: dict[str, Any]) -> None:
+    def check_alike(self, identity: dict[str, str]) -> None:
         """Raises an LqError on a worker that was given other settings than the chief."""
-        mine = json.loads(json.dumps(settings))
-        chiefs = json.loads(self._chiefs(json.dumps(mine).encode()))
-        for name, value in mine.items():
+        chiefs = json.loads(self._chiefs(json.dumps(identity).encode()))
+        for name, value in identity.items():
             if chiefs.get(name) != value:
-                what = f"{name.replace('_', ' ')} is {value}, not {chiefs.get(name)}"
+                what = f"{name} is {value}, not {chiefs.get(name)}"
                 raise LqError(f"worker {self.worker} was given other settings than the chief: {what}")
 
     def _chiefs(self, data: bytes) -> bytes:

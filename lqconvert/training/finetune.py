@@ -31,14 +31,35 @@ from lqconvert.utils.compression import deflated
 
 log = logging.getLogger(__name__)
 
-#: Fine-tuning of a small data set still takes so many steps, and each cycle these, unless epochs are given.
-MINIMUM_STEPS, MINIMUM_CYCLE = 500, 300
-#: Between two checkpoints.
-SAVE_SECONDS = 60
 #: A third of the learning rate so often comes to nothing.
 MOST_ROLLBACKS = 5
 #: How often an unsteered run looks at the validation split; a steered one does after every cycle.
 LOOKS = 10
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How a model is fine-tuned.
+
+    Args:
+        steps: of the whole run, in cycles of equal length (see :func:`total_steps`).
+        learning_rate: Adam's for the scales, falling to 0 along a cosine.
+        save_seconds: between two checkpoints.
+        damping: factor on the learning rate of all else.
+        budget: what the penalty of the scheme is steered to; without one the penalty stays as it is.
+        augmentation: how training images are varied; student and teacher see the same.
+        keep_last: without a budget leave the model at its last weights instead of its best by score.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    save_seconds: float
+    damping: float = 1.0
+    budget: Budget = Budget()  # noqa: RUF009
+    augmentation: Augmentation = Augmentation()  # noqa: RUF009
+    keep_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,15 +90,8 @@ def finetune(
     teacher: tf_keras.Model,
     data: Data,
     preprocessing: Preprocessing,
+    settings: FinetuneSettings,
     *,
-    steps: int = MINIMUM_STEPS,
-    batch_size: int = 128,
-    learning_rate: float = 2e-4,
-    damping: float = 1.0,
-    seed: int = 0,
-    budget: Budget | None = None,
-    augmentation: Augmentation | None = None,
-    keep_last: bool = False,
     file_size: Callable[[Codes], int],
     checkpoint: Checkpoint | None = None,
     distribution: Distribution | None = None,
@@ -95,12 +109,6 @@ def finetune(
         model: what :func:`lqconvert.rewrite` gives, calibrated.
         teacher: the float model as :func:`.fold_batchnorm.fold` gives it; its outputs are half of the
             target (all of it without labels).
-        steps: of the whole run, in cycles of equal length (see :func:`total_steps`).
-        learning_rate: Adam's for the scales, falling to 0 along a cosine.
-        damping: factor on the learning rate of all else.
-        augmentation: how training images are varied; student and teacher see the same.
-        budget: what the penalty of the scheme is steered to; without one the penalty stays as it is.
-        keep_last: without a budget leave the model at its last weights instead of its best by score.
         file_size: the bytes of the file that codes come to.
         checkpoint: where a run of the same arguments had come to: this one ends as that would have.
         distribution: the devices that share each batch.
@@ -115,25 +123,25 @@ def finetune(
     validation_teacher = predict(logits_of(teacher), data.validation, preprocessing)
     seen = _seen(logits_of(teacher), data, preprocessing, validation_teacher)
     distribution = distribution or Distribution()
-    steering = _steering(budget or Budget(), data, validation_teacher, keep_last, distribution)
-    pace = Pace(steps, steering.cycles, 1 if steering.cycles > 1 else LOOKS)
+    steering = _steering(settings, data, validation_teacher, distribution)
+    pace = Pace(settings.steps, steering.cycles, 1 if steering.cycles > 1 else LOOKS)
     # A constant where nothing shortens it: so it is traced, and rounds, as it always was.
     cycle = int(pace.cycle) if deadline == math.inf else pace.cycle
-    schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(learning_rate, cycle, t_mul=1.0)
+    schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(settings.learning_rate, cycle, t_mul=1.0)
     trainer = Trainer.of(
         model,
         teacher,
         data,
         preprocessing,
-        batch_size=batch_size,
+        batch_size=settings.batch_size,
         learning_rate=schedule,
-        damping=damping,
-        seed=seed,
-        augmentation=augmentation,
+        damping=settings.damping,
+        seed=settings.seed,
+        augmentation=settings.augmentation,
         distribution=distribution,
     )
     look = _Look(model, data, preprocessing, validation_teacher, file_size)
-    course = _Course(trainer, look, steering, pace, deadline, save, progress, tick)
+    course = _Course(trainer, look, steering, pace, deadline, settings.save_seconds, save, progress, tick)
     finished = True
     try:
         if checkpoint is None:
@@ -158,15 +166,16 @@ def finetune(
     )
 
 
-def total_steps(examples: int, epochs: int, batch_size: int, cycles: int, *, bounded: bool = False) -> int:
+def total_steps(examples: int, epochs: int, batch_size: int, cycles: int, *, least: int | None = None) -> int:
     """The steps of a run of cycles of equal length.
 
     Args:
-        bounded: no more than the epochs have, even if they are very few: some cycles are left out then.
+        least: how many there are at least. None for no more than the epochs have, even if they are very
+            few: some cycles are left out then.
     """
     steps = epochs * math.ceil(examples / batch_size)
-    if not bounded:
-        return cycles * math.ceil(max(steps, MINIMUM_STEPS, MINIMUM_CYCLE * cycles) / cycles)
+    if least is not None:
+        return cycles * math.ceil(max(steps, least) / cycles)
     return steps - steps % cycles if steps > cycles else steps
 
 
@@ -192,12 +201,13 @@ def float_qualities(data: Data, logits: np.ndarray, split: Split) -> np.ndarray:
 
 
 def _steering(
-    budget: Budget, data: Data, logits: np.ndarray, keep_last: bool, distribution: Distribution
+    settings: FinetuneSettings, data: Data, logits: np.ndarray, distribution: Distribution
 ) -> Steering:
     """The budget in terms of this data set's scores."""
     qualities = distribution.agreed(float_qualities(data, logits, data.validation).mean(axis=1))
     perfect = [head.task in AGAINST_FLOAT for head, _ in data.heads.criteria]
-    return Steering(budget, [float(quality) for quality in qualities], keep_last=keep_last, perfect=perfect)
+    floats = [float(quality) for quality in qualities]
+    return Steering(settings.budget, floats, keep_last=settings.keep_last, perfect=perfect)
 
 
 class _Look:
@@ -261,12 +271,13 @@ class _Course:
         steering: Steering,
         pace: Pace,
         deadline: float,
+        save_seconds: float,
         save: Callable[[Checkpoint], None],
         progress: Callable[[Progress], None],
         tick: Callable[[int, int], None],
     ) -> None:
         self.trainer, self.look, self.steering = trainer, look, steering
-        self.pace, self.deadline = pace, deadline
+        self.pace, self.deadline, self.save_seconds = pace, deadline, save_seconds
         self.save, self.progress, self.tick = save, progress, tick
         self.step, self.rollbacks = 0, 0
         self.points: list[Point] = []
@@ -333,7 +344,7 @@ class _Course:
                 )
                 self._steer(point)
                 losses = []
-            if self.step == until or now - saved > SAVE_SECONDS:
+            if self.step == until or now - saved > self.save_seconds:
                 self._save()
                 saved = now
             # Long enough that Python costs nothing, short enough that Ctrl-C is heard.

@@ -19,8 +19,6 @@ from lqconvert.quantization.model_outputs import logits_of, predict
 
 log = logging.getLogger(__name__)
 
-#: What a run may steer on, beside "auto".
-STEER_ON = ("auto", "validation", "test-half")
 #: A half of fewer examples tells too little to steer by.
 SMALLEST_HALF = 100
 #: Half a point of quality, and two standard errors: a model that knows its answers is this much better.
@@ -37,8 +35,8 @@ def steer(
 
     Args:
         folded: the float model, activations apart.
-        steer_on: one of STEER_ON. "auto" takes a half of the test part where the model is better on the
-            validation split than on that half by more than chance.
+        steer_on: one of :data:`.budget.STEER_ON`. "auto" takes a half of the test part where the model is
+            better on the validation split than on that half by more than chance.
 
     Returns:
         the data, and whether a half of the test part steers.

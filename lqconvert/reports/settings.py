@@ -1,0 +1,58 @@
+"""What a run was made with, as its report, its page, its plan and its checkpoint have it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lqconvert.data.preprocessing import Preprocessing
+from lqconvert.quantization.schemes import Scheme
+from lqconvert.runtime.verify import Limits
+from lqconvert.training.augmentation import Augmentation
+from lqconvert.training.budget import Budget
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The settings of a run; what the user left open is as it was found or chosen."""
+
+    scheme: Scheme
+    budget: Budget
+    io: str
+    granularity: str
+    rounding: str
+    start: float | None  # None where scales were calibrated
+    preprocess: Preprocessing
+    tasks: dict[str, str]  # by output, as the next two
+    judged: dict[str, Sequence[str]]
+    weights: dict[str, float]
+    threshold: float
+    steer_on: str
+    limits: Limits
+    augmentation: Augmentation
+    epochs: int
+    max_minutes: float | None
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the report's JSON has them."""
+        texts = {"preprocess": str(self.preprocess), "augmentation": str(self.augmentation)}
+        return dataclasses.asdict(self) | texts | {"scheme": self.scheme.get_config()}
+
+    def lines(self) -> dict[str, str]:
+        """Each setting by a name of its own (``budget.max_drop``), as text."""
+        return dict(_lines(self.to_dict()))
+
+
+def _lines(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _lines(value, f"{prefix}{name}.")
+        elif isinstance(value, (list, tuple)):
+            yield f"{prefix}{name}", ", ".join(map(str, value))
+        else:
+            yield f"{prefix}{name}", "none" if value is None else str(value)
