@@ -36,11 +36,11 @@ from lqconvert.cli.options import (
     task_wishes,
 )
 from lqconvert.cli.signals import Guard, guarded
-from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.errors import LqError, Terminated
+from lqconvert.pipeline.settings import DEFAULTS, Settings
 from lqconvert.quantization.granularity import GRANULARITIES
 from lqconvert.quantization.recipes import DEFAULT_SCHEME, RECIPES, ROUNDINGS
-from lqconvert.training.budget import Budget
+from lqconvert.training.budget import STEER_ON, Budget
 from lqconvert.utils.terminal import Console, Table, install, move_stderr, say, spelled
 from lqconvert.utils.text import printable
 
@@ -166,7 +166,12 @@ def main(context: click.Context) -> None:
     type=click.Choice(GRANULARITIES),
     help=f"Which weights share a scale.  [default: {by_scheme('granularity')}]",
 )
-@click.option("--rounding", type=click.Choice(ROUNDINGS), default="nearest", show_default=True)
+@click.option(
+    "--rounding",
+    type=click.Choice(ROUNDINGS),
+    default=DEFAULTS.quantization.rounding,
+    show_default=True,
+)
 @click.option(
     "--start", type=click.FloatRange(min=0, min_open=True), help="Starting scale.  [default: calibrated]"
 )
@@ -183,7 +188,7 @@ def main(context: click.Context) -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="End fine-tuning by then, with the best so far.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=DEFAULTS.training.batch_size, show_default=True)
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
@@ -192,8 +197,8 @@ def main(context: click.Context) -> None:
 @task_options
 @click.option(
     "--steer-on",
-    type=click.Choice(("auto", "validation", "test-half")),
-    default="auto",
+    type=click.Choice(STEER_ON),
+    default=DEFAULTS.data.steer_on,
     show_default=True,
     help="test-half: steer on half of the test part, report on the other.",
 )
@@ -204,7 +209,7 @@ def main(context: click.Context) -> None:
     type=NamedType(number=True),
     help="Of an output's loss among those of others.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=DEFAULTS.training.seed, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on from where an interrupted run was.")
 @click.option("--log", type=click.Path(), help="Append a line of JSON for every look at the run, too.")
 @click.option("--tensorboard", type=click.Path(), help="Write summaries for TensorBoard into a folder, too.")
@@ -223,11 +228,7 @@ def quantize(
     model: str,
     data: str,
     output: str | None,
-    scheme: str,
-    max_drop: float | None,
-    max_size: int | None,
-    bits: int,
-    penalty: float | None,
+    resume: bool,
     distribute: str | None,
     dry_run: bool,
     log: str | None,
@@ -235,23 +236,10 @@ def quantize(
     as_json: bool,
     quiet: bool,
     debug: bool,
-    **settings: Any,
+    **options: Any,
 ) -> None:
     """Quantizes a Keras MODEL to an integer-only .tflite for a target and measures the file."""
-    context = click.get_current_context()
-    given = [name for name in BUDGETS if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    if given:  # one of pyproject.toml yields to another on the command line
-        max_drop = max_drop if "max_drop" in given else None
-        max_size = max_size if "max_size" in given else None
-        penalty = penalty if "penalty" in given else None
-    if sum(option is not None for option in (max_drop, max_size, penalty)) > 1:
-        raise click.UsageError("--max-drop, --max-size and --penalty exclude one another")
-    if RECIPES[scheme].penalty is None and penalty is not None:
-        raise click.UsageError(f"--scheme {scheme} has no penalty")
-    asked = max_drop is not None or max_size is not None
-    if scheme == "rate" and not asked and penalty is None:
-        max_drop = 0.0
-    budget = Budget(max_drop, max_size, asked)
+    penalty, budget = _penalty_or_budget(options)
     if not os.path.exists(model):
         raise LqError(f"{model}: no such file")
     _import_quietly(debug)
@@ -269,12 +257,13 @@ def quantize(
     console = Console(stderr=True, soft_wrap=True, quiet=quiet)
     if distribute and not dry_run and distribution.replicas == 1:
         console.print(f"--distribute {distribute}: there is but one device, which has nothing to share with")
+    scheme = _scheme(options.pop("scheme"), options.pop("bits"), penalty)
+    options |= target_settings(options) | {"wishes": task_wishes(options)}
+    settings = Settings.of(options | {"scheme": scheme, "budget": budget})
     job = model, data, output or _beside(model, ".tflite")
-    settings |= target_settings(settings) | {"scheme": _scheme(scheme, bits, penalty), "budget": budget}
-    settings["wishes"] = task_wishes(settings)
     if dry_run:
         with passed_on("lqconvert", console.print):
-            _show(plan(*job, **settings), as_json)
+            _show(plan(*job, settings=settings, resume=resume), as_json)
         return
     summaries = TensorBoard(tensorboard) if tensorboard and distribution.chief else None
     lines = JsonLines(log) if log and distribution.chief else None
@@ -286,11 +275,36 @@ def quantize(
                 if each is not None:
                     each.progress(at)
 
-        report = run(*job, distribution=distribution, progress=progress, tick=view.tick, **settings)
+        report = run(
+            *job,
+            settings=settings,
+            resume=resume,
+            distribution=distribution,
+            progress=progress,
+            tick=view.tick,
+        )
     if distribution.chief:
         _show(report, as_json)
     if not report.finished:  # a file, but not the one that was asked for
-        context.exit(128 + signal.SIGINT)
+        click.get_current_context().exit(128 + signal.SIGINT)
+
+
+def _penalty_or_budget(options: dict[str, Any]) -> tuple[float | None, Budget]:
+    """The penalty that is asked for, and the budget; they are taken from the options."""
+    asked = {name: options.pop(name) for name in BUDGETS}
+    source = click.get_current_context().get_parameter_source
+    given = [name for name in BUDGETS if source(name) is ParameterSource.COMMANDLINE]
+    if given:  # one of pyproject.toml yields to another on the command line
+        asked = {name: value if name in given else None for name, value in asked.items()}
+    if sum(value is not None for value in asked.values()) > 1:
+        raise click.UsageError("--max-drop, --max-size and --penalty exclude one another")
+    scheme, penalty = options["scheme"], asked.pop("penalty")
+    if RECIPES[scheme].penalty is None and penalty is not None:
+        raise click.UsageError(f"--scheme {scheme} has no penalty")
+    if any(value is not None for value in asked.values()):
+        return None, Budget(**asked)
+    steered = scheme == DEFAULT_SCHEME and penalty is None
+    return penalty, DEFAULTS.budget if steered else Budget(asked=False)
 
 
 @main.command()
@@ -488,7 +502,7 @@ def check(
 @click.option("--preprocess", type=PreprocessingType(), help="As for quantize.")
 @click.option("--epochs", type=click.IntRange(1), help="As for quantize.")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="As for quantize.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=DEFAULTS.training.seed, show_default=True)
 @click.option("--storage", help="URL of an Optuna storage that several machines share.  [default: SQLite]")
 @quiet_option
 @model_options
@@ -497,12 +511,13 @@ def sweep(
     model: str,
     data: str,
     output: str | None,
-    preprocess: Preprocessing | None,
-    input_shape: tuple[int, ...] | None,
-    trust_model: bool,
+    schemes: tuple[str, ...],
+    granularities: tuple[str, ...],
+    penalties: tuple[float, ...],
+    storage: str | None,
     quiet: bool,
     debug: bool,
-    **settings: Any,
+    **options: Any,
 ) -> None:
     """Quantizes MODEL under all combinations of schemes, granularities and penalties, and draws figures.
 
@@ -520,13 +535,9 @@ def sweep(
     from lqconvert.sweeps.figures import draw
     from lqconvert.sweeps.sensitivity import sensitivities
 
-    model_settings: dict[str, Any] = {
-        "preprocess": preprocess,
-        "input_shape": input_shape,
-        "trust_model": trust_model,
-    }
     # First, because what is wrong with the model or the data shows here, and not in each of the runs.
-    rows = sensitivities(model, data, **model_settings)
+    shared = ("preprocess", "input_shape", "trust_model")
+    rows = sensitivities(model, data, **{name: options[name] for name in shared})
 
     def draw_all(runs: list[Any]) -> list[Path]:
         write_csv(folder / "sensitivity.csv", rows)
@@ -537,10 +548,13 @@ def sweep(
             model,
             data,
             folder,
+            schemes=schemes,
+            granularities=granularities,
+            penalties=penalties,
+            storage=storage,
             done=lambda run: console.print(f"{run.name}: {run.bytes:,} bytes, {run.test_score:.4g}"),
             so_far=draw_all,
-            **model_settings,
-            **settings,
+            settings=Settings.of(options),
         )
     paths = draw_all(runs)
     table = Table("scheme", "scales", "penalty", "integers", "bytes", "deflated", "test score", "minutes")

@@ -13,6 +13,7 @@ import click
 
 from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.metrics import METRICS
+from lqconvert.pipeline.settings import DEFAULTS
 from lqconvert.quantization.recipes import RECIPES
 from lqconvert.tasks import TASKS, Wishes, users_metric
 from lqconvert.utils.input_files import read_text
@@ -124,7 +125,7 @@ def task_options(command: Any) -> Any:
         click.option(
             "--threshold",
             type=click.FloatRange(0, 1),
-            default=0.5,
+            default=DEFAULTS.data.wishes.threshold,
             show_default=True,
             help="Of probability, for two classes and several labels.",
         ),
@@ -203,7 +204,7 @@ def target_options(command: Any) -> Any:
             "targets",
             multiple=True,
             type=click.Choice(TARGETS),
-            default=("litert",),
+            default=DEFAULTS.output.targets,
             show_default=True,
             help="litert: phones; tflm: microcontrollers (TFLite Micro). Each gets a file of its own.",
         ),
