@@ -112,6 +112,18 @@ def test_tables_of_names_are_those_of_the_code():
     assert tuple(io_types.TYPES) == IO
 
 
+def test_the_page_on_schemes_has_their_defaults():
+    from lqconvert.quantization.schemes import SCHEMES as classes
+
+    page = (PACKAGE.parent / "docs" / "schemes.md").read_text(encoding="utf-8")
+    for name, recipe in RECIPES.items():
+        penalty = (
+            f"{recipe.penalty} = {getattr(classes[name](), recipe.penalty)}" if recipe.penalty else "none"
+        )
+        row = [f"`{name}`", recipe.epochs, recipe.learning_rate, recipe.granularity, penalty]
+        assert f"\n| {' | '.join(map(str, row))} |\n" in page
+
+
 def test_what_the_user_left_open_follows_the_scheme():
     from lqconvert import LSQ, Budget, Rate
 

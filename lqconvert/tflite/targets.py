@@ -66,7 +66,12 @@ def target(name: str, *, int4_convolutions: bool = False, strip_all: bool = Fals
         int4_convolutions: for LiteRT, where size counts more than time, and a step of rounding in XNNPACK
             that is not int8's is no matter.
         strip_all: drop the signature and the names of inputs and outputs, too.
+
+    Raises:
+        LqError: if there is no such target.
     """
+    if name not in TARGETS:
+        raise LqError(f"target '{name}': is none of {', '.join(TARGETS)}")
     chosen = TARGETS[name]
     chosen = replace(chosen, needless=replace(chosen.needless, signature=strip_all))
     if int4_convolutions and name == LITERT.name:

@@ -86,8 +86,8 @@ class Checkpoint:
             if written.get(name) != identity.get(name)
         ]
         if differ:
-            what = f"{path}: of another run, with {', '.join(differ)}"
-            raise LqError(f"{what}; give its options, or leave out --resume")
+            listed = ", ".join(differ)
+            raise LqError(f"{path}: of another run, with {listed}; give its options, or leave out --resume")
         return checkpoint
 
 
