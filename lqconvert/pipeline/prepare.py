@@ -136,44 +136,12 @@ def prepare(
     template = Template.of(quantized, learned_codes(quantized))
     for target in targets:
         check_runs(template.tflite, target)
-    chosen = RunSettings(
-        scheme=scheme,
-        budget=settings.budget,
-        io=border.io,
-        granularity=settings.granularity,
-        rounding=settings.quantization.rounding,
-        start=settings.quantization.start,
-        preprocess=preprocess,
-        tasks={head.output.name: head.task for head in data.heads},
-        judged={head.output.name: head.judged for head in data.heads},
-        weights={head.output.name: head.weight for head in data.heads},
-        threshold=settings.data.wishes.threshold,
-        steer_on="test-half" if steers_on_test else "validation",
-        limits=settings.limits,
-        augmentation=augmentation,
-        epochs=settings.epochs,
-        max_minutes=settings.training.max_minutes,
-        batch_size=settings.training.batch_size,
-        learning_rate=settings.learning_rate,
-        seed=seed,
-    )
-    finetuning = FinetuneSettings(
-        steps=steps,
-        batch_size=chosen.batch_size,
-        learning_rate=chosen.learning_rate,
-        damping=scheme.damping(sum(isinstance(layer, QuantizedLayer) for layer in quantized.layers)),
-        seed=seed,
-        budget=chosen.budget,
-        augmentation=augmentation,
-        keep_last=scheme.coarsens,
-        save_seconds=settings.training.save_seconds,
-    )
-    checksum = _checksum(data.train.y, data.validation.y, *_flat(batches))
+    chosen = _chosen(settings, data, preprocess, augmentation, border.io, steers_on_test)
     identity = {
         **chosen.lines(),
         "steps": str(steps),
         **_identity_of_target(targets[0]),
-        "data": ", ".join([*(f"{size:,} {name}" for name, size in data.sizes.items()), checksum]),
+        **_identity_of_data(data, batches),
         "inputs": ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items()),
         "model": _checksum(*folded.get_weights()),
     }
@@ -192,7 +160,7 @@ def prepare(
         quantized=quantized,
         batches=batches,
         template=template,
-        finetuning=finetuning,
+        finetuning=_finetuning(chosen, quantized, steps, settings.training.save_seconds),
         settings=chosen,
         identity=identity,
         checkpoint=Checkpoint.load(paths.checkpoint, identity) if resumes else None,
@@ -230,6 +198,56 @@ def _augmentation(model: tf_keras.Model, data: Data, preprocess: Preprocessing) 
     return augmentation
 
 
+def _chosen(
+    settings: Settings,
+    data: Data,
+    preprocess: Preprocessing,
+    augmentation: Augmentation,
+    io: str,
+    steers_on_test: bool,
+) -> RunSettings:
+    """The settings with what was found and chosen."""
+    return RunSettings(
+        scheme=settings.scheme,
+        budget=settings.budget,
+        io=io,
+        granularity=settings.granularity,
+        rounding=settings.quantization.rounding,
+        start=settings.quantization.start,
+        preprocess=preprocess,
+        tasks={head.output.name: head.task for head in data.heads},
+        judged={head.output.name: head.judged for head in data.heads},
+        weights={head.output.name: head.weight for head in data.heads},
+        threshold=settings.data.wishes.threshold,
+        steer_on="test-half" if steers_on_test else "validation",
+        limits=settings.limits,
+        augmentation=augmentation,
+        epochs=settings.epochs,
+        max_minutes=settings.training.max_minutes,
+        batch_size=settings.training.batch_size,
+        learning_rate=settings.learning_rate,
+        seed=settings.training.seed,
+    )
+
+
+def _finetuning(
+    chosen: RunSettings, quantized: tf_keras.Model, steps: int, save_seconds: float
+) -> FinetuneSettings:
+    """How a run fine-tunes."""
+    linear = sum(isinstance(layer, QuantizedLayer) for layer in quantized.layers)
+    return FinetuneSettings(
+        steps=steps,
+        batch_size=chosen.batch_size,
+        learning_rate=chosen.learning_rate,
+        seed=chosen.seed,
+        save_seconds=save_seconds,
+        damping=chosen.scheme.damping(linear),
+        budget=chosen.budget,
+        augmentation=chosen.augmentation,
+        keep_last=chosen.scheme.coarsens,
+    )
+
+
 def _front(
     model: tf_keras.Model,
     data: Data,
@@ -256,6 +274,12 @@ def _identity_of_target(target: Target) -> dict[str, str]:
         "strip_all": str(target.needless.signature),
         "drop_bias_scales": str(target.needless.bias_scales),
     }
+
+
+def _identity_of_data(data: Data, batches: list[Any]) -> dict[str, str]:
+    """The splits' sizes, and a checksum of their labels and of the first inputs."""
+    sizes = [f"{size:,} {name}" for name, size in data.sizes.items()]
+    return {"data": ", ".join([*sizes, _checksum(data.train.y, data.validation.y, *_flat(batches))])}
 
 
 def _without_defaults(value: Any) -> str:
