@@ -25,6 +25,7 @@ from lqconvert.analysis.inspect_tflite import ConstantRow, as_list, dimensions
 from lqconvert.analysis.savings import LQCONVERT, MODEL, QUANTIZE, Measured, Saving, counted
 from lqconvert.errors import LqError
 from lqconvert.exporting.codes import Int8File
+from lqconvert.keras_loader.in_memory import ModelLike, model_name
 from lqconvert.tflite.flatbuffer import read
 from lqconvert.tflite.packing import kernels
 from lqconvert.utils.input_files import read_bytes
@@ -104,26 +105,28 @@ class Explanation(Shown):
 
 
 def explain(
-    path: str | Path, *, input_shape: tuple[int, ...] | None = None, trust_model: bool = False
+    file: ModelLike, *, input_shape: tuple[int, ...] | None = None, trust_model: bool = False
 ) -> Explanation:
     """Says why a file takes its bytes, and what would make it smaller, with all figures worked out.
 
     Args:
-        path: a .tflite of any tool, the .codes.npz of a run, or a Keras model: of that it explains the int8
-            file that quantize starts from, before codes are learned. No data, no training.
+        file: a .tflite of any tool, the .codes.npz of a run, or a Keras model (its file, or one in memory):
+            of that it explains the int8 file that quantize starts from, before codes are learned. No data,
+            no training.
         input_shape, trust_model: see :func:`lqconvert.load_model`.
 
     Raises:
         LqError: if the file cannot be read, or is a model that quantize refuses.
     """
-    path = Path(path)
-    if not path.exists():
-        raise LqError(f"{path}: no such file")
-    if path.suffix == ".tflite":
-        return _explain_tflite(path)
-    if path.suffix == ".npz":
-        return _explain_codes(path)
-    return _explain_model(path, input_shape, trust_model)
+    if isinstance(file, (str, Path)):
+        path = Path(file)
+        if not path.exists():
+            raise LqError(f"{path}: no such file")
+        if path.suffix == ".tflite":
+            return _explain_tflite(path)
+        if path.suffix == ".npz":
+            return _explain_codes(path)
+    return _explain_model(file, input_shape, trust_model)
 
 
 def _explain_tflite(path: Path) -> Explanation:
@@ -140,7 +143,7 @@ def _explain_tflite(path: Path) -> Explanation:
         measured.pack()
     if any(saving.by == LQCONVERT for saving in measured.savings):
         measured.notes.append("(of the Keras model or its .codes.npz: lqconvert does not rewrite a .tflite)")
-    return _explained(path, str(path), measured)
+    return _explained(str(path), str(path), measured)
 
 
 def _explain_codes(path: Path) -> Explanation:
@@ -154,31 +157,31 @@ def _explain_codes(path: Path) -> Explanation:
     if measured.vet():
         measured.remove()
         measured.pack()
-    return _explained(path, f"the int8 file in {path}", measured)
+    return _explained(str(path), f"the int8 file in {path}", measured)
 
 
-def _explain_model(path: Path, input_shape: tuple[int, ...] | None, trust_model: bool) -> Explanation:
+def _explain_model(model: ModelLike, input_shape: tuple[int, ...] | None, trust_model: bool) -> Explanation:
     from lqconvert.analysis.architecture_hints import changes
     from lqconvert.analysis.inspect import int8_file
     from lqconvert.keras_loader.load import load_model
     from lqconvert.quantization.rewrite import float_layers, rewrite
     from lqconvert.quantization.schemes import Rate
 
-    model = load_model(path, input_shape=input_shape, trust_model=trust_model)
-    quantized = rewrite(model, Rate(), granularity="mixed")
+    loaded = load_model(model, input_shape=input_shape, trust_model=trust_model)
+    quantized = rewrite(loaded, Rate(), granularity="mixed")
     tflite, layers = int8_file(quantized)
     measured = Measured(tflite, account(tflite, _names_of_kernels(tflite, layers) or {}))
     measured.strip()
     measured.share_scales()
     measured.remove()  # and no packing: the codes that quantize learns pack in another way
     operators = len(measured.book.flat.subgraphs[0].operators)
-    for change in changes(model):
+    for change in changes(loaded):
         measured.save(change.saved_bytes(measured.book.of(GRAPH)["graph"] // operators), MODEL, change.text)
     measured.notes.append("quantize learns codes that pack smaller: how much is known when it has run")
     for name, reason in float_layers(quantized).items():
         measured.notes.append(f"computes in float: '{name}' ({reason})")
-    subject = f"the int8 file that quantize starts from, of {path}"
-    return _explained(path, subject, measured, of_model=True)
+    name = model_name(model)
+    return _explained(name, f"the int8 file that quantize starts from, of {name}", measured, of_model=True)
 
 
 def _names_of_kernels(tflite: bytes, layers: Sequence[str]) -> dict[int, str] | None:
@@ -189,12 +192,12 @@ def _names_of_kernels(tflite: bytes, layers: Sequence[str]) -> dict[int, str] | 
     return {kernel.tensor: layer for kernel, layer in zip(found, layers, strict=True)}
 
 
-def _explained(path: Path, subject: str, measured: Measured, of_model: bool = False) -> Explanation:
+def _explained(file: str, subject: str, measured: Measured, of_model: bool = False) -> Explanation:
     book, size = measured.book, len(measured.tflite)
     parts = [_part(book, row, size, measured.packed.get(row, {})) for row in book.rows()]
     totals = {kind: sum(part.kinds.get(kind, 0) for part in parts) for kind in KINDS}
     return Explanation(
-        str(path),
+        file,
         of_model,
         subject,
         size,

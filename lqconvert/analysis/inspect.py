@@ -16,6 +16,7 @@ import numpy as np
 from lqconvert.analysis.inspect_codes import CodesInspection, inspect_codes
 from lqconvert.analysis.inspect_tflite import TfliteInspection, dimensions, inspect_tflite
 from lqconvert.errors import LqError
+from lqconvert.keras_loader.in_memory import ModelLike, model_name
 from lqconvert.runtime.verify import check_runs
 from lqconvert.tflite.c_source import operators
 from lqconvert.tflite.targets import TARGETS, TFLM, Target
@@ -23,26 +24,28 @@ from lqconvert.utils.terminal import Shown, Table, narrow
 
 
 def inspect(
-    path: str | Path, *, input_shape: tuple[int, ...] | None = None, trust_model: bool = False
+    file: ModelLike, *, input_shape: tuple[int, ...] | None = None, trust_model: bool = False
 ) -> ModelInspection | TfliteInspection | CodesInspection:
     """Says what is in a Keras model, a .tflite or a .codes.npz, and of a model what quantize makes of it.
 
     A model that quantize would refuse is answered, too, as far as it is understood: its ``refused`` says why.
 
     Args:
+        file: a .tflite of any tool, the .codes.npz of a run, or a Keras model: its file, or one in memory.
         input_shape, trust_model: see :func:`lqconvert.keras_loader.load.load_model`.
 
     Raises:
         LqError: if the file cannot be read.
     """
-    path = Path(path)
-    if not path.exists():
-        raise LqError(f"{path}: no such file")
-    if path.suffix == ".tflite":
-        return inspect_tflite(path)
-    if path.suffix == ".npz":
-        return inspect_codes(path)
-    return _inspect_model(path, input_shape, trust_model)
+    if isinstance(file, (str, Path)):
+        path = Path(file)
+        if not path.exists():
+            raise LqError(f"{path}: no such file")
+        if path.suffix == ".tflite":
+            return inspect_tflite(path)
+        if path.suffix == ".npz":
+            return inspect_codes(path)
+    return _inspect_model(file, input_shape, trust_model)
 
 
 #: Of what is shown of a name: it may be a stranger's, of megabytes.
@@ -113,39 +116,41 @@ class ModelInspection(Shown):
         yield f"operators: {', '.join(self.operators)}"
 
 
-def _inspect_model(path: Path, input_shape: tuple[int, ...] | None, trust_model: bool) -> ModelInspection:
-    from lqconvert.keras_loader.config_checks import MOST_LAYERS, layer_count, read_config
-    from lqconvert.keras_loader.load import load_model
+def _inspect_model(
+    file: ModelLike, input_shape: tuple[int, ...] | None, trust_model: bool
+) -> ModelInspection:
+    from lqconvert.keras_loader.config_checks import MOST_LAYERS, layer_count
+    from lqconvert.keras_loader.load import load_model, model_config
     from lqconvert.quantization.rewrite import rewrite
     from lqconvert.quantization.schemes import Rate
 
-    config = read_config(path)[0]
+    name, config = model_name(file), model_config(file)
     if layer_count(config) > MOST_LAYERS:  # a row for each would be no answer
-        raise LqError(f"{path}: the model has more than {MOST_LAYERS:,} layers")
+        raise LqError(f"{name}: the model has more than {MOST_LAYERS:,} layers")
     rows, parameters = _config_rows(config, trust_model), 0
     try:
-        model = load_model(path, input_shape=input_shape, trust_model=trust_model)
+        model = load_model(file, input_shape=input_shape, trust_model=trust_model)
         rows, parameters = _float_rows(model), model.count_params()
         quantized = rewrite(model, Rate(), granularity="mixed")
         rows = quantized_rows(quantized, model, config)
-        return describe(path, model, rows, int8_file(quantized)[0])
+        return describe(name, model, rows, int8_file(quantized)[0])
     except LqError as error:
         return ModelInspection(
-            str(path), _marked(rows, str(error)), parameters, 4 * parameters, 0, 0, [], {}, str(error)
+            name, _marked(rows, str(error)), parameters, 4 * parameters, 0, 0, [], {}, str(error)
         )
 
 
-def describe(path: Path, model: Any, rows: list[LayerRow], tflite: bytes) -> ModelInspection:
+def describe(name: str, model: Any, rows: list[LayerRow], tflite: bytes) -> ModelInspection:
     """What became of a model.
 
     Args:
-        path: the file that it was loaded from.
+        name: what it is called: the path of its file, or the name of a model in memory.
         rows: its :func:`quantized_rows`.
         tflite: its int8 file.
     """
     parameters, biases = model.count_params(), sum(row.parameters - row.codes for row in rows if row.codes)
     return ModelInspection(
-        str(path),
+        name,
         rows,
         parameters,
         4 * parameters,

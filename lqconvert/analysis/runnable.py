@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lqconvert.errors import CannotRun, LqError
+from lqconvert.keras_loader.in_memory import ModelLike, model_name
 from lqconvert.runtime.litert import isolated
 from lqconvert.runtime.tflm import run_micro
 from lqconvert.tasks import Output
@@ -57,22 +58,22 @@ class Runnable:
 
 
 def open_file(
-    path: str | Path,
+    file: ModelLike,
     *,
     target: str | None = None,
     input_shape: tuple[int, ...] | None = None,
     trust_model: bool = False,
 ) -> Runnable:
     """Reads a .tflite, or makes the float32 one of a Keras model, and runs it once; see :func:`evaluate`."""
-    path = Path(path)
-    if not path.exists():
-        raise LqError(f"{path}: no such file")
+    name = model_name(file)
+    if isinstance(file, (str, Path)) and not Path(file).exists():
+        raise LqError(f"{name}: no such file")
     try:
-        if path.suffix == ".tflite":
-            tflite = read_bytes(path)
+        if isinstance(file, (str, Path)) and Path(file).suffix == ".tflite":
+            tflite = read_bytes(file)
             read(tflite)
         else:
-            tflite = _float32(path, input_shape, trust_model)
+            tflite = _float32(file, input_shape, trust_model)
         runs_on = TARGETS[target or (TFLM if DECODE in operators(tflite) else LITERT).name]
         runs_on.check_installed()
         if runs_on.name == TFLM.name:
@@ -80,21 +81,21 @@ def open_file(
             micro = run_micro(tflite, interface.random_examples(MICRO_RUNS))
             latency_s, arena_bytes = micro.latency_s, micro.arena_bytes
         else:
-            with isolated(tflite) as file:
-                interface, latency_s, arena_bytes = Interface(file.inputs, file.outputs), file.latency_s, None
+            with isolated(tflite) as ran:
+                interface, latency_s, arena_bytes = Interface(ran.inputs, ran.outputs), ran.latency_s, None
         interface = _named(tflite, interface)
         outputs = tuple(outputs_of(tflite, interface))
         order = tuple(range(len(outputs)))
-        return Runnable(str(path), tflite, runs_on, interface, latency_s, arena_bytes, outputs, order)
+        return Runnable(name, tflite, runs_on, interface, latency_s, arena_bytes, outputs, order)
     except LqError as error:
-        raise error if printable(path) in str(error) else type(error)(f"{path}: {error}") from error
+        raise error if printable(name) in str(error) else type(error)(f"{name}: {error}") from error
 
 
-def _float32(path: Path, input_shape: tuple[int, ...] | None, trust_model: bool) -> bytes:
+def _float32(model: ModelLike, input_shape: tuple[int, ...] | None, trust_model: bool) -> bytes:
     from lqconvert.exporting.export import convert
     from lqconvert.keras_loader.load import load_model
 
-    return convert(load_model(path, input_shape=input_shape, trust_model=trust_model), integer=False)
+    return convert(load_model(model, input_shape=input_shape, trust_model=trust_model), integer=False)
 
 
 def aligned(files: Sequence[Runnable]) -> list[Runnable]:

@@ -23,6 +23,7 @@ from lqconvert.errors import LqError, about, first_line
 from lqconvert.keras_loader.archive_checks import unpack_weights, weight_count
 from lqconvert.keras_loader.build import Source, build_with_keras3, build_with_tf_keras
 from lqconvert.keras_loader.config_checks import MODELS, read_config, refuse_endless, refuse_unknown
+from lqconvert.keras_loader.in_memory import ModelLike, as_file
 from lqconvert.keras_loader.layer_rules import twin
 from lqconvert.keras_loader.limits import (
     MOST_CALLS,
@@ -47,20 +48,32 @@ OPS = "keras.src.ops"
 
 
 def load_model(
-    path: str | Path, *, input_shape: tuple[int, ...] | None = None, trust_model: bool = False
+    model: ModelLike, *, input_shape: tuple[int, ...] | None = None, trust_model: bool = False
 ) -> tf_keras.Model:
-    """Reads a Keras model (.h5, .keras or a SavedModel folder) as a flat functional float32 tf_keras model.
+    """Reads a Keras model as a flat functional float32 tf_keras model.
 
-    Nothing in the file is executed: layers outside the known set are refused before Keras sees them.
+    Nothing in a file is executed: layers outside the known set are refused before Keras sees them. A model
+    in memory has to pass the same checks, and stays as it is.
 
     Args:
+        model: a .h5 or .keras file, a SavedModel folder, or a model of Keras 3 or tf_keras in memory.
         input_shape: the input's without the batch axis, for a model that leaves sizes of it open.
         trust_model: let Keras run the Python code of Lambda layers, with the rights of the caller.
 
     Raises:
-        LqError: if the file cannot be read, has no model in it, or a layer of it is not known.
+        LqError: if the model cannot be read, or a layer of it is not known.
     """
-    path = Path(path)
+    with as_file(model) as path:
+        return _checked(path, input_shape, trust_model)
+
+
+def model_config(model: ModelLike) -> dict[str, Any]:
+    """The config that a model's file has, see :func:`.config_checks.read_config`."""
+    with as_file(model) as path:
+        return read_config(path)[0]
+
+
+def _checked(path: Path, input_shape: tuple[int, ...] | None, trust_model: bool) -> tf_keras.Model:
     config, version = read_config(path)
     try:
         refuse_unknown(config, trust_model)

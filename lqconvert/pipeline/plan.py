@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from lqconvert.analysis.inspect import ModelInspection, describe, quantized_rows
 from lqconvert.analysis.inspect_tflite import dimensions
 from lqconvert.exporting.export import learned_codes
-from lqconvert.keras_loader.config_checks import read_config
+from lqconvert.keras_loader.in_memory import model_name
+from lqconvert.keras_loader.load import model_config
 from lqconvert.pipeline.prepare import input_shapes, prepare
 from lqconvert.pipeline.settings import Settings
 from lqconvert.reports.settings import RunSettings
@@ -94,11 +95,11 @@ def plan(
     """
     ready = prepare(model, data, output, Settings.of(keywords, settings), resume=resume)
     paths, loaded = ready.paths, ready.model
-    rows = quantized_rows(ready.quantized, loaded, read_config(ready.path)[0])
+    rows = quantized_rows(ready.quantized, loaded, model_config(model))
     tflite = ready.template.fill(learned_codes(ready.quantized))
     checkpoint = str(paths.checkpoint) if paths.checkpoint.exists() else None
     return Plan(
-        model=describe(ready.path, loaded, rows, tflite),
+        model=describe(model_name(model), loaded, rows, tflite),
         data=ready.data.name,
         splits=ready.data.sizes,
         tasks={head.output.name: head.describe() for head in ready.data.heads},
