@@ -1,4 +1,4 @@
-"""Data sets: from what the user names to three splits that never mix, in raw values.
+"""Data sets: from what the user names, or has in memory, to three splits that never mix, in raw values.
 
 Train is fine-tuned on, validation (carved from train) steers every choice, test is reported once.
 """
@@ -11,13 +11,22 @@ import importlib.resources
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
+from lqconvert.data.arrays import (
+    ARRAYS,
+    Arrays,
+    DataLike,
+    Labels,
+    arrays_of,
+    data_name,
+    train_and_test,
+)
 from lqconvert.data.csv_files import load_csv
 from lqconvert.data.dataset import Data, Split
 from lqconvert.data.image_files import UNREADABLE, ImageFolder, ZippedImages, decoded
@@ -33,7 +42,7 @@ CACHED_BYTES = 1 << 28
 
 
 def load_data(
-    spec: str,
+    data: DataLike,
     input_shape: tuple[int | None, ...] | dict[str, tuple[int, ...]],
     outputs: int | tuple[int | None, ...] | Sequence[Output],
     wishes: Wishes | None = None,
@@ -41,15 +50,18 @@ def load_data(
     """Finds, checks and splits a data set, and finds out what each output of the model is for.
 
     Args:
-        spec: a name (digits, mnist, fashion_mnist, cifar10, cifar100), a .npz, a .npy, a .csv, a folder or
-            zip of class folders of images (or of images and masks), tfds:NAME, or module:function.
+        data: a name (digits, mnist, fashion_mnist, cifar10, cifar100), a .npz, a .npy, a .csv, a folder or
+            zip of class folders of images (or of images and masks), tfds:NAME, or module:function. Or data
+            in memory: (x, y), a tf.data.Dataset of such examples or batches, a pair (train, test) of these,
+            x alone, or a dict of arrays that are named as in a .npz. Data that this function gave stay as
+            they are, if they fit the model.
         input_shape: the model's, without the batch axis; by name where it may have several inputs.
         outputs: the model's, or the shape of its only one, without the batch axis, or the length of that.
         wishes: what the user says of the outputs' tasks.
 
     For several inputs the data are a .npz of an array for each, by the inputs' names (NAME, or NAME_train and
     NAME_test). So are the labels of several outputs (NAME or y_NAME); one array y may hold them all, as
-    columns one behind the other.
+    columns one behind the other. In memory x and y may be dicts of arrays by these names.
 
     The split is always the same, whatever the seed of a run: a float model may have been trained on it.
 
@@ -58,7 +70,11 @@ def load_data(
     """
     wishes, outputs = wishes or Wishes(), _outputs(outputs)
     wishes.check(outputs)
-    source = _source(spec, input_shape, outputs, wishes)
+    inputs = input_shape if isinstance(input_shape, dict) else {"": input_shape}
+    if isinstance(data, Data):
+        return _fitted(data, inputs, outputs, wishes)
+    spec = data_name(data)
+    source = _source(str(data) if isinstance(data, Path) else data, inputs, outputs, wishes)
     train, test = source.train, source.test
     if train.x.size < 20:
         raise LqError(f"{spec}: {train.x.size} examples are too few to split; give at least 20")
@@ -94,8 +110,26 @@ def load_data(
     )
 
 
-#: An array, one for each output by name (or in order), or none.
-Labels = Any
+def _fitted(
+    data: Data, inputs: Mapping[str, tuple[int | None, ...]], outputs: list[Output], wishes: Wishes
+) -> Data:
+    """Data that were loaded before, for the outputs of this model."""
+    if wishes != Wishes():
+        raise LqError(f"{data.name}: tasks and metrics of its outputs were settled when it was loaded")
+    shapes, own = list(inputs.values()), data.train.parts or (data.train.signature[0][0],)
+    fits = len(own) == len(shapes) and all(map(_fits, own, shapes))
+    if not fits:
+        taken = ", ".join(map(str, shapes))
+        raise LqError(f"{data.name}: inputs of shape {', '.join(map(str, own))}, but the model takes {taken}")
+    known = [head.output for head in data.heads]
+    if [(each.size, each.classes) for each in known] != [(each.size, each.classes) for each in outputs]:
+        raise LqError(f"{data.name}: was loaded for a model of other outputs")
+    heads = tuple(replace(head, output=output) for head, output in zip(data.heads, outputs, strict=True))
+    return replace(data, heads=Heads(heads))
+
+
+def _fits(shape: tuple[int, ...], taken: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(taken) and all(m in (None, n) for n, m in zip(shape, taken, strict=True))
 
 
 @dataclass(frozen=True)
@@ -125,27 +159,25 @@ def _outputs(outputs: int | tuple[int | None, ...] | Sequence[Output]) -> list[O
 
 
 def _source(
-    spec: str,
-    input_shape: tuple[int | None, ...] | dict[str, tuple[int, ...]],
-    outputs: list[Output],
-    wishes: Wishes,
+    data: Any, inputs: Mapping[str, tuple[int | None, ...]], outputs: list[Output], wishes: Wishes
 ) -> _Source:
-    path = Path(spec)
-    if isinstance(input_shape, dict) and len(input_shape) > 1:
-        arrays, notes = _several(path, input_shape, outputs)
-        flat = (sum(map(math.prod, input_shape.values())),)
-        train, test = (_part(spec, part, flat, parts=tuple(input_shape.values())) for part in arrays)
+    name = data_name(data)
+    if len(inputs) > 1:
+        shapes: dict[str, tuple[int, ...]] = dict(inputs)  # type: ignore[arg-type]
+        arrays, notes = _several(data, shapes, outputs)
+        flat = (sum(map(math.prod, shapes.values())),)
+        train, test = (_part(name, part, flat, parts=tuple(shapes.values())) for part in arrays)
         return _Source(train, test, pixels=False, notes=notes)
-    if isinstance(input_shape, dict):
-        (input_shape,) = input_shape.values()
-    if path.exists() and (path.is_dir() or path.suffix == ".zip"):
+    (input_shape,) = inputs.values()
+    path = Path(data) if isinstance(data, str) else None
+    if path is not None and path.exists() and (path.is_dir() or path.suffix == ".zip"):
         return _image_folders(path, input_shape, outputs[0], wishes)
-    arrays, notes = _arrays(spec, input_shape, outputs)
+    arrays, notes = _arrays(data, input_shape, outputs)
     x = arrays[0][0]
     if x.dtype.kind not in "uifb":
-        raise LqError(f"{spec}: inputs of type {x.dtype}; give numbers")
+        raise LqError(f"{name}: inputs of type {x.dtype}; give numbers")
     pixels = x.dtype == np.uint8 or (x.dtype.kind in "ui" and x.size > 0 and x.min() >= 0 and x.max() <= 255)
-    train, test = (_part(spec, part, input_shape) for part in arrays)
+    train, test = (_part(name, part, input_shape) for part in arrays)
     return _Source(train, test, pixels, notes=notes)
 
 
@@ -204,20 +236,37 @@ def _reconstruction_labels(
     return np.concatenate([flat, anomalies[:, np.newaxis]], axis=1)
 
 
-Arrays = tuple[np.ndarray, Labels]
 #: Train and test, and what the user is to know of them.
 Found = tuple[tuple[Arrays, Arrays], tuple[str, ...]]
 
 
-def _arrays(spec: str, input_shape: tuple[int | None, ...], outputs: list[Output]) -> Found:
+def _arrays(data: Any, input_shape: tuple[int | None, ...], outputs: list[Output]) -> Found:
     """(x, y) of train and of test (empty where the source has none), as they lie in the source."""
-    path, input_rank = Path(spec), len(input_shape)
+    if isinstance(data, Mapping):
+        return _by_name(ARRAYS, arrays_of(ARRAYS, data), outputs)
+    if not isinstance(data, str):
+        return _of_one_input(ARRAYS, data, len(input_shape)), ()
+    path, input_rank = Path(data), len(input_shape)
     if path.suffix == ".csv" and path.exists():
         x, y, notes = load_csv(path, math.prod(n or 1 for n in input_shape), [o.name for o in outputs])
         return ((x, y), (x[:0], None)), notes
     if path.suffix == ".npz" and path.exists():
-        return _npz(path, outputs)
-    return _named(spec, path, input_rank), ()
+        return _by_name(path, load_npz(path), outputs)
+    return _named(data, path, input_rank), ()
+
+
+def _of_one_input(name: str, data: Any, rank: int) -> tuple[Arrays, Arrays]:
+    """(x, y) of train and of test; x may have been given by the input's name."""
+
+    def single(x: Any) -> Any:
+        if not isinstance(x, dict):
+            return x
+        if len(x) != 1:
+            raise LqError(f"{name}: inputs {', '.join(x)}, but the model takes one")
+        return next(iter(x.values()))
+
+    (x, y), (test_x, test_y) = train_and_test(name, data, {"": rank})
+    return (single(x), y), (single(test_x), test_y)
 
 
 def _named(spec: str, path: Path, input_rank: int) -> tuple[Arrays, Arrays]:
@@ -241,52 +290,76 @@ def _named(spec: str, path: Path, input_rank: int) -> tuple[Arrays, Arrays]:
     raise LqError(f"{spec}: no such data; give a file, a folder of class folders, or one of {known}")
 
 
-def _several(path: Path, inputs: dict[str, tuple[int, ...]], outputs: list[Output]) -> Found:
+def _several(data: Any, inputs: dict[str, tuple[int, ...]], outputs: list[Output]) -> Found:
     """(x, y) of train and of test, x float32 [n, total]: the inputs flat, one behind the other."""
-    if path.suffix != ".npz" or not path.exists():
-        raise LqError(f"{path}: a model of several inputs takes a .npz with {', '.join(inputs)} (and y)")
-    arrays = load_npz(path)
+    if isinstance(data, str):
+        path = Path(data)
+        if path.suffix != ".npz" or not path.exists():
+            raise LqError(f"{path}: a model of several inputs takes a .npz with {', '.join(inputs)} (and y)")
+        return _several_by_name(path, load_npz(path), inputs, outputs)
+    if isinstance(data, Mapping):
+        return _several_by_name(ARRAYS, arrays_of(ARRAYS, data), inputs, outputs)
+    ranks = {name: len(shape) for name, shape in inputs.items()}
+    (x, y), (test_x, test_y) = train_and_test(ARRAYS, data, ranks)
+    for given in (x, test_x):
+        if not isinstance(given, dict) or not set(inputs) <= set(given):
+            raise LqError(f"{ARRAYS}: give x as a dict of the model's inputs: {', '.join(inputs)}")
+    train, test = (_side_by_side(ARRAYS, given, inputs, "") for given in (x, test_x))
+    return ((train, y), (test, test_y)), _unused(ARRAYS, x)
 
+
+def _several_by_name(
+    source: str | Path,
+    arrays: dict[str, np.ndarray],
+    inputs: dict[str, tuple[int, ...]],
+    outputs: list[Output],
+) -> Found:
     def part(suffix: str) -> Arrays | None:
-        missing = [name for name in inputs if name + suffix not in arrays]
-        if missing:
+        if any(name + suffix not in arrays for name in inputs):
             return None
-        parts = []
-        for name, shape in inputs.items():
-            x = _array(f"{path}: {name + suffix}", arrays.pop(name + suffix))
-            if x.shape[1:] != shape:
-                raise LqError(f"{path}: {name + suffix} is {x.shape}, the model takes (n, {shape})")
-            parts.append(x.reshape(len(x), -1))
-        if len({len(x) for x in parts}) > 1:
-            raise LqError(f"{path}: the inputs have different numbers of examples")
-        return np.concatenate(parts, axis=1, dtype=np.float32), _labels(path, arrays, suffix, outputs)
+        return _side_by_side(source, arrays, inputs, suffix), _labels(source, arrays, suffix, outputs)
 
     held = ", ".join(arrays) or "nothing"
     train, test = part("_train") or part(""), part("_test")
     if train is None:
-        raise LqError(f"{path}: holds {held}; give {', '.join(inputs)} (and y)")
-    return (train, test or (train[0][:0], None)), _unused(path, arrays)
+        raise LqError(f"{source}: holds {held}; give {', '.join(inputs)} (and y)")
+    return (train, test or (train[0][:0], None)), _unused(source, arrays)
 
 
-def _npz(path: Path, outputs: list[Output]) -> Found:
-    arrays = load_npz(path)
+def _side_by_side(
+    source: str | Path, arrays: dict[str, np.ndarray], inputs: dict[str, tuple[int, ...]], suffix: str
+) -> np.ndarray:
+    """The inputs, taken from the arrays, flat and one behind the other."""
+    parts = []
+    for name, shape in inputs.items():
+        x = _array(f"{source}: {name + suffix}", arrays.pop(name + suffix))
+        if x.shape[1:] != shape:
+            raise LqError(f"{source}: {name + suffix} is {x.shape}, the model takes (n, {shape})")
+        parts.append(x.reshape(len(x), math.prod(shape)))
+    if len({len(x) for x in parts}) > 1:
+        raise LqError(f"{source}: the inputs have different numbers of examples")
+    return np.concatenate(parts, axis=1, dtype=np.float32)
+
+
+def _by_name(source: str | Path, arrays: dict[str, np.ndarray], outputs: list[Output]) -> Found:
+    """(x, y) of train and of test, by the names that a .npz has."""
     held = ", ".join(arrays) or "nothing"
 
     def part(suffix: str) -> Arrays | None:
         if f"x{suffix}" not in arrays:
             return None
-        x = _array(f"{path}: x{suffix}", arrays.pop(f"x{suffix}"))
-        return x, _labels(path, arrays, suffix, outputs)
+        x = _array(f"{source}: x{suffix}", arrays.pop(f"x{suffix}"))
+        return x, _labels(source, arrays, suffix, outputs)
 
     train = part("_train")
     test = part("_test") if train else None
     train = train or part("")
     if train is None:
-        raise LqError(f"{path}: holds {held}; give x_train, y_train, x_test, y_test or x, y")
-    return (train, test or (train[0][:0], None)), _unused(path, arrays)
+        raise LqError(f"{source}: holds {held}; give x_train, y_train, x_test, y_test or x, y")
+    return (train, test or (train[0][:0], None)), _unused(source, arrays)
 
 
-def _labels(path: Path, arrays: dict[str, np.ndarray], suffix: str, outputs: list[Output]) -> Labels:
+def _labels(path: str | Path, arrays: dict[str, np.ndarray], suffix: str, outputs: list[Output]) -> Labels:
     """The labels of a part, taken from the arrays: by name where there are several outputs."""
     names = [output.name for output in outputs if output.name]
     found = {}
@@ -302,7 +375,7 @@ def _labels(path: Path, arrays: dict[str, np.ndarray], suffix: str, outputs: lis
     return _array(f"{path}: {held[0]}", arrays.pop(held[0]), named=True) if held else None
 
 
-def _unused(path: Path, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
+def _unused(path: str | Path, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
     return (f"{path}: nothing uses {', '.join(arrays)}",) if arrays else ()
 
 
@@ -318,7 +391,8 @@ def _keras_dataset(name: str) -> tuple[Arrays, Arrays]:
     folders = [Path(os.environ["LQCONVERT_DATA"])] if os.environ.get("LQCONVERT_DATA") else []
     for folder in [*folders, cache]:
         if (folder / f"{name}.npz").exists():
-            return _npz(folder / f"{name}.npz", [])[0]
+            path = folder / f"{name}.npz"
+            return _by_name(path, load_npz(path), [])[0]
     import tf_keras
 
     try:
@@ -353,7 +427,7 @@ def _function(spec: str, input_rank: int) -> tuple[Arrays, Arrays]:
     sys.path.insert(0, folder)
     try:
         result = getattr(importlib.import_module(module), function)()
-        return _returned(spec, result, input_rank)
+        return _of_one_input(spec, result, input_rank)
     except (LqError, KeyboardInterrupt, Terminated):
         raise
     except BaseException as error:  # it is the user's own code
@@ -362,44 +436,6 @@ def _function(spec: str, input_rank: int) -> tuple[Arrays, Arrays]:
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(folder)
-
-
-def _returned(spec: str, result: Any, input_rank: int) -> tuple[Arrays, Arrays]:
-    """(x, y) of train and of test from what a user's function returned."""
-
-    def pair(values: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(values) != 2:
-            raise LqError(f"{spec}: gave {len(values)} values; return (x, y), or ((x, y), (test_x, test_y))")
-        return values
-
-    def part(value: Any) -> Arrays:
-        if hasattr(value, "as_numpy_iterator"):
-            return _stacked(spec, value, input_rank)
-        x, y = pair(value) if isinstance(value, tuple) else (value, None)
-        return np.asarray(x), y
-
-    if isinstance(result, tuple) and not hasattr(result[0], "shape"):
-        train, test = (part(value) for value in pair(result))
-        return train, test
-    x, y = part(result)
-    return (x, y), (x[:0], None)
-
-
-def _stacked(spec: str, dataset: Any, input_rank: int) -> Arrays:
-    """A tf.data.Dataset of examples x or (x, y), or of batches of them, in memory."""
-    import tensorflow as tf
-
-    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise LqError(f"{spec}: the data set never ends; leave out repeat()")
-    examples = [value if isinstance(value, tuple) else (value,) for value in dataset.as_numpy_iterator()]
-    if not examples:
-        raise LqError(f"{spec}: the data set is empty")
-    join = np.concatenate if np.ndim(examples[0][0]) > input_rank else np.stack
-    try:
-        x, *y = (join(column) for column in zip(*examples, strict=True))
-    except ValueError as error:
-        raise LqError(f"{spec}: its examples are of different shapes ({error})") from error
-    return x, y[0] if y else None
 
 
 def _part(
