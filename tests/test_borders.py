@@ -31,7 +31,7 @@ def codes(run):
 
 @pytest.mark.parametrize("io", OTHERS)
 def test_files_of_every_type_answer_as_int8(io, run, codes, tmp_path):
-    exports = export_codes(codes, tmp_path / "m.tflite", targets=TARGETS, io=io, data_spec="digits")
+    exports = export_codes(codes, tmp_path / "m.tflite", targets=TARGETS, io=io, data="digits")
     for file in exports.files:
         assert set(file.proven.deviation.values()) == {0}
         assert file.score == pytest.approx(run[0].int8.score, abs=0.003)

@@ -99,7 +99,7 @@ def test_accuracy_and_drop(samples, int8):
     accuracy = evaluate(int8, "digits").score
     result = check(
         int8,
-        data_spec="digits",
+        data="digits",
         limits={"accuracy": accuracy + 1e-6},
         max_drop=100 * max(0, evaluate(samples / "digits_cnn.h5", "digits").score - accuracy),
         baseline=samples / "digits_cnn.h5",

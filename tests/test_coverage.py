@@ -85,7 +85,7 @@ def test_several_inputs_and_outputs_from_model_to_targets(tmp_path):
         str(tmp_path / "data.npz"),
         tmp_path / "m.tflite",
         targets=[target("litert"), target("tflm")],
-        html=tmp_path / "m.html",
+        report=tmp_path / "m.html",
     )
     assert {"Bytes by layer, litert", "Bytes by layer, tflm"} <= set(Page(tmp_path / "m.html").headings)
     runner = Runner((tmp_path / "m.tflite").read_bytes())
@@ -96,7 +96,7 @@ def test_several_inputs_and_outputs_from_model_to_targets(tmp_path):
     litert, tflm = (file.score for file in report.files)
     assert tflm == pytest.approx(litert, rel=0.05)  # they round in other ways
     again = export_codes(
-        tmp_path / "m.codes.npz", tmp_path / "n.tflite", data_spec=None, targets=[target("litert")]
+        tmp_path / "m.codes.npz", tmp_path / "n.tflite", data=None, targets=[target("litert")]
     )
     assert again.files[0].proven.size == report.files[0].proven.size
     np.savez(tmp_path / "less.npz", a=a)

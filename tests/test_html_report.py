@@ -475,4 +475,4 @@ def test_a_run_without_a_budget():
 def test_a_page_that_cannot_be_written_is_refused_first(html, output, message, tmp_path):
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(LqError, match=message):
-        quantize("no such model", "no such data", tmp_path / output, html=tmp_path / html)
+        quantize("no such model", "no such data", tmp_path / output, report=tmp_path / html)

@@ -44,7 +44,7 @@ def test_regression(tmp_path):
     trained(FEATURES, TARGETS, 2, "linear", "mse").save(tmp_path / "model.h5")
     np.savez(tmp_path / "data.npz", x=FEATURES, y=TARGETS)
     job = tmp_path / "model.h5", str(tmp_path / "data.npz"), tmp_path / "m.tflite"
-    report = quantize(*job, html=tmp_path / "m.html")
+    report = quantize(*job, report=tmp_path / "m.html")
     page = Page(tmp_path / "m.html")
     assert f"{report.files[0].score:.4g}" in page.text
     assert "Classes" not in page.headings
@@ -78,7 +78,7 @@ def test_a_classifier_whose_answers_have_axes_of_length_1(samples, tmp_path):
     model = load_model(samples / "digits_cnn.h5")
     tf_keras.Model(model.inputs, layers.Reshape((1, 1, 10))(model.output)).save(tmp_path / "m.h5")
     job = tmp_path / "m.h5", "digits", tmp_path / "m.tflite"
-    report = quantize(*job, scheme=LSQ(), html=tmp_path / "m.html")
+    report = quantize(*job, scheme=LSQ(), report=tmp_path / "m.html")
     assert report.int8.score > 0.95
     assert report.agreement_with_float > 0.95
     assert report.files[0].score == report.int8.score
@@ -121,7 +121,7 @@ def test_without_labels_the_float_model_teaches(tmp_path):
     model.save(tmp_path / "model.h5")
     np.save(tmp_path / "x.npy", FEATURES)
     job = tmp_path / "model.h5", str(tmp_path / "x.npy"), tmp_path / "m.tflite"
-    report = quantize(*job, html=tmp_path / "m.html")
+    report = quantize(*job, report=tmp_path / "m.html")
     assert "R² to float" in Page(tmp_path / "m.html").text
     assert report.float_.score == 1
     outputs, truth = Runner((tmp_path / "m.tflite").read_bytes()).run([FEATURES]), model(FEATURES).numpy()

@@ -81,7 +81,7 @@ def test_keywords_are_the_settings():
     types = {field.name: field.type for group in GROUPS for field in dataclasses.fields(group)}
     assert set(QuantizeKeywords.__annotations__) == set(types)
     assert set(ExportKeywords.__annotations__) == set(types) & {
-        field.name for field in dataclasses.fields(OutputSettings) if field.name != "html"
+        field.name for field in dataclasses.fields(OutputSettings) if field.name != "report"
     }
     for name, hint in QuantizeKeywords.__annotations__.items():
         own = hint.__forward_arg__ if isinstance(hint, typing.ForwardRef) else hint

@@ -12,7 +12,9 @@ from xml.etree import ElementTree
 
 from rich.text import Text
 
+from lqconvert.data.arrays import DataLike, data_name
 from lqconvert.errors import CannotRun, LqError, about, without
+from lqconvert.keras_loader.in_memory import ModelLike
 from lqconvert.tasks import Score, Wishes, metric_named
 from lqconvert.tflite.flatbuffer import read
 from lqconvert.tflite.targets import LITERT, TFLM
@@ -130,23 +132,23 @@ class Check(Shown):
 
 
 def check(
-    path: str | Path,
+    file: str | Path,
     *,
     target: str | None = None,
     max_size: int | None = None,
     max_ram: int | None = None,
     limits: dict[str, float] | None = None,
     max_drop: float | None = None,
-    baseline: str | Path | None = None,
+    baseline: ModelLike | None = None,
     against: Measurements | None = None,
-    data_spec: str | None = None,
+    data: DataLike | None = None,
     preprocess: Preprocessing | None = None,
     wishes: Wishes | None = None,
 ) -> Check:
     """Holds a .tflite against budgets. TensorFlow is imported only where it is scored.
 
     Args:
-        path: a .tflite of any tool.
+        file: a .tflite of any tool.
         target: "litert" or "tflm": that it runs the file is a budget, too, where it is given. By default
             tflm where there is a budget of RAM, and what :func:`lqconvert.evaluate` takes otherwise.
         max_size: bytes of the file.
@@ -155,34 +157,34 @@ def check(
             least, or at most where they are errors. Where there are several outputs each of them that has it.
         max_drop: points that each metric which budgets judge (:mod:`lqconvert.tasks`) may be under
             ``baseline``, on the same examples, or under what ``against`` says.
-        baseline: a float model or a .tflite.
+        baseline: a float model, its file or one in memory, or a .tflite.
         against: what an earlier file measured: neither size nor arena may have grown since.
-        data_spec: labelled data; see :func:`lqconvert.load_data`.
+        data: labelled data; see :func:`lqconvert.load_data`.
         preprocess, wishes: see :func:`lqconvert.evaluate`.
 
     Raises:
         LqError: if a file or the data cannot be read, or a budget cannot be told.
     """
-    path, tflite = Path(path), _read(path)
+    path, tflite = Path(file), _read(file)
     if max_ram is not None or (against is not None and against.arena_bytes is not None):
         target = target or TFLM.name
     least = limits or {}
-    _refuse(target, max_ram, least, max_drop, baseline, against, data_spec)
+    _refuse(target, max_ram, least, max_drop, baseline, against, data)
     measured, verdicts = Measurements(target or LITERT.name, len(tflite), deflated(tflite)), []
     if max_size is not None:
         verdicts.append(_at_most("size", len(tflite), max_size, "bytes"))
     if against is not None:
         verdicts.append(_at_most("growth", len(tflite), against.size, "bytes"))
-    if target is not None or data_spec is not None:
+    if target is not None or data is not None:
         # Here, because it takes TensorFlow, which a check of bytes can do without.
         from lqconvert.analysis.runnable import open_file
 
         try:
-            file = open_file(path, target=target)
+            opened = open_file(path, target=target)
         except CannotRun as error:
             reason = without(path, error)
             return Check(str(path), measured, [*verdicts, Verdict("runs", None, None, False, reason)])
-        measured = dataclasses.replace(measured, target=file.target.name, arena_bytes=file.arena_bytes)
+        measured = dataclasses.replace(measured, target=opened.target.name, arena_bytes=opened.arena_bytes)
         if target is not None:
             verdicts.append(Verdict("runs", None, None, True, f"on {target}"))
     if measured.arena_bytes is not None:
@@ -192,14 +194,14 @@ def check(
             for name, arena in arenas.items()
             if arena is not None
         ]
-    if data_spec is not None:
-        files = [file] if baseline is None else [file, open_file(baseline)]
+    if data is not None:
+        files = [opened] if baseline is None else [opened, open_file(baseline)]
         # Of the same examples, where it is held against what another file reached on them.
         count = (
             against.examples if against is not None and max_drop is not None and baseline is None else None
         )
         asked = bool(least) or max_drop is not None
-        scored = _scored(files, data_spec, preprocess, count, wishes, asked=asked)
+        scored = _scored(files, data, preprocess, count, wishes, asked=asked)
         if scored is not None:
             own = {score.label: score.value for score in scored.scores[0]}
             measured = dataclasses.replace(measured, scores=own, examples=scored.examples)
@@ -229,16 +231,16 @@ def _refuse(
     max_ram: int | None,
     least: dict[str, float],
     max_drop: float | None,
-    baseline: str | Path | None,
+    baseline: ModelLike | None,
     against: Measurements | None,
-    data_spec: str | None,
+    data: DataLike | None,
 ) -> None:
     """Refuses what cannot be told from what was given."""
     if max_ram is not None and target == LITERT.name:
         raise LqError("--max-ram: LiteRT has no arena of a fixed size; it goes with --target tflm")
     if against is not None and target not in (None, against.target):
         raise LqError(f"--against: was saved for {against.target}; save one with --target {target}")
-    if data_spec is None and (least or max_drop is not None):
+    if data is None and (least or max_drop is not None):
         raise LqError("--min-accuracy and --max-drop need --data to score the file on")
     if max_drop is not None and baseline is None and against is None:
         raise LqError(
@@ -257,7 +259,7 @@ class _Scored:
 
 def _scored(
     files: list[Runnable],
-    data_spec: str,
+    data: DataLike,
     preprocess: Preprocessing | None,
     count: int | None,
     wishes: Wishes | None,
@@ -273,19 +275,20 @@ def _scored(
     from lqconvert.analysis.runnable import aligned
 
     files = aligned(files)
-    data = data_for(files, data_spec, wishes)
-    if not data.labelled and len(files) == 1:
+    loaded, name = data_for(files, data, wishes), data_name(data)
+    if not loaded.labelled and len(files) == 1:
         if not asked:
             return None
-        raise LqError(f"{data_spec}: has no labels to score by")
-    if count is not None and count > data.test.size:
-        what = f"was scored on {count:,} test examples, {data_spec} has {data.test.size:,}"
+        raise LqError(f"{name}: has no labels to score by")
+    if count is not None and count > loaded.test.size:
+        what = f"was scored on {count:,} test examples, {name} has {loaded.test.size:,}"
         raise LqError(f"--against: {what}; save another with --save-baseline")
-    examples = shared_examples(files, data, count)
-    outputs = [measure(each, data, preprocess or preprocessing_of(each, data), examples)[1] for each in files]
+    examples = shared_examples(files, loaded, count)
+    ways = [preprocess or preprocessing_of(each, loaded) for each in files]
+    outputs = [measure(each, loaded, way, examples)[1] for each, way in zip(files, ways, strict=True)]
     teacher = outputs[1] if len(files) > 1 else None  # the truth where there are no labels
-    scores = [data.heads.scores(each, data.test.y[examples], teacher) for each in outputs]
-    return _Scored(scores, len(examples), data.heads.criterion_labels)
+    scores = [loaded.heads.scores(each, loaded.test.y[examples], teacher) for each in outputs]
+    return _Scored(scores, len(examples), loaded.heads.criterion_labels)
 
 
 def _of_limits(limits: dict[str, float], scored: _Scored) -> list[Verdict]:

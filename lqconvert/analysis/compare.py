@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -20,9 +19,11 @@ from lqconvert.analysis.evaluate import (
 )
 from lqconvert.analysis.inspect_tflite import dimensions
 from lqconvert.analysis.runnable import Runnable, aligned, open_file
+from lqconvert.data.arrays import DataLike
 from lqconvert.data.dataset import Data, as_numpy
 from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.errors import LqError
+from lqconvert.keras_loader.in_memory import ModelLike
 from lqconvert.metrics import agreement
 from lqconvert.runtime.layer_snr import LayerNoise, decibels, layer_noise
 from lqconvert.tasks import Wishes
@@ -98,8 +99,8 @@ class Comparison(Shown):
 
 
 def compare(
-    paths: Sequence[str | Path],
-    data_spec: str,
+    files: Sequence[ModelLike],
+    data: DataLike,
     *,
     preprocess: Preprocessing | None = None,
     wishes: Wishes | None = None,
@@ -109,8 +110,9 @@ def compare(
     """Measures files on the same test examples, and each beside the first.
 
     Args:
-        paths: two or more .tflite files of any tools, and Keras models (which run as float32 .tflite).
-        data_spec: see :func:`lqconvert.load_data`; without labels there are no scores.
+        files: two or more .tflite files of any tools, and Keras models, files or in memory (which run as
+            float32 .tflite).
+        data: see :func:`lqconvert.load_data`; without labels there are no scores.
         preprocess: what all of them were trained on; by default found out for each (see
             :func:`lqconvert.evaluate`).
         wishes, input_shape, trust_model: see :func:`lqconvert.evaluate`.
@@ -118,27 +120,27 @@ def compare(
     Raises:
         LqError: if a file or the data cannot be read or run, or they do not fit together.
     """
-    files = aligned([open_file(path, input_shape=input_shape, trust_model=trust_model) for path in paths])
-    data = data_for(files, data_spec, wishes)
-    examples = shared_examples(files, data)
-    wanted = [preprocess or preprocessing_of(file, data) for file in files]
-    measured = [measure(file, data, how, examples) for file, how in zip(files, wanted, strict=True)]
+    opened = aligned([open_file(file, input_shape=input_shape, trust_model=trust_model) for file in files])
+    loaded = data_for(opened, data, wishes)
+    examples = shared_examples(opened, loaded)
+    wanted = [preprocess or preprocessing_of(file, loaded) for file in opened]
+    measured = [measure(file, loaded, how, examples) for file, how in zip(opened, wanted, strict=True)]
     reference = measured[0][1]
-    classifies = data.heads.single is not None and data.heads.single.classifies
+    classifies = loaded.heads.single is not None and loaded.heads.single.classifies
     compared = []
     for number, (evaluation, outputs) in enumerate(measured):
         if outputs.shape != reference.shape:
-            raise LqError(f"{files[number].name}: its outputs are of another shape than {files[0].name}'s")
-        both = [(files[0], wanted[0]), (files[number], wanted[number])]
+            raise LqError(f"{opened[number].name}: its outputs are of another shape than {opened[0].name}'s")
+        both = [(opened[0], wanted[0]), (opened[number], wanted[number])]
         compared.append(
             Compared(
                 evaluation,
                 agreement(outputs, reference) if number and classifies else None,
                 decibels(np.sum(reference**2), np.sum((reference - outputs) ** 2)) if number else None,
-                _noise(both, data, examples[:NOISE_EXAMPLES]) if number else [],
+                _noise(both, loaded, examples[:NOISE_EXAMPLES]) if number else [],
             )
         )
-    return Comparison(data.name, compared)
+    return Comparison(loaded.name, compared)
 
 
 def _noise(

@@ -6,16 +6,17 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from lqconvert.analysis.inspect_tflite import dimensions
 from lqconvert.analysis.runnable import Runnable, aligned, open_file, plain_name
+from lqconvert.data.arrays import DataLike, data_name
 from lqconvert.data.dataset import Data, as_numpy
 from lqconvert.data.preprocessing import PREPROCESSINGS, Choice, Preprocessing, choose_preprocessing
 from lqconvert.data.sources import load_data
 from lqconvert.errors import LqError
+from lqconvert.keras_loader.in_memory import ModelLike
 from lqconvert.runtime.verify import examples_in
 from lqconvert.tasks import Score, Wishes
 from lqconvert.tflite.flatbuffer import operator_name, read
@@ -68,8 +69,8 @@ class Evaluation(Shown):
 
 
 def evaluate(
-    path: str | Path,
-    data_spec: str,
+    file: ModelLike,
+    data: DataLike,
     *,
     target: str | None = None,
     preprocess: Preprocessing | None = None,
@@ -80,8 +81,8 @@ def evaluate(
     """Measures a .tflite, or the float32 .tflite of a Keras model, on the test split.
 
     Args:
-        path: a .tflite of any tool, or what :func:`lqconvert.quantize` takes.
-        data_spec: labelled data, see :func:`lqconvert.load_data`.
+        file: a .tflite of any tool, or a Keras model: its file, or one in memory.
+        data: labelled data, see :func:`lqconvert.load_data`.
         target: "litert" or "tflm"; by default litert, unless only TFLite Micro runs the file.
         preprocess: what the model was trained on. By default that under which pixels fill the range of a
             quantized input, or else the one of the best score on the validation split; none where
@@ -92,15 +93,15 @@ def evaluate(
     Raises:
         LqError: if the file or the data cannot be read, do not fit together, or the target does not run it.
     """
-    (file,) = aligned([open_file(path, target=target, input_shape=input_shape, trust_model=trust_model)])
-    data = data_for([file], data_spec, wishes)
-    if not data.labelled:
-        raise LqError(f"{data_spec}: has no labels to score by")
-    preprocess = preprocess or preprocessing_of(file, data)
-    return measure(file, data, preprocess, shared_examples([file], data))[0]
+    (opened,) = aligned([open_file(file, target=target, input_shape=input_shape, trust_model=trust_model)])
+    loaded = data_for([opened], data, wishes)
+    if not loaded.labelled:
+        raise LqError(f"{data_name(data)}: has no labels to score by")
+    preprocess = preprocess or preprocessing_of(opened, loaded)
+    return measure(opened, loaded, preprocess, shared_examples([opened], loaded))[0]
 
 
-def data_for(files: Sequence[Runnable], data_spec: str, wishes: Wishes | None = None) -> Data:
+def data_for(files: Sequence[Runnable], data: DataLike, wishes: Wishes | None = None) -> Data:
     """The data set, loaded for files that all take and give the same."""
     first, *others = files
     for other in others:
@@ -113,10 +114,10 @@ def data_for(files: Sequence[Runnable], data_spec: str, wishes: Wishes | None = 
         raise LqError(
             f"{first.name}: its inputs have no names (--strip-all), and no data can be found for each"
         )
-    data = load_data(data_spec, shapes, first.outputs, wishes)
-    if any(head.task == "reconstruction" for head in data.heads):
-        data = data.retargeted(_choose(first, data).target)
-    return data
+    loaded = load_data(data, shapes, first.outputs, wishes)
+    if any(head.task == "reconstruction" for head in loaded.heads):
+        loaded = loaded.retargeted(_choose(first, loaded).target)
+    return loaded
 
 
 def _ports(file: Runnable) -> str:

@@ -37,6 +37,7 @@ from lqconvert.cli.options import (
 )
 from lqconvert.cli.signals import Guard, guarded
 from lqconvert.errors import LqError, Terminated
+from lqconvert.keras_loader.in_memory import default_output
 from lqconvert.pipeline.settings import DEFAULTS, Settings
 from lqconvert.quantization.granularity import GRANULARITIES
 from lqconvert.quantization.recipes import DEFAULT_SCHEME, RECIPES, ROUNDINGS
@@ -153,7 +154,7 @@ def main(context: click.Context) -> None:
 @click.option("--data", required=True, help="digits, mnist, a .npz, a .csv, a folder or zip of images, ...")
 @click.option("-o", "--output", type=click.Path(), help="The .tflite to write.  [default: MODEL.tflite]")
 @target_options
-@click.option("--report", "html", type=click.Path(), help="Write a page with figures, too: an .html file.")
+@click.option("--report", type=click.Path(), help="Write a page with figures, too: an .html file.")
 @click.option("--scheme", type=click.Choice(SCHEMES), default=DEFAULT_SCHEME, show_default=True)
 @click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS", help=MAX_DROP)
 @click.option("--max-size", type=SizeType(), help="Make the best file of at most these bytes.")
@@ -260,7 +261,7 @@ def quantize(
     scheme = _scheme(options.pop("scheme"), options.pop("bits"), penalty)
     options |= target_settings(options) | {"wishes": task_wishes(options)}
     settings = Settings.of(options | {"scheme": scheme, "budget": budget})
-    job = model, data, output or _beside(model, ".tflite")
+    job = model, data, output or default_output(model, ".tflite")
     if dry_run:
         with passed_on("lqconvert", console.print):
             _show(plan(*job, settings=settings, resume=resume), as_json)
@@ -325,7 +326,7 @@ def export(
 
     name = Path(codes).name.removesuffix(".npz").removesuffix(".codes")
     path = Path(output) if output else Path(codes).with_name(f"{name}.{settings['targets'][0]}.tflite")
-    _show(export_codes(codes, path, data_spec=data, **target_settings(settings)), as_json)
+    _show(export_codes(codes, path, data=data, **target_settings(settings)), as_json)
 
 
 @main.command()
@@ -450,7 +451,7 @@ def check(
     results, broken = [], False
     for file in files:
         try:
-            result = run(file, data_spec=data, against=before, limits=limits, wishes=wishes, **settings)
+            result = run(file, data=data, against=before, limits=limits, wishes=wishes, **settings)
         except LqError as error:
             if len(files) == 1:
                 raise
@@ -530,7 +531,7 @@ def sweep(
     from lqconvert.sweeps.study import sweep as run_sweep
     from lqconvert.sweeps.study import write_csv
 
-    folder = Path(output or _beside(model, ".sweep"))
+    folder = Path(output or default_output(model, ".sweep"))
     console = Console(stderr=True, soft_wrap=True, quiet=quiet)
     from lqconvert.sweeps.figures import draw
     from lqconvert.sweeps.sensitivity import sensitivities
@@ -598,15 +599,6 @@ def reproduce(experiment: str, epochs: int, seed: int, debug: bool) -> None:
     say(f"float32 {accuracy:.2%}, {size:,} bytes zipped (reference: about 97%, 0.36 MB)")
     for run in runs:
         say(f"{run.scheme:19}{run.granularity:12}{size / run.zipped:6.1f}x smaller")
-
-
-def _beside(model: str, suffix: str) -> str:
-    """What is made of a model when no name is given for it."""
-    path = Path(model)
-    if path.name in ("", ".."):  # "." has no name
-        path = path.resolve()
-    name = path.stem if path.suffix in (".h5", ".hdf5", ".keras") else path.name
-    return str(path.with_name(name + suffix))
 
 
 def _show(result: Any, as_json: bool) -> None:

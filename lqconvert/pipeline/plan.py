@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from lqconvert.analysis.inspect import ModelInspection, describe, quantized_rows
 from lqconvert.analysis.inspect_tflite import dimensions
+from lqconvert.data.arrays import DataLike
 from lqconvert.exporting.export import learned_codes
-from lqconvert.keras_loader.in_memory import model_name
+from lqconvert.keras_loader.in_memory import ModelLike, default_output, model_name
 from lqconvert.keras_loader.load import model_config
 from lqconvert.pipeline.prepare import input_shapes, prepare
 from lqconvert.pipeline.settings import Settings
@@ -78,9 +79,9 @@ class Plan(Shown):
 
 
 def plan(
-    model: str | Path,
-    data: str,
-    output: str | Path,
+    model: ModelLike,
+    data: DataLike,
+    output: str | Path | None = None,
     *,
     settings: Settings | None = None,
     resume: bool = False,
@@ -93,6 +94,7 @@ def plan(
     Raises:
         LqError: where quantize would refuse before training.
     """
+    output = default_output(model, ".tflite") if output is None else output
     ready = prepare(model, data, output, Settings.of(keywords, settings), resume=resume)
     paths, loaded = ready.paths, ready.model
     rows = quantized_rows(ready.quantized, loaded, model_config(model))

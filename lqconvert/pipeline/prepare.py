@@ -15,11 +15,13 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from lqconvert.data.arrays import DataLike
 from lqconvert.data.dataset import Data, as_numpy
 from lqconvert.data.preprocessing import Preprocessing, choose_preprocessing
 from lqconvert.data.sources import load_data
 from lqconvert.errors import LqError
 from lqconvert.exporting.export import Template, learned_codes
+from lqconvert.keras_loader.in_memory import ModelLike, model_label
 from lqconvert.keras_loader.load import load_model
 from lqconvert.pipeline.settings import OutputSettings, Settings
 from lqconvert.quantization.calibrate import calibrate, cover_targets
@@ -50,7 +52,7 @@ FRONT_EXAMPLES = 1000
 class Prepared:
     """What a run is of, and how it goes on."""
 
-    path: Path  # of the model
+    name: str  # of the model: its path, or its own where it is in memory
     paths: Paths
     targets: list[Target]
     model: tf_keras.Model  # behind the front, if there is one
@@ -71,7 +73,12 @@ class Prepared:
 
 
 def prepare(
-    model_path: str | Path, data_spec: str, output: str | Path, settings: Settings, *, resume: bool = False
+    model_source: ModelLike,
+    data_source: DataLike,
+    output: str | Path,
+    settings: Settings,
+    *,
+    resume: bool = False,
 ) -> Prepared:
     """Reads the model and the data and sets training up.
 
@@ -83,19 +90,20 @@ def prepare(
     Border(settings.output.io or "int8")
     targets = settings.output.runtimes
     paths = paths_of(output, targets, settings.output)
-    if Path(model_path).resolve() in [path.resolve() for path in paths.all()]:
-        raise LqError(f"{model_path}: is the model itself; give the .tflite another name")
+    outputs = [path.resolve() for path in paths.all()]
+    if isinstance(model_source, (str, Path)) and Path(model_source).resolve() in outputs:
+        raise LqError(f"{model_source}: is the model itself; give the .tflite another name")
     scheme = settings.scheme
     if settings.budget.steers and type(scheme).penalty is Scheme.penalty:
         raise LqError(f"scheme {scheme.name} has no penalty to steer to a budget with; take rate")
     model = load_model(
-        model_path, input_shape=settings.model.input_shape, trust_model=settings.model.trust_model
+        model_source, input_shape=settings.model.input_shape, trust_model=settings.model.trust_model
     )
     folded = fold(model)
     kept = float_layers(folded)
     _check_integer(kept, targets, settings.model.strict)
     shapes = input_shapes(model)
-    data = load_data(data_spec, shapes, outputs_of(model), settings.data.wishes)
+    data = load_data(data_source, shapes, outputs_of(model), settings.data.wishes)
     for note in data.notes:
         log.info(note)
     _check_indices(model, data)
@@ -147,7 +155,7 @@ def prepare(
     }
     resumes = resume and paths.checkpoint.exists()
     return Prepared(
-        path=Path(model_path),
+        name=model_label(model_source),
         paths=paths,
         targets=targets,
         model=model,
@@ -310,7 +318,7 @@ def paths_of(output: str | Path, targets: Sequence[Target], settings: OutputSett
         tuple(target.name for target in targets),
         sources,
         settings.gzip,
-        None if settings.html is None else Path(settings.html),
+        None if settings.report is None else Path(settings.report),
     )
     paths.check()
     limits = settings.limits

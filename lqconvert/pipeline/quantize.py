@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lqconvert.analysis.runnable import outputs_of
+from lqconvert.data.arrays import DataLike, data_name
 from lqconvert.data.dataset import Data, Split, as_numpy
 from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.data.sources import load_data
 from lqconvert.errors import BudgetMissed, Interrupted, LqError
 from lqconvert.exporting.codes import Int8File
 from lqconvert.exporting.export import Exported, convert, export, learned_codes
+from lqconvert.keras_loader.in_memory import ModelLike, default_output
 from lqconvert.metrics import agreement, guesses
 from lqconvert.pipeline.prepare import Prepared, paths_of, prepare
 from lqconvert.pipeline.settings import OutputSettings, Settings
@@ -59,9 +61,9 @@ log = logging.getLogger(__name__)
 
 
 def quantize(
-    model: str | Path,
-    data: str,
-    output: str | Path,
+    model: ModelLike,
+    data: DataLike,
+    output: str | Path | None = None,
     *,
     settings: Settings | None = None,
     resume: bool = False,
@@ -75,10 +77,11 @@ def quantize(
     What it finds and how it comes along is logged (logger "lqconvert", level INFO).
 
     Args:
-        model: a .h5 or .keras file or a SavedModel folder.
-        data: see :func:`lqconvert.load_data`.
-        output: the .tflite to write; its folder is made. Where there are several targets, those after the
-            first get a file of their own: OUTPUT.tflm.tflite.
+        model: a .h5 or .keras file, a SavedModel folder, or a model of Keras 3 or tf_keras in memory.
+        data: a name or a file, or arrays in memory; see :func:`lqconvert.load_data`.
+        output: the .tflite to write; its folder is made. By default it is called as the model, and lies
+            beside the model's file (in the working folder for a model in memory). Where there are several
+            targets, those after the first get a file of their own: OUTPUT.tflm.tflite.
         settings: what keywords change; all defaults where None.
         resume: go on from where a run into the same output was interrupted or died; the result is that of an
             undisturbed one. Where none did, this begins.
@@ -102,8 +105,9 @@ def quantize(
     minutes = settings.training.max_minutes
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     distribution = distribution or Distribution()
-    with distribution.placed(output, settings.output.html) as (output, html):
-        ready = prepare(model, data, output, settings.replaced(html=html), resume=resume)
+    output = default_output(model, ".tflite") if output is None else output
+    with distribution.placed(output, settings.output.report) as (output, page):
+        ready = prepare(model, data, output, settings.replaced(report=page), resume=resume)
         distribution.check_alike(ready.identity)
         if distribution.replicas > 1:
             log.info(f"each batch is shared by {distribution}")
@@ -216,7 +220,7 @@ def _export(ready: Prepared, finetuned: Finetuned) -> Report:
         return layer_noise(float_tflite, exported.tflite, as_numpy(x))
 
     report = Report(
-        model=str(ready.path),
+        model=ready.name,
         data=data.name,
         splits=data.sizes,
         settings=ready.settings,
@@ -320,7 +324,7 @@ def export_codes(
     codes: str | Path,
     output: str | Path,
     *,
-    data_spec: str | None = None,
+    data: DataLike | None = None,
     **keywords: Unpack[ExportKeywords],
 ) -> Exports:
     """Makes files for targets of the codes of an earlier run, without training.
@@ -328,7 +332,7 @@ def export_codes(
     Args:
         codes: the .codes.npz that :func:`quantize` wrote.
         output: as for :func:`quantize`.
-        data_spec: labelled data whose test split is scored and proven on; random inputs prove without.
+        data: labelled data whose test split is scored and proven on; random inputs prove without.
         keywords: see :class:`lqconvert.pipeline.settings.ExportKeywords`.
 
     Raises:
@@ -351,13 +355,13 @@ def export_codes(
             raise LqError("its input does not fit what is in front of it")
     except (LqError, RuntimeError, ValueError) as error:
         raise LqError(f"{codes}: holds no int8 file that LiteRT loads ({error})") from error
-    data = None
-    if data_spec is not None:
-        data = load_data(data_spec, interface.input_shapes, outputs_of(int8_file.tflite, interface))
-        if not data.labelled:
-            raise LqError(f"{data_spec}: has no labels to score by; leave out --data")
+    loaded = None
+    if data is not None:
+        loaded = load_data(data, interface.input_shapes, outputs_of(int8_file.tflite, interface))
+        if not loaded.labelled:
+            raise LqError(f"{data_name(data)}: has no labels to score by; leave out --data")
     border = border_of(int8_file.front, settings.io)
-    made = _files(int8_file, interface, border, paths, targets, settings.limits or Limits(), data, None)
+    made = _files(int8_file, interface, border, paths, targets, settings.limits or Limits(), loaded, None)
     make_folders(paths.for_targets())
     write_all(made.writers)
     return Exports(

@@ -48,7 +48,7 @@ class QuantizeKeywords(ExportKeywords, total=False):
     """Keywords of :func:`lqconvert.quantize`; those of :class:`ExportKeywords` are among them.
 
     Attributes:
-        html: write the report as a page with figures, too: an .html file that loads nothing.
+        report: write the report as a page with figures, too: an .html file that loads nothing.
         input_shape, trust_model: see :func:`lqconvert.load_model`.
         strict: refuse a model that has layers without integer kernels; they compute in float else (on
             litert; tflm always refuses).
@@ -75,7 +75,7 @@ class QuantizeKeywords(ExportKeywords, total=False):
         save_seconds: between two checkpoints.
     """
 
-    html: str | Path | None
+    report: str | Path | None
     input_shape: tuple[int, ...] | None
     trust_model: bool
     strict: bool
@@ -149,7 +149,7 @@ class OutputSettings:
     io: str | None = None
     c_array: bool = False
     gzip: bool = False
-    html: str | Path | None = None
+    report: str | Path | None = None
 
     @classmethod
     def of(cls, keywords: Mapping[str, object]) -> OutputSettings:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
+from lqconvert.data.arrays import DataLike
 from lqconvert.data.dataset import as_numpy
 from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.data.sources import load_data
+from lqconvert.keras_loader.in_memory import ModelLike
 from lqconvert.keras_loader.load import load_model
 from lqconvert.pipeline.prepare import input_shapes, preprocessed
 from lqconvert.quantization.calibrate import best_scale, calibrate
@@ -38,8 +39,8 @@ class Sensitivity:
 
 
 def sensitivities(
-    model_path: str | Path,
-    data_spec: str,
+    model: ModelLike,
+    data: DataLike,
     *,
     bits: tuple[int, ...] = (2, 3, 4),
     preprocess: Preprocessing | None = None,
@@ -51,21 +52,21 @@ def sensitivities(
     Scored on the validation split, with one scale for each output channel. The graph with simulated
     quantization is scored, not a file: only differences between layers are of interest.
     """
-    model = load_model(model_path, input_shape=input_shape, trust_model=trust_model)
-    data = load_data(data_spec, input_shapes(model), outputs_of(model))
-    data, preprocess = preprocessed(model, data, preprocess)
-    quantized = rewrite(model, LSQ())
-    few = data.train.batches(256, shuffle_seed=0, preprocessing=preprocess).take(4)
+    loaded = load_model(model, input_shape=input_shape, trust_model=trust_model)
+    given = load_data(data, input_shapes(loaded), outputs_of(loaded))
+    splits, preprocess = preprocessed(loaded, given, preprocess)
+    quantized = rewrite(loaded, LSQ())
+    few = splits.train.batches(256, shuffle_seed=0, preprocessing=preprocess).take(4)
     calibrate(quantized, [as_numpy(x) for _, x, _ in few])
-    validation = data.validation.batches(256, preprocessing=preprocess)
-    labels = data.validation.y
-    targets = predict(joined(fold(model)), data.validation, preprocess)
+    validation = splits.validation.batches(256, preprocessing=preprocess)
+    labels = splits.validation.y
+    targets = predict(joined(fold(loaded)), splits.validation, preprocess)
     outputs = joined(quantized)
     call = tf.function(lambda x: outputs(x, training=False), reduce_retracing=True)
 
     def score() -> float:
         reached = np.concatenate([call(x).numpy() for _, x, _ in validation])
-        return data.heads.judged_scores(reached, labels, targets)[0]
+        return splits.heads.judged_scores(reached, labels, targets)[0]
 
     baseline, rows = score(), []
     for layer in quantized.layers:

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 
+from lqconvert.data.arrays import DataLike, checksum, data_name
 from lqconvert.errors import LqError
 from lqconvert.exporting.codes import load_kernels
+from lqconvert.keras_loader.in_memory import ModelLike, default_output, model_label
 from lqconvert.pipeline.settings import Settings
 from lqconvert.quantization.granularity import GRANULARITIES
 from lqconvert.quantization.schemes import SCHEMES
@@ -65,9 +67,9 @@ def _name(scheme: str, granularity: str, penalty: float) -> str:
 
 
 def sweep(
-    model: str | Path,
-    data: str,
-    folder: str | Path,
+    model: ModelLike,
+    data: DataLike,
+    output: str | Path | None = None,
     *,
     schemes: Sequence[str],
     granularities: Sequence[str],
@@ -84,7 +86,8 @@ def sweep(
 
     Args:
         model, data: see :func:`lqconvert.quantize`.
-        folder: gets the files of every run, ``sweep.csv`` of all that are done, and by default the study.
+        output: a folder that gets the files of every run, ``sweep.csv`` of all that are done, and by default
+            the study. By default it is called as the model.
         penalties: factors on each scheme's own penalty (its gamma, or its threshold).
         storage: an Optuna storage URL, for several machines that share one study; otherwise a SQLite
             file in the folder. They share the folder, too.
@@ -104,13 +107,13 @@ def sweep(
         raise LqError("a sweep needs Optuna: pip install 'lqconvert[sweep]'") from error
     from optuna.trial import TrialState
 
-    folder = Path(folder)
+    folder = default_output(model, ".sweep") if output is None else Path(output)
     make_folders([folder / "sweep.csv"])
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     common = Settings.of(keywords, settings)  # of all runs
     asked = {name: value for name, value in common.changes().items() if name != "trust_model"}
     given = ", ".join(f"{name} {value}" for name, value in sorted(asked.items()))
-    names = [f"{Path(path).name}{_checksum(Path(path))}" for path in (model, data)]
+    study_name = f"{_model_label(model)} on {_data_label(data)}, {given}"
     # So that two processes neither make the same tables at once nor take the same run.
     lock = FileLock(folder / ".study.lock")
     database = folder / "study.db"
@@ -119,7 +122,7 @@ def sweep(
     refuse_links(folder / ".study.lock")
     with lock:
         study = optuna.create_study(
-            study_name=f"{' on '.join(names)}, {given}",
+            study_name=study_name,
             storage=optuna.storages.RDBStorage(
                 storage or f"sqlite:///{database}",
                 heartbeat_interval=GRACE // 4,
@@ -212,6 +215,19 @@ def _refuse_foreign(database: Path) -> None:
         raise LqError(f"{journal}: names other files, and no sweep wrote it; remove it and {database.name}")
 
 
+def _model_label(model: ModelLike) -> str:
+    """A model's name and a checksum: of its file, or of the weights of one in memory."""
+    if isinstance(model, (str, Path)):
+        return f"{Path(model).name}{_checksum(Path(model))}"
+    return model_label(model)
+
+
+def _data_label(data: DataLike) -> str:
+    if isinstance(data, (str, Path)):
+        return f"{Path(data).name}{_checksum(Path(data))}"
+    return f"{data_name(data)} {checksum(data):08x}"
+
+
 def _checksum(path: Path) -> str:
     """Of the content of a file, to tell one of the same name; nothing for a folder or what is no file."""
     if not path.is_file():
@@ -224,8 +240,8 @@ def _checksum(path: Path) -> str:
 
 
 def _run(
-    model: str | Path,
-    data: str,
+    model: ModelLike,
+    data: DataLike,
     folder: Path,
     scheme_name: str,
     granularity: str,
