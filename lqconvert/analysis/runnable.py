@@ -20,7 +20,7 @@ from lqconvert.tflite.c_source import operators
 from lqconvert.tflite.flatbuffer import operator_name, read, text_of
 from lqconvert.tflite.interface import Interface, real, together
 from lqconvert.tflite.packing import DECODE
-from lqconvert.tflite.targets import LITERT, TARGETS, TFLM, Target
+from lqconvert.tflite.targets import LITERT, TFLM, Target, find_targets
 from lqconvert.utils.input_files import read_bytes
 from lqconvert.utils.text import printable
 
@@ -74,7 +74,7 @@ def open_file(
             read(tflite)
         else:
             tflite = _float32(file, input_shape, trust_model)
-        runs_on = TARGETS[target or (TFLM if DECODE in operators(tflite) else LITERT).name]
+        (runs_on,) = find_targets(target or (TFLM if DECODE in operators(tflite) else LITERT))
         runs_on.check_installed()
         if runs_on.name == TFLM.name:
             interface = Interface.of(tflite)

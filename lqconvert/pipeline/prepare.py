@@ -54,7 +54,7 @@ class Prepared:
 
     name: str  # of the model: its path, or its own where it is in memory
     paths: Paths
-    targets: list[Target]
+    targets: tuple[Target, ...]
     model: tf_keras.Model  # behind the front, if there is one
     folded: tf_keras.Model
     float_layers: dict[str, str]  # of the folded model: they stay float

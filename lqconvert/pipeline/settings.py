@@ -27,8 +27,9 @@ class ExportKeywords(TypedDict, total=False):
     """Keywords of all functions that write files for targets.
 
     Attributes:
-        targets: the runtimes to make a file for, by name or as :func:`lqconvert.target` gives them; budgets
-            of bytes are of the first one's. "litert" by default.
+        targets: the runtimes to make a file for, by name ("litert", "tflm") or as
+            :func:`lqconvert.target` gives them with options; budgets of bytes are of the first one's.
+            "litert" by default.
         limits: what files may take on their targets.
         io: the type of inputs and outputs: "int8", "uint8", "int16" or "float32". By default int8, but
             float32 where columns of different ranges are scaled in front of the quantization. With another
@@ -157,11 +158,11 @@ class OutputSettings:
         return dataclasses.replace(DEFAULTS.output, **_given(keywords))
 
     @property
-    def runtimes(self) -> list[Target]:
+    def runtimes(self) -> tuple[Target, ...]:
         """The targets, those that are given by name, too."""
-        from lqconvert.tflite.targets import target
+        from lqconvert.tflite.targets import find_targets
 
-        return [target(each) if isinstance(each, str) else each for each in self.targets]
+        return find_targets(self.targets)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lqconvert.errors import LqError
@@ -70,11 +71,28 @@ def target(name: str, *, int4_convolutions: bool = False, strip_all: bool = Fals
     Raises:
         LqError: if there is no such target.
     """
-    if name not in TARGETS:
-        raise LqError(f"target '{name}': is none of {', '.join(TARGETS)}")
-    chosen = TARGETS[name]
+    chosen = _named(name)
     chosen = replace(chosen, needless=replace(chosen.needless, signature=strip_all))
     if int4_convolutions and name == LITERT.name:
         narrow = Narrow(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), 4)
         chosen = replace(chosen, packings=(Sparse(), narrow, INT2), exact="built-in")
     return chosen
+
+
+def find_targets(targets: str | Target | Sequence[str | Target]) -> tuple[Target, ...]:
+    """Targets that are given by name, as :func:`target` gave them, or both; one, or several.
+
+    >>> [target.name for target in find_targets(["tflm", LITERT])]
+    ['tflm', 'litert']
+    """
+    given = [targets] if isinstance(targets, (str, Target)) else targets
+    found = tuple(_named(each) if isinstance(each, str) else each for each in given)
+    if not found:
+        raise LqError(f"no target is given; there are {', '.join(TARGETS)}")
+    return found
+
+
+def _named(name: str) -> Target:
+    if name not in TARGETS:
+        raise LqError(f"target '{name}': is none of {', '.join(TARGETS)}")
+    return TARGETS[name]
