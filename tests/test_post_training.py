@@ -1,0 +1,181 @@
+"""Rounding for the least damage at a price of bits, against brute force, and on layers of every kind."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tf_keras
+from tf_keras import layers
+
+from lqconvert import Rate, calibrate, rewrite
+from lqconvert.exporting.export import learned_codes
+from lqconvert.quantization.fold_batchnorm import fold
+from lqconvert.quantization.layers import QuantizedLayer
+from lqconvert.quantization.moments import Layout, importance_of, moments_of
+from lqconvert.quantization.post_training import PostTraining
+from lqconvert.quantization.rounding import Curvature, bits_of, nearest, rounded
+from lqconvert.tasks import Head, Heads, Output
+from lqconvert.training.size_estimate import stored
+from lqconvert.utils.compression import deflated
+
+RNG = np.random.default_rng(0)
+STEP = 0.5
+
+
+def problem(seed, inputs=4, outputs=3):
+    """Weights [1, inputs, outputs], and the second moments of inputs that depend on one another."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(200, inputs)) @ rng.normal(size=(inputs, inputs))
+    return rng.normal(size=(1, inputs, outputs)), (x.T @ x / len(x))[None]
+
+
+def damage(weights, codes, moments):
+    errors = weights - STEP * codes
+    return np.einsum("gio,gij,gjo->", errors, moments, errors) / 2
+
+
+def best_of_all(weights, moments):
+    """The least damage that any codes next to the weights have."""
+    total = 0.0
+    for column in weights[0].T:
+        ends = [(np.floor(w / STEP), np.ceil(w / STEP)) for w in column]
+        total += min(
+            damage(column[None, :, None], np.reshape(each, (1, -1, 1)), moments)
+            for each in itertools.product(*ends)
+        )
+    return total
+
+
+def test_damage_comes_near_the_optimum():
+    """In sum over 40 small layers. Rounding to the nearest has more than twice of it."""
+    rows = []
+    for seed in range(40):
+        weights, moments = problem(seed)
+        free = rounded(weights, np.array(STEP), Curvature.of(moments), np.ones((1, 3)), 0.0)
+        plain = nearest(weights, np.array(STEP), 127)
+        rows.append(
+            [damage(weights, codes, moments) for codes in (free, plain)] + [best_of_all(weights, moments)]
+        )
+    free, plain, best = np.sum(rows, axis=0)
+    assert best <= free < 1.4 * best < 1.8 * best < plain
+
+
+def test_what_a_bit_costs_is_saved():
+    """The sum of damage and price is less than that of the nearest codes; bits fall as they cost more."""
+    weights, moments = problem(1, inputs=40, outputs=20)
+    curvature, importance = Curvature.of(moments), np.ones((1, 20))
+    plain, bits = nearest(weights, np.array(STEP), 127), []
+    for price in (0.1, 1.0, 10.0, 100.0):
+        codes = rounded(weights, np.array(STEP), curvature, importance, price)
+        spent = [bits_of(each, 127)[each + 127].sum() for each in (codes, plain)]
+        costs = [damage(weights, c, moments) + price * b for c, b in zip((codes, plain), spent, strict=True)]
+        assert costs[0] <= costs[1]
+        bits.append(spent[0])
+    assert all(after < 1.01 * before for before, after in itertools.pairwise(bits))
+    assert bits[-1] < bits[0] / 2
+
+
+def test_errors_are_spread_in_blocks_as_one_by_one(monkeypatch):
+    weights, moments = problem(2, inputs=20, outputs=5)
+    made = []
+    for block in (1, 7, 128):
+        monkeypatch.setattr("lqconvert.quantization.rounding.BLOCK", block)
+        made.append(rounded(weights, np.array(STEP), Curvature.of(moments), np.ones((1, 5)), 0.01))
+    assert np.array_equal(made[0], made[1])
+    assert np.array_equal(made[0], made[2])
+
+
+LINEAR = {
+    "Dense": (layers.Dense(3), (7,)),
+    "Dense on steps": (layers.Dense(3), (5, 7)),
+    "Conv1D": (layers.Conv1D(4, 3, strides=2, padding="same"), (9, 6)),
+    "causal": (layers.Conv1D(4, 3, dilation_rate=2, padding="causal"), (9, 6)),
+    "Conv2D": (layers.Conv2D(4, (3, 2), strides=2, padding="same"), (7, 6, 5)),
+    "dilated": (layers.Conv2D(4, 3, dilation_rate=2), (7, 7, 2)),
+    "grouped": (layers.Conv2D(6, 3, groups=3), (5, 5, 6)),
+    "depthwise": (layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same"), (5, 5, 4)),
+    "transposed": (layers.Conv2DTranspose(3, 2, strides=2), (4, 4, 5)),
+}
+
+
+@pytest.mark.parametrize("kind", LINEAR)
+def test_a_layer_is_a_product_of_matrices(kind):
+    layer, shape = LINEAR[kind]
+    x = RNG.normal(size=(2, *shape)).astype(np.float32)
+    layer = type(layer).from_config(layer.get_config())
+    expected = layer(x).numpy()
+    layout = Layout.of(layer)
+    kernel = layer.depthwise_kernel if kind == "depthwise" else layer.kernel
+    matrices = layout.matrices(kernel.numpy())
+    np.testing.assert_array_equal(layout.as_kernel(matrices), kernel)
+    found = np.einsum("ngi,gio->ngo", layout.patches(layer, x).numpy(), matrices)
+    if kind == "transposed":  # each input's 2 x 2 places lie apart
+        found = found.reshape(2, 4, 4, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5)
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-5)
+    channels = np.arange(expected.shape[-1], dtype=float)
+    assert np.allclose(layout.by_channel(layout.by_output(channels)), layout.visits * channels)
+
+
+def network():
+    """A bit of each kind of layer, with weights that are not trained."""
+    tf_keras.utils.set_random_seed(0)
+    x = inputs = tf_keras.Input((12, 12, 2))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(8, 3, strides=2)(x)))
+    x = layers.DepthwiseConv2D(3, padding="same")(x)
+    x = layers.Conv2DTranspose(6, 2, strides=2, activation="relu")(x)
+    x = layers.Dense(16, activation="relu")(layers.GlobalAveragePooling2D()(x))
+    return tf_keras.Model(inputs, layers.Dense(3, "softmax", name="kind")(x))
+
+
+HEADS = Heads((Head(Output("kind", (3,), "softmax"), "raw", judged=("R² to float",)),))
+
+
+@pytest.fixture(scope="module")
+def ready():
+    model = network()
+    folded = fold(model)
+    batches = [RNG.normal(size=(20, 12, 12, 2)).astype(np.float32) for _ in range(3)]
+    quantized = rewrite(model, Rate())
+    calibrate(quantized, batches)
+    return folded, quantized, batches
+
+
+def test_importance_is_that_of_the_loss(ready):
+    """A small error in a channel makes the loss grow by importance / 2 times its square."""
+    folded, _, _ = ready
+    batches = [RNG.normal(size=(200, 12, 12, 2)).astype(np.float32)]
+    *_, last = [layer for layer in folded.layers if isinstance(layer, layers.Dense)]
+    found = importance_of(folded, [last.name], HEADS, batches)[last.name]
+    p = folded.predict(batches[0], verbose=0)
+    np.testing.assert_allclose(found, np.mean(p * (1 - p), axis=0), rtol=0.25)  # by one draw for each example
+
+
+def test_moments_are_those_of_all_positions(ready, monkeypatch):
+    _, quantized, batches = ready
+    found = moments_of(quantized, batches)
+    (first, *_) = [layer for layer in quantized.layers if isinstance(layer, QuantizedLayer)]
+    observe = tf_keras.Model(quantized.inputs, first.input)
+    x = np.concatenate([observe.predict(batch, verbose=0) for batch in batches])
+    rows = Layout.of(first.layer).patches(first.layer, x).numpy()[:, 0].astype(np.float64)
+    np.testing.assert_allclose(found[first.name].second[0], rows.T @ rows / len(rows), rtol=0.3, atol=0.05)
+    np.testing.assert_allclose(found[first.name].mean[0], rows.mean(axis=0), atol=0.05)
+
+
+def test_bytes_fall_as_bits_cost_more_and_the_model_stays_close(ready):
+    folded, quantized, batches = ready
+    post = PostTraining(quantized, folded, HEADS, batches)
+    truth = folded.predict(batches[0], verbose=0)
+    sizes, errors = [], []
+    for multiplier in (1e-9, 1e-7, 1e-5, 1e-3):
+        post.round(multiplier)
+        codes = learned_codes(quantized)
+        sizes.append(deflated(b"".join(stored(codes))))
+        errors.append(np.abs(quantized.predict(batches[0], verbose=0) - truth).max())
+        for layer in post.layers:  # what is rounded again is the same
+            kernel = layer.layout.as_kernel(layer.weights)
+            assert codes.layers[layer.wrapper.name].kernel.codes.shape == kernel.shape
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < sizes[0] / 2
+    assert errors[0] < 0.02
+    post.round(1e-7)
+    assert deflated(b"".join(stored(learned_codes(quantized)))) == sizes[1]
