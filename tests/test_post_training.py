@@ -1,17 +1,21 @@
 """Rounding for the least damage at a price of bits, against brute force, and on layers of every kind."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
+import small_tasks
 import tf_keras
+from click.testing import CliRunner
 from tf_keras import layers
 
 from lqconvert import Rate, calibrate, rewrite
+from lqconvert.cli.main import main
 from lqconvert.exporting.export import learned_codes
 from lqconvert.quantization.fold_batchnorm import fold
 from lqconvert.quantization.layers import QuantizedLayer
-from lqconvert.quantization.moments import Layout, importance_of, moments_of
+from lqconvert.quantization.moments import TEMPERATURE, Layout, importance_of, moments_of
 from lqconvert.quantization.post_training import PostTraining
 from lqconvert.quantization.rounding import Curvature, bits_of, nearest, rounded
 from lqconvert.tasks import Head, Heads, Output
@@ -141,12 +145,13 @@ def ready():
 
 
 def test_importance_is_that_of_the_loss(ready):
-    """A small error in a channel makes the loss grow by importance / 2 times its square."""
+    """A small error in a logit makes the loss grow by importance / 2 times its square, at the temperature."""
     folded, _, _ = ready
     batches = [RNG.normal(size=(200, 12, 12, 2)).astype(np.float32)]
     *_, last = [layer for layer in folded.layers if isinstance(layer, layers.Dense)]
     found = importance_of(folded, [last.name], HEADS, batches)[last.name]
-    p = folded.predict(batches[0], verbose=0)
+    p = folded.predict(batches[0], verbose=0) ** (1 / TEMPERATURE)
+    p /= p.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(found, np.mean(p * (1 - p), axis=0), rtol=0.25)  # by one draw for each example
 
 
@@ -179,3 +184,69 @@ def test_bytes_fall_as_bits_cost_more_and_the_model_stays_close(ready):
     assert errors[0] < 0.02
     post.round(1e-7)
     assert deflated(b"".join(stored(learned_codes(quantized)))) == sizes[1]
+
+
+# Whole commands
+
+
+@pytest.fixture
+def quantize(tmp_path):
+    """Runs the command without training; gives its result and, where there is one, its report."""
+
+    def quantize(model, data, *options):
+        output = tmp_path / "out.tflite"
+        arguments = ["quantize", model, "--data", data, "-o", output, "--epochs", 0, *options]
+        result = CliRunner().invoke(main, [str(each) for each in arguments])
+        report = output.with_suffix(".report.json")
+        return result, json.loads(report.read_text()) if report.exists() else None
+
+    return quantize
+
+
+@pytest.mark.parametrize("name", small_tasks.TASKS)
+def test_each_task_is_quantized_in_seconds(name, quantize, tmp_path):
+    result, report = quantize(*small_tasks.made(name, tmp_path))
+    assert result.exit_code == 0, result.output
+    assert report["settings"]["epochs"] == 0
+    for quality, bar in zip(report["best"]["qualities"], report["bar"], strict=True):
+        assert quality >= bar - 0.005
+    labels = {score["metric"]: score["value"] for score in report["float"]["scores"]}
+    for score in report["files"][0]["scores"]:
+        if score["metric"] in (
+            "accuracy",
+            "R²",
+            "AUC",
+            "mean AUC",
+            "mIoU",
+            "reconstruction R²",
+            "cosine similarity",
+        ):
+            assert score["value"] >= labels[score["metric"]] - 0.03
+
+
+def test_a_size_is_filled_and_the_same_file_comes_again(quantize, samples, tmp_path):
+    files = []
+    for _ in range(2):
+        result, report = quantize(samples / "digits_cnn.h5", "digits", "--max-size", 6_000)
+        assert result.exit_code == 0, result.output
+        files.append((tmp_path / "out.tflite").read_bytes())
+        sizes = [point["bytes"] for point in sorted(report["curve"][1:], key=lambda point: point["pressure"])]
+        assert all(after <= 1.02 * before for before, after in itertools.pairwise(sizes))
+    assert files[0] == files[1]
+    assert 4_000 < len(files[0]) <= 6_000
+    score = report["files"][0]["scores"][0]["value"]
+    assert score >= report["float"]["scores"][0]["value"] - 0.1
+
+
+def test_a_size_that_no_price_reaches_is_an_error(quantize, samples):
+    result, report = quantize(samples / "digits_cnn.h5", "digits", "--max-size", 500)
+    assert result.exit_code == 3
+    assert "no codes of at most 500 bytes" in result.stderr
+    assert report is None
+
+
+def test_a_fixed_width_is_rounded_at_its_own_scales(quantize, samples):
+    result, report = quantize(samples / "digits_cnn.h5", "digits", "--scheme", "lsq", "--bits", 4)
+    assert result.exit_code == 0, result.output
+    assert max(layer["codes"] for layer in report["layers"]) <= 15
+    assert report["files"][0]["scores"][0]["value"] > 0.9

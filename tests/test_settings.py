@@ -130,6 +130,7 @@ def test_what_the_user_left_open_follows_the_scheme():
     assert (DEFAULTS.granularity, DEFAULTS.epochs, DEFAULTS.learning_rate) == ("mixed", 20, 3e-3)
     assert DEFAULTS.budget == Budget(max_drop=0.0, asked=False)
     assert DEFAULTS.replaced(scheme=Rate()).budget == Budget(asked=False)
+    assert DEFAULTS.replaced(epochs=0).epochs == 0
     coarse = DEFAULTS.replaced(scheme=LSQ(), epochs=7)
     assert (coarse.granularity, coarse.epochs, coarse.learning_rate) == ("output-channel-wise", 7, 2e-4)
 

@@ -181,8 +181,9 @@ def main(context: click.Context) -> None:
 )
 @click.option(
     "--epochs",
-    type=click.IntRange(1),
-    help=f"At most.  [default: {by_scheme('epochs')}; more where these are few steps]",
+    type=click.IntRange(0),
+    help="Epochs of fine-tuning at most; 0 is post-training quantization, which takes seconds.  "
+    f"[default: {by_scheme('epochs')}; more where these are few steps]",
 )
 @click.option(
     "--max-minutes",

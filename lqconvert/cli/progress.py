@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from lqconvert.training.finetune import Progress
 
 
+def place(step: int, steps: int) -> str:
+    """Where a run stands; one without training has no steps, but tries prices of a bit."""
+    return f"step {step:,}/{steps:,}" if steps else f"trial {step}"
+
+
 def described(at: Progress) -> str:
     """What a look at the model saw, in words."""
     return f"validation {at.point.score:.4f}  ~{at.point.bytes:,} bytes"
@@ -46,8 +51,8 @@ class Lines:
         self.said = self.clock()
         self.began = self.began or (step, self.said)
         first, since = self.began
-        parts = [f"step {step:,}/{steps:,}", self.seen]
-        if step > first:
+        parts = [place(step, steps), self.seen]
+        if first < step <= steps:
             parts.append(f"{_duration((self.said - since) / (step - first) * (steps - step))} left")
         self.say("  ".join(part for part in parts if part))
 
@@ -65,8 +70,8 @@ class Bar:
         self.bar, self.task = bar, bar.add_task("loading", total=None)
 
     def progress(self, at: Progress) -> None:
-        text = f"step {at.point.step:,}/{at.steps:,}  {described(at)}"
-        self.bar.update(self.task, description=text, completed=at.point.step, total=at.steps)
+        text = f"{place(at.point.step, at.steps)}  {described(at)}"
+        self.bar.update(self.task, description=text, completed=at.point.step, total=at.steps or None)
 
     def tick(self, step: int, steps: int) -> None:
         self.bar.update(self.task, completed=step, total=steps)

@@ -119,7 +119,7 @@ def prepare(
         name for name, x in zip(model.input_names, model.inputs, strict=True) if x.dtype.is_integer
     )
     images = _takes_images(model)
-    augmentation = _augmentation(model, data, preprocess) if images else Augmentation()
+    augmentation = _augmentation(model, data, preprocess) if images and steps else Augmentation()
     tf_keras.utils.set_random_seed(seed)
     pixels = preprocess.pixel_range if data.integer_pixels and images else None
     fed = preprocess if pixels is None else preprocess.off_ties(preprocess.pixel_zero_point)
@@ -177,8 +177,10 @@ def prepare(
 
 
 def _steps(data: Data, settings: Settings) -> int:
-    """How many a run takes. Those of epochs that were asked for are no more, and may be very few."""
+    """How many a run takes. Those of epochs that were asked for are no more, and may be very few, or none."""
     training, cycles = settings.training, settings.budget.cycles
+    if training.epochs == 0:
+        return 0
     usual = steps = total_steps(
         data.train.size,
         settings.epochs,

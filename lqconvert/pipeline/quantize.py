@@ -18,7 +18,7 @@ from lqconvert.data.dataset import Data, Split, as_numpy
 from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.data.sources import load_data
 from lqconvert.errors import BudgetMissed, Interrupted, LqError
-from lqconvert.exporting.codes import Int8File
+from lqconvert.exporting.codes import Codes, Int8File
 from lqconvert.exporting.export import Exported, convert, export, learned_codes
 from lqconvert.keras_loader.in_memory import ModelLike, default_output
 from lqconvert.metrics import agreement, guesses
@@ -49,6 +49,7 @@ from lqconvert.training.budget import Budget
 from lqconvert.training.checkpoint import locked
 from lqconvert.training.distribution import Distribution
 from lqconvert.training.finetune import Finetuned, Progress, finetune
+from lqconvert.training.post_train import post_train
 from lqconvert.utils.compression import gzipped
 from lqconvert.utils.output_files import Paths, Writer, make_folders, write_all
 
@@ -120,9 +121,10 @@ def quantize(
         make_folders(ready.paths.all())
         with locked(ready.paths.first):
             finetuned = _learn(ready, distribution, deadline, progress, tick)
+            _judge(ready, finetuned)
             report = _export(ready, finetuned)
             if finetuned.finished:
-                ready.paths.checkpoint.unlink()
+                ready.paths.checkpoint.unlink(missing_ok=True)
             return report
 
 
@@ -133,15 +135,30 @@ def _learn(
     progress: Callable[[Progress], None],
     tick: Callable[[int, int], None],
 ) -> Finetuned:
-    """Fine-tunes; bytes are those of a file for the first target."""
-    budget, path, target = ready.settings.budget, ready.paths.checkpoint, ready.targets[0]
-    finetuned = finetune(
+    """Fine-tunes, or rounds where no epochs are wanted; bytes are those of a file for the first target."""
+    path, target = ready.paths.checkpoint, ready.targets[0]
+
+    def file_size(codes: Codes) -> int:
+        return len(ready.border.around(smallest(ready.template.fill(codes), target).tflite))
+
+    if not ready.finetuning.steps:
+        return post_train(
+            ready.quantized,
+            ready.folded,
+            ready.data,
+            ready.preprocess,
+            ready.batches,
+            budget=ready.settings.budget,
+            file_size=file_size,
+            progress=progress,
+        )
+    return finetune(
         ready.quantized,
         ready.folded,
         ready.data,
         ready.preprocess,
         ready.finetuning,
-        file_size=lambda codes: len(ready.border.around(smallest(ready.template.fill(codes), target).tflite)),
+        file_size=file_size,
         checkpoint=ready.checkpoint,
         distribution=distribution,
         deadline=deadline,
@@ -149,14 +166,19 @@ def _learn(
         progress=progress,
         tick=tick,
     )
+
+
+def _judge(ready: Prepared, finetuned: Finetuned) -> None:
+    """Logs how the budget was held, and raises what is due where one that was asked for was not."""
+    budget, path, best = ready.settings.budget, ready.paths.checkpoint, finetuned.best
     if budget.max_drop is not None:
-        best = finetuned.best
         labels = ready.data.heads.criterion_labels
+        when = f"at step {best.step:,}" if ready.finetuning.steps else "without training"
         for label, quality, floor, tolerance in zip(
             labels, best.qualities, finetuned.floors, finetuned.tolerances, strict=True
         ):
             log.info(
-                f"quality ({label}) on validation data at step {best.step:,}: {quality:.4f}, of {floor:.4f}"
+                f"quality ({label}) on validation data {when}: {quality:.4f}, of {floor:.4f}"
                 f" asked for ({budget}) less {tolerance:.4f} (sampling error); a point is 0.01"
             )
         if finetuned.seen and not ready.steers_on_test:
@@ -164,18 +186,18 @@ def _learn(
                 "the float model is as good on validation as on training data: if it was trained on both,"
             )
             log.warning("it knows the answers, and the budget asks for more than it seems to")
-        if finetuned.holds and not finetuned.best.step:
-            log.warning("nothing learned holds the budget: the weights stay as they were")
+        if finetuned.holds and not best.step:
+            what = "learned" if ready.finetuning.steps else "coarser"
+            log.warning(f"nothing {what} holds the budget: the weights stay as they were")
     if not finetuned.holds:
         if not finetuned.finished and (budget.asked or budget.max_size is not None):
             raise Interrupted(f"interrupted, {_missed(budget, finetuned)}; to go on, add --resume")
         if budget.asked:
-            path.unlink()
+            path.unlink(missing_ok=True)
             raise BudgetMissed(_missed(budget, finetuned))
         log.warning(_best_so_far(ready, finetuned))
     if not finetuned.finished:
         log.warning("interrupted: exporting the best so far; to go on, run the same command with --resume")
-    return finetuned
 
 
 def _export(ready: Prepared, finetuned: Finetuned) -> Report:

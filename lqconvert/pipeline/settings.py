@@ -66,7 +66,8 @@ class QuantizeKeywords(ExportKeywords, total=False):
             reached where that is not to be had; where a scheme is given, there is no budget. Schemes without
             a penalty take none.
         epochs, learning_rate: what suits the scheme, by default. Epochs that are given are no more than that:
-            by default, small data sets are passed over more often.
+            by default, small data sets are passed over more often. 0 epochs are post-training quantization,
+            which takes seconds.
         max_minutes: when fine-tuning is to end, counted from the call, with the best so far; its cycles are
             shortened to that. Files are exported and proven after it.
         batch_size: examples of a step.
@@ -228,7 +229,7 @@ class Settings:
 
     @property
     def epochs(self) -> int:
-        return self.training.epochs or self.scheme.recipe.epochs
+        return self.scheme.recipe.epochs if self.training.epochs is None else self.training.epochs
 
     @property
     def learning_rate(self) -> float:

@@ -19,6 +19,8 @@ from lqconvert.tasks import Head, Heads
 #: Positions that a convolution's moments are taken from, in all examples together: so many for each of its
 #: inputs, and these at least.
 POSITIONS, LEAST_POSITIONS = 8, 4096
+#: Logits are divided by this: a model that is sure of its training images tells too little of what matters.
+TEMPERATURE = 2.0
 
 
 @dataclass(frozen=True)
@@ -208,15 +210,16 @@ def _slopes(answers: tf.Tensor, heads: Heads, spread: np.ndarray, seed: tf.Tenso
 
 
 def _slope(answers: tf.Tensor, head: Head, spread: np.ndarray, seed: tf.Tensor) -> tf.Tensor:
+    """In logits over TEMPERATURE, where they are of probabilities."""
     classes = head.output.classes
     classifies = head.task in ("classification", "binary", "multi-label", "segmentation")
     if head.output.activation == "softmax" or (classifies and head.task != "multi-label" and classes > 1):
-        by_class = tf.reshape(answers, [-1, classes])
+        by_class = tf.reshape(answers / TEMPERATURE, [-1, classes])
         uniform = tf.random.stateless_uniform(tf.shape(by_class), seed, minval=1e-20)
         label = tf.argmax(by_class - tf.math.log(-tf.math.log(uniform)), axis=1)  # the Gumbel-max trick
         return tf.reshape(tf.nn.softmax(by_class) - tf.one_hot(label, classes), tf.shape(answers))
     if head.output.activation == "sigmoid" or classifies:
-        probability = tf.sigmoid(answers)
+        probability = tf.sigmoid(answers / TEMPERATURE)
         drawn = tf.random.stateless_uniform(tf.shape(answers), seed) < probability
         return probability - tf.cast(drawn, tf.float32)
     return tf.random.stateless_normal(tf.shape(answers), seed) / spread

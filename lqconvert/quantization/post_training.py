@@ -25,14 +25,17 @@ class _Layer:
     curvature: Curvature
     importance: np.ndarray  # [groups, outputs]
     mean: np.ndarray  # of the inputs, [groups, inputs]
+    calibrated: np.ndarray  # scales of the quantizer
 
     @property
     def quantizer(self) -> Any:
         return self.wrapper.quantizers[kernel_name(self.wrapper.layer)]
 
     def scale(self, multiplier: float) -> np.ndarray:
-        """The scales at which bits and damage balance, shaped as the quantizer has them."""
+        """The scales at which bits and damage balance, as the quantizer has them; at no price its own."""
         quantizer = self.quantizer
+        if not multiplier:
+            return self.calibrated
         kernel = self.layout.as_kernel(self.weights)
         axes = tuple(axis for axis in range(kernel.ndim) if axis not in quantizer.kept_axes)
         largest = np.abs(kernel).max(axis=axes, keepdims=True)
@@ -86,6 +89,7 @@ def _layer(wrapper: QuantizedLayer, moments: Any, importance: np.ndarray) -> _La
         Curvature.of(moments.second),
         layout.by_output(importance),
         moments.mean,
+        wrapper.quantizers[kernel_name(wrapper.layer)].scale.numpy(),
     )
 
 

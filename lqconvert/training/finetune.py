@@ -123,7 +123,13 @@ def finetune(
     validation_teacher = predict(logits_of(teacher), data.validation, preprocessing)
     seen = _seen(logits_of(teacher), data, preprocessing, validation_teacher)
     distribution = distribution or Distribution()
-    steering = _steering(settings, data, validation_teacher, distribution)
+    steering = steering_of(
+        settings.budget,
+        data,
+        validation_teacher,
+        keep_last=settings.keep_last,
+        distribution=distribution,
+    )
     pace = Pace(settings.steps, steering.cycles, 1 if steering.cycles > 1 else LOOKS)
     # A constant where nothing shortens it: so it is traced, and rounds, as it always was.
     cycle = int(pace.cycle) if deadline == math.inf else pace.cycle
@@ -140,7 +146,7 @@ def finetune(
         augmentation=settings.augmentation,
         distribution=distribution,
     )
-    look = _Look(model, data, preprocessing, validation_teacher, file_size)
+    look = Look(model, data, preprocessing, validation_teacher, file_size)
     course = _Course(trainer, look, steering, pace, deadline, settings.save_seconds, save, progress, tick)
     finished = True
     try:
@@ -200,17 +206,24 @@ def float_qualities(data: Data, logits: np.ndarray, split: Split) -> np.ndarray:
     return data.heads.qualities(logits, split.y, data.heads.activated(logits))
 
 
-def _steering(
-    settings: FinetuneSettings, data: Data, logits: np.ndarray, distribution: Distribution
+def steering_of(
+    budget: Budget,
+    data: Data,
+    logits: np.ndarray,
+    *,
+    keep_last: bool = True,
+    distribution: Distribution | None = None,
 ) -> Steering:
     """The budget in terms of this data set's scores."""
-    qualities = distribution.agreed(float_qualities(data, logits, data.validation).mean(axis=1))
+    qualities = (distribution or Distribution()).agreed(
+        float_qualities(data, logits, data.validation).mean(axis=1)
+    )
     perfect = [head.task in AGAINST_FLOAT for head, _ in data.heads.criteria]
     floats = [float(quality) for quality in qualities]
-    return Steering(settings.budget, floats, keep_last=settings.keep_last, perfect=perfect)
+    return Steering(budget, floats, keep_last=keep_last, perfect=perfect)
 
 
-class _Look:
+class Look:
     """Looks at the validation split and at the codes."""
 
     def __init__(
@@ -267,7 +280,7 @@ class _Course:
     def __init__(
         self,
         trainer: Trainer,
-        look: _Look,
+        look: Look,
         steering: Steering,
         pace: Pace,
         deadline: float,

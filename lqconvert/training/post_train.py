@@ -1,0 +1,125 @@
+"""Quantization without training: the price of a bit that the budget bears, found by bisection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tf_keras
+
+from lqconvert.data.dataset import Data
+from lqconvert.data.preprocessing import Preprocessing
+from lqconvert.exporting.codes import Codes
+from lqconvert.quantization.calibrate import at_full_width
+from lqconvert.quantization.model_outputs import logits_of, predict
+from lqconvert.quantization.post_training import PostTraining
+from lqconvert.training.budget import Budget, Point, Steering
+from lqconvert.training.finetune import Finetuned, Look, Progress, steering_of
+from lqconvert.training.trainer import assign, values
+
+#: The first price of a bit, in nats of an example's likelihood; by what factor it is changed until one holds
+#: the budget and another does not; and how often the interval between them is halved (in logarithms).
+START, FACTOR, HALVINGS = 1e-7, 8.0, 4
+#: Prices at which 8 bits are kept, and at which nothing is.
+LEAST, MOST = 1e-14, 1e2
+
+
+def post_train(
+    model: tf_keras.Model,
+    teacher: tf_keras.Model,
+    data: Data,
+    preprocessing: Preprocessing,
+    batches: Sequence[Any],
+    *,
+    budget: Budget,
+    file_size: Callable[[Codes], int],
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Finetuned:
+    """Rounds the weights of a calibrated model to the codes that serve the budget best, without training.
+
+    Args:
+        model: what :func:`lqconvert.rewrite` gives, calibrated; changed in place.
+        teacher: the float model as :func:`.fold_batchnorm.fold` gives it.
+        data: its validation split judges; nothing else of it is used.
+        batches: unlabelled inputs, preprocessed: errors are weighed on these.
+        budget: without one, weights are rounded for the least damage at the scales that calibration found.
+        file_size: the bytes of the file that codes come to.
+        progress: called after every rounding.
+
+    Raises:
+        KeyboardInterrupt: if Ctrl-C comes before the first rounding was judged.
+    """
+    logits = predict(logits_of(teacher), data.validation, preprocessing)
+    search = _Search(
+        model,
+        Look(model, data, preprocessing, logits, file_size),
+        steering_of(budget, data, logits),
+        progress,
+    )
+    finished = True
+    try:
+        search.run(PostTraining(model, teacher, data.heads, batches))
+    except KeyboardInterrupt:
+        finished = False
+        if not search.points:
+            raise
+    assign(model.variables, search.best_variables)
+    best, steering = search.best, search.steering
+    return Finetuned(
+        finished,
+        best,
+        steering.holds(best),
+        steering.floors,
+        steering.tolerances(best),
+        False,
+        search.points,
+    )
+
+
+class _Search:
+    def __init__(
+        self, model: tf_keras.Model, look: Look, steering: Steering, progress: Callable[[Progress], None]
+    ) -> None:
+        self.model, self.look, self.steering, self.progress = model, look, steering, progress
+        self.points: list[Point] = []
+        self.place = 0  # of the best
+        self.best_variables: list[Any] = []
+
+    @property
+    def best(self) -> Point:
+        return self.points[self.place]
+
+    def run(self, post: PostTraining) -> None:
+        """Tries prices, and keeps the variables that serve the budget best."""
+        if not self.steering.budget.steers:
+            self._try(post, 0.0)
+            return
+        with at_full_width(self.model):  # plain int8: what remains where nothing smaller holds the budget
+            self._see(0.0)
+        low, high = 0.0, math.inf
+        price = START
+        while LEAST < price < MOST and not (low and high < math.inf):
+            low, high = (low, price) if self._enough(post, price) else (price, high)
+            price = price * FACTOR if high == math.inf else price / FACTOR
+        for _ in range(HALVINGS if low and high < math.inf else 0):
+            price = math.sqrt(low * high)
+            low, high = (low, price) if self._enough(post, price) else (price, high)
+
+    def _enough(self, post: PostTraining, price: float) -> bool:
+        """Whether a higher price would be of no use: the size is reached, or too much accuracy lost."""
+        point = self._try(post, price)
+        return self.steering.holds(point) == (self.steering.budget.max_size is not None)
+
+    def _try(self, post: PostTraining, price: float) -> Point:
+        post.round(price)
+        return self._see(price)
+
+    def _see(self, price: float) -> Point:
+        point = self.look(len(self.points), price)
+        self.steering.see(point)
+        self.points.append(point)
+        if not self.best_variables or self.steering.rank(point) >= self.steering.rank(self.best):
+            self.place, self.best_variables = len(self.points) - 1, values(self.model.variables)
+        self.progress(Progress(0, math.nan, self.look.codes_in_use, point))
+        return point
