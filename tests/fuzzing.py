@@ -360,15 +360,15 @@ def take(path: Path) -> None:
     from lqconvert.quantization.fold_batchnorm import fold
     from lqconvert.quantization.rewrite import rewrite
     from lqconvert.runtime.litert import check_loads
-    from lqconvert.tflite.flatbuffer import operator_name, read, values
+    from lqconvert.tflite.flatbuffer import read
     from lqconvert.training.checkpoint import Checkpoint
 
     def take_tflite(tflite: bytes) -> None:
-        flat = read(tflite)
-        for operator in flat.subgraphs[0].operators:
-            operator_name(flat, operator)
-        for index in range(len(flat.subgraphs[0].tensors)):
-            values(flat, index)
+        graph = read(tflite).main
+        for operator in graph.operators:
+            assert operator.name
+        for tensor in graph.tensors:
+            tensor.values()
         if thorough:  # it starts a process
             check_loads(tflite)
 

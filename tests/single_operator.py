@@ -5,7 +5,9 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from lqconvert.tflite.flatbuffer import OPERANDS, add_constant, add_tensor, new_operator, write
+from lqconvert.tflite.editing import add_constant, add_tensor, new_operator
+from lqconvert.tflite.flatbuffer import write
+from lqconvert.tflite.graph import OPERANDS, Model, Quantization
 
 runtime = pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only").runtime
 
@@ -20,11 +22,8 @@ VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 5, "TRANSPO
 
 
 def quantization(scales, zero_point=0, axis=0):
-    parameters = schema.QuantizationParametersT()
-    parameters.scale = np.asarray(scales, np.float32)
-    parameters.zeroPoint = np.full(len(parameters.scale), zero_point, np.int64)
-    parameters.quantizedDimension = axis
-    return parameters
+    scales = np.asarray(scales, np.float32)
+    return Quantization(scales, np.full(len(scales), zero_point, np.int64), axis)
 
 
 def options_of(operator):
@@ -47,33 +46,26 @@ def single_operator(operator: str, codes: np.ndarray, per_channel: bool, *, k: i
     """A file whose kernel has these codes; scales, bias and zero points are drawn."""
     taps = 1 if operator == "FULLY_CONNECTED" else k
     _, input_shape, output_shape = SHAPES[operator](taps, codes.shape[-1], codes.shape[0])
-    flat = schema.ModelT()
-    flat.version, flat.operatorCodes, flat.buffers = 3, [], [schema.BufferT()]
-    graph = schema.SubGraphT()
-    graph.tensors, graph.operators = [], []
-    flat.subgraphs = [graph]
+    model = Model.empty()
+    graph = model.main
     axis = 3 if operator == "DEPTHWISE_CONV_2D" else 0
     scales = rng.uniform(0.005, 0.02, codes.shape[axis] if per_channel else 1).astype(np.float32)
-    source = add_tensor(
-        flat, schema.TensorType.INT8, input_shape, quantization([0.05], int(rng.integers(-128, 128)))
-    )
-    kernel = add_constant(flat, codes, quantization(scales, axis=axis if per_channel else 0))
+    source = add_tensor(model, "INT8", input_shape, quantization([0.05], int(rng.integers(-128, 128))))
+    kernel = add_constant(model, codes, quantization(scales, axis=axis if per_channel else 0))
     bias = rng.integers(-500, 500, codes.shape[axis]).astype(np.int32)
-    offset = add_constant(flat, bias, quantization(np.float32(0.05) * scales))
-    result = add_tensor(
-        flat, schema.TensorType.INT8, output_shape, quantization([0.1], int(rng.integers(-100, 100)))
-    )
+    offset = add_constant(model, bias, quantization(np.float32(0.05) * scales))
+    result = add_tensor(model, "INT8", output_shape, quantization([0.1], int(rng.integers(-100, 100))))
     places = OPERANDS[operator]
     inputs = [-1] * (max(places) + 1)
     for place, index in zip(places, (source, kernel, offset), strict=True):
         inputs[place] = index
     if operator == "TRANSPOSE_CONV":
-        inputs[0] = add_constant(flat, np.array(output_shape, np.int32))
-    graph.inputs, graph.outputs = np.array([source], np.int32), np.array([result], np.int32)
+        inputs[0] = add_constant(model, np.array(output_shape, np.int32))
+    graph.inputs, graph.outputs = (source,), (result,)
     graph.operators = [
-        new_operator(flat, operator, inputs, [result], options_of(operator), version=VERSIONS[operator])
+        new_operator(model, operator, inputs, [result], options_of(operator), version=VERSIONS[operator])
     ]
-    return write(flat)
+    return write(model)
 
 
 def in_litert(tflite: bytes, inputs: np.ndarray, kernels: str = "AUTO") -> np.ndarray:

@@ -18,6 +18,7 @@ from lqconvert import LqError, check, compare, evaluate, load_data, load_model
 from lqconvert.cli.main import main
 from lqconvert.exporting.export import convert
 from lqconvert.tflite.flatbuffer import read, write
+from lqconvert.tflite.graph import Buffer
 
 
 def run(*arguments):
@@ -268,13 +269,12 @@ JUDGED = {
 
 def of_zeros(path, folder):
     """The file with kernels of zeros."""
-    flat = read(path.read_bytes())
-    graph = flat.subgraphs[0]
-    for operator in graph.operators:
+    model = read(path.read_bytes())
+    for operator in model.main.operators:
         if len(operator.inputs) > 1:
-            buffer = flat.buffers[graph.tensors[operator.inputs[1]].buffer]
-            buffer.data = np.zeros_like(np.asarray(buffer.data))
-    (folder / "zeros.tflite").write_bytes(write(flat))
+            tensor = model.main.tensors[operator.inputs[1]]
+            tensor.buffer = Buffer.of(np.zeros_like(tensor.buffer.data))
+    (folder / "zeros.tflite").write_bytes(write(model))
     return folder / "zeros.tflite"
 
 
@@ -399,10 +399,9 @@ def test_what_cannot_be_told(arguments, code, message, int8):
 
 def with_input(shape, path, folder):
     """The file with another shape of its input, which nothing behind it takes."""
-    flat = read(path.read_bytes())
-    graph = flat.subgraphs[0]
-    graph.tensors[graph.inputs[0]].shape = np.array(shape, np.int32)
-    (folder / "edited.tflite").write_bytes(write(flat))
+    model = read(path.read_bytes())
+    model.main.tensors[model.main.inputs[0]].shape = tuple(shape)
+    (folder / "edited.tflite").write_bytes(write(model))
     return folder / "edited.tflite"
 
 

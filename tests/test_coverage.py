@@ -9,7 +9,7 @@ from lqconvert import LqError, calibrate, export, export_codes, load_model, quan
 from lqconvert.keras_loader.load import random_inputs
 from lqconvert.quantization.rewrite import float_layers
 from lqconvert.runtime.litert import Runner
-from lqconvert.tflite.flatbuffer import operator_name, read
+from lqconvert.tflite.flatbuffer import read
 
 #: How far the file may be from the graph that was trained, in steps of the output's scale: what rounding at
 #: every operator comes to in the last.
@@ -39,9 +39,9 @@ def test_zoo(name, api, tmp_path):
     calibrate(quantized, [batch])
     exported = export(quantized, [batch])
     assert set(float_layers(quantized).values()) == ({feature.floats} if feature.floats else set())
-    flat = read(exported.tflite)
+    operators = read(exported.tflite).main.operators
     if not feature.floats:
-        assert "DEQUANTIZE" not in {operator_name(flat, each) for each in flat.subgraphs[0].operators}
+        assert "DEQUANTIZE" not in {operator.name for operator in operators}
     outputs = Runner(exported.tflite).run([batch])
     difference = np.abs(outputs - _flat(quantized(batch, training=False), outputs.shape))
     assert difference.max() <= STEPS * exported.output_scale
@@ -60,8 +60,8 @@ def test_an_application_of_keras(tmp_path):
     images = RNG.uniform(-1, 1, (32, 32, 32, 3)).astype(np.float32)
     calibrate(quantized, [images])
     exported = export(quantized, [images])
-    flat = read(exported.tflite)
-    assert "DEQUANTIZE" not in {operator_name(flat, each) for each in flat.subgraphs[0].operators}
+    operators = read(exported.tflite).main.operators
+    assert "DEQUANTIZE" not in {operator.name for operator in operators}
     difference = Runner(exported.tflite).run([images]) - quantized(images, training=False).numpy()
     assert np.abs(difference).mean() <= STEPS * exported.output_scale  # a hundred roundings add up
 

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 
-import flatbuffers
 import numpy as np
 import pytest
 import tf_keras
@@ -21,7 +20,9 @@ from lqconvert.analysis.architecture_hints import changes
 from lqconvert.cli.main import main
 from lqconvert.exporting.codes import Codes, Int8File, LayerCodes, TensorCodes
 from lqconvert.exporting.export import convert
-from lqconvert.tflite.flatbuffer import add_constant, add_tensor, new_operator, read, strip
+from lqconvert.tflite.editing import add_constant, add_tensor, new_operator, strip
+from lqconvert.tflite.flatbuffer import read, serialize, write
+from lqconvert.tflite.graph import Buffer
 from lqconvert.tflite.packing import assemble, kernels
 from lqconvert.tflite.targets import TARGETS
 
@@ -174,11 +175,11 @@ def test_every_byte_of_a_packed_file_has_its_owner(name, packing, tmp_path):
     (kernel,) = kernels(read(plain))
     encoded = packing.encode(kernel)
     path = tmp_path / "m.tflite"
-    path.write_bytes(assemble(plain, [kernel], [(packing, encoded)], TARGETS[name].needless))
+    path.write_bytes(write(assemble(read(plain), [kernel], [encoded], TARGETS[name].needless)))
     explanation = explain(path)
     assert adds_up(explanation)
     assert explanation.bytes == path.stat().st_size
-    assert explanation.totals["weights"] == packing.stored_bytes(encoded)
+    assert explanation.totals["weights"] == encoded.size
     (row,) = (each for each in explanation.parts if each.weights)
     assert row.weights == kernel.codes.size
     assert f"({packing.name})" in row.why
@@ -223,23 +224,17 @@ def test_one_scale_in_place_of_many(tmp_path):
     assert explanation.totals["scales"] > 1200
 
 
-def unstripped(flat):
-    builder = flatbuffers.Builder(1 << 16)
-    builder.Finish(flat.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
-
-
 def test_what_no_layer_needs_is_told_apart(tmp_path):
     path = tmp_path / "m.tflite"
     path.write_bytes(connected(drawn((12, 64))))
     before = explain(path)
-    flat = read(path.read_bytes())
-    add_constant(flat, np.arange(300, dtype=np.int8))  # that nothing reads
-    note, entry = schema.BufferT(), schema.MetadataT()
-    note.data, entry.name, entry.buffer = np.ones(700, np.uint8), b"converter", len(flat.buffers)
-    flat.buffers.append(note)
-    flat.metadata = [entry]
-    path.write_bytes(unstripped(flat) + bytes(500))
+    model = read(path.read_bytes())
+    add_constant(model, np.arange(300, dtype=np.int8))  # that nothing reads
+    entry = schema.MetadataT()
+    entry.name, entry.buffer = b"converter", len(model.buffers)
+    model.buffers.append(Buffer.of(np.ones(700, np.uint8)))
+    model.metadata = [entry]
+    path.write_bytes(serialize(model) + bytes(500))
     after = explain(path)
     assert adds_up(after)
     assert part(after, "(unread)").bytes == 300
@@ -262,10 +257,9 @@ def test_float_weights_take_four_times_as_much(tmp_path):
 
 def test_a_constant_that_two_read_counts_once(tmp_path):
     codes = drawn((12, 64))
-    flat = read(connected(codes))
-    operator = flat.subgraphs[0].operators[0]
-    flat.subgraphs[0].operators.append(operator)
-    (tmp_path / "m.tflite").write_bytes(unstripped(flat))
+    model = read(connected(codes))
+    model.main.operators *= 2
+    (tmp_path / "m.tflite").write_bytes(serialize(model))
     explanation = explain(tmp_path / "m.tflite")
     assert adds_up(explanation)
     assert explanation.totals["weights"] == codes.size
@@ -276,32 +270,31 @@ def test_biases_without_scales(tmp_path):
     from single_operator import single_operator
 
     plain = single_operator("CONV_2D", drawn((8, 3, 3, 4)), True, k=3, rng=np.random.default_rng(0))
-    flat = read(plain)
-    strip(flat, TARGETS["tflm"].needless)
-    (tmp_path / "m.tflite").write_bytes(unstripped(flat))
+    model = read(plain)
+    strip(model, TARGETS["tflm"].needless)
+    (tmp_path / "m.tflite").write_bytes(serialize(model))
     assert adds_up(explain(tmp_path / "m.tflite"))
 
 
 @pytest.mark.parametrize("command", ["inspect", "explain"])
 def test_operators_on_constants_that_multiply(command, tmp_path):
-    flat = read(connected(drawn((12, 64))))
-    graph, index = flat.subgraphs[0], add_constant(flat, np.ones(4, np.int8))
+    model = read(connected(drawn((12, 64))))
+    graph, index = model.main, add_constant(model, np.ones(4, np.int8))
     for _ in range(40):
-        result = add_tensor(flat, schema.TensorType.INT8, (4,), None)
-        graph.operators.append(new_operator(flat, "ADD", [index, index], [result]))
+        result = add_tensor(model, "INT8", (4,))
+        graph.operators.append(new_operator(model, "ADD", [index, index], [result]))
         index = result
-    graph.operators.append(
-        new_operator(flat, "ADD", [int(graph.inputs[0]), index], [add_tensor(flat, 9, (4,), None)])
-    )
-    (tmp_path / "m.tflite").write_bytes(unstripped(flat))
+    result = add_tensor(model, "INT8", (4,))
+    graph.operators.append(new_operator(model, "ADD", [graph.inputs[0], index], [result]))
+    (tmp_path / "m.tflite").write_bytes(serialize(model))
     result = CliRunner().invoke(main, [command, str(tmp_path / "m.tflite")])
     assert result.exit_code == 0, result.output
 
 
 def test_a_tensor_of_absurd_size_is_not_worked_on(tmp_path):
-    flat = read(connected(drawn((12, 64))))
-    flat.subgraphs[0].tensors[flat.subgraphs[0].outputs[0]].shape = np.array([1, 2**31 - 1], np.int32)
-    (tmp_path / "m.tflite").write_bytes(unstripped(flat))
+    model = read(connected(drawn((12, 64))))
+    model.main.tensors[model.main.outputs[0]].shape = (1, 2**31 - 1)
+    (tmp_path / "m.tflite").write_bytes(serialize(model))
     explanation = explain(tmp_path / "m.tflite")
     assert adds_up(explanation)
     assert explanation.notes[0].endswith("a tensor has more than 16,777,216 values")
@@ -310,19 +303,19 @@ def test_a_tensor_of_absurd_size_is_not_worked_on(tmp_path):
 def stacked(kernels):
     """A file of fully connected layers in a row that share the first one's bias."""
     first, *others = kernels
-    flat = read(connected(first))
-    graph, (operator,) = flat.subgraphs[0], flat.subgraphs[0].operators
+    model = read(connected(first))
+    graph, (operator,) = model.main, model.main.operators
     for codes in others:
         output = graph.tensors[operator.outputs[0]]
         another = copy.copy(operator)
-        kernel = add_constant(flat, codes, graph.tensors[operator.inputs[1]].quantization)
-        made = add_tensor(flat, schema.TensorType.INT8, tuple(output.shape), output.quantization)
-        another.inputs = np.array([operator.outputs[0], kernel, operator.inputs[2]], np.int32)
-        another.outputs = np.array([made], np.int32)
+        kernel = add_constant(model, codes, graph.tensors[operator.inputs[1]].quantization)
+        made = add_tensor(model, "INT8", output.shape, output.quantization)
+        another.inputs = (operator.outputs[0], kernel, operator.inputs[2])
+        another.outputs = (made,)
         graph.operators.append(another)
         operator = another
     graph.outputs = operator.outputs
-    return unstripped(flat)
+    return serialize(model)
 
 
 def test_layers_that_share_a_bias(tmp_path):

@@ -29,7 +29,9 @@ from lqconvert.quantization.fold_batchnorm import fold
 from lqconvert.quantization.rewrite import float_layers
 from lqconvert.runtime.litert import Runner, check_loads
 from lqconvert.runtime.tflm import run_micro
-from lqconvert.tflite.flatbuffer import add_constant, add_tensor, new_operator, read, write
+from lqconvert.tflite.editing import add_constant, add_tensor, new_operator
+from lqconvert.tflite.flatbuffer import read, serialize, write
+from lqconvert.tflite.graph import Model
 
 FUZZED = 60
 
@@ -471,7 +473,7 @@ def test_a_bomb_of_arrays(tmp_path):
 
 def test_tflite(seeds):
     good = seeds["cnn.tflite"].read_bytes()
-    assert len(read(write(read(good))).subgraphs) == 1
+    assert len(read(write(read(good))).graphs) == 1
     check_loads(good)
     for wrong in (b"", b"TFL3", good[:4] + b"TFL2" + good[8:]):
         with pytest.raises(LqError, match="does not begin as one"):
@@ -485,7 +487,7 @@ def test_tflite(seeds):
 
 @pytest.mark.parametrize("field", ["buffer", "inputs", "opcodeIndex", "shape"])
 def test_tflite_that_refers_to_nothing(field, seeds):
-    flat = read(seeds["cnn.tflite"].read_bytes())
+    flat = schema.ModelT.InitFromPackedBuf(seeds["cnn.tflite"].read_bytes(), 0)
     graph = flat.subgraphs[0]
     if field == "buffer":
         graph.tensors[0].buffer = 1000
@@ -540,34 +542,28 @@ def test_tensors_of_attention_and_of_operations(tmp_path):
 
 def of_constants(in_a_row):
     """1,000 RESHAPEs of constants, each of the last one's; or 200 operators that share a buffer of 2 MB."""
-    flat = schema.ModelT()
-    flat.version, flat.operatorCodes, flat.buffers = 3, [], [schema.BufferT()]
-    graph = schema.SubGraphT()
-    graph.tensors, graph.operators, flat.subgraphs = [], [], [graph]
-    kind = schema.TensorType.INT8
-    source = y = add_tensor(flat, kind, (1, 4))
-    constant = add_constant(flat, np.zeros(16 if in_a_row else 2 << 20, np.int8))
+    model = Model.empty()
+    graph = model.main
+    source = y = add_tensor(model, "INT8", (1, 4))
+    constant = add_constant(model, np.zeros(16 if in_a_row else 2 << 20, np.int8))
     for _ in range(1_000 if in_a_row else 200):
-        made = add_tensor(flat, kind, (1, 4))
+        made = add_tensor(model, "INT8", (1, 4))
         inputs = [constant] if in_a_row else [y, constant]
-        graph.operators.append(new_operator(flat, "RESHAPE", inputs, [made]))
+        graph.operators.append(new_operator(model, "RESHAPE", inputs, [made]))
         if in_a_row:
             constant = made
         else:
             y, constant = made, len(graph.tensors)
             graph.tensors.append(graph.tensors[inputs[1]])
-    made = add_tensor(flat, kind, (1, 4))
-    graph.operators.append(new_operator(flat, "RESHAPE", [y, constant], [made]))
-    graph.inputs, graph.outputs = np.array([source], np.int32), np.array([made], np.int32)
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(flat.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    made = add_tensor(model, "INT8", (1, 4))
+    graph.operators.append(new_operator(model, "RESHAPE", [y, constant], [made]))
+    graph.inputs, graph.outputs = (source,), (made,)
+    return serialize(model)
 
 
 def test_tflite_with_a_long_row_of_constants(tmp_path):
     tflite = of_constants(in_a_row=True)
-    flat = read(tflite)
-    constants = Constants(flat, flat.subgraphs[0], Allowance(tflite))
+    constants = Constants(read(tflite).main, Allowance(tflite))
     for found in (constants.sources, constants.makers):  # of each constant, not all that come before
         assert max(map(len, found.values())) <= Constants.MOST_PARTS
     (tmp_path / "m.tflite").write_bytes(tflite)

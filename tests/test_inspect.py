@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import tf_keras
 import zoo
-from ai_edge_litert import schema_py_generated as schema
 from click.testing import CliRunner
 from tf_keras import layers
 
@@ -20,8 +19,9 @@ from lqconvert.cli.main import main
 from lqconvert.exporting.codes import Int8File, load_kernels
 from lqconvert.exporting.export import convert
 from lqconvert.tflite.c_source import operators
+from lqconvert.tflite.editing import add_constant, add_tensor, new_operator
 from lqconvert.tflite.encoding import entropy_bits
-from lqconvert.tflite.flatbuffer import add_constant, add_tensor, new_operator, read, write
+from lqconvert.tflite.flatbuffer import read, write
 from lqconvert.tflite.packing import assemble, kernels
 from lqconvert.tflite.targets import TARGETS
 from lqconvert.utils.terminal import Console
@@ -214,11 +214,11 @@ def test_every_packing_is_known_again(name, packing, tmp_path):
     (kernel,) = kernels(read(plain))
     encoded = packing.encode(kernel)
     path = tmp_path / "m.tflite"
-    path.write_bytes(assemble(plain, [kernel], [(packing, encoded)], TARGETS[name].needless))
+    path.write_bytes(write(assemble(read(plain), [kernel], [encoded], TARGETS[name].needless)))
     inspection = inspect(path)
     row = next(row for row in inspection.constants if row.packing == packing.name)
     assert row.elements == codes.size
-    assert row.stored_bytes == packing.stored_bytes(encoded)
+    assert row.stored_bytes == encoded.size
     assert row.entropy_bytes == round(entropy_bits(codes) / 8)
     assert row.tensor.scales == (12 if per_channel else 1)
     assert sum(each.stored_bytes for each in inspection.constants) == inspection.constant_bytes
@@ -229,16 +229,16 @@ def test_constants_of_very_many_are_still_listed(tmp_path):
     """No packing puts a constant together from 20; a converter that folds nothing may."""
     from single_operator import single_operator
 
-    flat = read(
+    model = read(
         single_operator("FULLY_CONNECTED", np.ones((4, 8), np.int8), False, k=1, rng=np.random.default_rng(0))
     )
-    graph = flat.subgraphs[0]
-    parts = [add_constant(flat, np.full((1, 8), number, np.int8)) for number in range(20)]
-    made = add_tensor(flat, schema.TensorType.INT8, (20, 8))
-    graph.operators.insert(0, new_operator(flat, "CONCATENATION", parts, [made]))
-    added = add_tensor(flat, schema.TensorType.INT8, (20, 8))
-    graph.operators.append(new_operator(flat, "ADD", [int(graph.inputs[0]), made], [added]))
-    (tmp_path / "m.tflite").write_bytes(write(flat))
+    graph = model.main
+    parts = [add_constant(model, np.full((1, 8), number, np.int8)) for number in range(20)]
+    made = add_tensor(model, "INT8", (20, 8))
+    graph.operators.insert(0, new_operator(model, "CONCATENATION", parts, [made]))
+    added = add_tensor(model, "INT8", (20, 8))
+    graph.operators.append(new_operator(model, "ADD", [graph.inputs[0], made], [added]))
+    (tmp_path / "m.tflite").write_bytes(write(model))
     inspection = inspect(tmp_path / "m.tflite")
     assert sum(each.stored_bytes for each in inspection.constants) == inspection.constant_bytes
     assert len(inspection.constants) == 22

@@ -27,7 +27,9 @@ from lqconvert.cli.main import main
 from lqconvert.errors import about, without
 from lqconvert.sweeps.study import write_csv
 from lqconvert.tflite.c_source import c_sources
-from lqconvert.tflite.flatbuffer import add_constant, add_tensor, new_operator, read, write
+from lqconvert.tflite.editing import add_constant, add_tensor, new_operator
+from lqconvert.tflite.flatbuffer import read, write
+from lqconvert.tflite.graph import Graph, Model, Port, Quantization, Signature
 from lqconvert.utils import text
 from lqconvert.utils.terminal import Shown, Stream, Table
 
@@ -252,38 +254,24 @@ def test_nobody_else_prints(module_path):
 
 def tiny(name=b"", custom=None):
     """A .tflite whose tensors and signature are called so, of one operator, perhaps a custom one."""
-    flat = schema.ModelT()
-    flat.version, flat.operatorCodes, flat.buffers, flat.description = 3, [], [schema.BufferT()], name
-    graph = schema.SubGraphT()
-    graph.tensors, graph.operators, graph.name = [], [], name
-    flat.subgraphs = [graph]
-
-    def scale(value):
-        made = schema.QuantizationParametersT()
-        made.scale, made.zeroPoint = np.array([value], np.float32), np.zeros(1, np.int64)
-        return made
-
-    source = add_tensor(flat, schema.TensorType.INT8, (1, 4), scale(1))
-    kernel = add_constant(flat, np.arange(12, dtype=np.int8).reshape(3, 4), scale(1))
-    bias = add_constant(flat, np.zeros(3, np.int32), scale(1))
-    result = add_tensor(flat, schema.TensorType.INT8, (1, 3), scale(8))
+    model, stored = Model.empty(), schema.SubGraphT()
+    model.description = stored.name = name
+    graph = Graph(stored=stored)
+    model.graphs = [graph]
+    source = add_tensor(model, "INT8", (1, 4), Quantization.one(1))
+    kernel = add_constant(model, np.arange(12, dtype=np.int8).reshape(3, 4), Quantization.one(1))
+    bias = add_constant(model, np.zeros(3, np.int32), Quantization.one(1))
+    result = add_tensor(model, "INT8", (1, 3), Quantization.one(8))
     options = schema.FullyConnectedOptionsT()
     kind = "FULLY_CONNECTED" if custom is None else "CUSTOM"
     operator = new_operator(
-        flat, kind, [source, kernel, bias], [result], options if custom is None else None, custom=custom
+        model, kind, [source, kernel, bias], [result], options if custom is None else None, custom=custom
     )
-    graph.inputs, graph.outputs, graph.operators = np.array([source]), np.array([result]), [operator]
+    graph.inputs, graph.outputs, graph.operators = (source,), (result,), [operator]
     for number, tensor in enumerate(graph.tensors):
         tensor.name = name + b"%d" % number
-    signature = schema.SignatureDefT()
-    signature.signatureKey, signature.subgraphIndex = name, 0
-    signature.inputs, signature.outputs = [], []
-    for entries, index in ((signature.inputs, source), (signature.outputs, result)):
-        entry = schema.TensorMapT()
-        entry.name, entry.tensorIndex = name, index
-        entries.append(entry)
-    flat.signatureDefs = [signature]
-    return write(flat)
+    model.signatures = [Signature(0, [Port(name, source)], [Port(name, result)], name)]
+    return write(model)
 
 
 @pytest.fixture(scope="module")
@@ -372,9 +360,9 @@ def test_nothing_of_a_file_gets_out_of_the_headers_comments(tmp_path):
 
 
 def test_a_long_name_is_not_told_whole_for_each_operator(tmp_path):
-    flat = read(tiny(b"n" * 100_000))
-    flat.subgraphs[0].operators *= 500
-    (tmp_path / "long.tflite").write_bytes(write(flat))
+    model = read(tiny(b"n" * 100_000))
+    model.main.operators *= 500
+    (tmp_path / "long.tflite").write_bytes(write(model))
     assert len(lqconvert.inspect(tmp_path / "long.tflite").to_json()) < 5e6
 
 

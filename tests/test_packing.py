@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from ai_edge_litert import schema_py_generated as schema
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from single_operator import SHAPES, in_litert, in_micro, single_operator
 
+from lqconvert.tflite.editing import Needless, add_tensor, strip
 from lqconvert.tflite.encoding import entropy_bits, huffman_lengths
-from lqconvert.tflite.flatbuffer import OPERANDS, Needless, operator_name, read, strip, write
+from lqconvert.tflite.flatbuffer import read, write
+from lqconvert.tflite.graph import OPERANDS, Buffer
 from lqconvert.tflite.packing import (
     DECODE,
     INT8,
@@ -59,15 +60,15 @@ def test_packed_tensors_execute_as_int8(operator, runtime, data):
     packings, run, needless = EXECUTED[runtime]
     plain = single_operator(operator, codes, per_channel, k=k, rng=rng)
     (kernel,) = kernels(read(plain))
-    graph = read(plain).subgraphs[0]
-    shape = tuple(graph.tensors[graph.inputs[0]].shape)[1:]
+    graph = read(plain).main
+    shape = graph.tensors[graph.inputs[0]].shape[1:]
     inputs = rng.integers(-128, 128, (2, *shape)).astype(np.int8)
     expected = run(plain, inputs)
     for packing in packings:
         encoded = packing.encode(kernel) if packing.fits(kernel) else None
         if encoded is None:
             continue
-        packed = assemble(plain, [kernel], [(packing, encoded)], needless)
+        packed = write(assemble(read(plain), [kernel], [encoded], needless))
         np.testing.assert_array_equal(run(packed, inputs), expected, err_msg=packing.name)
 
 
@@ -88,11 +89,11 @@ def dense(zeros: float, shape=(100, 300), sigma=3.0, seed=0) -> bytes:
 )
 def test_the_smallest_is_chosen(name, zeros, best):
     plain, packings = dense(zeros), target(name).packings
-    packed = pack(plain, packings)
+    packed = pack(read(plain), packings)
     assert packed.packings == [best]
     assert len(packed.tflite) <= len(write(read(plain)))
     for packing in packings:
-        only = pack(plain, [packing])
+        only = pack(read(plain), [packing])
         assert len(packed.tflite) <= len(only.tflite)
     assert len(packed.tflite) == len(write(read(plain))) - 30_000 + sum(packed.bytes_of(0))
 
@@ -101,11 +102,11 @@ def test_four_bits_where_the_codes_fit():
     rng = np.random.default_rng(0)
     codes = rng.integers(-7, 8, (40, 60)).astype(np.int8)
     plain = single_operator("FULLY_CONNECTED", codes, True, k=1, rng=rng)
-    packed = pack(plain, target("litert").packings)
+    packed = pack(read(plain), target("litert").packings)
     assert packed.packings == ["int4"]
     assert packed.bytes_of(0)[0] == codes.size // 2
     # TFLite Micro has no INT4 kernel of FULLY_CONNECTED for a scale a channel.
-    assert "int4" not in pack(plain, TFLM.packings).packings
+    assert "int4" not in pack(read(plain), TFLM.packings).packings
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -114,7 +115,7 @@ def test_what_decode_costs_and_what_huffman_reaches(per_channel):
     rng = np.random.default_rng(0)
     codes = np.rint(rng.normal(0, 3, (100, 300))).astype(np.int8)
     plain = single_operator("FULLY_CONNECTED", codes, per_channel, k=1, rng=rng)
-    packed = pack(plain, [Huffman()])
+    packed = pack(read(plain), [Huffman()])
     assert packed.packings == ["huffman"]
     counts = np.unique(codes, return_counts=True)[1]
     stored, beside = packed.bytes_of(0)
@@ -123,7 +124,7 @@ def test_what_decode_costs_and_what_huffman_reaches(per_channel):
 
 
 def test_forbidden_packings_give_way():
-    plain = dense(0.97)
+    plain = read(dense(0.97))
     names, best = [packing.name for packing in TFLM.packings], []
     while (packed := pack(plain, TFLM.packings, {"": best})).packings != ["int8"]:
         best.append(packed.packings[0])
@@ -134,58 +135,54 @@ def test_forbidden_packings_give_way():
 
 
 def test_a_kernel_of_two_consumers_is_not_decoded():
-    flat = read(dense(0.97, sigma=1.0))
-    flat.subgraphs[0].operators *= 2
-    packed = pack(write(flat), TFLM.packings)
+    model = read(dense(0.97, sigma=1.0))
+    model.main.operators *= 2
+    packed = pack(model, TFLM.packings)
     assert packed.kernels[0].consumers == 2
     assert packed.packings == ["int4"]
 
 
 def test_files_hold_nothing_twice_and_are_aligned():
     plain = dense(0.5)
-    flat = read(plain)
-    tensor = flat.subgraphs[0].tensors[1]
-    twice = schema.BufferT()
-    twice.data = flat.buffers[tensor.buffer].data.copy()
-    flat.buffers.append(twice)
-    unused = schema.TensorT()
-    unused.buffer = len(flat.buffers) - 1
-    flat.subgraphs[0].tensors.append(unused)
-    assert len(write(flat)) == len(plain)
+    model = read(plain)
+    twice = Buffer.of(model.main.tensors[1].buffer.data)
+    model.buffers.append(twice)
+    unused = add_tensor(model, "INT8", (1,))
+    model.main.tensors[unused].buffer = twice
+    assert len(write(model)) == len(plain)
     codes = kernels(read(plain))[0].codes.tobytes()
     assert plain.index(codes) % 16 == 0
 
 
 def test_strip_keeps_what_programs_look_for_unless_told():
-    flat = read(dense(0.0))
-    graph = flat.subgraphs[0]
+    model = read(dense(0.0))
+    graph = model.main
     for number, tensor in enumerate(graph.tensors):
-        tensor.name = f"tensor {number}"
-    strip(flat)
+        tensor.name = b"tensor %d" % number
+    strip(model)
     named = [tensor.name for tensor in graph.tensors if tensor.name]
     assert named == [graph.tensors[graph.inputs[0]].name, graph.tensors[graph.outputs[0]].name]
-    strip(flat, Needless(signature=True))
+    strip(model, Needless(signature=True))
     assert not any(tensor.name for tensor in graph.tensors)
 
 
 def test_decode_stands_right_in_front_of_its_consumer():
     """What it makes may live in a memory of its own, which the next DECODE takes again."""
     for packing in (Huffman(), Lut(), Pruning(), HuffmanBlocks()):
-        plain = dense(0.9)
-        flat = read(
-            assemble(plain, kernels(read(plain)), [(packing, packing.encode(kernels(read(plain))[0]))])
-        )
-        operators = flat.subgraphs[0].operators
-        assert flat.operatorCodes[operators[0].opcodeIndex].customCode.decode() == DECODE
+        plain = read(dense(0.9))
+        (kernel,) = kernels(plain)
+        operators = read(write(assemble(plain, [kernel], [packing.encode(kernel)]))).main.operators
+        assert operators[0].code.custom.decode() == DECODE
         assert operators[0].outputs[0] in operators[1].inputs
-        assert operator_name(flat, operators[-1]) == "FULLY_CONNECTED"
+        assert operators[-1].name == "FULLY_CONNECTED"
 
 
 def test_sparse_and_narrow_are_what_they_say():
     plain = dense(0.9, sigma=1.0)
     (kernel,) = kernels(read(plain))
-    axis, segments, indices, codes = Sparse().encode(kernel)
-    assert axis in (0, 1)
-    assert len(codes) == np.count_nonzero(kernel.codes) == len(indices) == segments[-1]
+    sparse = Sparse().encode(kernel)
+    assert sparse.axis in (0, 1)
+    kept = np.count_nonzero(kernel.codes)
+    assert kept == len(sparse.codes) == len(sparse.indices) == sparse.segments[-1]
     assert Narrow(bits=2).fits(kernel) == (kernel.codes.min() >= -2 and kernel.codes.max() <= 1)
-    assert INT8.stored_bytes(INT8.encode(kernel)) == kernel.codes.size
+    assert INT8.encode(kernel).size == kernel.codes.size

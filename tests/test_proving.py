@@ -17,7 +17,8 @@ from lqconvert.runtime.tflm import run_micro
 from lqconvert.runtime.verify import Limits, execute, prove
 from lqconvert.tflite import dead_channels
 from lqconvert.tflite.c_source import c_sources, operators, resolver_lines, with_margin
-from lqconvert.tflite.flatbuffer import read, set_values, write
+from lqconvert.tflite.flatbuffer import read, write
+from lqconvert.tflite.graph import OperatorCode
 from lqconvert.tflite.packing import Huffman, Lut, kernels, name_kernels
 from lqconvert.tflite.targets import LITERT, TARGETS, TFLM, target
 
@@ -50,13 +51,13 @@ def test_a_file_is_proven_and_smaller(name, dense):
 class Broken(Huffman):
     """A Huffman code of codes that are one off: smaller than all that are right, and wrong."""
 
+    SIZE = 1
+
     def encode(self, kernel):
         wrong = kernel.codes.copy()
         wrong[wrong != 0] += 1
-        return super().encode(dataclasses.replace(kernel, codes=wrong))
-
-    def stored_bytes(self, encoded):
-        return 1
+        stored = super().encode(dataclasses.replace(kernel, codes=wrong))
+        return dataclasses.replace(stored, size=self.SIZE or stored.size)
 
 
 def test_what_computes_something_else_gives_way(dense):
@@ -74,15 +75,14 @@ def network(rng, unread=0) -> tuple[bytes, np.ndarray]:
     one = read(single_operator("FULLY_CONNECTED", first.astype(np.int8), False, k=1, rng=rng))
     second = np.rint(rng.normal(0, 3, (50, 60)))
     two = read(single_operator("FULLY_CONNECTED", second.astype(np.int8), False, k=1, rng=rng))
-    graph, shift = one.subgraphs[0], len(one.subgraphs[0].tensors)
-    for tensor in two.subgraphs[0].tensors:
-        tensor.buffer += len(one.buffers)
-    (operator,) = two.subgraphs[0].operators
-    operator.inputs = np.array([graph.outputs[0], *(operator.inputs[1:] + shift)], np.int32)
-    operator.outputs = operator.outputs + shift
-    graph.tensors += two.subgraphs[0].tensors
-    graph.tensors[graph.outputs[0]].quantization.scale = np.array([0.05], np.float32)
-    one.buffers += two.buffers
+    graph, shift = one.main, len(one.main.tensors)
+    (operator,) = two.main.operators
+    operator.code = graph.operators[0].code
+    operator.inputs = (graph.outputs[0], *(index + shift for index in operator.inputs[1:]))
+    operator.outputs = tuple(index + shift for index in operator.outputs)
+    graph.tensors += two.main.tensors
+    between = graph.tensors[graph.outputs[0]]
+    between.quantization = dataclasses.replace(between.quantization, scales=np.array([0.05], np.float32))
     graph.operators.append(operator)
     graph.outputs = operator.outputs
     return write(one), INPUTS
@@ -93,11 +93,10 @@ def test_one_culprit_of_several_kernels():
     tflite, inputs = network(np.random.default_rng(0))
 
     class WrongForOne(Broken):
+        SIZE = None
+
         def encode(self, kernel):
             return super().encode(kernel) if kernel.name == "first" else Huffman.encode(self, kernel)
-
-        def stored_bytes(self, encoded):
-            return encoded.size
 
     target = dataclasses.replace(TFLM, packings=(WrongForOne(), Lut()))
     _, proven = prove(tflite, target, inputs, ["first", "second"], Limits())
@@ -114,12 +113,12 @@ def test_removal_and_gathering_have_to_be_exact(step, said, monkeypatch):
     tflite, inputs = network(np.random.default_rng(0), unread=150)
     exact = getattr(dead_channels, step)
 
-    def wrong(file, *rest):
-        flat = read(exact(file, *rest))
-        kernel = kernels(flat)[0]
+    def wrong(model, *rest):
+        wrong = exact(model, *rest).copy()
+        kernel = kernels(wrong)[0]
         codes = np.where(kernel.codes == 0, 0, kernel.codes + 1).astype(np.int8)
-        set_values(flat, flat.subgraphs[0].tensors[kernel.tensor], codes)
-        return write(flat)
+        wrong.main.tensors[kernel.tensor].set_values(codes)
+        return wrong
 
     only_int8 = dataclasses.replace(TFLM, packings=())
     _, right = prove(tflite, only_int8, inputs, ["first", "second"], Limits())
@@ -133,10 +132,11 @@ def test_removal_and_gathering_have_to_be_exact(step, said, monkeypatch):
 
 def test_layers_are_known_by_name_whatever_goes():
     tflite, inputs = network(np.random.default_rng(0))
-    flat = read(tflite)
-    named = [kernel.name for kernel in kernels(read(name_kernels(tflite, ["first", "second"])))]
+    model = read(tflite)
+    assert [kernel.name for kernel in kernels(model)] == ["", ""]
+    name_kernels(model, ["first", "second"])
+    named = [kernel.name for kernel in kernels(read(write(model)))]
     assert named == ["first", "second"]
-    assert [kernel.name for kernel in kernels(flat)] == ["", ""]
     _, proven = prove(tflite, LITERT, inputs, ["first", "second"], Limits())
     assert [row.layer for row in proven.kernels] == ["first", "second"]
 
@@ -187,10 +187,9 @@ def test_latency_is_kept_to(dense):
 
 
 def unknown_to_micro(tflite: bytes) -> bytes:
-    flat = read(tflite)
-    code = flat.operatorCodes[0]
-    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.LOCAL_RESPONSE_NORMALIZATION
-    return write(flat)
+    model, unknown = read(tflite), schema.BuiltinOperator.LOCAL_RESPONSE_NORMALIZATION
+    (model.main.operators[0].code,) = model.codes = [OperatorCode(unknown, unknown)]
+    return write(model)
 
 
 def test_a_file_that_cannot_run_is_refused_with_the_reason(dense):
@@ -202,11 +201,11 @@ def test_a_file_that_cannot_run_is_refused_with_the_reason(dense):
 
 def test_a_crash_of_the_interpreter_takes_only_itself_down(dense):
     """A kernel of fewer bytes than its shape says is read past its end."""
-    flat = read(dense)
-    flat.subgraphs[0].tensors[1].shape = np.array((1 << 14, 300), np.int32)
-    flat.subgraphs[0].tensors[3].shape = np.array((1, 1 << 14), np.int32)
+    model = read(dense)
+    model.main.tensors[1].shape = (1 << 14, 300)
+    model.main.tensors[3].shape = (1, 1 << 14)
     with pytest.raises(LqError, match="TFLite Micro cannot run the file"):
-        execute(write(flat), TFLM, INPUTS[:1])
+        execute(write(model), TFLM, INPUTS[:1])
 
 
 def test_what_takes_too_long_is_not_tried_with_more_memory(dense, monkeypatch):
@@ -232,8 +231,8 @@ def test_sources_compile_and_hold_the_file(dense, tmp_path):
     tflite, proven = prove(dense, TFLM, INPUTS, ["only"], Limits())
     for source, text in c_sources(tflite, path, proven.arena_bytes).items():
         source.write_text(text)
-    graph = read(tflite).subgraphs[0]
-    output = graph.tensors[graph.outputs[0]].quantization
+    graph = read(tflite).main
+    output = graph.tensors[graph.outputs[0]]
     main = tmp_path / "main.cc"
     main.write_text(
         f"""
@@ -241,8 +240,8 @@ def test_sources_compile_and_hold_the_file(dense, tmp_path):
         #include "my-model.2.h"
         static_assert(g_my_model_2_len == {len(tflite)}, "length");
         static_assert(g_my_model_2_arena_bytes == {with_margin(proven.arena_bytes)}, "arena");
-        static_assert(g_my_model_2_output_zero_point == {output.zeroPoint[0]}, "zero point");
-        static_assert(g_my_model_2_output_scale == {float(output.scale[0])!r}f, "scale");
+        static_assert(g_my_model_2_output_zero_point == {output.zero_point}, "zero point");
+        static_assert(g_my_model_2_output_scale == {float(output.scales[0])!r}f, "scale");
         int main() {{
           if (reinterpret_cast<uintptr_t>(g_my_model_2) % 16) return 1;
           return fwrite(g_my_model_2, 1, g_my_model_2_len, stdout) != g_my_model_2_len;
@@ -256,11 +255,11 @@ def test_sources_compile_and_hold_the_file(dense, tmp_path):
 
 
 def test_sources_number_several_outputs(dense, tmp_path):
-    flat = read(dense)
-    graph = flat.subgraphs[0]
-    graph.outputs = [graph.operators[0].outputs[0], *graph.outputs]
+    model = read(dense)
+    graph = model.main
+    graph.outputs = (graph.operators[0].outputs[0], *graph.outputs)
     graph.tensors[graph.outputs[0]].name = b"a\n#error"
-    header = c_sources(write(flat), tmp_path / "m.tflite", None)[tmp_path / "m.h"]
+    header = c_sources(write(model), tmp_path / "m.tflite", None)[tmp_path / "m.h"]
     assert re.findall(r"g_m_(\w+)_scale", header) == ["input", "output_0", "output_1"]
     assert "a_n_error" in header
 

@@ -9,8 +9,9 @@ from single_operator import in_litert, in_micro
 from tf_keras import layers
 
 import lqconvert
-from lqconvert.tflite.dead_channels import gather_inputs, gatherable, remove_dead_channels
-from lqconvert.tflite.flatbuffer import operator_name, read
+from lqconvert.tflite import dead_channels
+from lqconvert.tflite.dead_channels import gather_inputs, gatherable
+from lqconvert.tflite.flatbuffer import read, write
 from lqconvert.tflite.packing import kernels
 
 RNG = np.random.default_rng(0)
@@ -43,11 +44,15 @@ def model_of(block) -> tf_keras.Model:
 
 
 def assert_same(before: bytes, after: bytes) -> None:
-    graph = read(before).subgraphs[0]
-    shape = tuple(graph.tensors[graph.inputs[0]].shape)[1:]
+    graph = read(before).main
+    shape = graph.tensors[graph.inputs[0]].shape[1:]
     inputs = RNG.integers(-128, 128, (40, *shape)).astype(np.int8)
     for run in (in_litert, in_micro):
         np.testing.assert_array_equal(run(after, inputs), run(before, inputs))
+
+
+def remove_dead_channels(tflite: bytes) -> bytes:
+    return write(dead_channels.remove_dead_channels(read(tflite)))
 
 
 def shapes(tflite: bytes) -> list[tuple[int, ...]]:
@@ -164,7 +169,7 @@ def test_a_branch_that_became_constant_goes():
     after = remove_dead_channels(before)
     assert_same(before, after)
     assert shapes(after) == [(6, 1, 1, 3), (5, 6)]
-    names = [operator_name(read(after), operator) for operator in read(after).subgraphs[0].operators]
+    names = [operator.name for operator in read(after).main.operators]
     assert names == ["CONV_2D", "ADD", "MEAN", "FULLY_CONNECTED"]
 
 
@@ -209,11 +214,11 @@ def test_gathering_what_is_read():
     model.get_layer("only").set_weights(weights)
     before = remove_dead_channels(exported(model))
     assert shapes(before) == [(5, 192)]
-    after = gather_inputs(before, gatherable(before))
+    after = write(gather_inputs(read(before), gatherable(read(before))))
     assert_same(before, after)
     assert shapes(after) == [(5, 50)]
-    assert "GATHER" in {operator_name(read(after), o) for o in read(after).subgraphs[0].operators}
-    assert gatherable(after) == []
+    assert "GATHER" in {operator.name for operator in read(after).main.operators}
+    assert gatherable(read(after)) == []
 
 
 def test_transposed_convolutions():

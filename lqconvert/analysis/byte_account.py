@@ -6,22 +6,14 @@ import heapq
 import itertools
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from lqconvert.analysis.inspect_tflite import (
-    Allowance,
-    ConstantRow,
-    Constants,
-    as_list,
-    name_of,
-    present,
-    stored_arrays,
-)
-from lqconvert.tflite.flatbuffer import OPERANDS, Touched, operator_name, read_places
+from lqconvert.analysis.inspect_tflite import Allowance, ConstantRow, Constants, stored_arrays
+from lqconvert.tflite.flatbuffer import Touched, read_places
+from lqconvert.tflite.graph import OPERANDS, Model, Operator, Tensor
 
 #: What bytes are for, in the order in which they are told; together they are the file.
 KINDS = ("weights", "biases", "scales", "unread", "graph", "names", "padding")
@@ -31,11 +23,15 @@ ACTIVATIONS, UNREAD, GRAPH, NAMES, PADDING = (
 )
 
 
+#: Gives arrays of the file to a row, for a kind of use.
+_Claim = Callable[[Iterable[np.ndarray], str, str], None]
+
+
 @dataclass
 class Account:
     """The bytes of a file by owner, and what the owners have."""
 
-    flat: Any
+    model: Model
     bytes: Counter[tuple[str, str]]  # by (row, kind)
     constants: dict[str, list[ConstantRow]] = field(default_factory=dict)  # the weights of each layer's row
     biases: Counter[str] = field(default_factory=Counter)  # how many each has
@@ -59,27 +55,26 @@ def account(tflite: bytes, layers: Mapping[int, str] = {}) -> Account:
     Raises:
         LqError: if it is no .tflite file, or damaged.
     """
-    flat, touched = read_places(tflite)
-    found = Account(flat, Counter())
+    model, touched = read_places(tflite)
+    found = Account(model, Counter())
     spans: dict[tuple[int, int], tuple[str, str]] = {}
     start = np.frombuffer(touched.source, np.uint8).ctypes.data
 
-    def claim(arrays: Iterable[Any], row: str, kind: str) -> None:
+    def claim(arrays: Iterable[np.ndarray], row: str, kind: str) -> None:
         for array in arrays:
-            if array is not None and len(array):
-                first = np.asarray(array).ctypes.data - start  # the tree's arrays are views of it
+            if len(array):
+                first = array.ctypes.data - start  # the model's arrays are views of it
                 spans.setdefault((first, first + array.nbytes), (row, kind))
 
     allowance = Allowance(tflite)
-    for number, graph in enumerate(flat.subgraphs):
-        _claim_constants(found, flat, number, layers if number == 0 else {}, allowance, claim)
+    for number, graph in enumerate(model.graphs):
+        _claim_constants(found, number, layers if number == 0 else {}, allowance, claim)
         for tensor in graph.tensors:
             claim(_quantization(tensor), ACTIVATIONS, "scales")
-    metadata = [
-        flat.buffers[each.buffer] for each in as_list(flat.metadata) if each.buffer < len(flat.buffers)
-    ]
-    claim((buffer.data for buffer in metadata), NAMES, "names")
-    claim((buffer.data for buffer in flat.buffers), UNREAD, "unread")
+    places = [each.buffer for each in model.metadata or []]
+    notes = [model.buffers[place] for place in places if place < len(model.buffers)]
+    claim((buffer.data for buffer in notes), NAMES, "names")
+    claim((buffer.data for buffer in model.buffers), UNREAD, "unread")
     for span in touched.texts:
         spans.setdefault(span, (NAMES, "names"))
     for span in [*_tables(tflite, touched), *touched.vectors, *touched.links, (0, 8)]:
@@ -89,16 +84,16 @@ def account(tflite: bytes, layers: Mapping[int, str] = {}) -> Account:
 
 
 def _claim_constants(
-    found: Account, flat: Any, number: int, layers: Mapping[int, str], allowance: Allowance, claim: Any
+    found: Account, number: int, layers: Mapping[int, str], allowance: Allowance, claim: _Claim
 ) -> None:
     """What the operators of a graph compute with."""
-    graph = flat.subgraphs[number]
-    constants, seen = Constants(flat, graph, allowance), set()
+    graph = found.model.graphs[number]
+    constants, seen = Constants(graph, allowance), set()
     for place, operator in constants.readers:
-        operands = [index for index in present(operator.inputs) if index in constants.sources]
-        reader = f"{place} {name_of(flat, operator)}" + (f" of graph {number}" if number else "")
+        operands = [index for index in operator.operands if index in constants.sources]
+        reader = f"{place} {operator.code.shown_name}" + (f" of graph {number}" if number else "")
         row = next((layers[index] for index in operands if index in layers), reader)
-        bias = _bias(flat, operator)
+        bias = _bias(operator)
         for index in operands:
             if index in seen:
                 continue
@@ -111,18 +106,17 @@ def _claim_constants(
                 found.constants.setdefault(row, []).append(each)
                 if number == 0:
                     found.kernels[index] = row
-            made = [out for maker in constants.makers[index] for out in present(maker.outputs)]
+            made = [out for maker in constants.makers[index] for out in maker.outputs]
             tensors = [graph.tensors[source] for source in constants.sources[index]]
-            claim(stored_arrays(flat, tensors), GRAPH if kind == "graph" else row, kind)
+            claim(stored_arrays(tensors), GRAPH if kind == "graph" else row, kind)
             for tensor in (*tensors, *(graph.tensors[out] for out in made)):
                 claim(_quantization(tensor), row, "scales")
 
 
-def _bias(flat: Any, operator: Any) -> int:
+def _bias(operator: Operator) -> int:
     """The tensor of a linear operator's bias, or -1."""
-    name = operator_name(flat, operator)
-    place = OPERANDS[name][2] if name in OPERANDS else len(operator.inputs)
-    return int(operator.inputs[place]) if place < len(operator.inputs) else -1
+    place = OPERANDS[operator.name][2] if operator.name in OPERANDS else len(operator.inputs)
+    return operator.inputs[place] if place < len(operator.inputs) else -1
 
 
 def _setting(constant: ConstantRow) -> bool:
@@ -130,9 +124,10 @@ def _setting(constant: ConstantRow) -> bool:
     return constant.tensor.type in ("INT32", "INT64", "BOOL", "STRING") and not constant.tensor.scales
 
 
-def _quantization(tensor: Any) -> list[Any]:
+def _quantization(tensor: Tensor) -> list[np.ndarray]:
     each = tensor.quantization
-    return [] if each is None else [each.scale, each.zeroPoint, each.min, each.max]
+    arrays = [] if each is None else [each.scales, each.zero_points, each.low, each.high]
+    return [array for array in arrays if array is not None]
 
 
 def _tables(tflite: bytes, touched: Touched) -> Iterable[tuple[int, int]]:

@@ -19,7 +19,8 @@ from lqconvert.errors import LqError
 from lqconvert.keras_loader.in_memory import ModelLike
 from lqconvert.runtime.verify import examples_in
 from lqconvert.tasks import Score, Wishes
-from lqconvert.tflite.flatbuffer import operator_name, read
+from lqconvert.tflite.flatbuffer import read
+from lqconvert.tflite.interface import code_range
 from lqconvert.utils.compression import deflated
 from lqconvert.utils.terminal import Shown, Table
 from lqconvert.utils.text import to_json
@@ -137,8 +138,7 @@ def preprocessing_of(file: Runnable, data: Data) -> Preprocessing:
     if len(details) > 1 or _index_inputs(file):
         return Preprocessing()
     if scale and data.integer_pixels:
-        codes = np.iinfo(details[0]["dtype"])
-        low, high = ((code - zero_point) * scale for code in (codes.min, codes.max))
+        low, high = ((code - zero_point) * scale for code in code_range(details[0]))
         for known in PREPROCESSINGS.values():
             ends = known.offset, 255 * known.scale + known.offset
             if np.allclose(ends, (low, high), atol=2 * scale):
@@ -160,25 +160,24 @@ def _choose(file: Runnable, data: Data) -> Choice:
 
 def fed(file: Runnable, data: Data, preprocess: Preprocessing) -> Preprocessing:
     """The preprocessing by which pixels come to the codes that devices feed a file of a quantized input."""
-    (scale, zero_point), dtype = file.interface.inputs[0]["quantization"], file.interface.inputs[0]["dtype"]
+    first = file.interface.inputs[0]
+    scale, zero_point = first["quantization"]
     if not data.integer_pixels or not scale or not math.isclose(scale, preprocess.scale, rel_tol=1e-3):
         return preprocess
-    return preprocess.off_ties(zero_point, int(np.iinfo(dtype).min))
+    return preprocess.off_ties(zero_point, code_range(first)[0])
 
 
 def _index_inputs(file: Runnable) -> list[str]:
     """The inputs of a file that take integers which are no codes, or that are looked up."""
-    flat = read(file.tflite)
-    graph = flat.subgraphs[0]
-    inputs = {int(index): place for place, index in enumerate(graph.inputs)}  # and what they are cast to
+    graph = read(file.tflite).main
+    inputs = {index: place for place, index in enumerate(graph.inputs)}  # and what they are cast to
     looked_up = set()
     for operator in graph.operators:
-        name = operator_name(flat, operator)
-        operands = [int(index) for index in operator.inputs]
+        name, operands = operator.name, operator.inputs
         if name in LOOKUPS and len(operands) > 1 and operands[LOOKUPS[name]] in inputs:
             looked_up.add(inputs[operands[LOOKUPS[name]]])
         elif name in ("CAST", "RESHAPE") and operands and operands[0] in inputs and len(operator.outputs):
-            inputs[int(operator.outputs[0])] = inputs[operands[0]]
+            inputs[operator.outputs[0]] = inputs[operands[0]]
     return [
         detail["name"]
         for place, detail in enumerate(file.interface.inputs)

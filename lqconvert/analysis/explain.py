@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lqconvert.analysis.byte_account import (
     ACTIVATIONS,
@@ -21,12 +20,13 @@ from lqconvert.analysis.byte_account import (
     Account,
     account,
 )
-from lqconvert.analysis.inspect_tflite import ConstantRow, as_list, dimensions
+from lqconvert.analysis.inspect_tflite import ConstantRow, dimensions
 from lqconvert.analysis.savings import LQCONVERT, MODEL, QUANTIZE, Measured, Saving, counted
 from lqconvert.errors import LqError
 from lqconvert.exporting.codes import Int8File
 from lqconvert.keras_loader.in_memory import ModelLike, model_name
 from lqconvert.tflite.flatbuffer import read
+from lqconvert.tflite.graph import Model
 from lqconvert.tflite.packing import kernels
 from lqconvert.utils.input_files import read_bytes
 from lqconvert.utils.terminal import Shown, Table
@@ -174,7 +174,7 @@ def _explain_model(model: ModelLike, input_shape: tuple[int, ...] | None, trust_
     measured.strip()
     measured.share_scales()
     measured.remove()  # and no packing: the codes that quantize learns pack in another way
-    operators = len(measured.book.flat.subgraphs[0].operators)
+    operators = len(measured.book.model.main.operators)
     for change in changes(loaded):
         measured.save(change.saved_bytes(measured.book.of(GRAPH)["graph"] // operators), MODEL, change.text)
     measured.notes.append("quantize learns codes that pack smaller: how much is known when it has run")
@@ -219,7 +219,7 @@ def _part(book: Account, row: str, size: int, packed: dict[str, tuple[str, int]]
 
 def _why(book: Account, row: str, kinds: Mapping[str, int], packed: Mapping[str, tuple[str, int]]) -> str:
     if row in _BESIDE:
-        return _BESIDE[row](book.flat)
+        return _BESIDE[row](book.model)
     constants = book.constants.get(row, [])
     reasons = [_weights(each) for each in constants]
     if len(reasons) > 2:
@@ -244,24 +244,24 @@ def _weights(constant: ConstantRow) -> str:
     return text
 
 
-def _graph(flat: Any) -> str:
-    operators = sum(len(graph.operators) for graph in flat.subgraphs)
-    tensors = sum(len(graph.tensors) for graph in flat.subgraphs)
+def _graph(model: Model) -> str:
+    operators = sum(len(graph.operators) for graph in model.graphs)
+    tensors = sum(len(graph.tensors) for graph in model.graphs)
     both = counted(operators, "operator", "operators"), counted(tensors, "tensor", "tensors")
     return f"{' and '.join(both)}, with shapes and settings"
 
 
-def _names(flat: Any) -> str:
-    tensors = [tensor for graph in flat.subgraphs for tensor in graph.tensors]
+def _names(model: Model) -> str:
+    tensors = [tensor for graph in model.graphs for tensor in graph.tensors]
     counts = [
         (sum(bool(tensor.name) for tensor in tensors), "named tensor", "named tensors"),
-        (len(as_list(flat.signatureDefs)), "signature", "signatures"),
-        (len(as_list(flat.metadata)), "entry of metadata", "entries of metadata"),
+        (len(model.signatures or []), "signature", "signatures"),
+        (len(model.metadata or []), "entry of metadata", "entries of metadata"),
     ]
     return ", ".join(counted(*each) for each in counts if each[0])
 
 
-_BESIDE: dict[str, Callable[[Any], str]] = {
+_BESIDE: dict[str, Callable[[Model], str]] = {
     GRAPH: _graph,
     ACTIVATIONS: lambda _: "a scale and a zero point for each tensor that is computed",
     NAMES: _names,

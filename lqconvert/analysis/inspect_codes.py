@@ -120,6 +120,6 @@ def _codes_row(layer: str, integers: np.ndarray, scale: np.ndarray, kernel: Kern
 
 def _packed(kernel: Kernel, target: Target) -> tuple[str, int]:
     """The packing for a target that stores the fewest bytes of a kernel, and these."""
-    fitting = [(packing, packing.encode(kernel)) for packing in target.packings if packing.fits(kernel)]
-    sizes = [(packing.name, packing.stored_bytes(data)) for packing, data in fitting if data is not None]
+    fitting = [packing.encode(kernel) for packing in target.packings if packing.fits(kernel)]
+    sizes = [(stored.packing, stored.size) for stored in fitting if stored is not None]
     return min([(INT8.name, kernel.codes.size), *sizes], key=lambda each: each[1])

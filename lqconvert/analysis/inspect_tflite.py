@@ -6,22 +6,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
 from lqconvert.errors import LqError
 from lqconvert.keras_loader.limits import LARGEST_TENSOR
 from lqconvert.tflite import encoding
-from lqconvert.tflite.flatbuffer import operator_name, read
+from lqconvert.tflite import graph as tflite_graph
+from lqconvert.tflite.flatbuffer import read
+from lqconvert.tflite.graph import Graph, Operator, shown
 from lqconvert.tflite.packing import DECODE
 from lqconvert.utils.compression import deflated
 from lqconvert.utils.input_files import read_bytes
 from lqconvert.utils.terminal import Shown, Table, narrow
-from lqconvert.utils.text import MOST_OF_A_NAME, printable
 
-_TYPES = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
 _MODES = {encoding.LUT: "lut", encoding.HUFFMAN: "huffman", encoding.PRUNING: "pruning"}
 
 
@@ -126,110 +125,68 @@ class TfliteInspection(Shown):
 def inspect_tflite(path: Path) -> TfliteInspection:
     tflite = read_bytes(path)
     try:
-        flat = read(tflite)
+        model = read(tflite)
     except LqError as error:
         raise LqError(f"{path}: {error}") from error
-    graph = flat.subgraphs[0]
-    rows = [row for each in flat.subgraphs for row in _operator_rows(flat, each)]
+    rows = [row for graph in model.graphs for row in _operator_rows(graph)]
     floats = [
         f"{row.index} {row.name}"
         for row in rows
         if any("FLOAT" in tensor.type for tensor in (*row.inputs, *row.outputs))
     ]
-    stored = [
-        tensor for each in flat.subgraphs for tensor in each.tensors if data_of(flat, tensor) is not None
-    ]
-    constant_bytes, allowance = _stored_bytes(flat, stored), Allowance(tflite)
+    stored = [tensor for graph in model.graphs for tensor in graph.tensors if tensor.is_constant]
+    constant_bytes, allowance = _stored_bytes(stored), Allowance(tflite)
     return TfliteInspection(
-        str(path),
-        len(tflite),
-        deflated(tflite),
-        constant_bytes,
-        len(tflite) - constant_bytes,
-        [_tensor(graph, index) for index in graph.inputs],
-        [_tensor(graph, index) for index in graph.outputs],
-        not floats,
-        floats,
-        rows,
-        [row for each in flat.subgraphs for row in Constants(flat, each, allowance).rows()],
+        file=str(path),
+        bytes=len(tflite),
+        deflated_bytes=deflated(tflite),
+        constant_bytes=constant_bytes,
+        overhead_bytes=len(tflite) - constant_bytes,
+        inputs=[_row(model.main, index) for index in model.main.inputs],
+        outputs=[_row(model.main, index) for index in model.main.outputs],
+        integer_only=not floats,
+        float_operators=floats,
+        operators=rows,
+        constants=[row for graph in model.graphs for row in Constants(graph, allowance).rows()],
     )
 
 
-def name_of(flat: Any, operator: Any) -> str:
-    """An operator's name in the schema; a custom one's own."""
-    name = operator_name(flat, operator)
-    custom = flat.operatorCodes[operator.opcodeIndex].customCode
-    return _text(custom) if name == "CUSTOM" else name
-
-
-def _text(text: Any) -> str:
-    """A name; each operator that reads a tensor tells its one."""
-    return printable(text or "", MOST_OF_A_NAME)
-
-
-def _operator_rows(flat: Any, graph: Any) -> list[OperatorRow]:
+def _operator_rows(graph: Graph) -> list[OperatorRow]:
     return [
         OperatorRow(
             place,
-            name_of(flat, operator),
-            [_tensor(graph, index) for index in present(operator.inputs)],
-            [_tensor(graph, index) for index in present(operator.outputs)],
+            operator.code.shown_name,
+            [_row(graph, index) for index in operator.operands],
+            [_row(graph, index) for index in operator.outputs],
         )
-        for place, operator in enumerate(as_list(graph.operators))
+        for place, operator in enumerate(graph.operators)
     ]
 
 
-def as_list(vector: Any) -> list[Any]:
-    """A vector of the schema, which is None where the file has none."""
-    return [] if vector is None else list(vector)
-
-
-def present(indices: Any) -> list[int]:
-    """The operands that are there: -1 stands for one that is left out."""
-    return [int(index) for index in as_list(indices) if index >= 0]
-
-
-def _tensor(graph: Any, index: int) -> Tensor:
+def _row(graph: Graph, index: int) -> Tensor:
     tensor = graph.tensors[index]
-    scales = [] if tensor.quantization is None else as_list(tensor.quantization.scale)
-    points = [] if tensor.quantization is None else as_list(tensor.quantization.zeroPoint)
+    scales, points = tensor.scales.tolist(), tensor.zero_points.tolist()
     return Tensor(
-        int(index),
-        _text(tensor.name),
-        _shape(tensor),
-        _TYPES[tensor.type],
-        len(scales),
-        float(min(scales)) if scales else None,
-        float(max(scales)) if scales else None,
-        int(points[0]) if scales and points else None,
+        index=index,
+        name=shown(tensor.name),
+        shape=tensor.shape,
+        type=tensor.type,
+        scales=len(scales),
+        smallest_scale=min(scales, default=None),
+        largest_scale=max(scales, default=None),
+        zero_point=points[0] if scales and points else None,
     )
 
 
-def _shape(tensor: Any) -> tuple[int, ...]:
-    return tuple(int(n) for n in as_list(tensor.shape))
-
-
-def data_of(flat: Any, tensor: Any) -> np.ndarray | None:
-    """The bytes of a constant; None for what is computed."""
-    data = flat.buffers[tensor.buffer].data
-    return None if data is None or not len(data) else np.asarray(data, np.uint8)
-
-
-def stored_arrays(flat: Any, tensors: list[Any]) -> list[np.ndarray]:
+def stored_arrays(tensors: list[tflite_graph.Tensor]) -> list[np.ndarray]:
     """What the file holds of constants: a buffer once, and the places in sparse ones with it."""
-    places = [
-        vector.values
-        for tensor in tensors
-        for dimension in (as_list(tensor.sparsity.dimMetadata) if tensor.sparsity is not None else [])
-        for vector in (dimension.arraySegments, dimension.arrayIndices)
-        if vector is not None and vector.values is not None
-    ]
     buffers = dict.fromkeys(tensor.buffer for tensor in tensors)
-    return [*(np.asarray(flat.buffers[buffer].data) for buffer in buffers), *map(np.asarray, places)]
+    places = [array for tensor in tensors for array in tensor.index_arrays()]
+    return [*(buffer.data for buffer in buffers), *places]
 
 
-def _stored_bytes(flat: Any, tensors: list[Any]) -> int:
-    return sum(array.nbytes for array in stored_arrays(flat, tensors))
+def _stored_bytes(tensors: list[tflite_graph.Tensor]) -> int:
+    return sum(array.nbytes for array in stored_arrays(tensors))
 
 
 class Allowance:
@@ -257,51 +214,48 @@ class Constants:
 
     MOST_PARTS, MOST_MADE = 16, 1024
 
-    def __init__(self, flat: Any, graph: Any, allowance: Allowance) -> None:
-        self.flat, self.graph, self.allowance = flat, graph, allowance
+    def __init__(self, graph: Graph, allowance: Allowance) -> None:
+        self.graph, self.allowance = graph, allowance
         #: For each constant tensor the stored ones that it is made of, and the operators that make it.
         self.sources: dict[int, list[int]] = {}
-        self.makers: dict[int, list[Any]] = {}
+        self.makers: dict[int, list[Operator]] = {}
         for index, tensor in enumerate(graph.tensors):
-            if data_of(flat, tensor) is not None:
+            if tensor.is_constant:
                 self.sources[index], self.makers[index] = [index], []
         self.readers = []
-        for place, operator in enumerate(as_list(graph.operators)):
-            inputs = present(operator.inputs)
-            outputs = present(operator.outputs)
+        for place, operator in enumerate(graph.operators):
+            inputs, outputs = operator.operands, operator.outputs
             known = inputs and all(index in self.sources for index in inputs)
             if not known or len(outputs) > self.MOST_MADE:
                 self.readers.append((place, operator))
                 continue
             for number, output in enumerate(outputs):
                 # A DECODE may make several tensors, each of two inputs.
-                own = inputs[2 * number :][:2] if name_of(flat, operator) == DECODE else inputs
+                own = inputs[2 * number :][:2] if operator.code.shown_name == DECODE else inputs
                 # Each once: a tensor may be read twice by every one of a long row of operators.
                 sources = dict.fromkeys(source for index in own for source in self.sources[index])
-                makers = {id(maker): maker for index in own for maker in self.makers[index]}
+                makers = dict.fromkeys(maker for index in own for maker in self.makers[index])
                 if max(len(sources), len(makers) + 1) > self.MOST_PARTS:
                     self.readers.append((place, operator))
                     break
-                self.sources[output], self.makers[output] = list(sources), [*makers.values(), operator]
+                self.sources[output], self.makers[output] = list(sources), [*makers, operator]
 
     def rows(self) -> list[ConstantRow]:
         rows: dict[int, ConstantRow] = {}
         for place, operator in self.readers:
-            for index in present(operator.inputs):
+            for index in operator.operands:
                 if index in self.sources and index not in rows:
-                    rows[index] = self.row(index, f"{place} {name_of(self.flat, operator)}")
+                    rows[index] = self.row(index, f"{place} {operator.code.shown_name}")
         return list(rows.values())
 
     def row(self, index: int, reader: str) -> ConstantRow:
         tensor = self.graph.tensors[index]
-        elements = math.prod(_shape(tensor))
-        stored_bytes = _stored_bytes(
-            self.flat, [self.graph.tensors[source] for source in self.sources[index]]
-        )
+        elements = math.prod(tensor.shape)
+        stored_bytes = _stored_bytes([self.graph.tensors[source] for source in self.sources[index]])
         looks = self.allowance.take(max(elements, 8 * stored_bytes))
         codes = self._codes(index, elements) if looks else None
         return ConstantRow(
-            _tensor(self.graph, index),
+            _row(self.graph, index),
             reader,
             self._packing(index),
             elements,
@@ -312,17 +266,17 @@ class Constants:
     def _packing(self, index: int) -> str:
         """How a constant is packed, by the name that quantize has for it."""
         tensor = self.graph.tensors[index]
-        names = [name_of(self.flat, maker) for maker in self.makers[index]]
+        names = [maker.code.shown_name for maker in self.makers[index]]
         if tensor.sparsity is not None or "DENSIFY" in names:
             return "sparse"
         if DECODE in names and "GATHER" in names:
             return "huffman-blocks"
         if DECODE in names:
             return _MODES.get(self._stored(self.sources[index][1])[0], DECODE)
-        return " ".join(names) or _TYPES[tensor.type].lower()
+        return " ".join(names) or tensor.type.lower()
 
     def _stored(self, index: int) -> np.ndarray:
-        return np.asarray(self.flat.buffers[self.graph.tensors[index].buffer].data, np.uint8)
+        return self.graph.tensors[index].buffer.data
 
     def _codes(self, index: int, elements: int) -> np.ndarray | None:
         """The codes of a constant, in any order; None where they are wider than a byte or not understood."""
@@ -330,7 +284,7 @@ class Constants:
         if elements > LARGEST_TENSOR:  # of a damaged or hostile file, whose shapes promise what it has not
             return None
         packing, stored = self._packing(index), self._stored(self.sources[index][0])
-        kind = _TYPES[sources[0].type]
+        kind = sources[0].type
         if packing == "sparse" and kind == "INT8":
             return np.pad(stored.view(np.int8), (0, max(0, elements - stored.size)))
         if packing in ("int4", "int2"):
@@ -348,12 +302,12 @@ class Constants:
 
     def _blocks(self, index: int) -> np.ndarray | None:
         """What GATHER looks up: the rows of a codebook whose numbers DECODE makes."""
-        named = {name_of(self.flat, maker): maker for maker in self.makers[index]}
-        (book,) = set(self.sources[index]) & set(present(named["GATHER"].inputs))
-        count = math.prod(_shape(self.graph.tensors[named[DECODE].outputs[0]]))
-        stream, ancillary = (self._stored(int(source)).tobytes() for source in named[DECODE].inputs[:2])
-        if count * math.prod(_shape(self.graph.tensors[book])[1:]) > LARGEST_TENSOR:
+        named = {maker.code.shown_name: maker for maker in self.makers[index]}
+        (book,) = set(self.sources[index]) & set(named["GATHER"].operands)
+        count = math.prod(self.graph.tensors[named[DECODE].outputs[0]].shape)
+        stream, ancillary = (self._stored(source).tobytes() for source in named[DECODE].inputs[:2])
+        if count * math.prod(self.graph.tensors[book].shape[1:]) > LARGEST_TENSOR:
             return None
         numbers = encoding.decode(encoding.Encoded(stream, ancillary), count)
-        rows = self._stored(book).view(np.int8).reshape(_shape(self.graph.tensors[book]))
+        rows = self._stored(book).view(np.int8).reshape(self.graph.tensors[book].shape)
         return None if numbers is None else rows[numbers]

@@ -17,8 +17,9 @@ from lqconvert.runtime.litert import isolated
 from lqconvert.runtime.tflm import run_micro
 from lqconvert.tasks import Output
 from lqconvert.tflite.c_source import operators
-from lqconvert.tflite.flatbuffer import operator_name, read, text_of
-from lqconvert.tflite.interface import Interface, real, together
+from lqconvert.tflite.flatbuffer import read
+from lqconvert.tflite.graph import Port, text_of
+from lqconvert.tflite.interface import Detail, Interface, real, together
 from lqconvert.tflite.packing import DECODE
 from lqconvert.tflite.targets import LITERT, TFLM, Target, find_targets
 from lqconvert.utils.input_files import read_bytes
@@ -145,22 +146,24 @@ def _reordered(file: Runnable, places: Sequence[int]) -> Runnable:
 
 def _named(tflite: bytes, interface: Interface) -> Interface:
     """The same with the names that a program finds inputs and outputs by: those of the file's signature."""
-    flat = read(tflite)
-    graph = flat.subgraphs[0]
-    for signature in flat.signatureDefs or []:
-        if signature.subgraphIndex == 0:
+    model = read(tflite)
+    for signature in model.signatures or []:
+        if signature.graph == 0:
             return Interface(
-                _renamed(interface.inputs, graph.inputs, signature.inputs),
-                _renamed(interface.outputs, graph.outputs, signature.outputs),
+                _renamed(interface.inputs, model.main.inputs, signature.inputs),
+                _renamed(interface.outputs, model.main.outputs, signature.outputs),
             )
     return interface
 
 
-def _renamed(details: list[dict[str, Any]], indices: Any, entries: list[Any]) -> list[dict[str, Any]]:
-    names = {entry.tensorIndex: text_of(entry.name) for entry in entries}
-    if len(set(names.values())) < len(entries) or not set(map(int, indices)) <= set(names):
+def _renamed(details: list[Detail], indices: Sequence[int], ports: list[Port]) -> list[Detail]:
+    names = {port.tensor: text_of(port.name) for port in ports}
+    if len(set(names.values())) < len(ports) or not set(indices) <= set(names):
         return details
-    return [detail | {"name": names[int(index)]} for detail, index in zip(details, indices, strict=True)]
+    renamed = [detail.copy() for detail in details]
+    for detail, index in zip(renamed, indices, strict=True):
+        detail["name"] = names[index]
+    return renamed
 
 
 #: Operators that give probabilities or unit vectors, and those that leave values as they are.
@@ -170,20 +173,19 @@ UNCHANGED = ("QUANTIZE", "DEQUANTIZE", "RESHAPE")
 
 def outputs_of(tflite: bytes, interface: Interface) -> list[Output]:
     """What is known of a file's outputs, in order."""
-    flat = read(tflite)
-    graph = flat.subgraphs[0]
-    makers = {int(index): operator for operator in graph.operators for index in operator.outputs}
+    graph = read(tflite).main
+    makers = {index: operator for operator in graph.operators for index in operator.outputs}
 
     def activation(index: int) -> str:
         operator = makers.get(index)
-        name = operator_name(flat, operator) if operator is not None else ""
-        if operator is not None and name in UNCHANGED and len(operator.inputs):
+        name = operator.name if operator is not None else ""
+        if operator is not None and name in UNCHANGED and operator.inputs:
             del makers[index]  # a hostile file may go in circles
-            return activation(int(operator.inputs[0]))
+            return activation(operator.inputs[0])
         return ACTIVATIONS.get(name, "")
 
     return [
-        Output(plain_name(detail["name"]), tuple(int(n) for n in detail["shape"][1:]), activation(int(index)))
+        Output(plain_name(detail["name"]), tuple(int(n) for n in detail["shape"][1:]), activation(index))
         for detail, index in zip(interface.outputs, graph.outputs, strict=True)
     ]
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
-
-from ai_edge_litert import schema_py_generated as schema
+from dataclasses import dataclass, replace
 
 from lqconvert.analysis.byte_account import Account
-from lqconvert.analysis.inspect_tflite import as_list
 from lqconvert.errors import CannotRun
 from lqconvert.keras_loader.limits import LARGEST_TENSOR
 from lqconvert.runtime.litert import check_loads
 from lqconvert.runtime.verify import smallest
 from lqconvert.tflite.dead_channels import remove_dead_channels
-from lqconvert.tflite.flatbuffer import OPERANDS, Needless, read, strip, write
+from lqconvert.tflite.editing import Needless, strip
+from lqconvert.tflite.flatbuffer import read, size_of, write
+from lqconvert.tflite.graph import OPERANDS, Model
 from lqconvert.tflite.packing import INT8, kernels, name_kernels
 from lqconvert.tflite.targets import TARGETS, TFLM
 
@@ -67,14 +66,15 @@ class Measured:
         self.save(len(self.base) - len(bare), LQCONVERT, what)
 
     def share_scales(self) -> None:
-        flat = read(self.base)
-        for tensor in flat.subgraphs[0].tensors:
-            if tensor.quantization is not None:
-                for name in ("scale", "zeroPoint"):
-                    numbers = getattr(tensor.quantization, name)
-                    setattr(tensor.quantization, name, None if numbers is None else numbers[:1])
+        model = read(self.base)
+        for tensor in model.main.tensors:
+            each = tensor.quantization
+            if each is not None:
+                scales = None if each.scales is None else each.scales[:1]
+                zero_points = None if each.zero_points is None else each.zero_points[:1]
+                tensor.quantization = replace(each, scales=scales, zero_points=zero_points)
         what = "--granularity scalar: one scale for a layer, in place of one for each channel"
-        self.save(len(self.base) - len(write(flat)), QUANTIZE, what)
+        self.save(len(self.base) - size_of(model), QUANTIZE, what)
 
     def make_integer(self) -> None:
         """Where it was not lqconvert that left them float."""
@@ -91,15 +91,15 @@ class Measured:
     def vet(self) -> bool:
         """Whether a stranger's file has kernels to work on, and can be worked on."""
         constants = [each for row in self.book.constants.values() for each in row]
-        tensors = self.book.flat.subgraphs[0].tensors
+        tensors = self.book.model.main.tensors
         why = ""
         if any(each.packing not in PLAIN for each in constants):
             why = "the file is packed (explain its .codes.npz)"
-        elif not (count := len(kernels(self.book.flat))):
+        elif not (count := len(kernels(self.book.model))):
             return False
         elif count > MOST_KERNELS:
             why = f"the file has more than {MOST_KERNELS} layers with weights"
-        elif any(math.prod(map(int, as_list(tensor.shape))) > LARGEST_TENSOR for tensor in tensors):
+        elif any(math.prod(tensor.shape) > LARGEST_TENSOR for tensor in tensors):
             why = f"a tensor has more than {LARGEST_TENSOR:,} values"
         else:
             try:
@@ -110,10 +110,11 @@ class Measured:
             self.notes.append(f"dead channels and packings were not tried: {why}")
         return not why
 
-    def _named(self) -> bytes:
+    def _named(self) -> Model:
         """The file with its kernels named after their rows."""
-        found = kernels(self.book.flat)
-        return name_kernels(self.base, [self.book.kernels.get(each.tensor, "") for each in found])
+        named, found = read(self.base), kernels(self.book.model)
+        name_kernels(named, [self.book.kernels.get(each.tensor, "") for each in found])
+        return named
 
     def remove(self) -> None:
         named = self._named()
@@ -121,7 +122,7 @@ class Measured:
         before, after = _sizes(named), _sizes(removed)
         gone = {name: size - after.get(name, 0) for name, size in before.items()}
         if any(gone.values()):
-            self.lean = min(self.base, _stripped(removed), key=len)
+            self.lean = min(self.base, _stripped(write(removed)), key=len)
             order = sorted(gone, key=lambda name: -gone[name])
             where = ", ".join(f"{name} {gone[name]:,}" for name in order if gone[name])
             what = f"drops the weights of channels that are constant, or that nobody reads: {where}"
@@ -129,29 +130,28 @@ class Measured:
 
     def pack(self) -> None:
         named = self._named()
-        before = _sizes(named)
-        tensors = [tensor for graph in self.book.flat.subgraphs for tensor in graph.tensors]
-        floats = any(tensor.type == schema.TensorType.FLOAT32 for tensor in tensors)
+        before, tflite = _sizes(named), write(named)
+        tensors = [tensor for graph in self.book.model.graphs for tensor in graph.tensors]
+        floats = any(tensor.type == "FLOAT32" for tensor in tensors)
         for target in TARGETS.values():
             if floats and target.name == TFLM.name:  # lqconvert makes no such files
                 continue
-            best = smallest(named, target)
-            self.smallest[target.name] = len(best.tflite)
-            for kernel, (packing, encoded) in zip(best.kernels, best.chosen, strict=True):
-                stored = packing.stored_bytes(encoded)
-                if stored < before[kernel.name]:
-                    self.packed.setdefault(kernel.name, {})[target.name] = packing.name, stored
+            best = smallest(tflite, target)
+            self.smallest[target.name] = best.size
+            for kernel, stored in zip(best.kernels, best.chosen, strict=True):
+                if stored.size < before[kernel.name]:
+                    self.packed.setdefault(kernel.name, {})[target.name] = stored.packing, stored.size
             counts = Counter(name for name in best.packings if name != INT8.name)
             if counts:
                 how = ", ".join(f"{name} for {count}" for name, count in counts.most_common())
                 of = counted(len(best.kernels), "layer", "layers")
                 what = f"--target {target.name} packs the weights: {how} of {of}"
-                self.save(len(self.lean) - len(best.tflite), LQCONVERT, what)
+                self.save(len(self.lean) - best.size, LQCONVERT, what)
 
 
-def _sizes(tflite: bytes) -> dict[str, int]:
+def _sizes(model: Model) -> dict[str, int]:
     """How many codes each kernel has."""
-    return {kernel.name: kernel.codes.size for kernel in kernels(read(tflite))}
+    return {kernel.name: kernel.codes.size for kernel in kernels(model)}
 
 
 def counted(count: int, one: str, more: str) -> str:
@@ -159,6 +159,6 @@ def counted(count: int, one: str, more: str) -> str:
 
 
 def _stripped(tflite: bytes, needless: Needless = Needless()) -> bytes:  # noqa: B008
-    flat = read(tflite)
-    strip(flat, needless)
-    return write(flat)
+    model = read(tflite)
+    strip(model, needless)
+    return write(model)

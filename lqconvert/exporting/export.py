@@ -9,13 +9,12 @@ learned codes and scales.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from ai_edge_litert import schema_py_generated as schema
 
 from lqconvert.errors import LqError, first_line
 from lqconvert.exporting.codes import Codes, LayerCodes, TensorCodes, native
@@ -28,7 +27,10 @@ from lqconvert.quantization.layers import (
     scale_and_zero_point,
 )
 from lqconvert.quantization.rewrite import float_layers
-from lqconvert.tflite.flatbuffer import OPERANDS, operator_name, read, set_values, strip, write
+from lqconvert.tflite.editing import strip
+from lqconvert.tflite.flatbuffer import read, write
+from lqconvert.tflite.graph import OPERANDS, Model, Operator, Port, Quantization, Tensor, text_of
+from lqconvert.tflite.interface import Scale
 
 
 @dataclass
@@ -115,11 +117,11 @@ def convert(model: tf_keras.Model, *, integer: bool, outputs: Sequence[str] = ()
     except Exception as error:  # the converter raises bare Exceptions
         raise LqError(f"TFLite's converter refused the model: {first_line(error)}") from error
     several = len(model.inputs) > 1 or len(model.outputs) > 1
-    return (
-        write(_in_order(read(tflite), model.input_names, outputs or model.output_names))
-        if several
-        else tflite
-    )
+    if not several:
+        return tflite
+    ordered = read(tflite)
+    _put_in_order(ordered, model.input_names, outputs or model.output_names)
+    return write(ordered)
 
 
 def export(model: tf_keras.Model, batches: Iterable[np.ndarray] = ()) -> Exported:
@@ -139,7 +141,7 @@ def export(model: tf_keras.Model, batches: Iterable[np.ndarray] = ()) -> Exporte
         codes.activations |= {name: scale_and_zero_point(*limits) for name, limits in ranges.items()}
     template = Template.of(model, _native_codes(codes))
     tflite = template.fill(codes)
-    graph = read(tflite).subgraphs[0]
+    graph = read(tflite).main
     first, last = (_scale(graph.tensors[indices[0]]) for indices in (graph.inputs, graph.outputs))
     return Exported(
         tflite,
@@ -150,12 +152,9 @@ def export(model: tf_keras.Model, batches: Iterable[np.ndarray] = ()) -> Exporte
     )
 
 
-def _scale(tensor: Any) -> tuple[float, int]:
+def _scale(tensor: Tensor) -> Scale:
     """Scale and zero point of a tensor; (1, 0) for indices, which are taken as they are."""
-    quantization = tensor.quantization
-    if quantization is None or quantization.scale is None:
-        return 1.0, 0
-    return float(quantization.scale[0]), int(quantization.zeroPoint[0])
+    return Scale(float(tensor.scales[0]), tensor.zero_point) if len(tensor.scales) else Scale(1.0, 0)
 
 
 @dataclass(frozen=True)
@@ -174,70 +173,72 @@ class Template:
         """
         plain, fingerprints = _fingerprinted(model, codes)
         names = [name.removesuffix("_quantized") for name in model.output_names]
-        flat = read(convert(plain, integer=True, outputs=getattr(model, "given_outputs", names)))
-        _refuse_float(flat, float_layers(model))
+        converted = read(convert(plain, integer=True, outputs=getattr(model, "given_outputs", names)))
+        _refuse_float(converted, float_layers(model))
         order = []
-        for operator, kind in _linear_operators(flat):
-            tensor = flat.subgraphs[0].tensors[operator.inputs[OPERANDS[kind][1]]]
-            name = _identify(flat, tensor, fingerprints)
+        for operator in _linear_operators(converted):
+            tensor = converted.main.tensors[operator.inputs[OPERANDS[operator.name][1]]]
+            name = _identify(tensor, fingerprints)
             del fingerprints[name]
             order.append(name)
         if fingerprints:
             raise LqError(f"layers not found in the converted file: {', '.join(fingerprints)}")
-        return cls(write(flat), order)
+        return cls(write(converted), order)
 
     def fill(self, codes: Codes) -> bytes:
         """The file with these codes, their scales and biases; the activations' scales stay."""
-        flat = read(self.tflite)
-        graph, layers = flat.subgraphs[0], _native_codes(codes).layers
-        for (operator, kind), name in zip(_linear_operators(flat), self.order, strict=True):
-            input_, kernel, bias = OPERANDS[kind]
+        filled = read(self.tflite)
+        graph, layers = filled.main, _native_codes(codes).layers
+        for operator, name in zip(_linear_operators(filled), self.order, strict=True):
+            input_, kernel, bias = OPERANDS[operator.name]
             layer = layers[name]
             scales = layer.kernel.scale.astype(np.float32).ravel()
             tensor = graph.tensors[operator.inputs[kernel]]
-            _write(flat, tensor, tflite_layout(layer.kind, layer.kernel.codes).astype(np.int8), scales)
-            if kind == "DEPTHWISE_CONV_2D":
-                tensor.quantization.quantizedDimension = 3
+            axis = 3 if operator.name == "DEPTHWISE_CONV_2D" else None
+            _write(tensor, tflite_layout(layer.kind, layer.kernel.codes).astype(np.int8), scales, axis)
             if len(operator.inputs) > bias and operator.inputs[bias] >= 0:
                 source = graph.tensors[operator.inputs[input_]]
-                bias_scales = (np.float32(source.quantization.scale[0]) * scales).astype(np.float32)
+                bias_scales = (np.float32(source.scales[0]) * scales).astype(np.float32)
                 floats = np.zeros(_outputs(layer)) if layer.bias is None else layer.bias
                 integers = np.round(floats.astype(np.float64) / bias_scales)
                 if np.abs(integers).max() >= 2**31:
                     raise LqError(f"layer '{name}': its bias does not fit int32 on the grid of its scales")
-                _write(flat, graph.tensors[operator.inputs[bias]], integers.astype(np.int32), bias_scales)
+                _write(graph.tensors[operator.inputs[bias]], integers.astype(np.int32), bias_scales)
             elif layer.bias is not None:
                 raise LqError(f"layer '{name}': the converter left no place for its bias")
-        strip(flat)
-        return write(flat)
+        strip(filled)
+        return write(filled)
 
 
-def _in_order(flat: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
-    """The file with several inputs or outputs in the order of the model's, and under these names.
+def _put_in_order(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Puts several inputs or outputs of a converted file in the order of the model's, under these names.
 
     The converter orders them as it likes, and calls them x_0, x_1, ..., output_0, output_1, ...
     """
-    graph, (signature,) = flat.subgraphs[0], flat.signatureDefs
-    for attribute, known in (("inputs", inputs), ("outputs", outputs)):
-        entries = getattr(signature, attribute)
-        if len(entries) > 1:
-            entries.sort(key=lambda entry: int(entry.name.rsplit(b"_", 1)[1]))
-            setattr(graph, attribute, np.array([entry.tensorIndex for entry in entries], np.int32))
-            for entry, name in zip(entries, known, strict=True):
-                entry.name = graph.tensors[entry.tensorIndex].name = name.encode()
-    return flat
+    graph, (signature,) = model.main, model.signatures or []
+    if len(signature.inputs) > 1:
+        signature.inputs = _renamed(model, signature.inputs, inputs)
+        graph.inputs = tuple(port.tensor for port in signature.inputs)
+    if len(signature.outputs) > 1:
+        signature.outputs = _renamed(model, signature.outputs, outputs)
+        graph.outputs = tuple(port.tensor for port in signature.outputs)
 
 
-def _linear_operators(flat: Any) -> list[tuple[Any, str]]:
+def _renamed(model: Model, ports: Sequence[Port], names: Sequence[str]) -> list[Port]:
+    """The ports by the numbers in their names, with other names, which their tensors get, too."""
+    numbered = sorted(ports, key=lambda port: int(text_of(port.name).rsplit("_", 1)[1]))
+    renamed = []
+    for port, name in zip(numbered, names, strict=True):
+        model.main.tensors[port.tensor].name = name.encode()
+        renamed.append(replace(port, name=name.encode()))
+    return renamed
+
+
+def _linear_operators(model: Model) -> list[Operator]:
     """The integer ones; those within a layer that stays float are none of ours."""
-    graph = flat.subgraphs[0]
-    named = [(operator, operator_name(flat, operator)) for operator in graph.operators]
-    return [
-        (operator, kind)
-        for operator, kind in named
-        if kind in OPERANDS
-        and graph.tensors[operator.inputs[OPERANDS[kind][1]]].type == schema.TensorType.INT8
-    ]
+    graph = model.main
+    linear = [operator for operator in graph.operators if operator.name in OPERANDS]
+    return [each for each in linear if graph.tensors[each.inputs[OPERANDS[each.name][1]]].type == "INT8"]
 
 
 def _outputs(layer: LayerCodes) -> int:
@@ -297,34 +298,37 @@ def _reach_127(kind: str, pattern: np.ndarray) -> np.ndarray:
     return pattern
 
 
-def _refuse_float(flat: Any, kept: Iterable[str]) -> None:
+def _refuse_float(model: Model, kept: Iterable[str]) -> None:
     """Refuses operators that compute in float, but for those of layers that are known to."""
-    graph = flat.subgraphs[0]
+    graph = model.main
     for operator in graph.operators:
-        tensors = [graph.tensors[index] for index in (*operator.inputs, *operator.outputs) if index >= 0]
-        if all(tensor.type != schema.TensorType.FLOAT32 for tensor in tensors):
+        tensors = [graph.tensors[index] for index in (*operator.operands, *operator.outputs)]
+        if all(tensor.type != "FLOAT32" for tensor in tensors):
             continue
-        kind, name = operator_name(flat, operator), graph.tensors[operator.outputs[0]].name.decode()
+        kind, name = operator.name, text_of(graph.tensors[operator.outputs[0]].name)
         moves = kept and kind in ("QUANTIZE", "DEQUANTIZE", "RESHAPE")  # into these layers, and out of them
         if not moves and not any(f"/{layer}/" in name for layer in kept):
             raise LqError(f"'{name}' ({kind}) has no integer kernel: the file would compute in float")
 
 
-def _identify(flat: Any, tensor: Any, fingerprints: dict[str, tuple[np.ndarray, float]]) -> str:
-    stored = np.asarray(flat.buffers[tensor.buffer].data, np.uint8).view(np.int8)
+def _identify(tensor: Tensor, fingerprints: dict[str, tuple[np.ndarray, float]]) -> str:
+    stored = tensor.buffer.data.view(np.int8)
     for name, (pattern, scale) in fingerprints.items():
         if (
             pattern.size == stored.size
-            and np.allclose(tensor.quantization.scale, scale, rtol=1e-5)
+            and np.allclose(tensor.scales, scale, rtol=1e-5)
             and np.array_equal(pattern.ravel(), stored)
         ):
             return name
     raise LqError(
-        f"tensor '{tensor.name.decode()}' of the converted file is no layer's: cannot write its codes"
+        f"tensor '{text_of(tensor.name)}' of the converted file is no layer's: cannot write its codes"
     )
 
 
-def _write(flat: Any, tensor: Any, integers: np.ndarray, scales: np.ndarray) -> None:
-    set_values(flat, tensor, integers)
-    tensor.quantization.scale = scales
-    tensor.quantization.zeroPoint = np.zeros(len(scales), np.int64)
+def _write(tensor: Tensor, integers: np.ndarray, scales: np.ndarray, axis: int | None = None) -> None:
+    """Gives a tensor other integers and scales, and perhaps another axis of these."""
+    tensor.set_values(integers)
+    before = tensor.quantization or Quantization()
+    zero_points = np.zeros(len(scales), np.int64)
+    axis = before.axis if axis is None else axis
+    tensor.quantization = replace(before, scales=scales, zero_points=zero_points, axis=axis)

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import math
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -188,11 +188,11 @@ class Report(Shown):
     agreement_with_float: float | None
     max_lsb_from_graph: float  # largest difference from the fine-tuned graph, in steps of the output scale
     input_types: dict[str, str]  # by name
-    inputs: dict[str, tuple[float, int]]  # scale and zero point by name; (0, 0) for indices and float32
+    inputs: Mapping[str, tuple[float, int]]  # scale and zero point by name; (0, 0) for indices and float32
     front: Front | None  # what the columns of the input pass before they are quantized
     front_code: dict[str, str] | None  # for programs, by language, where the front is not within the files
     input_shift: float | None  # in pixel steps; 0 is exact, None where the input is not raw pixels
-    outputs: dict[str, tuple[float, int]]
+    outputs: Mapping[str, tuple[float, int]]
     float_layers: dict[str, str]  # the layers that compute in float, by name, and what they are
     layers: list[LayerRow]
     classes: list[ClassRecall]

@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any
 
 import numpy as np
 
 from lqconvert.runtime.litert import isolated
-from lqconvert.tflite.flatbuffer import OPERANDS, operator_name, read, text_of
+from lqconvert.tflite.flatbuffer import read
+from lqconvert.tflite.graph import OPERANDS, Operator, text_of
 
 #: What a converter's names of tensors end in, the surest sign of the layer first.
 _OPERATIONS = r"(Conv2D|MatMul|depthwise|conv2d_transpose)"
@@ -99,30 +99,29 @@ def decibels(signal: float, noise: float) -> float:
 
 def _layers(tflite: bytes) -> list[_Layer]:
     """The linear layers of a file, each with the tensor behind its activation."""
-    flat = read(tflite)
-    graph, found = flat.subgraphs[0], []
-    readers: dict[int, list[Any]] = {}
+    graph, found = read(tflite).main, []
+    readers: dict[int, list[Operator]] = {}
     for operator in graph.operators:
         for index in operator.inputs:
-            readers.setdefault(int(index), []).append(operator)
+            readers.setdefault(index, []).append(operator)
     for place, operator in enumerate(graph.operators):
-        kind = operator_name(flat, operator)
+        kind = operator.name
         if kind not in OPERANDS:
             continue
-        output = int(operator.outputs[0])
+        output = operator.outputs[0]
         behind = readers.get(output, [])
-        if len(behind) == 1 and operator_name(flat, behind[0]) in _RELU:
-            output = int(behind[0].outputs[0])
-        shape = tuple(int(n) for n in graph.tensors[output].shape[1:])
+        if len(behind) == 1 and behind[0].name in _RELU:
+            output = behind[0].outputs[0]
+        shape = graph.tensors[output].shape[1:]
         kernel = graph.tensors[operator.inputs[OPERANDS[kind][1]]]
         # The model's last tensor has no layer's name, but its kernel does.
         named = [graph.tensors[i] for i in (operator.outputs[0], *operator.inputs[1:]) if i >= 0]
         name = next(filter(None, (_name(tensor.name) for tensor in named)), f"{kind} {place}")
-        found.append(_Layer(name, kind, output, shape, math.prod(int(n) for n in kernel.shape)))
+        found.append(_Layer(name, kind, output, shape, math.prod(kernel.shape)))
     return found
 
 
-def _name(text: bytes | str | None) -> str:
+def _name(text: bytes | None) -> str:
     """The layer in a converter's name of a tensor: "model/re_lu/Relu;model/dense/BiasAdd" is of dense."""
     paths = [path for path in text_of(text).split(";") if "/" in path]
     for sign in _SIGNS:

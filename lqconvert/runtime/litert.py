@@ -18,7 +18,7 @@ import numpy as np
 
 from lqconvert.errors import CannotRun
 from lqconvert.tflite.flatbuffer import read
-from lqconvert.tflite.interface import LARGEST_INPUT, Interface, split
+from lqconvert.tflite.interface import LARGEST_INPUT, Detail, Interface, Scale, split
 from lqconvert.utils.worker import ended_by, started
 
 #: LiteRT's sets of kernels: XNNPACK's, its default, and its own.
@@ -229,11 +229,11 @@ def check_loads(tflite: bytes) -> None:
         pass
 
 
-def _told(detail: dict[str, Any]) -> dict[str, Any]:
+def _told(detail: dict[str, Any]) -> Detail:
     """An input or output as a process told of it, checked: it has run what a stranger made."""
     scale, zero_point = detail["quantization"]
     shape, dtype = np.array(detail["shape"], np.int32), np.dtype(detail["dtype"])
     if dtype.kind not in "iufb" or min(shape, default=0) < 0 or math.prod(map(int, shape)) > LARGEST_INPUT:
         raise ValueError
-    quantization = float(scale), int(zero_point)
+    quantization = Scale(float(scale), int(zero_point))
     return {"name": str(detail["name"]), "shape": shape, "dtype": dtype.type, "quantization": quantization}

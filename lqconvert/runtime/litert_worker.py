@@ -11,6 +11,7 @@ examples [n, ...], whose bytes follow), writes for each set of kernels such a li
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def main(model: str, limit: str, kernels: str, tensors: str = "") -> None:
             _send(answers, {"shape": array.shape, "dtype": array.dtype.str}, array.tobytes())
 
 
-def _plain(details: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _plain(details: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What LiteRT tells of inputs or outputs, as JSON has it."""
     return [
         {

@@ -77,7 +77,7 @@ def _child(tflite: bytes, inputs: np.ndarray, arena: int) -> tuple[np.ndarray, f
         model, examples, outputs = (Path(name) / file for file in ("model", "inputs.npy", "outputs.npy"))
         model.write_bytes(tflite)
         np.save(examples, inputs)
-        graph = read(tflite).subgraphs[0]
+        graph = read(tflite).main
         counts = len(graph.inputs), len(graph.outputs)
         try:
             child = run_module(

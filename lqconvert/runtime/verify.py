@@ -15,9 +15,10 @@ from lqconvert.runtime.tflm import run_micro
 from lqconvert.tflite.c_source import operators
 from lqconvert.tflite.dead_channels import gather_inputs, gatherable, remove_dead_channels
 from lqconvert.tflite.encoding import entropy_bits
-from lqconvert.tflite.flatbuffer import read
+from lqconvert.tflite.flatbuffer import read, write
+from lqconvert.tflite.graph import Model
 from lqconvert.tflite.io_types import Border, Passage
-from lqconvert.tflite.packing import INT8, Kernel, Packed, assemble, name_kernels, pack
+from lqconvert.tflite.packing import Kernel, Packed, as_int8, assemble, name_kernels, pack
 from lqconvert.tflite.targets import TFLM, Target
 from lqconvert.utils.compression import deflated
 
@@ -100,8 +101,8 @@ def execute(tflite: bytes, target: Target, inputs: np.ndarray) -> Executed:
 
 def check_runs(tflite: bytes, target: Target) -> None:
     """Raises an LqError with the target's reason where it cannot run an int8 file."""
-    graph = read(tflite).subgraphs[0]
-    shapes = [tuple(graph.tensors[index].shape[1:]) for index in graph.inputs]
+    graph = read(tflite).main
+    shapes = [graph.tensors[index].shape[1:] for index in graph.inputs]
     shape = shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
     execute(tflite, target, np.zeros((1, *shape), np.int8))
 
@@ -127,7 +128,7 @@ def examples_in(target: Target, latency_s: float, size: int) -> int:
 
 def smallest(tflite: bytes, target: Target) -> Packed:
     """The smallest file for a target, not run yet: for the size that codes come to."""
-    return _pack_gathered(remove_dead_channels(tflite), target, {}, True)
+    return _pack_gathered(remove_dead_channels(read(tflite)), target, {}, True)
 
 
 def prove(
@@ -156,7 +157,8 @@ def prove(
     passage = Passage(border, tflite)
     entering, inputs = passage.into(inputs[:PROOF_EXAMPLES])
     plain = execute(tflite, target, inputs)
-    named = name_kernels(tflite, layers)
+    named = read(tflite)
+    name_kernels(named, layers)
     base, gathers, refused = remove_dead_channels(named), True, []
     forbidden: dict[str, set[str]] = {}
 
@@ -171,7 +173,7 @@ def prove(
             executed = _execute_beside(packed.tflite, target, inputs, plain)
         except LqError as error:
             culprits = [n for n, name in enumerate(packed.packings) if name != "int8"]
-            if base is not named and not _same(base, target, inputs, plain):
+            if base is not named and not _same(write(base), target, inputs, plain):
                 refused.append(f"removing dead channels: {error}")
                 base = named
             elif culprits:
@@ -218,17 +220,17 @@ def prove(
     return finished, proven
 
 
-def _pack_gathered(base: bytes, target: Target, forbidden: dict[str, set[str]], gathers: bool) -> Packed:
+def _pack_gathered(base: Model, target: Target, forbidden: dict[str, set[str]], gathers: bool) -> Packed:
     """The smallest packed file, where it may also gather the inputs that are read."""
 
-    def packed(file: bytes) -> Packed:
-        return pack(file, target.packings, forbidden, needless=target.needless)
+    def packed(model: Model) -> Packed:
+        return pack(model, target.packings, forbidden, needless=target.needless)
 
     best = packed(base)
     gathered: list[int] = []
     for kernel in gatherable(base) if gathers else ():
         trial = packed(gather_inputs(base, [*gathered, kernel]))
-        if len(trial.tflite) < len(best.tflite):
+        if trial.size < best.size:
             best = trial
             gathered.append(kernel)
     return best
@@ -278,9 +280,9 @@ def _same(tflite: bytes, target: Target, inputs: np.ndarray, plain: Executed) ->
 
 def _only(packed: Packed, number: int) -> bytes:
     """The file with one kernel packed as it is, and all others as int8."""
-    plain = [(INT8, kernel.codes) for kernel in packed.kernels]
+    plain = [as_int8(kernel) for kernel in packed.kernels]
     chosen = [*plain[:number], packed.chosen[number], *plain[number + 1 :]]
-    return assemble(packed.source, packed.kernels, chosen)
+    return write(assemble(packed.source, packed.kernels, chosen))
 
 
 def _over(

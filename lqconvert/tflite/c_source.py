@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lqconvert.errors import LqError
-from lqconvert.tflite.flatbuffer import operator_name, read
-from lqconvert.tflite.interface import Interface
+from lqconvert.tflite.flatbuffer import read
+from lqconvert.tflite.interface import Detail, Interface
 from lqconvert.tflite.packing import DECODE
-from lqconvert.utils.text import MOST_OF_A_NAME, c_comment, c_identifier, c_include, printable
+from lqconvert.utils.text import c_comment, c_identifier, c_include
 
 #: Names that MicroMutableOpResolver spells otherwise than the schema's words, capitalized.
 _ADDERS = {
@@ -28,13 +28,7 @@ _ADDERS = {
 
 def operators(tflite: bytes) -> list[str]:
     """The operators that a file uses, by their names in the schema; custom ones by their own."""
-    flat = read(tflite)
-    names = set()
-    for operator in flat.subgraphs[0].operators:
-        name = operator_name(flat, operator)
-        custom = flat.operatorCodes[operator.opcodeIndex].customCode
-        names.add(name if name != "CUSTOM" else printable(custom or "", MOST_OF_A_NAME))
-    return sorted(names)
+    return sorted({operator.code.shown_name for operator in read(tflite).main.operators})
 
 
 def resolver_lines(names: list[str]) -> list[str]:
@@ -60,7 +54,7 @@ def with_margin(arena_bytes: int) -> int:
     return -(-arena_bytes * 11 // 160) * 16
 
 
-def _ports(symbol: str, side: str, details: list[dict[str, Any]]) -> list[str]:
+def _ports(symbol: str, side: str, details: Sequence[Detail]) -> list[str]:
     """The lines on the inputs or outputs: numbered as by the interpreter, where there are several."""
     lines = []
     for number, detail in enumerate(details):

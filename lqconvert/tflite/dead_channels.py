@@ -8,23 +8,17 @@ need everything. A channel that is constant is not needed where its part of the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from lqconvert.tflite.flatbuffer import (
-    OPERANDS,
-    add_constant,
-    add_tensor,
-    new_operator,
-    operator_name,
-    read,
-    set_values,
-    values,
-    write,
-)
+from lqconvert.tflite.editing import add_constant, add_tensor, drop_unused, new_operator
+from lqconvert.tflite.flatbuffer import size_of
+from lqconvert.tflite.graph import OPERANDS, Model, Operator
 
 #: Give every channel of their output from the same channel of their inputs, and 0 for 0.
 CHANNELWISE = {
@@ -46,57 +40,130 @@ KERNEL_AXES = {"CONV_2D": (0, 3), "FULLY_CONNECTED": (0, 1), "TRANSPOSE_CONV": (
 UNKNOWN = 1 << 20  # no int8: a channel that is not known to be constant
 
 
-class _Graph:
-    """What the passes ask of a file."""
+@dataclass(eq=False)
+class _Linear:
+    """A linear operator with a constant int8 kernel that covers all channels.
 
-    def __init__(self, flat: Any) -> None:
-        self.flat, self.graph = flat, flat.subgraphs[0]
+    Attributes:
+        source, output, kernel: indices of tensors.
+        codes: the kernel's.
+        bias: int32, or None where it has none.
+    """
+
+    operator: Operator
+    source: int
+    output: int
+    kernel: int
+    codes: np.ndarray
+    bias: np.ndarray | None
+
+    @property
+    def depthwise(self) -> bool:
+        return self.operator.name == "DEPTHWISE_CONV_2D"
+
+    @property
+    def bias_index(self) -> int:
+        return self.operator.inputs[OPERANDS[self.operator.name][2]]
+
+    @cached_property
+    def taps(self) -> np.ndarray:
+        """Codes as [output channel, tap, input channel]; of a depthwise kernel [output channel, tap, 1]."""
+        if self.depthwise:
+            return self.codes.reshape(-1, self.codes.shape[-1]).T[:, :, np.newaxis]
+        return self.codes.reshape(self.codes.shape[0], -1, self.codes.shape[-1])
+
+    @cached_property
+    def used(self) -> np.ndarray:
+        """Whether an output channel has a code that is not 0 for an input channel: bool [out, in]."""
+        return np.asarray(self.taps.any(axis=1))
+
+    @cached_property
+    def sums(self) -> np.ndarray:
+        """The codes of all taps together: int64 [out, in]."""
+        return np.asarray(self.taps.sum(axis=1, dtype=np.int64))
+
+
+class _Facts:
+    """What the passes ask of a model.
+
+    Kinds and kernels are worked out once: while channels are counted and sliced they stay.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.graph = model, model.main
         self.operators = list(self.graph.operators)
+        self._readers = Counter(index for operator in self.operators for index in {*operator.inputs})
+        self._kinds: dict[Operator, str] = {}
+        self._linear: dict[Operator, _Linear] = {}
 
     def shape(self, index: int) -> tuple[int, ...]:
-        return tuple(int(n) for n in self.graph.tensors[index].shape)
+        return self.graph.tensors[index].shape
 
     def channels(self, index: int) -> int:
         return self.shape(index)[-1] if self.shape(index) else 1
 
     def zero(self, index: int) -> int:
         """The code that means 0."""
-        quantization = self.graph.tensors[index].quantization
-        points = None if quantization is None else quantization.zeroPoint
-        return int(points[0]) if points is not None and len(points) else 0
+        return self.graph.tensors[index].zero_point
 
     def scales(self, index: int) -> np.ndarray:
-        return np.asarray(self.graph.tensors[index].quantization.scale, np.float64)
+        return self.graph.tensors[index].scales.astype(np.float64)
 
-    def kind(self, operator: Any) -> str:
+    def constant(self, index: int) -> bool:
+        return self.graph.tensors[index].is_constant
+
+    def computed(self, operator: Operator) -> list[int]:
+        """The inputs that are no constants."""
+        return [index for index in operator.operands if not self.constant(index)]
+
+    def kind(self, operator: Operator) -> str:
         """The name of an operator that this module can take channels from, else ``opaque``."""
-        name = operator_name(self.flat, operator)
-        computed = self.computed(operator)
-        types = {self.graph.tensors[i].type for i in (*computed, *operator.outputs)}
-        if types != {schema.TensorType.INT8} or len(operator.outputs) != 1:
+        if operator not in self._kinds:
+            self._kinds[operator] = self.kind_now(operator)
+        return self._kinds[operator]
+
+    def linear(self, operator: Operator) -> _Linear:
+        """What there is to know of an operator whose kind is one of OPERANDS."""
+        if operator not in self._linear:
+            source, kernel, bias = OPERANDS[operator.name]
+            inputs, tensors = operator.inputs, self.graph.tensors
+            codes = tensors[inputs[kernel]].values()
+            assert codes is not None
+            numbers = None if len(inputs) <= bias or inputs[bias] < 0 else tensors[inputs[bias]].values()
+            self._linear[operator] = _Linear(
+                operator, inputs[source], operator.outputs[0], inputs[kernel], codes, numbers
+            )
+        return self._linear[operator]
+
+    def kind_now(self, operator: Operator) -> str:
+        """As :meth:`kind`, of the graph as it has become."""
+        name, computed = operator.name, self.computed(operator)
+        types = {self.graph.tensors[index].type for index in (*computed, *operator.outputs)}
+        if types != {"INT8"} or len(operator.outputs) != 1:
             return "opaque"
         if name in OPERANDS:
-            return name if self._plain(name, operator) else "opaque"
+            return name if self._plain(operator) else "opaque"
         if name not in CHANNELWISE and name != "CONCATENATION":
             return "opaque"
-        counts = {self.channels(i) for i in (*computed, *operator.outputs)}
+        (output,) = operator.outputs
+        counts = {self.channels(index) for index in (*computed, output)}
         if len(computed) != (2 if name in ("ADD", "SUB", "MUL") else 1) and name != "CONCATENATION":
             return "opaque"  # a constant operand
         if name == "RESHAPE":
-            (source,), target = computed, self.shape(operator.outputs[0])
+            (source,), target = computed, self.shape(output)
             flat = len(target) == 2 and target[0] == 1 and self.shape(source)[0] == 1
             return name if flat or len(counts) == 1 else "opaque"
         if name == "CONCATENATION":
-            axis = operator.builtinOptions.axis % len(self.shape(operator.outputs[0]))
-            last = axis == len(self.shape(operator.outputs[0])) - 1
-            plain = not operator.builtinOptions.fusedActivationFunction
+            rank = len(self.shape(output))
+            last = operator.option("axis") % rank == rank - 1
+            plain = operator.activation == "NONE"
             return name if last and plain and len(computed) == len(operator.inputs) else "opaque"
         if len(counts) != 1:
             return "opaque"
-        if len({self.shape(i) for i in computed}) > 1:
+        if len({self.shape(index) for index in computed}) > 1:
             return "opaque"  # a broadcast operand
         if name in ("MEAN", "PAD"):
-            settings = values(self.flat, int(operator.inputs[1]))
+            settings = self.graph.tensors[operator.inputs[1]].values()
             rank = len(self.shape(computed[0]))
             if settings is None:
                 return "opaque"
@@ -104,193 +171,152 @@ class _Graph:
             return "opaque" if touched else name
         return name
 
-    def _plain(self, name: str, operator: Any) -> bool:
+    def _plain(self, operator: Operator) -> bool:
         """Whether a linear operator has a constant int8 kernel that covers all channels."""
-        source, kernel = (int(operator.inputs[place]) for place in OPERANDS[name][:2])
-        codes = values(self.flat, kernel)
+        name = operator.name
+        source, kernel = (operator.inputs[place] for place in OPERANDS[name][:2])
+        codes = self.graph.tensors[kernel].values()
         if codes is None or codes.dtype != np.int8:
             return False
-        own = [
-            int(index)
-            for index in operator.inputs[OPERANDS[name][1] :]
-            if index >= 0 and self.constant(int(index))
-        ]
-        if any(sum(index in other.inputs for other in self.operators) != 1 for index in own):
+        others = [index for index in operator.inputs[OPERANDS[name][1] :] if index >= 0]
+        if any(self.constant(index) and self._readers[index] != 1 for index in others):
             return False
         if name == "DEPTHWISE_CONV_2D":
-            return codes.shape[-1] == self.channels(source) * operator.builtinOptions.depthMultiplier
-        return codes.shape[KERNEL_AXES[name][1]] == self.channels(source)
-
-    def computed(self, operator: Any) -> list[int]:
-        """The inputs that are no constants."""
-        return [int(i) for i in operator.inputs if i >= 0 and not self.constant(int(i))]
-
-    def constant(self, index: int) -> bool:
-        data = self.flat.buffers[self.graph.tensors[index].buffer].data
-        return data is not None and len(data) > 0
-
-    def kernel(self, name: str, operator: Any) -> np.ndarray:
-        """Codes as [output channel, tap, input channel]; of a depthwise kernel [output channel, tap, 1]."""
-        codes = values(self.flat, int(operator.inputs[OPERANDS[name][1]]))
-        assert codes is not None
-        if name == "DEPTHWISE_CONV_2D":
-            return codes.reshape(-1, codes.shape[-1]).T[:, :, np.newaxis]
-        return codes.reshape(codes.shape[0], -1, codes.shape[-1])
-
-    def used(self, name: str, operator: Any) -> np.ndarray:
-        """Whether an output channel has a code that is not 0 for an input channel: bool [out, in]."""
-        return np.asarray(self.kernel(name, operator).any(axis=1))
-
-    def bias(self, name: str, operator: Any) -> np.ndarray | None:
-        place = OPERANDS[name][2]
-        if len(operator.inputs) <= place or operator.inputs[place] < 0:
-            return None
-        return values(self.flat, int(operator.inputs[place]))
+            return bool(codes.shape[-1] == self.channels(source) * operator.option("depthMultiplier"))
+        return bool(codes.shape[KERNEL_AXES[name][1]] == self.channels(source))
 
 
-def remove_dead_channels(tflite: bytes) -> bytes:
-    """The file without channels that are constant or unread; its outputs are the same, code by code.
+def remove_dead_channels(model: Model) -> Model:
+    """The model without channels that are constant or unread; its outputs are the same, code by code.
 
-    The file as it is where that makes it no smaller: layers of equal widths share their zero points.
+    The model as it is where that makes its file no smaller: layers of equal widths share their zero points.
 
     Left as they are: inputs and outputs of the file, and everything around operators that are not known here.
     """
-    flat = read(tflite)
-    graph = _Graph(flat)
-    known = _constants(graph)
-    masks = _needed(graph, known)
-    for operator in graph.operators:
-        _slice(graph, operator, known, masks)
-    _drop_constant_branches(graph, known, masks)
+    smaller = model.copy()
+    facts = _Facts(smaller)
+    known = _constants(facts)
+    masks = _needed(facts, known)
+    for operator in facts.operators:
+        _slice(facts, operator, known, masks)
+    _drop_constant_branches(facts, known, masks)
     for index in masks:
-        tensor = graph.graph.tensors[index]
-        if not graph.constant(index) and len(tensor.shape):
-            tensor.shape = _sliced_shape(graph, index, masks)
-    return min(write(flat), tflite, key=len)
+        tensor = facts.graph.tensors[index]
+        if not tensor.is_constant and tensor.shape:
+            tensor.shape = _sliced_shape(facts, index, masks)
+    drop_unused(smaller)
+    return smaller if size_of(smaller) <= size_of(model) else model
 
 
-def _linear(graph: _Graph, operator: Any) -> tuple[str, int, int]:
-    name = graph.kind(operator)
-    return name, int(operator.inputs[OPERANDS[name][0]]), int(operator.outputs[0])
+def _known(facts: _Facts, known: dict[int, np.ndarray], index: int) -> np.ndarray:
+    """For each channel of a tensor the code that it has everywhere, or UNKNOWN."""
+    return known.get(index, np.full(facts.channels(index), UNKNOWN))
 
 
-def _constants(graph: _Graph) -> dict[int, np.ndarray]:
+def _constants(facts: _Facts) -> dict[int, np.ndarray]:
     """For each computed tensor, by channel: the code it has everywhere, or UNKNOWN."""
     known: dict[int, np.ndarray] = {}
-
-    def of(index: int) -> np.ndarray:
-        return known.get(index, np.full(graph.channels(index), UNKNOWN))
-
-    for operator in graph.operators:
-        kind, output = graph.kind(operator), int(operator.outputs[0])
-        inputs = graph.computed(operator)
+    for operator in facts.operators:
+        kind, output = facts.kind(operator), operator.outputs[0]
+        inputs = facts.computed(operator)
         if kind in OPERANDS:
-            _, source, _ = _linear(graph, operator)
-            known[output] = _linear_constants(graph, operator, of(source))
-        elif kind in CONSTANT_KEEPING and graph.zero(inputs[0]) == graph.zero(output):
-            codes = np.tile(of(inputs[0]), graph.channels(output) // graph.channels(inputs[0]))
+            linear = facts.linear(operator)
+            known[output] = _linear_constants(facts, linear, _known(facts, known, linear.source))
+        elif kind in CONSTANT_KEEPING and facts.zero(inputs[0]) == facts.zero(output):
+            codes = _known(facts, known, inputs[0])
+            codes = np.tile(codes, facts.channels(output) // facts.channels(inputs[0]))
             if kind.endswith("POOL_2D"):
-                codes = np.where(
-                    codes == UNKNOWN, UNKNOWN, np.clip(codes, *_activation_range(graph, operator, output))
-                )
+                limits = _activation_range(facts, operator, output)
+                codes = np.where(codes == UNKNOWN, UNKNOWN, np.clip(codes, *limits))
             known[output] = codes
         elif kind == "CONCATENATION":
-            zeros = [np.where(of(i) == graph.zero(i), graph.zero(output), UNKNOWN) for i in inputs]
+            zeros = [
+                np.where(_known(facts, known, index) == facts.zero(index), facts.zero(output), UNKNOWN)
+                for index in inputs
+            ]
             known[output] = np.concatenate(zeros)
         elif kind in CHANNELWISE:
-            zero = [of(i) == graph.zero(i) for i in inputs]
+            zero = [_known(facts, known, index) == facts.zero(index) for index in inputs]
             all_zero = np.any(zero, axis=0) if kind == "MUL" else np.all(zero, axis=0)
-            known[output] = np.where(all_zero, graph.zero(output), UNKNOWN)
+            known[output] = np.where(all_zero, facts.zero(output), UNKNOWN)
     return known
 
 
-def _foldable(graph: _Graph, operator: Any, known: np.ndarray) -> np.ndarray:
+def _foldable(facts: _Facts, linear: _Linear, known: np.ndarray) -> np.ndarray:
     """Input channels whose part of a linear operator's sums is the same everywhere."""
-    name, source, _ = _linear(graph, operator)
-    zero: np.ndarray = np.equal(known, graph.zero(source))
-    padded = name == "TRANSPOSE_CONV" or (
-        name != "FULLY_CONNECTED"
-        and operator.builtinOptions.padding == schema.Padding.SAME
-        and graph.kernel(name, operator).shape[1] > 1
+    operator = linear.operator
+    zero: np.ndarray = np.equal(known, facts.zero(linear.source))
+    padded = operator.name == "TRANSPOSE_CONV" or (
+        operator.name != "FULLY_CONNECTED"
+        and operator.option("padding") == schema.Padding.SAME
+        and linear.taps.shape[1] > 1
     )
-    return zero if padded or graph.bias(name, operator) is None else np.not_equal(known, UNKNOWN)
+    return zero if padded or linear.bias is None else np.not_equal(known, UNKNOWN)
 
 
-def _folded(graph: _Graph, operator: Any, known: np.ndarray, channels: np.ndarray) -> np.ndarray:
+def _folded(facts: _Facts, linear: _Linear, known: np.ndarray, channels: np.ndarray) -> np.ndarray:
     """What these constant input channels add to each output channel's sum (int64)."""
-    name, source, _ = _linear(graph, operator)
-    taps = graph.kernel(name, operator).astype(np.int64).sum(axis=1)
-    steps = np.where(channels & (known != UNKNOWN), known - graph.zero(source), 0)
-    if name == "DEPTHWISE_CONV_2D":
-        return taps[:, 0] * np.repeat(steps, len(taps) // len(steps))
-    return taps @ steps
+    steps = np.where(channels & (known != UNKNOWN), known - facts.zero(linear.source), 0)
+    if not steps.any():
+        return np.zeros(len(linear.taps), np.int64)
+    if linear.depthwise:
+        return np.asarray(linear.sums[:, 0] * np.repeat(steps, len(linear.sums) // len(steps)))
+    return np.asarray(linear.sums @ steps)
 
 
-def _linear_constants(graph: _Graph, operator: Any, known: np.ndarray) -> np.ndarray:
-    name, source, output = _linear(graph, operator)
-    foldable = _foldable(graph, operator, known)
-    used = graph.used(name, operator)
-    if name == "DEPTHWISE_CONV_2D":
+def _linear_constants(facts: _Facts, linear: _Linear, known: np.ndarray) -> np.ndarray:
+    output, used = linear.output, linear.used
+    foldable = _foldable(facts, linear, known)
+    if linear.depthwise:
         constant = ~used[:, 0] | np.repeat(foldable, len(used) // len(foldable))
     else:
         constant = ~used[:, ~foldable].any(axis=1)
-    bias = graph.bias(name, operator)
-    sums = _folded(graph, operator, known, foldable) + (0 if bias is None else bias)
-    kernel = int(operator.inputs[OPERANDS[name][1]])
-    factor = graph.scales(source)[0] * graph.scales(kernel) / graph.scales(output)[0]
+    sums = _folded(facts, linear, known, foldable) + (0 if linear.bias is None else linear.bias)
+    factor = facts.scales(linear.source)[0] * facts.scales(linear.kernel) / facts.scales(output)[0]
     exact = sums * factor
-    low, high = (limit - graph.zero(output) for limit in _activation_range(graph, operator, output))
+    limits = _activation_range(facts, linear.operator, output)
+    low, high = (limit - facts.zero(output) for limit in limits)
     # Runtimes round halves, and what is a rounded half already, each in its own way.
     margin = factor + 1e-6 * (1 + np.abs(exact))
     sure = (np.abs(exact - np.floor(exact) - 0.5) > margin) | (exact < low - 1) | (exact > high + 1)
-    codes = np.clip(np.round(exact), low, high) + graph.zero(output)
+    codes = np.clip(np.round(exact), low, high) + facts.zero(output)
     return np.where(constant & sure, codes, UNKNOWN).astype(np.int64)
 
 
-def _activation_range(graph: _Graph, operator: Any, output: int) -> tuple[int, int]:
+def _activation_range(facts: _Facts, operator: Operator, output: int) -> tuple[int, int]:
     """The codes that a fused activation leaves."""
-    kinds, kind = schema.ActivationFunctionType, operator.builtinOptions.fusedActivationFunction
-    limits = {kinds.RELU: (0.0, np.inf), kinds.RELU6: (0.0, 6.0), kinds.RELU_N1_TO_1: (-1.0, 1.0)}
+    limits = {"RELU": (0.0, np.inf), "RELU6": (0.0, 6.0), "RELU_N1_TO_1": (-1.0, 1.0)}
     low, high = (
-        limit / graph.scales(output)[0] + graph.zero(output) for limit in limits.get(kind, (-np.inf, np.inf))
+        limit / facts.scales(output)[0] + facts.zero(output)
+        for limit in limits.get(operator.activation, (-np.inf, np.inf))
     )
     return max(-128, round(max(low, -128))), min(127, round(min(high, 127)))
 
 
-def _needed(graph: _Graph, known: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+class _Masks(dict[int, np.ndarray]):
+    """For each computed tensor that an operator was asked about, the channels that have to stay."""
+
+    def __init__(self, facts: _Facts) -> None:
+        super().__init__()
+        self.facts = facts
+
+    def __missing__(self, index: int) -> np.ndarray:
+        self[index] = np.zeros(self.facts.channels(index), bool)
+        return self[index]
+
+    def need(self, index: int, channels: np.ndarray | bool) -> None:
+        self[index] = self[index] | channels
+
+
+def _needed(facts: _Facts, known: dict[int, np.ndarray]) -> _Masks:
     """The least masks that fulfil what every operator asks of its inputs and outputs."""
-    masks: dict[int, np.ndarray] = {}
-
-    def mask(index: int) -> np.ndarray:
-        return masks.setdefault(index, np.zeros(graph.channels(index), bool))
-
-    def need(index: int, channels: np.ndarray | bool) -> None:
-        masks[index] = mask(index) | channels
-
-    for index in (*graph.graph.inputs, *graph.graph.outputs):
-        need(int(index), True)
+    masks = _Masks(facts)
+    for index in (*facts.graph.inputs, *facts.graph.outputs):
+        masks.need(index, True)
     while True:
-        before = {index: channels.copy() for index, channels in masks.items()}
-        for operator in reversed(graph.operators):
-            kind, inputs = graph.kind(operator), graph.computed(operator)
-            outputs = [int(index) for index in operator.outputs]
-            if kind == "opaque":
-                for index in (*inputs, *outputs):
-                    need(index, True)
-            elif kind in OPERANDS:
-                _need_linear(graph, operator, known, mask, need)
-            elif kind == "CONCATENATION":
-                ends = np.cumsum([graph.channels(index) for index in inputs])[:-1]
-                for index, part in zip(inputs, np.split(mask(outputs[0]), ends), strict=True):
-                    need(index, part)
-                need(outputs[0], np.concatenate([mask(index) for index in inputs]))
-            else:
-                # A flattened tensor repeats its channels: all of a channel stays or goes.
-                sources = {index: graph.channels(index) for index in inputs}
-                for index, count in sources.items():
-                    need(index, np.asarray(mask(outputs[0]).reshape(-1, count).any(axis=0)))
-                for index, count in sources.items():
-                    need(outputs[0], np.tile(mask(index), graph.channels(outputs[0]) // count))
+        before = dict(masks)
+        for operator in reversed(facts.operators):
+            _need(facts, operator, known, masks)
         if all(index in before and np.array_equal(before[index], now) for index, now in masks.items()):
             return masks
         for channels in masks.values():
@@ -298,142 +324,160 @@ def _needed(graph: _Graph, known: dict[int, np.ndarray]) -> dict[int, np.ndarray
                 channels[0] = True  # a tensor of no channels is none
 
 
-def _need_linear(graph: _Graph, operator: Any, known: Any, mask: Any, need: Any) -> None:
-    name, source, output = _linear(graph, operator)
-    used = graph.used(name, operator)
-    constants = known.get(source, np.full(graph.channels(source), UNKNOWN))
-    foldable = _foldable(graph, operator, constants)
-    if name == "DEPTHWISE_CONV_2D":
+def _need(facts: _Facts, operator: Operator, known: dict[int, np.ndarray], masks: _Masks) -> None:
+    """What an operator asks for, as its inputs and outputs stand."""
+    kind, inputs, (output, *others) = facts.kind(operator), facts.computed(operator), operator.outputs
+    if kind == "opaque":
+        for index in (*inputs, output, *others):
+            masks.need(index, True)
+    elif kind in OPERANDS:
+        _need_linear(facts, facts.linear(operator), known, masks)
+    elif kind == "CONCATENATION":
+        ends = np.cumsum([facts.channels(index) for index in inputs])[:-1]
+        for index, part in zip(inputs, np.split(masks[output], ends), strict=True):
+            masks.need(index, part)
+        masks.need(output, np.concatenate([masks[index] for index in inputs]))
+    else:
+        # A flattened tensor repeats its channels: all of a channel stays or goes.
+        sources = {index: facts.channels(index) for index in inputs}
+        for index, count in sources.items():
+            masks.need(index, np.asarray(masks[output].reshape(-1, count).any(axis=0)))
+        for index, count in sources.items():
+            masks.need(output, np.tile(masks[index], facts.channels(output) // count))
+
+
+def _need_linear(facts: _Facts, linear: _Linear, known: dict[int, np.ndarray], masks: _Masks) -> None:
+    source, output, used = linear.source, linear.output, linear.used
+    foldable = _foldable(facts, linear, _known(facts, known, source))
+    if linear.depthwise:
         times = len(used) // len(foldable)
         # The kernel has the same number of outputs for each input, and none without.
-        need(source, mask(output).reshape(-1, times).any(axis=1))
-        need(output, np.repeat(mask(source), times))
+        masks.need(source, np.asarray(masks[output].reshape(-1, times).any(axis=1)))
+        masks.need(output, np.repeat(masks[source], times))
     else:
-        need(source, used[mask(output)].any(axis=0) & ~foldable)
+        masks.need(source, used[masks[output]].any(axis=0) & ~foldable)
 
 
-def _slice(graph: _Graph, operator: Any, known: dict[int, np.ndarray], masks: dict[int, np.ndarray]) -> None:
+def _slice(facts: _Facts, operator: Operator, known: dict[int, np.ndarray], masks: _Masks) -> None:
     """Takes the channels that are not kept from an operator's constants."""
-    kind = graph.kind(operator)
+    kind = facts.kind(operator)
     if kind == "RESHAPE":
-        _slice_reshape(graph, operator, masks)
-    if kind == "TRANSPOSE_CONV":  # whose first input is the shape of its output
-        shape = add_constant(graph.flat, _sliced_shape(graph, int(operator.outputs[0]), masks))
-        operator.inputs = np.array([shape, *operator.inputs[1:]], np.int32)
-    if kind not in OPERANDS:
-        return
-    name, source, output = _linear(graph, operator)
-    inputs, outputs = masks[source], masks[output]
-    constants = known.get(source, np.full(graph.channels(source), UNKNOWN))
-    foldable = _foldable(graph, operator, constants)
+        _slice_reshape(facts, operator, masks)
+    if kind in OPERANDS:
+        _slice_linear(facts, facts.linear(operator), known, masks)
+
+
+def _slice_linear(facts: _Facts, linear: _Linear, known: dict[int, np.ndarray], masks: _Masks) -> None:
+    operator, output = linear.operator, linear.output
+    if operator.name == "TRANSPOSE_CONV":  # whose first input is the shape of its output
+        shape = add_constant(facts.model, np.array(_sliced_shape(facts, output, masks), np.int32))
+        operator.inputs = (shape, *operator.inputs[1:])
+    inputs, outputs = masks[linear.source], masks[output]
+    constants = _known(facts, known, linear.source)
+    foldable = _foldable(facts, linear, constants)
     # Not only of the channels that go: a constant one that stays for others' sake needs no weights here.
-    folded = _folded(graph, operator, constants, foldable)
-    kernel_index = int(operator.inputs[OPERANDS[name][1]])
-    codes = values(graph.flat, kernel_index)
-    assert codes is not None
-    if name == "DEPTHWISE_CONV_2D":
-        codes = np.where(np.repeat(foldable, codes.shape[-1] // len(foldable)), 0, codes)[..., outputs]
-    else:
-        out_axis, in_axis = KERNEL_AXES[name]
-        codes = np.where(foldable, 0, codes)
-        codes = np.compress(inputs, np.compress(outputs, codes, out_axis), in_axis)
-    _set(graph, kernel_index, codes.astype(np.int8), outputs)
-    bias = graph.bias(name, operator)
-    if bias is not None:
-        sums = bias.astype(np.int64) + folded
-        _set(graph, int(operator.inputs[OPERANDS[name][2]]), sums[outputs].astype(np.int32), outputs)
+    folded = _folded(facts, linear, constants, foldable)
+    if foldable.any() or not inputs.all() or not outputs.all():
+        codes = _sliced_kernel(linear, foldable, inputs, outputs).astype(np.int8)
+        _set(facts, linear.kernel, codes, outputs)
+    if linear.bias is not None:
+        sums = linear.bias.astype(np.int64) + folded
+        _set(facts, linear.bias_index, sums[outputs].astype(np.int32), outputs)
 
 
-def _set(graph: _Graph, index: int, array: np.ndarray, kept: np.ndarray) -> None:
+def _sliced_kernel(
+    linear: _Linear, foldable: np.ndarray, inputs: np.ndarray, outputs: np.ndarray
+) -> np.ndarray:
+    codes = linear.codes
+    if linear.depthwise:
+        return np.where(np.repeat(foldable, codes.shape[-1] // len(foldable)), 0, codes)[..., outputs]
+    out_axis, in_axis = KERNEL_AXES[linear.operator.name]
+    codes = np.where(foldable, 0, codes)
+    return np.compress(inputs, np.compress(outputs, codes, out_axis), in_axis)
+
+
+def _set(facts: _Facts, index: int, array: np.ndarray, kept: np.ndarray) -> None:
     """Gives a constant tensor another array, and the scales of the kept output channels."""
-    tensor = graph.graph.tensors[index]
-    set_values(graph.flat, tensor, array)
-    quantization = tensor.quantization
-    scales = None if quantization is None else quantization.scale  # none at the biases of some files
-    if scales is not None and len(scales) > 1:
-        quantization.scale = np.asarray(scales, np.float32)[kept]
-        quantization.zeroPoint = np.asarray(quantization.zeroPoint, np.int64)[kept]
+    tensor = facts.graph.tensors[index]
+    tensor.set_values(array)
+    if tensor.quantization is not None and len(tensor.scales) > 1:  # none at the biases of some files
+        scales, zero_points = tensor.scales[kept], tensor.zero_points[kept]
+        tensor.quantization = replace(tensor.quantization, scales=scales, zero_points=zero_points)
 
 
-def _sliced_shape(graph: _Graph, index: int, masks: dict[int, np.ndarray]) -> np.ndarray:
-    return np.array([*graph.shape(index)[:-1], masks[index].sum()], np.int32)
+def _sliced_shape(facts: _Facts, index: int, masks: _Masks) -> tuple[int, ...]:
+    return (*facts.shape(index)[:-1], int(masks[index].sum()))
 
 
-def _slice_reshape(graph: _Graph, operator: Any, masks: dict[int, np.ndarray]) -> None:
-    target = _sliced_shape(graph, int(operator.outputs[0]), masks)
+def _slice_reshape(facts: _Facts, operator: Operator, masks: _Masks) -> None:
+    target = np.array(_sliced_shape(facts, operator.outputs[0], masks), np.int32)
     if len(operator.inputs) > 1:
-        operator.inputs = np.array([operator.inputs[0], add_constant(graph.flat, target)], np.int32)
-    if operator.builtinOptions is not None:
-        operator.builtinOptions.newShape = target
+        operator.inputs = (operator.inputs[0], add_constant(facts.model, target))
+    if operator.options is not None:
+        operator.set_option("newShape", target)
 
 
-def _drop_constant_branches(
-    graph: _Graph, known: dict[int, np.ndarray], masks: dict[int, np.ndarray]
-) -> None:
+def _drop_constant_branches(facts: _Facts, known: dict[int, np.ndarray], masks: _Masks) -> None:
     """Replaces what is constant and only added, subtracted or multiplied; what made it goes."""
-    outputs = {int(index) for index in graph.graph.outputs}
+    graph = facts.graph
     for index, codes in known.items():
         kept = codes[masks[index]]
-        readers = [operator for operator in graph.operators if index in operator.inputs]
-        if index in outputs or np.any(kept == UNKNOWN):
+        readers = [operator for operator in facts.operators if index in operator.inputs]
+        if index in graph.outputs or np.any(kept == UNKNOWN):
             continue
         # Something else has to give the sum its shape.
         if not all(
-            graph.kind(reader) in ("ADD", "SUB", "MUL") and {*graph.computed(reader)} - {index}
+            facts.kind_now(reader) in ("ADD", "SUB", "MUL") and {*facts.computed(reader)} - {index}
             for reader in readers
         ):
             continue
-        shape = (*(1 for _ in graph.shape(index)[1:]), len(kept))
-        set_values(graph.flat, graph.graph.tensors[index], kept.astype(np.int8).reshape(shape))
+        shape = (*(1 for _ in facts.shape(index)[1:]), len(kept))
+        graph.tensors[index].set_values(kept.astype(np.int8).reshape(shape))
     before = None
-    while before != len(graph.graph.operators):
-        before = len(graph.graph.operators)
-        read_ = outputs | {
-            int(i) for o in graph.graph.operators for i in o.inputs if not graph.constant(int(i))
-        }
-        graph.graph.operators = [o for o in graph.graph.operators if read_ & {int(i) for i in o.outputs}]
+    while before != len(graph.operators):
+        before = len(graph.operators)
+        read = {i for each in graph.operators for i in facts.computed(each)} | {*graph.outputs}
+        graph.operators = [each for each in graph.operators if read & {*each.outputs}]
 
 
-def gatherable(tflite: bytes) -> list[int]:
+def gatherable(model: Model) -> list[int]:
     """The kernels (by tensor index in the graph) of FULLY_CONNECTED operators that leave inputs unread."""
-    graph = _Graph(read(tflite))
+    facts = _Facts(model)
     found = []
-    for operator in graph.operators:
-        if graph.kind(operator) == "FULLY_CONNECTED":
-            _, source, _ = _linear(graph, operator)
-            unread = not graph.kernel("FULLY_CONNECTED", operator).any(axis=(0, 1)).all()
-            if unread and len(graph.shape(source)) == 2:
-                found.append(int(operator.inputs[1]))
+    for operator in facts.operators:
+        if facts.kind(operator) == "FULLY_CONNECTED":
+            linear = facts.linear(operator)
+            if not linear.used.any(axis=0).all() and len(facts.shape(linear.source)) == 2:
+                found.append(linear.kernel)
     return found
 
 
-def gather_inputs(tflite: bytes, kernels: Iterable[int]) -> bytes:
-    """The file with a GATHER of the inputs that are read in front of these FULLY_CONNECTED operators.
+def gather_inputs(model: Model, kernels: Iterable[int]) -> Model:
+    """The model with a GATHER of the inputs that are read in front of these FULLY_CONNECTED operators.
 
     Args:
         kernels: their kernels, of those that :func:`gatherable` gives.
     """
-    flat = read(tflite)
-    graph = _Graph(flat)
-    for operator in graph.operators:
-        kernel = int(operator.inputs[1]) if len(operator.inputs) > 1 else -1
-        if graph.kind(operator) != "FULLY_CONNECTED" or kernel not in kernels:
-            continue
-        _, source, _ = _linear(graph, operator)
-        codes = values(flat, kernel)
-        assert codes is not None
-        read_ = np.flatnonzero(codes.any(axis=0))
-        if not len(read_):
-            read_ = np.zeros(1, np.int64)
-        indices = add_constant(flat, read_.astype(np.int32))
-        shape = (graph.shape(source)[0], len(read_))
-        quantization = graph.graph.tensors[source].quantization
-        gathered = add_tensor(flat, schema.TensorType.INT8, shape, quantization)
-        options = schema.GatherOptionsT()
-        options.axis = 1
-        gather = new_operator(flat, "GATHER", [source, indices], [gathered], options)
-        place = next(i for i, other in enumerate(graph.graph.operators) if other is operator)
-        graph.graph.operators.insert(place, gather)
-        operator.inputs = np.array([gathered, *operator.inputs[1:]], np.int32)
-        set_values(flat, graph.graph.tensors[kernel], codes[:, read_])
-    return write(flat)
+    gathering, wanted = model.copy(), {*kernels}
+    facts = _Facts(gathering)
+    for operator in facts.operators:
+        if facts.kind(operator) == "FULLY_CONNECTED" and operator.inputs[1] in wanted:
+            _gather(facts, facts.linear(operator))
+    drop_unused(gathering)
+    return gathering
+
+
+def _gather(facts: _Facts, linear: _Linear) -> None:
+    model, graph, operator = facts.model, facts.graph, linear.operator
+    read = np.flatnonzero(linear.codes.any(axis=0))
+    if not len(read):
+        read = np.zeros(1, np.int64)
+    indices = add_constant(model, read.astype(np.int32))
+    shape = (facts.shape(linear.source)[0], len(read))
+    gathered = add_tensor(model, "INT8", shape, graph.tensors[linear.source].quantization)
+    options = schema.GatherOptionsT()
+    options.axis = 1
+    gather = new_operator(model, "GATHER", [linear.source, indices], [gathered], options)
+    graph.operators.insert(graph.operators.index(operator), gather)
+    operator.inputs = (gathered, *operator.inputs[1:])
+    graph.tensors[linear.kernel].set_values(linear.codes[:, read])

@@ -55,14 +55,14 @@ def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
     flat = codes.ravel().astype(np.int8).view(np.uint8) & ((1 << bits) - 1)
     flat = np.pad(flat, (0, -flat.size % each)).reshape(-1, each)
     shifts = np.arange(each, dtype=np.uint8) * bits
-    return np.bitwise_or.reduce(flat << shifts, axis=1).astype(np.uint8)
+    return np.asarray(np.bitwise_or.reduce(flat << shifts, axis=1), np.uint8)
 
 
 def unpack_bits(packed: np.ndarray, bits: int) -> np.ndarray:
     """The int8 codes in the bytes of :func:`pack_bits`, and those that fill up the last byte."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    codes = (packed.astype(np.uint8)[:, np.newaxis] >> shifts) << np.uint8(8 - bits)
-    return codes.ravel().view(np.int8) >> (8 - bits)
+    codes: np.ndarray = (packed.astype(np.uint8)[:, np.newaxis] >> shifts) << np.uint8(8 - bits)
+    return np.asarray(codes.ravel().view(np.int8) >> (8 - bits))
 
 
 def encode_lut(codes: np.ndarray) -> Encoded | None:
@@ -193,7 +193,7 @@ def _decode_lut(bits: np.ndarray, parameters: bytes, tables: bytes, count: int) 
     width = parameters[0] & 7
     planes = bits[: count * width].reshape(count, width)
     indices = planes @ (1 << np.arange(width - 1, -1, -1))
-    return np.frombuffer(tables, np.int8)[indices]
+    return np.asarray(np.frombuffer(tables, np.int8)[indices])
 
 
 def _decode_pruning(bits: np.ndarray, parameters: bytes, tables: bytes, count: int) -> np.ndarray:

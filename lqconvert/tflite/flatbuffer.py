@@ -1,11 +1,16 @@
-"""Reading, editing and writing .tflite files: what exporting, removal and packing have in common."""
+"""From the bytes of a .tflite file to a :class:`lqconvert.tflite.graph.Model`, and back.
+
+The one module that knows the classes that flatbuffers generates, which have no types.
+"""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import flatbuffers
 import flatbuffers.table
@@ -13,25 +18,23 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from lqconvert.errors import LqError
+from lqconvert.tflite.editing import drop_unused
+from lqconvert.tflite.graph import (
+    OPERATOR_NAMES,
+    TYPE_NAMES,
+    TYPE_NUMBERS,
+    Buffer,
+    Graph,
+    Model,
+    Operator,
+    OperatorCode,
+    Port,
+    Quantization,
+    Signature,
+    Tensor,
+)
 
-#: For each linear operator, the places of its input, kernel and bias among its inputs.
-OPERANDS = {
-    "CONV_2D": (0, 1, 2),
-    "DEPTHWISE_CONV_2D": (0, 1, 2),
-    "FULLY_CONNECTED": (0, 1, 2),
-    "TRANSPOSE_CONV": (2, 1, 3),
-}
-_NAMES = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
-_TENSOR_TYPES = {value for value in vars(schema.TensorType).values() if isinstance(value, int)}
-DTYPES = {
-    schema.TensorType.INT8: np.int8,
-    schema.TensorType.INT32: np.int32,
-    schema.TensorType.UINT8: np.uint8,
-    schema.TensorType.INT16: np.int16,
-    schema.TensorType.INT64: np.int64,
-    schema.TensorType.FLOAT32: np.float32,
-}
-
+_T = TypeVar("_T")
 
 #: Tables of a file (operators, tensors, buffers, ...): a large network has some thousands.
 MOST_TABLES = 200_000
@@ -39,13 +42,13 @@ MOST_TABLES = 200_000
 VECTOR_READS, SHARED_BYTES = 4, 4 << 20
 
 
-def read(tflite: bytes) -> Any:
-    """A file as a tree of the schema's objects (``ModelT``).
+def read(tflite: bytes) -> Model:
+    """A file as a model, whose arrays are views of a copy of it.
 
     Raises:
         LqError: if the bytes are no .tflite file, are damaged, or refer to what is not there.
     """
-    return _read(_Source(tflite))
+    return _model(_read(_Source(tflite)))
 
 
 @dataclass
@@ -59,10 +62,10 @@ class Touched:
     source: bytes = b""  # the copy of the file that the tree's arrays are views of
 
 
-def read_places(tflite: bytes) -> tuple[Any, Touched]:
+def read_places(tflite: bytes) -> tuple[Model, Touched]:
     """As :func:`read`, and where it all lies."""
     source = _Source(tflite)
-    return _read(source), replace(source.touched, source=source)
+    return _model(_read(source)), replace(source.touched, source=source)
 
 
 class _Source(bytes):
@@ -92,7 +95,7 @@ class _Table(flatbuffers.table.Table):
             data.touched.tables.append(position)
 
     def String(self, offset: int) -> bytes:
-        text = super().String(offset)
+        text: bytes = super().String(offset)
         self.Bytes.take("text", len(text))
         start = super().Indirect(offset)
         self.Bytes.touched.texts.append((start, start + 4 + len(text) + 1))  # its length, itself, a zero
@@ -108,7 +111,7 @@ class _Table(flatbuffers.table.Table):
         return int(super().Indirect(offset))
 
     def GetVectorAsNumpy(self, flags: Any, offset: int) -> np.ndarray:
-        array = super().GetVectorAsNumpy(flags, offset)
+        array: np.ndarray = super().GetVectorAsNumpy(flags, offset)
         self.Bytes.take("vectors", array.nbytes)
         start = self.Vector(offset)
         self.Bytes.touched.vectors.append((start, start + array.nbytes))
@@ -159,7 +162,7 @@ def _refuse_dangling(flat: Any) -> None:
     if not flat.subgraphs or not flat.buffers:
         raise LqError("the .tflite file has no graph")
     for code in flat.operatorCodes or []:
-        if max(code.builtinCode, code.deprecatedBuiltinCode) not in _NAMES:
+        if max(code.builtinCode, code.deprecatedBuiltinCode) not in OPERATOR_NAMES:
             raise LqError(f"the .tflite file has the unknown operator {code.builtinCode}")
     for graph in flat.subgraphs:
         graph.tensors, graph.operators = graph.tensors or [], graph.operators or []
@@ -174,7 +177,7 @@ def _refuse_dangling(flat: Any) -> None:
         within([operator.opcodeIndex for operator in graph.operators], len(flat.operatorCodes or []))
         within([tensor.buffer for tensor in graph.tensors], len(flat.buffers))
         for tensor in graph.tensors:
-            if tensor.type not in _TENSOR_TYPES:
+            if tensor.type not in TYPE_NAMES:
                 raise LqError(f"the .tflite file has a tensor of the unknown type {tensor.type}")
             if min([] if tensor.shape is None else tensor.shape, default=0) < 0:
                 raise LqError("the .tflite file is damaged (a tensor with a negative length)")
@@ -185,209 +188,229 @@ def _refuse_dangling(flat: Any) -> None:
         within([entry.tensorIndex for entry in entries], len(flat.subgraphs[signature.subgraphIndex].tensors))
 
 
-def text_of(name: bytes | str | None) -> str:
-    """A name in the schema as text, whatever bytes a stranger gave it."""
-    return name.decode(errors="replace") if isinstance(name, bytes) else name or ""
+def _model(tree: Any) -> Model:
+    """The view of a tree that refers to nothing that is not there."""
+    buffers = [
+        Buffer(_NOTHING if raw.data is None else np.asarray(raw.data, np.uint8)) for raw in tree.buffers
+    ]
+    codes = [
+        OperatorCode(raw.builtinCode, raw.deprecatedBuiltinCode, raw.version, raw.customCode, raw)
+        for raw in tree.operatorCodes or []
+    ]
+    signatures = tree.signatureDefs
+    return Model(
+        graphs=[_graph(raw, codes, buffers) for raw in tree.subgraphs],
+        codes=codes,
+        buffers=buffers,
+        signatures=None if signatures is None else [_signature(raw) for raw in signatures],
+        metadata=tree.metadata,
+        description=tree.description,
+        stored=tree,
+    )
+
+
+_NOTHING = np.zeros(0, np.uint8)
+
+
+def _graph(raw: Any, codes: Sequence[OperatorCode], buffers: Sequence[Buffer]) -> Graph:
+    operators = [
+        Operator(
+            code=codes[each.opcodeIndex],
+            inputs=_numbers(each.inputs),
+            outputs=_numbers(each.outputs),
+            options=each.builtinOptions,
+            stored=each,
+        )
+        for each in raw.operators
+    ]
+    tensors = [_tensor(each, buffers) for each in raw.tensors]
+    return Graph(tensors, operators, _numbers(raw.inputs), _numbers(raw.outputs), raw)
+
+
+def _tensor(raw: Any, buffers: Sequence[Buffer]) -> Tensor:
+    each, quantization = raw.quantization, None
+    if each is not None:
+        quantization = Quantization(
+            scales=each.scale,
+            zero_points=each.zeroPoint,
+            axis=each.quantizedDimension,
+            low=each.min,
+            high=each.max,
+            stored=each,
+        )
+    return Tensor(
+        type=TYPE_NAMES[raw.type],
+        shape=_numbers(raw.shape),
+        buffer=buffers[raw.buffer],
+        quantization=quantization,
+        name=raw.name,
+        sparsity=raw.sparsity,
+        stored=raw,
+    )
+
+
+def _signature(raw: Any) -> Signature:
+    inputs, outputs = (
+        [Port(entry.name, entry.tensorIndex, entry) for entry in side] for side in (raw.inputs, raw.outputs)
+    )
+    return Signature(raw.subgraphIndex, inputs, outputs, raw.signatureKey, raw)
+
+
+def _numbers(vector: Any) -> tuple[int, ...]:
+    return () if vector is None else tuple(np.asarray(vector).tolist())
+
+
+def write(model: Model) -> bytes:
+    """The smallest file of a model: without what nothing refers to, and nothing in it twice."""
+    return serialize(_dense(model))
+
+
+def size_of(model: Model) -> int:
+    """The bytes of the file that :func:`write` makes of a model, counted without copying its data."""
+    model = _dense(model)
+    builder = _Builder(_all_buffers(model), measures=True)
+    return len(_finished(builder, model)) + builder.left_out
+
+
+def _dense(model: Model) -> Model:
+    dense = model.copy()
+    drop_unused(dense)
+    return dense
+
+
+def serialize(model: Model) -> bytes:
+    """The file of a model as it stands."""
+    return bytes(_finished(_Builder(_all_buffers(model)), model))
 
 
 class _Builder(flatbuffers.Builder):
-    """Writes equal vectors once, and data for kernels on 16-byte boundaries, as TFLite Micro wants it."""
+    """Writes equal vectors once, and data for kernels on 16-byte boundaries, as TFLite Micro wants it.
 
-    def __init__(self) -> None:
-        super().__init__(1 << 20)
+    Args:
+        buffers: what it will write.
+        measures: leave out most of every vector, but so many bytes that all else keeps its alignment.
+    """
+
+    #: The largest alignment: where a vector is shorter by a multiple of it, nothing else is padded otherwise.
+    ALIGNMENT = 16
+
+    def __init__(self, buffers: Sequence[Buffer], *, measures: bool = False) -> None:
+        self.contents = {id(buffer.data): buffer.content for buffer in buffers}
+        self.measures, self.left_out = measures, 0
+        # Where it has no room it doubles, and copies what it has.
+        super().__init__((1 << 16) + (0 if measures else sum(map(len, self.contents.values()))))
         self.written: dict[tuple[str, bytes], int] = {}
 
     def CreateNumpyVector(self, x: np.ndarray) -> int:
-        data = np.ascontiguousarray(x).tobytes()
+        data = self.contents.get(id(x))
+        if data is None:
+            data = np.ascontiguousarray(x).tobytes()
         key = x.dtype.str, data
         if key not in self.written:
-            self.StartVector(x.itemsize, x.size, 16 if x.dtype == np.uint8 else x.itemsize)
+            if self.measures:
+                self.left_out += len(data) - len(data) % self.ALIGNMENT
+                data = data[: len(data) % self.ALIGNMENT]
+            alignment = self.ALIGNMENT if x.dtype == np.uint8 else x.itemsize
+            self.StartVector(x.itemsize, len(data) // x.itemsize, alignment)
             self.head -= len(data)
             self.Bytes[self.head : self.head + len(data)] = data
             self.written[key] = self.EndVector()
         return self.written[key]
 
 
-def write(flat: Any) -> bytes:
-    """The smallest file of a model: without what nothing refers to, and nothing in it twice."""
-    _drop_unused(flat)
-    builder = _Builder()
-    builder.Finish(flat.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+def _finished(builder: _Builder, model: Model) -> memoryview:
+    builder.Finish(_tree(model).Pack(builder), b"TFL3")
+    return memoryview(builder.Bytes)[builder.head :]
 
 
-def _drop_unused(flat: Any) -> None:
-    """Renumbers tensors, buffers and operator codes to those in use; equal buffers become one."""
-    buffers, known = [schema.BufferT()], {b"": 0}
-    for number, graph in enumerate(flat.subgraphs):
-        groups = (graph, *graph.operators)
-        signatures = [each for each in flat.signatureDefs or [] if each.subgraphIndex == number]
-        entries = [entry for each in signatures for entry in (*each.inputs, *each.outputs)]
-        used = {int(i) for group in groups for i in (*group.inputs, *group.outputs) if i >= 0}
-        used |= {entry.tensorIndex for entry in entries}
-        places = {old: new for new, old in enumerate(sorted(used))} | {-1: -1}
-        graph.tensors = [graph.tensors[old] for old in sorted(used)]
-        for group in groups:
-            group.inputs = np.array([places[int(index)] for index in group.inputs], np.int32)
-            group.outputs = np.array([places[int(index)] for index in group.outputs], np.int32)
-        for entry in entries:
-            entry.tensorIndex = places[entry.tensorIndex]
-        for tensor in graph.tensors:
-            data = flat.buffers[tensor.buffer].data
-            data = b"" if data is None else np.asarray(data, np.uint8).tobytes()
-            if data not in known:
-                known[data] = len(buffers)
-                buffers.append(_buffer(data))
-            tensor.buffer = known[data]
-            # An empty list would be written as no shape at all, which LiteRT takes for an unknown one.
-            tensor.shape = np.asarray([] if tensor.shape is None else tensor.shape, np.int32)
-    flat.buffers = buffers
-    operators = [operator for graph in flat.subgraphs for operator in graph.operators]
-    codes = sorted({operator.opcodeIndex for operator in operators})
-    for operator in operators:
-        operator.opcodeIndex = codes.index(operator.opcodeIndex)
-    flat.operatorCodes = [flat.operatorCodes[old] for old in codes]
+def _all_buffers(model: Model) -> list[Buffer]:
+    """The model's buffers, the first of which is empty, and those of its new constants."""
+    return _with_new(model.buffers, [tensor.buffer for graph in model.graphs for tensor in graph.tensors])
 
 
-def _buffer(data: bytes) -> Any:
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(data, np.uint8)
-    return buffer
+def _all_codes(model: Model) -> list[OperatorCode]:
+    return _with_new(model.codes, [each.code for graph in model.graphs for each in graph.operators])
 
 
-def operator_name(flat: Any, operator: Any) -> str:
-    """The schema's name of an operator, such as CONV_2D."""
-    code = flat.operatorCodes[operator.opcodeIndex]
-    return _NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
+def _with_new(known: Sequence[_T], used: Sequence[_T]) -> list[_T]:
+    return [*dict.fromkeys([*known, *used])]
 
 
-def values(flat: Any, index: int) -> np.ndarray | None:
-    """A constant tensor's values in its shape; None for one that is computed or has no such type."""
-    tensor = flat.subgraphs[0].tensors[index]
-    data = flat.buffers[tensor.buffer].data
-    if data is None or not len(data) or tensor.type not in DTYPES:
-        return None
-    try:
-        return np.asarray(data, np.uint8).view(DTYPES[tensor.type]).reshape(np.asarray(tensor.shape, int))
-    except ValueError as error:
-        raise LqError("the .tflite file is damaged (a constant does not fill its shape)") from error
+def _tree(model: Model) -> Any:
+    """The schema's objects of a model; those that it was read from stay as they are."""
+    buffers, codes = _all_buffers(model), _all_codes(model)
+    buffer_places = {buffer: place for place, buffer in enumerate(buffers)}
+    code_places = {code: place for place, code in enumerate(codes)}
+    tree = _copied(model.stored, schema.ModelT)
+    tree.buffers = [_raw_buffer(buffer) for buffer in buffers]
+    tree.operatorCodes = [_raw_code(code) for code in codes]
+    tree.subgraphs = [_raw_graph(graph, buffer_places, code_places) for graph in model.graphs]
+    signatures = model.signatures
+    tree.signatureDefs = None if signatures is None else [_raw_signature(each) for each in signatures]
+    tree.metadata, tree.description = model.metadata, model.description
+    return tree
 
 
-def set_values(flat: Any, tensor: Any, array: np.ndarray) -> None:
-    """Gives a tensor a buffer of its own (others may share its old one) and the array's shape."""
-    tensor.buffer = len(flat.buffers)
-    tensor.shape = np.array(array.shape, np.int32)
-    flat.buffers.append(_buffer(np.ascontiguousarray(array).tobytes()))
+def _copied(stored: object, kind: type) -> Any:
+    """A copy of one of the schema's objects, or a new one of this kind where there is none."""
+    return kind() if stored is None else copy.copy(stored)
 
 
-def add_tensor(flat: Any, kind: int, shape: tuple[int, ...], quantization: Any = None) -> int:
-    """A new tensor of a schema.TensorType that an operator computes; returns its index."""
-    tensor = schema.TensorT()
-    tensor.type, tensor.shape, tensor.quantization = kind, np.array(shape, np.int32), quantization
-    tensor.buffer = 0
-    flat.subgraphs[0].tensors.append(tensor)
-    return len(flat.subgraphs[0].tensors) - 1
+def _raw_buffer(buffer: Buffer) -> Any:
+    raw = schema.BufferT()
+    raw.data = buffer.data if len(buffer.data) else None
+    return raw
 
 
-def add_constant(flat: Any, array: np.ndarray, quantization: Any = None) -> int:
-    """A new constant tensor; returns its index."""
-    kind = next(kind for kind, dtype in DTYPES.items() if dtype == array.dtype)
-    index = add_tensor(flat, kind, array.shape, quantization)
-    set_values(flat, flat.subgraphs[0].tensors[index], array)
-    return index
+def _raw_code(code: OperatorCode) -> Any:
+    raw = _copied(code.stored, schema.OperatorCodeT)
+    raw.builtinCode, raw.deprecatedBuiltinCode = code.builtin, code.deprecated
+    raw.version, raw.customCode = code.version, code.custom
+    return raw
 
 
-def new_operator(
-    flat: Any,
-    name: str,
-    inputs: list[int],
-    outputs: list[int],
-    options: Any = None,
-    *,
-    version: int = 1,
-    custom: str | None = None,
-) -> Any:
-    """An operator that is not in the graph yet; its code is found or added. ``custom`` names a custom one."""
-    code = schema.OperatorCodeT()
-    code.builtinCode = getattr(schema.BuiltinOperator, name)
-    code.deprecatedBuiltinCode = min(code.builtinCode, 127)
-    code.version, code.customCode = version, custom
-    operator = schema.OperatorT()
-    operator.opcodeIndex = len(flat.operatorCodes)
-    for index, known in enumerate(flat.operatorCodes):
-        custom_name = known.customCode.decode() if isinstance(known.customCode, bytes) else known.customCode
-        if (known.builtinCode, known.version, custom_name) == (code.builtinCode, version, custom):
-            operator.opcodeIndex = index
-    if operator.opcodeIndex == len(flat.operatorCodes):
-        flat.operatorCodes.append(code)
-    operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
-    if options is not None:
-        operator.builtinOptions = options
-        kind = type(options).__name__.removesuffix("T")
-        operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
-    return operator
+def _raw_graph(graph: Graph, buffers: dict[Buffer, int], codes: dict[OperatorCode, int]) -> Any:
+    raw = _copied(graph.stored, schema.SubGraphT)
+    raw.tensors = [_raw_tensor(tensor, buffers[tensor.buffer]) for tensor in graph.tensors]
+    raw.operators = [_raw_operator(operator, codes[operator.code]) for operator in graph.operators]
+    raw.inputs, raw.outputs = np.array(graph.inputs, np.int32), np.array(graph.outputs, np.int32)
+    return raw
 
 
-def reshape(flat: Any, source: int, target: int) -> Any:
-    """A RESHAPE of one tensor into another, whose shape is in the options: a tensor of it costs more."""
-    options = schema.ReshapeOptionsT()
-    options.newShape = np.asarray(flat.subgraphs[0].tensors[target].shape, np.int32)
-    return new_operator(flat, "RESHAPE", [source], [target], options)
+def _raw_tensor(tensor: Tensor, buffer: int) -> Any:
+    raw, quantization = _copied(tensor.stored, schema.TensorT), tensor.quantization
+    raw.type, raw.buffer, raw.name = TYPE_NUMBERS[tensor.type], buffer, tensor.name
+    # No shape at all, LiteRT takes for an unknown one.
+    raw.shape, raw.sparsity = np.array(tensor.shape, np.int32), tensor.sparsity
+    raw.quantization = None
+    if quantization is not None:
+        each = raw.quantization = _copied(quantization.stored, schema.QuantizationParametersT)
+        each.scale, each.zeroPoint = quantization.scales, quantization.zero_points
+        each.quantizedDimension, each.min, each.max = quantization.axis, quantization.low, quantization.high
+    return raw
 
 
-def merge_reshapes(flat: Any) -> None:
-    """Drops RESHAPEs that another RESHAPE follows, and those that change nothing."""
-    graph = flat.subgraphs[0]
-    makers = {int(o.outputs[0]): o for o in graph.operators if operator_name(flat, o) == "RESHAPE"}
-    for operator in makers.values():
-        maker = makers.get(int(operator.inputs[0]))
-        if maker is not None:
-            operator.inputs = np.array([maker.inputs[0], *operator.inputs[1:]], np.int32)
-    outputs = {int(index) for index in graph.outputs}
-    for index, operator in makers.items():
-        source = int(operator.inputs[0])
-        before, after = graph.tensors[source], graph.tensors[index]
-        same = np.array_equal(before.shape, after.shape)
-        # What a lookup makes has no scale yet: a RESHAPE gives it its kernel's.
-        same = same and np.array_equal(_scales(before), _scales(after))
-        if same and index not in outputs:
-            for other in graph.operators:
-                other.inputs = np.where(np.asarray(other.inputs) == index, source, other.inputs)
-    read_ = {int(index) for operator in graph.operators for index in operator.inputs} | outputs
-    graph.operators = [o for o in graph.operators if int(o.outputs[0]) not in makers.keys() - read_]
+def _raw_operator(operator: Operator, code: int) -> Any:
+    raw = _copied(operator.stored, schema.OperatorT)
+    raw.opcodeIndex = code
+    raw.inputs, raw.outputs = np.array(operator.inputs, np.int32), np.array(operator.outputs, np.int32)
+    if operator.options is not raw.builtinOptions:
+        raw.builtinOptions = operator.options
+        raw.builtinOptionsType = getattr(
+            schema.BuiltinOptions, type(operator.options).__name__.removesuffix("T")
+        )
+    return raw
 
 
-def _scales(tensor: Any) -> Any:
-    return None if tensor.quantization is None else tensor.quantization.scale
+def _raw_signature(signature: Signature) -> Any:
+    raw = _copied(signature.stored, schema.SignatureDefT)
+    raw.subgraphIndex, raw.signatureKey = signature.graph, signature.key
+    raw.inputs = [_raw_port(port) for port in signature.inputs]
+    raw.outputs = [_raw_port(port) for port in signature.outputs]
+    return raw
 
 
-@dataclass(frozen=True)
-class Needless:
-    """What a file can do without, besides inner names and the converter's notes.
-
-    Args:
-        signature: it and the names of inputs and outputs, which programs may find these by.
-        bias_scales: those of biases of convolutions. Nobody computes with them, but XNNPACK compares them.
-    """
-
-    signature: bool = False
-    bias_scales: bool = False
-
-
-def strip(flat: Any, needless: Needless = Needless()) -> None:
-    """Drops what no runtime reads: inner names and the converter's notes, and what else is needless."""
-    graph = flat.subgraphs[0]
-    kept = set() if needless.signature else {*graph.inputs, *graph.outputs}
-    if needless.signature:
-        flat.signatureDefs = None
-    for operator in graph.operators if needless.bias_scales else ():
-        name = operator_name(flat, operator)
-        if name in ("CONV_2D", "DEPTHWISE_CONV_2D") and len(operator.inputs) > 2 and operator.inputs[2] >= 0:
-            graph.tensors[operator.inputs[2]].quantization = None
-    for index, tensor in enumerate(graph.tensors):
-        if index not in kept:
-            tensor.name = None
-        if tensor.quantization is not None:
-            tensor.quantization.min = tensor.quantization.max = None
-    flat.metadata = None
-    flat.description = None
+def _raw_port(port: Port) -> Any:
+    raw = _copied(port.stored, schema.TensorMapT)
+    raw.name, raw.tensorIndex = port.name, port.tensor
+    return raw

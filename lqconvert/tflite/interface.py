@@ -4,15 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
 from lqconvert.errors import LqError
-from lqconvert.tflite.flatbuffer import DTYPES, read, text_of
+from lqconvert.tflite.flatbuffer import read
+from lqconvert.tflite.graph import DTYPES, Tensor, text_of
 
 #: Values of an input or output of a file for TFLite Micro, which is read before it is run.
 LARGEST_INPUT = 1 << 24
+
+
+class Scale(NamedTuple):
+    """How codes become real values, (code - zero point) * scale; scale 0 where the values are no codes."""
+
+    scale: float
+    zero_point: int
+
+
+class _Detail(TypedDict):
+    name: str
+    shape: np.ndarray  # with the batch axis
+    dtype: type[np.generic]
+    quantization: Scale
+
+
+class Detail(_Detail, total=False):
+    """An input or output as LiteRT's interpreter tells of one."""
+
+    index: int  # of the tensor; the interpreter alone tells it
+
+
+def code_range(detail: Detail) -> tuple[int, int]:
+    """The smallest and the largest code of an input or output."""
+    limits = np.iinfo(np.dtype(detail["dtype"]).name)
+    return limits.min, limits.max
 
 
 class Interface:
@@ -21,11 +48,10 @@ class Interface:
     Where a file has several inputs or outputs, an example is all of them, flattened, one behind the other.
 
     Attributes:
-        inputs, outputs: of each its name, shape (with the batch axis), dtype and quantization (scale, zero
-            point; scale 0 where the values are no codes), as LiteRT's interpreter tells them.
+        inputs, outputs: as LiteRT's interpreter tells of them.
     """
 
-    def __init__(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+    def __init__(self, inputs: list[Detail], outputs: list[Detail]) -> None:
         self.inputs, self.outputs = inputs, outputs
 
     @classmethod
@@ -35,8 +61,11 @@ class Interface:
         Raises:
             LqError: if the file is damaged.
         """
-        graph = read(tflite).subgraphs[0]
-        return cls(*([_detail(graph.tensors[i]) for i in side] for side in (graph.inputs, graph.outputs)))
+        graph = read(tflite).main
+        inputs, outputs = (
+            [_detail(graph.tensors[index]) for index in side] for side in (graph.inputs, graph.outputs)
+        )
+        return cls(inputs, outputs)
 
     @property
     def example_shape(self) -> tuple[int, ...]:
@@ -66,10 +95,10 @@ class Interface:
         return self.output_shape[-1] if self.output_shape else 1
 
     @property
-    def quantizations(self) -> tuple[dict[str, tuple[float, int]], dict[str, tuple[float, int]]]:
-        """(scale, zero point) of the inputs and of the outputs, by name; (0, 0) of what is not quantized."""
+    def quantizations(self) -> tuple[dict[str, Scale], dict[str, Scale]]:
+        """Scales of the inputs and of the outputs, by name; (0, 0) of what is not quantized."""
         inputs, outputs = (
-            {d["name"]: (float(d["quantization"][0]), int(d["quantization"][1])) for d in side}
+            {d["name"]: Scale(float(d["quantization"][0]), int(d["quantization"][1])) for d in side}
             for side in (self.inputs, self.outputs)
         )
         return inputs, outputs
@@ -98,7 +127,7 @@ class Interface:
         return together(real(y, self.outputs))
 
 
-def split(examples: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
+def split(examples: np.ndarray, shapes: Sequence[np.ndarray | Sequence[int]]) -> list[np.ndarray]:
     """Examples [n, total] as the tensors [n, ...] that they hold; the shapes have a batch axis in front."""
     if len(shapes) == 1:
         return [examples]
@@ -107,12 +136,12 @@ def split(examples: np.ndarray, shapes: Sequence[Sequence[int]]) -> list[np.ndar
     return [part.reshape(len(examples), *shape[1:]) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def coded(parts: Sequence[np.ndarray], details: Sequence[dict[str, Any]]) -> np.ndarray:
+def coded(parts: Sequence[np.ndarray], details: Sequence[Detail]) -> np.ndarray:
     """Examples with the codes of real values [n, ...] of each input, or output, in one array."""
     return together([_quantized(part, detail) for part, detail in zip(parts, details, strict=True)])
 
 
-def real(examples: np.ndarray, details: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+def real(examples: np.ndarray, details: Sequence[Detail]) -> list[np.ndarray]:
     """The real values (float32 [n, ...]) of each input, or output, that examples have the codes of."""
     parts = split(examples, [detail["shape"] for detail in details])
     return [_dequantized(part, detail) for part, detail in zip(parts, details, strict=True)]
@@ -123,37 +152,33 @@ def together(parts: Sequence[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate([x.reshape(len(x), -1) for x in parts], axis=1)
 
 
-def _random(rng: np.random.Generator, shape: tuple[int, ...], detail: dict[str, Any]) -> np.ndarray:
+def _random(rng: np.random.Generator, shape: tuple[int, ...], detail: Detail) -> np.ndarray:
     dtype = detail["dtype"]
     if dtype in (np.int8, np.uint8) or (dtype == np.int16 and detail["quantization"][0]):
-        limits = np.iinfo(dtype)
-        return rng.integers(limits.min, limits.max + 1, shape).astype(dtype)
+        low, high = code_range(detail)
+        return rng.integers(low, high + 1, shape).astype(dtype)
     return rng.random(shape, np.float32) if dtype == np.float32 else rng.integers(0, 2, shape).astype(dtype)
 
 
-def _detail(tensor: Any) -> dict[str, Any]:
-    """A tensor of the schema as LiteRT's interpreter tells of one."""
-    name = text_of(tensor.name)
-    quantization, scale = tensor.quantization, (0.0, 0)
-    if quantization is not None and quantization.scale is not None and len(quantization.scale) == 1:
-        points = quantization.zeroPoint
-        scale = float(quantization.scale[0]), 0 if points is None else int(points[0])
-    shape = np.asarray([] if tensor.shape is None else tensor.shape, np.int32)
-    if math.prod(map(int, shape)) > LARGEST_INPUT:
+def _detail(tensor: Tensor) -> Detail:
+    name, scale = text_of(tensor.name), Scale(0.0, 0)
+    if len(tensor.scales) == 1:
+        scale = Scale(float(tensor.scales[0]), tensor.zero_point)
+    if math.prod(tensor.shape) > LARGEST_INPUT:
         raise LqError(f"input or output '{name}' has more than {LARGEST_INPUT:,} values")
     if tensor.type not in DTYPES:
         raise LqError(f"input or output '{name}' is of a type that no model here has")
+    shape = np.array(tensor.shape, np.int32)
     return {"name": name, "shape": shape, "dtype": DTYPES[tensor.type], "quantization": scale}
 
 
-def _quantized(x: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+def _quantized(x: np.ndarray, detail: Detail) -> np.ndarray:
     scale, zero_point = detail["quantization"]
     if not scale:  # float, or indices
         return x.astype(detail["dtype"])
-    limits = np.iinfo(detail["dtype"])
-    return np.clip(np.round(x / scale) + zero_point, limits.min, limits.max).astype(detail["dtype"])
+    return np.clip(np.round(x / scale) + zero_point, *code_range(detail)).astype(detail["dtype"])
 
 
-def _dequantized(y: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+def _dequantized(y: np.ndarray, detail: Detail) -> np.ndarray:
     scale, zero_point = detail["quantization"]
     return (y.astype(np.float32) - zero_point) * scale if scale else y.astype(np.float32)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from lqconvert.data.preprocessing import Front
 from lqconvert.errors import LqError
-from lqconvert.tflite.flatbuffer import add_constant, add_tensor, new_operator, read, write
+from lqconvert.tflite.editing import add_constant, add_tensor, new_operator
+from lqconvert.tflite.flatbuffer import read, write
+from lqconvert.tflite.graph import Model, Port, Quantization, Tensor
 from lqconvert.tflite.interface import Interface, coded, real
 
 #: The types that inputs and outputs of real values can have.
-TYPES = {
-    "int8": schema.TensorType.INT8,
-    "uint8": schema.TensorType.UINT8,
-    "int16": schema.TensorType.INT16,
-    "float32": schema.TensorType.FLOAT32,
-}
+TYPES = ("int8", "uint8", "int16", "float32")
 #: An int8 step is so many of an int16 border's: then all int8 codes have exact ones there, at zero point 0.
 INT16_STEPS = 128
 #: What float32 may be off, as a share of an int8 step.
@@ -46,30 +42,31 @@ class Border:
         """The file within this border, its inputs and outputs under the names that they had."""
         if self.io == "int8":
             return tflite
-        flat = read(tflite)
-        graph = flat.subgraphs[0]
-        for side in ("inputs", "outputs"):
-            indices = [int(index) for index in getattr(graph, side)]
-            moved = {index: index for index in indices}
-            for index in moved:
-                if graph.tensors[index].type == schema.TensorType.INT8:
-                    moved[index] = self._passed(flat, index, inward=side == "inputs")
-            setattr(graph, side, np.array([moved[index] for index in indices], np.int32))
-            for signature in flat.signatureDefs or []:
-                for entry in getattr(signature, side):
-                    entry.tensorIndex = moved.get(entry.tensorIndex, entry.tensorIndex)
-        return write(flat)
+        model = read(tflite)
+        graph = model.main
+        entering = {index: self._passed(model, index, inward=True) for index in dict.fromkeys(graph.inputs)}
+        leaving = {index: self._passed(model, index, inward=False) for index in dict.fromkeys(graph.outputs)}
+        graph.inputs = tuple(entering[index] for index in graph.inputs)
+        graph.outputs = tuple(leaving[index] for index in graph.outputs)
+        for signature in model.signatures or []:
+            signature.inputs = _moved(signature.inputs, entering)
+            signature.outputs = _moved(signature.outputs, leaving)
+        return write(model)
 
-    def _passed(self, flat: Any, inner: int, *, inward: bool) -> int:
-        """Puts operators between an int8 input or output and a new tensor outside of it, which it returns."""
-        graph = flat.subgraphs[0]
+    def _passed(self, model: Model, inner: int, *, inward: bool) -> int:
+        """Puts operators between an int8 input or output and a new tensor outside of it, which it returns.
+
+        What is of another type is its own.
+        """
+        graph = model.main
         tensor = graph.tensors[inner]
-        shape = tuple(int(n) for n in tensor.shape)
-        outer = add_tensor(flat, TYPES[self.io], shape, self._quantization(tensor.quantization))
+        if tensor.type != "INT8":
+            return inner
+        outer = add_tensor(model, self.io.upper(), tensor.shape, self._quantization(tensor))
         graph.tensors[outer].name, tensor.name = tensor.name, None
         if not inward:
             name = "DEQUANTIZE" if self.io == "float32" else "QUANTIZE"
-            graph.operators.append(new_operator(flat, name, [inner], [outer]))
+            graph.operators.append(new_operator(model, name, [inner], [outer]))
             return outer
         operators, last = [], outer
         if self.front is not None:
@@ -78,24 +75,24 @@ class Border:
                 ("SUB", center, schema.SubOptionsT()),
                 ("MUL", factor, schema.MulOptionsT()),
             ):
-                result = add_tensor(flat, schema.TensorType.FLOAT32, shape)
-                operands = [last, add_constant(flat, constant)]
-                operators.append(new_operator(flat, name, operands, [result], options))
+                result = add_tensor(model, "FLOAT32", tensor.shape)
+                operands = [last, add_constant(model, constant)]
+                operators.append(new_operator(model, name, operands, [result], options))
                 last = result
-        graph.operators[:0] = [*operators, new_operator(flat, "QUANTIZE", [last], [inner])]
+        graph.operators[:0] = [*operators, new_operator(model, "QUANTIZE", [last], [inner])]
         return outer
 
-    def _quantization(self, inner: Any) -> Any | None:
-        """Of a tensor outside of an int8 tensor of this one."""
+    def _quantization(self, inner: Tensor) -> Quantization | None:
+        """Of a tensor outside of an int8 tensor."""
         if self.io == "float32":
             return None
-        quantization = schema.QuantizationParametersT()
         if self.io == "uint8":
-            scale, zero_point = np.float32(inner.scale[0]), int(inner.zeroPoint[0]) + 128
-        else:
-            scale, zero_point = np.float32(inner.scale[0] / INT16_STEPS), 0
-        quantization.scale, quantization.zeroPoint = np.array([scale]), np.array([zero_point], np.int64)
-        return quantization
+            return Quantization.one(inner.scales[0], inner.zero_point + 128)
+        return Quantization.one(inner.scales[0] / INT16_STEPS)
+
+
+def _moved(ports: list[Port], moved: dict[int, int]) -> list[Port]:
+    return [replace(port, tensor=moved.get(port.tensor, port.tensor)) for port in ports]
 
 
 def border_of(front: Front | None, io: str | None = None) -> Border:

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from lqconvert.errors import LqError
 from lqconvert.tflite import encoding
-from lqconvert.tflite.flatbuffer import (
-    OPERANDS,
+from lqconvert.tflite.editing import (
+    COMPUTED,
     Needless,
     add_constant,
     add_tensor,
     merge_reshapes,
     new_operator,
-    operator_name,
-    read,
     reshape,
-    set_values,
     strip,
-    text_of,
-    values,
-    write,
 )
+from lqconvert.tflite.flatbuffer import size_of, write
+from lqconvert.tflite.graph import OPERANDS, Graph, Model, Operator, Quantization, text_of
 
 #: The custom operator that TFLite Micro registers with AddDecode().
 DECODE = "TFLM_DECODE"
@@ -38,14 +35,39 @@ MOST_BESIDE = 800
 
 @dataclass(frozen=True)
 class Kernel:
-    """A weight tensor of an int8 file."""
+    """A weight tensor of an int8 file.
 
-    tensor: int  # index in the graph
+    Attributes:
+        tensor: its index in the main graph.
+        operator: the first that reads it, by the schema's name.
+        codes: int8, in the shape of the tensor.
+        scales: how many.
+        consumers: how many operators read it.
+        name: of its layer, where the file has been given names.
+    """
+
+    tensor: int
     operator: str
-    codes: np.ndarray  # int8, in the shape of the tensor
+    codes: np.ndarray = field(repr=False)
     scales: int
     consumers: int
-    name: str = ""  # of its layer, where the file has been given names
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A kernel as a packing stores it. The base is for int8: a byte a code.
+
+    Attributes:
+        packing: the packing's name.
+        size: the bytes of the codes as they are stored, tables included.
+    """
+
+    packing: str
+    size: int
+
+    def write(self, model: Model, kernel: Kernel) -> None:
+        """Stores the kernel so in a model, in place."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +84,27 @@ class Packing:
     def fits(self, kernel: Kernel) -> bool:
         return kernel.operator in self.operators
 
-    def encode(self, kernel: Kernel) -> Any | None:
+    def encode(self, kernel: Kernel) -> Stored | None:
         """What is to be stored, or None where the codes have no such form."""
-        return kernel.codes
+        return as_int8(kernel)
 
-    def stored_bytes(self, encoded: Any) -> int:
-        return encoded.nbytes
 
-    def write(self, flat: Any, kernel: Kernel, encoded: Any) -> None:
-        """Stores the kernel so, in place."""
+def as_int8(kernel: Kernel) -> Stored:
+    """A kernel as it is."""
+    return Stored(INT8.name, kernel.codes.nbytes)
+
+
+@dataclass(frozen=True, eq=False)
+class NarrowCodes(Stored):
+    """Codes of 4 or 2 bits."""
+
+    type: str
+    codes: np.ndarray  # uint8
+
+    def write(self, model: Model, kernel: Kernel) -> None:
+        tensor = model.main.tensors[kernel.tensor]
+        tensor.set_values(self.codes)
+        tensor.shape, tensor.type = kernel.codes.shape, self.type
 
 
 @dataclass(frozen=True)
@@ -99,14 +133,9 @@ class Narrow(Packing):
         rows = kernel.operator != "FULLY_CONNECTED" or kernel.codes.shape[-1] % (8 // self.bits) == 0
         return super().fits(kernel) and scales and rows and -half <= low and high < half
 
-    def encode(self, kernel: Kernel) -> np.ndarray:
-        return encoding.pack_bits(kernel.codes, self.bits)
-
-    def write(self, flat: Any, kernel: Kernel, encoded: np.ndarray) -> None:
-        tensor = flat.subgraphs[0].tensors[kernel.tensor]
-        set_values(flat, tensor, encoded)
-        tensor.shape = np.array(kernel.codes.shape, np.int32)
-        tensor.type = schema.TensorType.INT4 if self.bits == 4 else schema.TensorType.INT2
+    def encode(self, kernel: Kernel) -> NarrowCodes:
+        codes = encoding.pack_bits(kernel.codes, self.bits)
+        return NarrowCodes(self.name, codes.nbytes, f"INT{self.bits}", codes)
 
 
 class _Unpacked(Packing):
@@ -115,12 +144,59 @@ class _Unpacked(Packing):
     def fits(self, kernel: Kernel) -> bool:
         return super().fits(kernel) and kernel.consumers == 1
 
-    def _insert(self, flat: Any, kernel: Kernel, operators: Sequence[Any]) -> None:
-        """Puts operators, the last of which makes the kernel, in front of its consumer."""
-        graph = flat.subgraphs[0]
-        graph.tensors[kernel.tensor].buffer = 0
-        places = [place for place, operator in enumerate(graph.operators) if kernel.tensor in operator.inputs]
-        graph.operators[places[0] : places[0]] = operators
+
+def _consumer(graph: Graph, kernel: Kernel) -> int:
+    """The place of the first operator that reads a kernel."""
+    return next(place for place, each in enumerate(graph.operators) if kernel.tensor in each.inputs)
+
+
+def _insert(model: Model, kernel: Kernel, operators: Sequence[Operator]) -> None:
+    """Puts operators, the last of which makes the kernel, in front of its consumer."""
+    graph = model.main
+    graph.tensors[kernel.tensor].buffer = COMPUTED
+    place = _consumer(graph, kernel)
+    graph.operators[place:place] = operators
+
+
+@dataclass(frozen=True, eq=False)
+class SparseCodes(Stored):
+    """The codes that are not zero, and their places along an axis.
+
+    Attributes:
+        axis: of the kernel.
+        segments: where each row of the axis begins among the codes, and where the last one ends.
+        indices: of each code its place in its row.
+        codes: those that are not zero, row by row.
+    """
+
+    axis: int
+    segments: np.ndarray
+    indices: np.ndarray
+    codes: np.ndarray
+
+    def write(self, model: Model, kernel: Kernel) -> None:
+        axis, graph = self.axis, model.main
+        if kernel.operator == "FULLY_CONNECTED":
+            _as_convolution(model, kernel)
+            axis = 3 * axis  # [out, in] is [out, 1, 1, in] now
+        tensor = graph.tensors[kernel.tensor]
+        packed = add_constant(model, self.codes, tensor.quantization)
+        graph.tensors[packed].shape = tensor.shape
+        graph.tensors[packed].sparsity = self._sparsity(tensor.shape, axis)
+        densify = new_operator(model, "DENSIFY", [packed], [kernel.tensor], schema.DensifyOptionsT())
+        _insert(model, kernel, [densify])
+
+    def _sparsity(self, shape: tuple[int, ...], axis: int) -> schema.SparsityParametersT:
+        order = [*(other for other in range(len(shape)) if other != axis), axis]
+        sparsity = schema.SparsityParametersT()
+        sparsity.traversalOrder = np.array(order, np.int32)
+        sparsity.dimMetadata = [_dense(shape[other]) for other in order[:-1]]
+        compressed = schema.DimensionMetadataT()
+        compressed.format = schema.DimensionType.SPARSE_CSR
+        compressed.arraySegmentsType, compressed.arraySegments = _index_vector(self.segments)
+        compressed.arrayIndicesType, compressed.arrayIndices = _index_vector(self.indices)
+        sparsity.dimMetadata.append(compressed)
+        return sparsity
 
 
 @dataclass(frozen=True)
@@ -133,66 +209,48 @@ class Sparse(_Unpacked):
 
     name: ClassVar[str] = "sparse"
 
-    def encode(self, kernel: Kernel) -> tuple[int, np.ndarray, np.ndarray, np.ndarray] | None:
-        """(axis, segments, indices, codes) of the compressed axis that costs the least."""
+    def encode(self, kernel: Kernel) -> SparseCodes | None:
+        """Along the axis that costs the least."""
         kept = np.count_nonzero(kernel.codes)
         if not kept or 2 * kept >= kernel.codes.size:  # DENSIFY wants some; each takes two bytes at least
             return None
-        candidates = []
-        for axis in range(kernel.codes.ndim):
-            rows = np.moveaxis(kernel.codes, axis, -1)
-            places = np.nonzero(rows.reshape(-1, rows.shape[-1]))
-            ends = np.cumsum(np.bincount(places[0], minlength=rows.size // rows.shape[-1]))
-            segments = _narrowest(np.concatenate([[0], ends]))
-            candidates.append((axis, segments, _narrowest(places[1]), rows[rows != 0]))
-        return min(candidates, key=self.stored_bytes)
+        return min((self._along(kernel.codes, axis) for axis in range(kernel.codes.ndim)), key=_size)
 
-    def stored_bytes(self, encoded: Any) -> int:
-        return sum(array.nbytes for array in encoded[1:])
-
-    def write(self, flat: Any, kernel: Kernel, encoded: Any) -> None:
-        axis, segments, indices, codes = encoded
-        if kernel.operator == "FULLY_CONNECTED":
-            _as_convolution(flat, kernel)
-            axis = 3 * axis  # [out, in] is [out, 1, 1, in] now
-        graph = flat.subgraphs[0]
-        shape = [int(n) for n in graph.tensors[kernel.tensor].shape]
-        order = [*(other for other in range(len(shape)) if other != axis), axis]
-        sparsity = schema.SparsityParametersT()
-        sparsity.traversalOrder = np.array(order, np.int32)
-        sparsity.dimMetadata = [_dense(shape[other]) for other in order[:-1]]
-        compressed = schema.DimensionMetadataT()
-        compressed.format = schema.DimensionType.SPARSE_CSR
-        compressed.arraySegmentsType, compressed.arraySegments = _index_vector(segments)
-        compressed.arrayIndicesType, compressed.arrayIndices = _index_vector(indices)
-        sparsity.dimMetadata.append(compressed)
-        packed = add_constant(flat, codes, graph.tensors[kernel.tensor].quantization)
-        graph.tensors[packed].shape, graph.tensors[packed].sparsity = np.array(shape, np.int32), sparsity
-        densify = new_operator(flat, "DENSIFY", [packed], [kernel.tensor], schema.DensifyOptionsT())
-        self._insert(flat, kernel, [densify])
+    def _along(self, codes: np.ndarray, axis: int) -> SparseCodes:
+        rows = np.moveaxis(codes, axis, -1)
+        places = np.nonzero(rows.reshape(-1, rows.shape[-1]))
+        ends = np.cumsum(np.bincount(places[0], minlength=rows.size // rows.shape[-1]))
+        segments = _narrowest(np.concatenate([[0], ends]))
+        indices, kept = _narrowest(places[1]), rows[rows != 0]
+        size = segments.nbytes + indices.nbytes + kept.nbytes
+        return SparseCodes(self.name, size, axis, segments, indices, kept)
 
 
-def _as_convolution(flat: Any, kernel: Kernel) -> None:
+def _size(stored: Stored) -> int:
+    return stored.size
+
+
+def _as_convolution(model: Model, kernel: Kernel) -> None:
     """Makes a FULLY_CONNECTED operator a CONV_2D of one pixel, between two RESHAPEs."""
-    graph, (outputs, inputs) = flat.subgraphs[0], kernel.codes.shape
-    place = next(i for i, operator in enumerate(graph.operators) if kernel.tensor in operator.inputs)
+    graph, (outputs, inputs) = model.main, kernel.codes.shape
+    place = _consumer(graph, kernel)
     connected = graph.operators[place]
-    source, result = int(connected.inputs[0]), int(connected.outputs[0])
-    graph.tensors[kernel.tensor].shape = np.array((outputs, 1, 1, inputs), np.int32)
+    source, result = connected.inputs[0], connected.outputs[0]
+    graph.tensors[kernel.tensor].shape = (outputs, 1, 1, inputs)
     rows = int(np.prod(graph.tensors[source].shape)) // inputs
     pixels = [
-        add_tensor(flat, schema.TensorType.INT8, (rows, 1, 1, channels), graph.tensors[index].quantization)
+        add_tensor(model, "INT8", (rows, 1, 1, channels), graph.tensors[index].quantization)
         for index, channels in ((source, inputs), (result, outputs))
     ]
     options = schema.Conv2DOptionsT()
     options.padding = schema.Padding.VALID
     options.strideH = options.strideW = 1
-    options.fusedActivationFunction = connected.builtinOptions.fusedActivationFunction
+    options.fusedActivationFunction = connected.option("fusedActivationFunction")
     operands = [pixels[0], kernel.tensor, *connected.inputs[2:]]
     graph.operators[place : place + 1] = [
-        reshape(flat, source, pixels[0]),
-        new_operator(flat, "CONV_2D", operands, [pixels[1]], options, version=3),
-        reshape(flat, pixels[1], result),
+        reshape(model, source, pixels[0]),
+        new_operator(model, "CONV_2D", operands, [pixels[1]], options, version=3),
+        reshape(model, pixels[1], result),
     ]
 
 
@@ -201,72 +259,102 @@ def _narrowest(numbers: np.ndarray) -> np.ndarray:
     return numbers.astype(np.uint8 if largest < 256 else np.uint16 if largest < 65536 else np.int32)
 
 
-def _dense(size: int) -> Any:
+def _dense(size: int) -> schema.DimensionMetadataT:
     metadata = schema.DimensionMetadataT()
     metadata.format, metadata.denseSize = schema.DimensionType.DENSE, size
     return metadata
 
 
-def _index_vector(numbers: np.ndarray) -> tuple[int, Any]:
+def _index_vector(numbers: np.ndarray) -> tuple[int, object]:
     kind = {1: "Uint8Vector", 2: "Uint16Vector", 4: "Int32Vector"}[numbers.itemsize]
     vector = getattr(schema, f"{kind}T")()
     vector.values = numbers
     return getattr(schema.SparseIndexVector, kind), vector
 
 
-class _Decoded(_Unpacked):
-    """Base of what TFLite Micro's DECODE undoes."""
+@dataclass(frozen=True, eq=False)
+class DecodedCodes(Stored):
+    """What TFLite Micro's DECODE reads."""
 
-    def stored_bytes(self, encoded: Any) -> int:
-        return encoded.size
+    encoded: encoding.Encoded
 
-    def write(self, flat: Any, kernel: Kernel, encoded: encoding.Encoded) -> None:
-        quantization = flat.subgraphs[0].tensors[kernel.tensor].quantization
-        if kernel.scales == 1:  # DECODE refuses another axis, even where there is nothing along it
-            quantization.quantizedDimension = 0
-        self._insert(flat, kernel, [decode(flat, encoded, kernel.tensor)])
+    def write(self, model: Model, kernel: Kernel) -> None:
+        tensor = model.main.tensors[kernel.tensor]
+        # DECODE refuses another axis, even where there is nothing along it.
+        if kernel.scales == 1 and tensor.quantization is not None:
+            tensor.quantization = replace(tensor.quantization, axis=0)
+        _insert(model, kernel, [decode(model, self.encoded, kernel.tensor)])
 
 
-def decode(flat: Any, encoded: encoding.Encoded, output: int) -> Any:
+def decode(model: Model, encoded: encoding.Encoded, output: int) -> Operator:
     """A DECODE operator that makes a tensor."""
     inputs = [
-        add_constant(flat, np.frombuffer(data, np.uint8)) for data in (encoded.stream, encoded.ancillary)
+        add_constant(model, np.frombuffer(data, np.uint8)) for data in (encoded.stream, encoded.ancillary)
     ]
-    return new_operator(flat, "CUSTOM", inputs, [output], custom=DECODE)
+    return new_operator(model, "CUSTOM", inputs, [output], custom=DECODE)
 
 
 @dataclass(frozen=True)
-class Lut(_Decoded):
+class Lut(_Unpacked):
     """Indices of 1 to 7 bits into a table of the values."""
 
     name: ClassVar[str] = "lut"
 
-    def encode(self, kernel: Kernel) -> encoding.Encoded | None:
-        return encoding.encode_lut(kernel.codes)
+    def encode(self, kernel: Kernel) -> DecodedCodes | None:
+        encoded = encoding.encode_lut(kernel.codes)
+        return None if encoded is None else DecodedCodes(self.name, encoded.size, encoded)
 
 
 @dataclass(frozen=True)
-class Huffman(_Decoded):
+class Huffman(_Unpacked):
     """A word of a Huffman code for each code."""
 
     name: ClassVar[str] = "huffman"
 
-    def encode(self, kernel: Kernel) -> encoding.Encoded | None:
-        return encoding.encode_huffman(kernel.codes.ravel())
+    def encode(self, kernel: Kernel) -> DecodedCodes:
+        encoded = encoding.encode_huffman(kernel.codes.ravel())
+        return DecodedCodes(self.name, encoded.size, encoded)
 
 
 @dataclass(frozen=True)
-class Pruning(_Decoded):
+class Pruning(_Unpacked):
     """A bitmap and the codes that are not zero."""
 
     name: ClassVar[str] = "pruning"
 
-    def encode(self, kernel: Kernel) -> encoding.Encoded | None:
-        return encoding.encode_pruning(kernel.codes)
+    def encode(self, kernel: Kernel) -> DecodedCodes:
+        encoded = encoding.encode_pruning(kernel.codes)
+        return DecodedCodes(self.name, encoded.size, encoded)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockCodes(Stored):
+    """What DECODE makes the blocks' numbers of, and the codebook that GATHER looks them up in.
+
+    Attributes:
+        book: int8 [blocks, codes].
+    """
+
+    stream: encoding.Encoded
+    book: np.ndarray
+
+    def write(self, model: Model, kernel: Kernel) -> None:
+        count, quantization = kernel.codes.size // self.book.shape[1], Quantization.one(1.0)
+        numbers = add_tensor(model, "INT8" if len(self.book) <= 128 else "INT16", (count,))
+        indices = add_tensor(model, "INT32", (count,))
+        blocks = add_tensor(model, "INT8", (count, self.book.shape[1]), quantization)
+        table = add_constant(model, self.book, quantization)
+        operators = [
+            decode(model, self.stream, numbers),
+            new_operator(model, "CAST", [numbers], [indices]),
+            new_operator(model, "GATHER", [table, indices], [blocks]),
+            reshape(model, blocks, kernel.tensor),
+        ]
+        _insert(model, kernel, operators)
 
 
 @dataclass(frozen=True)
-class HuffmanBlocks(_Decoded):
+class HuffmanBlocks(_Unpacked):
     """A word of a Huffman code for each block of codes: less than a bit for a code where most are zero.
 
     DECODE makes the blocks' numbers, GATHER looks them up in a codebook. Takes more memory while it runs:
@@ -276,95 +364,85 @@ class HuffmanBlocks(_Decoded):
     name: ClassVar[str] = "huffman-blocks"
     LENGTHS: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 8)
 
-    def encode(self, kernel: Kernel) -> tuple[encoding.Encoded, np.ndarray] | None:  # type: ignore[override]
+    def encode(self, kernel: Kernel) -> BlockCodes | None:
         found = (encoding.encode_blocks(kernel.codes, length) for length in self.LENGTHS)
-        return min((each for each in found if each is not None), key=self.stored_bytes, default=None)
-
-    def stored_bytes(self, encoded: Any) -> int:
-        return encoded[0].size + encoded[1].nbytes
-
-    def write(self, flat: Any, kernel: Kernel, encoded: Any) -> None:
-        stream, book = encoded
-        kinds, count = schema.TensorType, kernel.codes.size // book.shape[1]
-        numbers = add_tensor(flat, kinds.INT8 if len(book) <= 128 else kinds.INT16, (count,))
-        indices = add_tensor(flat, kinds.INT32, (count,))
-        quantization = _unit_quantization()
-        blocks = add_tensor(flat, kinds.INT8, (count, book.shape[1]), quantization)
-        table = add_constant(flat, book, quantization)
-        operators = [
-            decode(flat, stream, numbers),
-            new_operator(flat, "CAST", [numbers], [indices]),
-            new_operator(flat, "GATHER", [table, indices], [blocks]),
-            reshape(flat, blocks, kernel.tensor),
-        ]
-        self._insert(flat, kernel, operators)
-
-
-def _unit_quantization() -> Any:
-    quantization = schema.QuantizationParametersT()
-    quantization.scale, quantization.zeroPoint = np.ones(1, np.float32), np.zeros(1, np.int64)
-    return quantization
+        known = [each for each in found if each is not None]
+        stored = [BlockCodes(self.name, code.size + book.nbytes, code, book) for code, book in known]
+        return min(stored, key=_size, default=None)
 
 
 INT8 = Packing()
 
 
-def kernels(flat: Any) -> list[Kernel]:
+def kernels(model: Model) -> list[Kernel]:
     """The constant int8 kernels of the linear operators, in the order of the graph."""
-    graph, found = flat.subgraphs[0], {}
-    readers = Counter(index for operator in graph.operators for index in {*map(int, operator.inputs)})
+    graph = model.main
+    found: dict[int, Kernel] = {}
+    readers = Counter(index for operator in graph.operators for index in {*operator.inputs})
     for operator in graph.operators:
-        name = operator_name(flat, operator)
-        place = OPERANDS[name][1] if name in OPERANDS else len(operator.inputs)
-        index = int(operator.inputs[place]) if place < len(operator.inputs) else -1
-        codes = values(flat, index) if index >= 0 else None
+        place = OPERANDS[operator.name][1] if operator.name in OPERANDS else len(operator.inputs)
+        index = operator.inputs[place] if place < len(operator.inputs) else -1
+        codes = graph.tensors[index].values() if index >= 0 else None
         if codes is None or codes.dtype != np.int8 or index in found:
             continue
         tensor = graph.tensors[index]
-        scales = None if tensor.quantization is None else tensor.quantization.scale
         found[index] = Kernel(
-            index, name, codes, 0 if scales is None else len(scales), readers[index], text_of(tensor.name)
+            tensor=index,
+            operator=operator.name,
+            codes=codes,
+            scales=len(tensor.scales),
+            consumers=readers[index],
+            name=text_of(tensor.name),
         )
     return list(found.values())
 
 
-def name_kernels(tflite: bytes, layers: Sequence[str]) -> bytes:
-    """The file with its kernels named after their layers: whatever is taken out of it, they are known."""
-    flat = read(tflite)
-    found = kernels(flat)
+def name_kernels(model: Model, layers: Sequence[str]) -> None:
+    """Names the kernels after their layers: whatever is taken out of the file, they are known."""
+    found = kernels(model)
     if len(found) != len(layers):
         raise LqError(f"the file has {len(found)} kernels, but there are {len(layers)} names of layers")
     for kernel, layer in zip(found, layers, strict=True):
-        flat.subgraphs[0].tensors[kernel.tensor].name = layer
-    return write(flat)
+        model.main.tensors[kernel.tensor].name = layer.encode()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packed:
-    """A packed file: its kernels, and for each how it is stored and what is stored of it."""
+    """A packed file: its kernels, and how each is stored.
 
-    tflite: bytes
-    source: bytes = field(repr=False)  # the int8 file
-    kernels: list[Kernel] = field(repr=False)
-    chosen: list[tuple[Packing, Any]] = field(repr=False)
+    Attributes:
+        source: the int8 file.
+        size: of the packed one, in bytes.
+    """
+
+    source: Model
+    kernels: list[Kernel]
+    chosen: list[Stored]
+    needless: Needless
+    size: int
+
+    @cached_property
+    def tflite(self) -> bytes:
+        return write(assemble(self.source, self.kernels, self.chosen, self.needless))
 
     @property
     def packings(self) -> list[str]:
-        return [packing.name for packing, _ in self.chosen]
+        return [stored.packing for stored in self.chosen]
+
+    @cached_property
+    def _size_with_names(self) -> int:
+        return size_of(assemble(self.source, self.kernels, self.chosen))
 
     def bytes_of(self, number: int) -> tuple[int, int]:
         """The bytes of a kernel's codes as they are stored, tables included, and what else that adds."""
-        kernel, (packing, encoded) = self.kernels[number], self.chosen[number]
-        plain = [*self.chosen[:number], (INT8, kernel.codes), *self.chosen[number + 1 :]]
-        gained = len(assemble(self.source, self.kernels, plain)) - len(
-            assemble(self.source, self.kernels, self.chosen)
-        )
-        stored = packing.stored_bytes(encoded)
-        return stored, kernel.codes.size - gained - stored
+        kernel, stored = self.kernels[number], self.chosen[number]
+        plain = [*self.chosen[:number], as_int8(kernel), *self.chosen[number + 1 :]]
+        gained = size_of(assemble(self.source, self.kernels, plain)) - self._size_with_names
+        return stored.size, kernel.codes.size - gained - stored.size
 
 
 def pack(
-    tflite: bytes,
+    model: Model,
     packings: Sequence[Packing],
     forbidden: Mapping[str, Collection[str]] = MappingProxyType({}),
     *,
@@ -373,50 +451,46 @@ def pack(
     """The smallest file: every kernel is stored as it takes the fewest bytes of the whole file.
 
     Args:
-        tflite: an int8 file.
+        model: an int8 file.
         packings: what the runtime executes.
         forbidden: names of packings that a kernel, by its name, may not have.
         needless: what else the file can do without.
     """
-    found = kernels(read(tflite))
+    found = kernels(model)
     options = [_options(kernel, packings, forbidden.get(kernel.name, ())) for kernel in found]
-    chosen: list[tuple[Packing, Any]] = [(INT8, kernel.codes) for kernel in found]
-    best = assemble(tflite, found, chosen, needless)
+    chosen = [as_int8(kernel) for kernel in found]
+    best = size_of(assemble(model, found, chosen, needless))
     # Twice: the first kernel to use an operator pays for its entry in the file.
     for _ in range(2):
         for n in sorted(range(len(found)), key=lambda n: -found[n].codes.size):
-            for packing, encoded in options[n]:
-                now, stored = chosen[n], packing.stored_bytes(encoded)
-                if packing is now[0] or stored > now[0].stored_bytes(now[1]) + MOST_BESIDE:
+            for stored in options[n]:
+                if stored is chosen[n] or stored.size > chosen[n].size + MOST_BESIDE:
                     continue
-                trial = [*chosen[:n], (packing, encoded), *chosen[n + 1 :]]
-                file = assemble(tflite, found, trial, needless)
-                if len(file) < len(best):
-                    best, chosen = file, trial
-    return Packed(best, tflite, found, chosen)
+                trial = [*chosen[:n], stored, *chosen[n + 1 :]]
+                size = size_of(assemble(model, found, trial, needless))
+                if size < best:
+                    best, chosen = size, trial
+    return Packed(model, found, chosen, needless, best)
 
 
-def _options(
-    kernel: Kernel, packings: Sequence[Packing], forbidden: Collection[str]
-) -> list[tuple[Packing, Any]]:
-    """The packings that a kernel can have and what they store of it, the smallest first."""
+def _options(kernel: Kernel, packings: Sequence[Packing], forbidden: Collection[str]) -> list[Stored]:
+    """The ways in which a kernel can be stored in fewer bytes than its codes have, the smallest first."""
     allowed = [packing for packing in packings if packing.name not in forbidden and packing.fits(kernel)]
-    encoded = [(packing, packing.encode(kernel)) for packing in allowed]
-    known = [(packing, data) for packing, data in encoded if data is not None]
-    smaller = [each for each in known if each[0].stored_bytes(each[1]) < kernel.codes.size]
-    return sorted(smaller, key=lambda each: each[0].stored_bytes(each[1]))
+    stored = [packing.encode(kernel) for packing in allowed]
+    smaller = [each for each in stored if each is not None and each.size < kernel.codes.size]
+    return sorted(smaller, key=_size)
 
 
 def assemble(
-    tflite: bytes,
+    model: Model,
     found: Sequence[Kernel],
-    chosen: Sequence[tuple[Packing, Any]],
+    chosen: Sequence[Stored],
     needless: Needless = Needless(),  # noqa: B008
-) -> bytes:
-    """An int8 file with its kernels stored as chosen: for each a packing and what that encoded."""
-    flat = read(tflite)
-    for kernel, (packing, encoded) in zip(found, chosen, strict=True):
-        packing.write(flat, kernel, encoded)
-    merge_reshapes(flat)
-    strip(flat, needless)
-    return write(flat)
+) -> Model:
+    """A copy of an int8 file in which its kernels are stored as chosen, and that has nothing needless."""
+    packed = model.copy()
+    for kernel, stored in zip(found, chosen, strict=True):
+        stored.write(packed, kernel)
+    merge_reshapes(packed)
+    strip(packed, needless)
+    return packed

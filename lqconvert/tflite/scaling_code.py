@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from lqconvert.data.preprocessing import Front
-from lqconvert.tflite.interface import Interface
+from lqconvert.tflite.interface import Detail, Interface, code_range
 from lqconvert.tflite.io_types import Border
 
 _KOTLIN = {"int8": "Byte", "uint8": "Byte", "int16": "Short"}
@@ -50,10 +48,10 @@ def left_out(front: Front | None, border: Border, tflite: bytes) -> dict[str, st
     return {language: front_code(front, detail, language) for language in _TEMPLATES}
 
 
-def front_code(front: Front, detail: dict[str, Any], language: str) -> str:
+def front_code(front: Front, detail: Detail, language: str) -> str:
     """A function from real values in columns to the codes of an input, as its interface tells of that."""
     scale, zero_point = detail["quantization"]
-    limits, kind = np.iinfo(detail["dtype"]), np.dtype(detail["dtype"]).name
+    (low, high), kind = code_range(detail), np.dtype(detail["dtype"]).name
     center, factor = front.arrays
     numbers = {"center": center, "rate": factor / np.float32(scale)}
     texts = {
@@ -64,7 +62,7 @@ def front_code(front: Front, detail: dict[str, Any], language: str) -> str:
     if language == "c":
         texts |= {name: texts[f"{name}_f"] for name in numbers}
     return _TEMPLATES[language].format(
-        **texts, zero_point=zero_point, low=limits.min, high=limits.max, kind=kind, kotlin=_KOTLIN[kind]
+        **texts, zero_point=zero_point, low=low, high=high, kind=kind, kotlin=_KOTLIN[kind]
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lqconvert.errors import LqError
-from lqconvert.tflite.flatbuffer import Needless
+from lqconvert.tflite.editing import Needless
 from lqconvert.tflite.packing import Huffman, HuffmanBlocks, Lut, Narrow, Packing, Pruning, Sparse
 
 

@@ -40,7 +40,7 @@ from lqconvert import LqError, calibrate, export, load_model, rewrite
 from lqconvert.keras_loader.load import random_inputs
 from lqconvert.quantization.rewrite import float_layers
 from lqconvert.runtime.litert import Runner
-from lqconvert.tflite.flatbuffer import operator_name, read
+from lqconvert.tflite.flatbuffer import read
 
 APIS = {"tf_keras": tf_keras, "keras": keras}
 #: The smallest architecture of each family.
@@ -144,8 +144,7 @@ def row(build: Callable[[], tuple[Any, np.ndarray | None]], suffix: str) -> Row:
     outputs = outputs.reshape(truth.shape)
     error = float(np.sqrt(np.mean((outputs - truth) ** 2)))
     kept = float_layers(quantized)
-    flat = read(exported.tflite)
-    codes = {operator_name(flat, operator) for operator in flat.subgraphs[0].operators}
+    codes = {operator.name for operator in read(exported.tflite).main.operators}
     assert kept or not codes & {"DEQUANTIZE"}
     named = ", ".join(f"{name} ({what})" for name, what in list(kept.items())[:2])
     return Row(

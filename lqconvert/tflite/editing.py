@@ -1,0 +1,153 @@
+"""Editing a :class:`lqconvert.tflite.graph.Model`: new tensors and operators, and what can go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from lqconvert.tflite.graph import DTYPES, Buffer, Graph, Model, Operator, OperatorCode, Quantization, Tensor
+
+#: What is computed has no bytes in the file.
+COMPUTED = Buffer.of(np.zeros(0, np.uint8))
+
+
+def add_tensor(
+    model: Model, kind: str, shape: tuple[int, ...], quantization: Quantization | None = None
+) -> int:
+    """A new tensor of the main graph that an operator computes; returns its index.
+
+    Args:
+        kind: its type by the schema's name, such as INT8.
+    """
+    model.main.tensors.append(Tensor(kind, shape, COMPUTED, quantization))
+    return len(model.main.tensors) - 1
+
+
+def add_constant(model: Model, array: np.ndarray, quantization: Quantization | None = None) -> int:
+    """A new constant tensor of the main graph; returns its index."""
+    kind = next(kind for kind, dtype in DTYPES.items() if dtype == array.dtype)
+    index = add_tensor(model, kind, array.shape, quantization)
+    model.main.tensors[index].set_values(array)
+    return index
+
+
+def new_operator(
+    model: Model,
+    name: str,
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    options: object = None,
+    *,
+    version: int = 1,
+    custom: str | None = None,
+) -> Operator:
+    """An operator that is not in the graph yet; its code is found or added.
+
+    Args:
+        name: the schema's, such as CONV_2D.
+        options: the schema's object, such as ``Conv2DOptionsT``.
+        custom: the name of a custom one.
+    """
+    builtin = getattr(schema.BuiltinOperator, name)
+    wanted = OperatorCode(builtin, min(builtin, 127), version, None if custom is None else custom.encode())
+    same = [
+        code
+        for code in model.codes
+        if (code.builtin, code.version, code.custom) == (wanted.builtin, wanted.version, wanted.custom)
+    ]
+    if not same:
+        model.codes.append(wanted)
+    return Operator((same or [wanted])[-1], tuple(inputs), tuple(outputs), options)
+
+
+def reshape(model: Model, source: int, target: int) -> Operator:
+    """A RESHAPE of one tensor into another, whose shape is in the options: a tensor of it costs more."""
+    options = schema.ReshapeOptionsT()
+    options.newShape = np.array(model.main.tensors[target].shape, np.int32)
+    return new_operator(model, "RESHAPE", [source], [target], options)
+
+
+def merge_reshapes(model: Model) -> None:
+    """Drops RESHAPEs that another RESHAPE follows, and those that change nothing."""
+    graph = model.main
+    makers = {operator.outputs[0]: operator for operator in graph.operators if operator.name == "RESHAPE"}
+    for operator in makers.values():
+        maker = makers.get(operator.inputs[0])
+        if maker is not None:
+            operator.inputs = (maker.inputs[0], *operator.inputs[1:])
+    for index, operator in makers.items():
+        source = operator.inputs[0]
+        if index not in graph.outputs and _alike(graph.tensors[source], graph.tensors[index]):
+            for other in graph.operators:
+                other.inputs = tuple(source if each == index else each for each in other.inputs)
+    read = {index for operator in graph.operators for index in operator.inputs} | {*graph.outputs}
+    graph.operators = [each for each in graph.operators if each.name != "RESHAPE" or each.outputs[0] in read]
+
+
+def _alike(before: Tensor, after: Tensor) -> bool:
+    """Whether a RESHAPE between them changes nothing.
+
+    What a lookup makes has no scale yet: a RESHAPE gives it its kernel's.
+    """
+    return before.shape == after.shape and np.array_equal(before.scales, after.scales)
+
+
+@dataclass(frozen=True)
+class Needless:
+    """What a file can do without, besides inner names and the converter's notes.
+
+    Args:
+        signature: it and the names of inputs and outputs, which programs may find these by.
+        bias_scales: those of biases of convolutions. Nobody computes with them, but XNNPACK compares them.
+    """
+
+    signature: bool = False
+    bias_scales: bool = False
+
+
+def strip(model: Model, needless: Needless = Needless()) -> None:
+    """Drops what no runtime reads: inner names and the converter's notes, and what else is needless."""
+    graph = model.main
+    kept = set() if needless.signature else {*graph.inputs, *graph.outputs}
+    if needless.signature:
+        model.signatures = None
+    for operator in graph.operators if needless.bias_scales else ():
+        if operator.name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            for index in operator.inputs[2:3]:
+                if index >= 0:
+                    graph.tensors[index].quantization = None
+    for index, tensor in enumerate(graph.tensors):
+        if index not in kept:
+            tensor.name = None
+        if tensor.quantization is not None:
+            tensor.quantization = replace(tensor.quantization, low=None, high=None)
+    model.metadata = None
+    model.description = None
+
+
+def drop_unused(model: Model) -> None:
+    """Renumbers tensors, buffers and operator codes to those in use; equal buffers become one."""
+    known = {b"": COMPUTED}
+    for number, graph in enumerate(model.graphs):
+        signatures = [each for each in model.signatures or [] if each.graph == number]
+        used = {*graph.inputs, *graph.outputs}
+        used |= {index for each in graph.operators for index in (*each.inputs, *each.outputs)}
+        used |= {port.tensor for each in signatures for port in (*each.inputs, *each.outputs)}
+        kept = sorted(used - {-1})
+        places = {old: new for new, old in enumerate(kept)} | {-1: -1}
+        graph.tensors = [graph.tensors[old] for old in kept]
+        groups: list[Graph | Operator] = [graph, *graph.operators]
+        for group in groups:
+            group.inputs = tuple(places[index] for index in group.inputs)
+            group.outputs = tuple(places[index] for index in group.outputs)
+        for each in signatures:
+            each.inputs = [replace(port, tensor=places[port.tensor]) for port in each.inputs]
+            each.outputs = [replace(port, tensor=places[port.tensor]) for port in each.outputs]
+        for tensor in graph.tensors:
+            tensor.buffer = known.setdefault(tensor.buffer.content, tensor.buffer)
+    model.buffers = [*known.values()]
+    codes = {operator.code for graph in model.graphs for operator in graph.operators}
+    model.codes = [code for code in model.codes if code in codes]
