@@ -103,7 +103,7 @@ def test_pruning(codes):
 
 @given(CODES, st.integers(2, 6))
 def test_blocks(codes, length):
-    encoded = encoding.encode_blocks(codes, length)
+    encoded = encoding.encode_blocks(codes, [length])
     if codes.size % length:
         assert encoded is None
         return
@@ -116,7 +116,7 @@ def test_blocks(codes, length):
 
 def test_too_many_blocks():
     rng = np.random.default_rng(0)
-    assert encoding.encode_blocks(rng.integers(-99, 99, 4000).astype(np.int8), 2, most=100) is None
+    assert encoding.encode_blocks(rng.integers(-99, 99, 4000).astype(np.int8), [2], most=100) is None
 
 
 @pytest.mark.parametrize("bits", [2, 4])

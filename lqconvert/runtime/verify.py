@@ -18,7 +18,7 @@ from lqconvert.tflite.encoding import entropy_bits
 from lqconvert.tflite.flatbuffer import read, write
 from lqconvert.tflite.graph import Model
 from lqconvert.tflite.io_types import Border, Passage
-from lqconvert.tflite.packing import Kernel, Packed, as_int8, assemble, name_kernels, pack
+from lqconvert.tflite.packing import Encodings, Kernel, Packed, as_int8, assemble, name_kernels, pack
 from lqconvert.tflite.targets import TFLM, Target
 from lqconvert.utils.compression import deflated
 
@@ -128,7 +128,7 @@ def examples_in(target: Target, latency_s: float, size: int) -> int:
 
 def smallest(tflite: bytes, target: Target) -> Packed:
     """The smallest file for a target, not run yet: for the size that codes come to."""
-    return _pack_gathered(remove_dead_channels(read(tflite)), target, {}, True)
+    return _pack_gathered(remove_dead_channels(read(tflite)), target, {}, True, Encodings())
 
 
 def prove(
@@ -161,6 +161,7 @@ def prove(
     name_kernels(named, layers)
     base, gathers, refused = remove_dead_channels(named), True, []
     forbidden: dict[str, set[str]] = {}
+    encodings = Encodings()
 
     def forbid(number: int, why: str) -> None:
         layer, packing = packed.kernels[number].name, packed.packings[number]
@@ -168,7 +169,7 @@ def prove(
         refused.append(f"{packing} for '{layer}': {why}")
 
     while True:
-        packed = _pack_gathered(base, target, forbidden, gathers)
+        packed = _pack_gathered(base, target, forbidden, gathers, encodings)
         try:
             executed = _execute_beside(packed.tflite, target, inputs, plain)
         except LqError as error:
@@ -220,11 +221,13 @@ def prove(
     return finished, proven
 
 
-def _pack_gathered(base: Model, target: Target, forbidden: dict[str, set[str]], gathers: bool) -> Packed:
+def _pack_gathered(
+    base: Model, target: Target, forbidden: dict[str, set[str]], gathers: bool, encodings: Encodings
+) -> Packed:
     """The smallest packed file, where it may also gather the inputs that are read."""
 
     def packed(model: Model) -> Packed:
-        return pack(model, target.packings, forbidden, needless=target.needless)
+        return pack(model, target.packings, forbidden, needless=target.needless, encodings=encodings)
 
     best = packed(base)
     gathered: list[int] = []

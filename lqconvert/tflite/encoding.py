@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,10 +53,12 @@ def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
     ['0x21', '0xf']
     """
     each = 8 // bits
-    flat = codes.ravel().astype(np.int8).view(np.uint8) & ((1 << bits) - 1)
+    flat = codes.ravel().astype(np.int8).view(np.uint8) & np.uint8((1 << bits) - 1)
     flat = np.pad(flat, (0, -flat.size % each)).reshape(-1, each)
-    shifts = np.arange(each, dtype=np.uint8) * bits
-    return np.asarray(np.bitwise_or.reduce(flat << shifts, axis=1), np.uint8)
+    packed = flat[:, 0].copy()
+    for place in range(1, each):
+        packed |= flat[:, place] << np.uint8(place * bits)
+    return packed
 
 
 def unpack_bits(packed: np.ndarray, bits: int) -> np.ndarray:
@@ -65,18 +68,44 @@ def unpack_bits(packed: np.ndarray, bits: int) -> np.ndarray:
     return np.asarray(codes.ravel().view(np.int8) >> (8 - bits))
 
 
+@dataclass(frozen=True, eq=False)
+class _Alphabet:
+    """The different values of an array.
+
+    Attributes:
+        values: in rising order, of the array's type.
+        counts: how often each occurs.
+        places: int64, for each element of the array the place of its value among these.
+    """
+
+    values: np.ndarray
+    counts: np.ndarray
+    places: np.ndarray
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> _Alphabet:
+        """As np.unique does, which sorts: values that lie close together are counted."""
+        low = int(array.min())
+        shifted = array.ravel().astype(np.int64) - low
+        counts = np.bincount(shifted)
+        present = np.flatnonzero(counts)
+        places = np.zeros(len(counts), np.int64)
+        places[present] = np.arange(len(present))
+        return cls((present + low).astype(array.dtype), counts[present], places[shifted])
+
+
 def encode_lut(codes: np.ndarray) -> Encoded | None:
     """Indices of 1 to 7 bits into one table of values, MSB first; None for more than 128 values.
 
     The table's stride from channel to channel is 0: a per-channel tensor has the same for all.
     """
-    values, indices = np.unique(codes, return_inverse=True)
-    bits = max(1, int(len(values) - 1).bit_length())
+    alphabet = _Alphabet.of(codes)
+    bits = max(1, int(len(alphabet.values) - 1).bit_length())
     if bits > 7:
         return None
-    planes = (indices.ravel()[:, np.newaxis] >> np.arange(bits - 1, -1, -1)) & 1
-    stream = np.packbits(planes.astype(np.uint8).ravel()).tobytes()
-    return Encoded(stream, _ancillary(LUT, bytes((bits, 0)), values.astype(np.int8).tobytes()))
+    planes = np.unpackbits(alphabet.places.astype(np.uint8)[:, np.newaxis], axis=1)
+    stream = np.packbits(planes[:, 8 - bits :]).tobytes()
+    return Encoded(stream, _ancillary(LUT, bytes((bits, 0)), alphabet.values.astype(np.int8).tobytes()))
 
 
 def encode_pruning(codes: np.ndarray) -> Encoded:
@@ -92,8 +121,8 @@ def encode_huffman(values: np.ndarray) -> Encoded:
     The table is a binary tree, a bit a step: of two entries less than two for each value, which have 16 bits
     (32 for int16 values), and the decoder never puts bits back.
     """
-    symbols, indices, counts = np.unique(values, return_inverse=True, return_counts=True)
-    lengths = huffman_lengths(counts)
+    alphabet = _Alphabet.of(values)
+    symbols, lengths = alphabet.values, huffman_lengths(alphabet.counts)
     order = np.lexsort((symbols, lengths))
     words = np.zeros(len(symbols), np.int64)
     for previous, current in itertools.pairwise(order):
@@ -104,26 +133,40 @@ def encode_huffman(values: np.ndarray) -> Encoded:
     # A leaf: the top bit set, four bits of its length at this level, which is 1, and the value.
     leaves = [1 << bits - 1 | 1 << bits - 5 | int(symbol) & mask for symbol in symbols]
     table = _tree(list(zip(words.tolist(), lengths.tolist(), leaves, strict=True)))
-    indices = indices.ravel()
-    stream = _bits(words[indices], lengths[indices])
-    # The decoder reads whole words, and one ahead.
-    stream = stream.ljust(-(-len(stream) // 4) * 4, b"\0") + bytes(4)
+    stream = _bits(words[alphabet.places], lengths[alphabet.places])
+    stream = stream.ljust(_stream_bytes(8 * len(stream)), b"\0")
     parameters = bytes((wide,))  # the upper half: bits of the first step, less one
     return Encoded(stream, _ancillary(HUFFMAN, parameters, np.array(table, f"<u{bits // 8}").tobytes()))
+
+
+def _stream_bytes(bits: int) -> int:
+    """Of a Huffman code of so many bits: the decoder reads words of 32 bits, and one ahead."""
+    return 4 * -(-bits // 32) + 4
+
+
+def _huffman_bytes(counts: np.ndarray, wide: bool) -> int:
+    """How many bytes :func:`encode_huffman` takes for values that occur so often."""
+    bits = int(np.sum(counts * huffman_lengths(counts)))
+    entries = max(2, 2 * len(counts) - 2)
+    return _stream_bytes(bits) + len(_ancillary(HUFFMAN, b"", b"")) + entries * (4 if wide else 2)
 
 
 def huffman_lengths(counts: np.ndarray) -> np.ndarray:
     """The length in bits of each value's word in an optimal prefix code; 1 where there is one value."""
     if len(counts) == 1:
         return np.ones(1, np.int64)
-    lengths = np.zeros(len(counts), np.int64)
-    heap = [(int(count), index, [index]) for index, count in enumerate(counts)]
+    root = 2 * len(counts) - 2
+    heap = [(int(count), index, index) for index, count in enumerate(counts)]
     heapq.heapify(heap)
-    while len(heap) > 1:
+    parents = [0] * root
+    for node in range(len(counts), root + 1):
         (a, tie, left), (b, _, right) = heapq.heappop(heap), heapq.heappop(heap)
-        lengths[left + right] += 1
-        heapq.heappush(heap, (a + b, tie, left + right))
-    return lengths
+        parents[left] = parents[right] = node
+        heapq.heappush(heap, (a + b, tie, node))
+    depths = [0] * (root + 1)
+    for node in reversed(range(root)):
+        depths[node] = depths[parents[node]] + 1
+    return np.array(depths[: len(counts)], np.int64)
 
 
 def _tree(words: list[tuple[int, int, int]]) -> list[int]:
@@ -146,30 +189,82 @@ def _tree(words: list[tuple[int, int, int]]) -> list[int]:
 
 def _bits(words: np.ndarray, lengths: np.ndarray) -> bytes:
     """The words one after the other, MSB first."""
+    if lengths.max() > 32:  # of millions of values, the rarest may have such
+        words = np.stack([words >> 32, words & 0xFFFFFFFF], axis=1).ravel()
+        lengths = np.stack([np.maximum(lengths - 32, 0), np.minimum(lengths, 32)], axis=1).ravel()
     ends = np.cumsum(lengths)
-    starts = ends - lengths
-    bits = np.zeros(int(ends[-1]), np.uint8)
-    for place in range(int(lengths.max())):
-        longer = lengths > place
-        bits[starts[longer] + place] = (words[longer] >> (lengths[longer] - 1 - place)) & 1
-    return np.packbits(bits).tobytes()
+    # Each word lies in 64 bits that begin at a multiple of 32. Those that begin at the same one are joined.
+    places, offsets = np.divmod(ends - lengths, 32)
+    shifted = words.astype(np.uint64) << (64 - offsets - lengths).astype(np.uint64)
+    firsts = np.flatnonzero(np.diff(places, prepend=-1))
+    joined = np.bitwise_or.reduceat(shifted, firsts)
+    halves = np.zeros(int(places[-1]) + 2, np.uint64)
+    halves[places[firsts]] = joined >> np.uint64(32)
+    halves[places[firsts] + 1] |= joined & np.uint64(0xFFFFFFFF)
+    return halves.astype(">u4").tobytes()[: -(-int(ends[-1]) // 8)]
 
 
-def encode_blocks(codes: np.ndarray, length: int, most: int = 4096) -> tuple[Encoded, np.ndarray] | None:
+@dataclass(frozen=True, eq=False)
+class _Blocks:
+    """Codes as blocks of one length.
+
+    Attributes:
+        book: the different blocks, int8 [blocks, length], in rising order.
+        counts: how often each occurs.
+        numbers: which each block is: int8 where there are 128 at most, else int16.
+    """
+
+    book: np.ndarray
+    counts: np.ndarray
+    numbers: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """The bytes of the Huffman code of the numbers, and of the book."""
+        return _huffman_bytes(self.counts, self.numbers.dtype == np.int16) + self.book.nbytes
+
+    @classmethod
+    def of(cls, alphabet: _Alphabet, length: int, most: int) -> _Blocks | None:
+        """None where there are more than ``most`` different ones, or the codes do not come out even."""
+        base = len(alphabet.values)
+        if alphabet.places.size % length:
+            return None
+        places = alphabet.places.astype(np.uint64).reshape(-1, length)
+        keys = places[:, 0]  # numbers of ``length`` digits, which rise as blocks do
+        for digit in range(1, length):
+            keys = keys * np.uint64(base) + places[:, digit]
+        if base**length <= 4 * len(keys):
+            blocks = _Alphabet.of(keys.astype(np.int64))
+            different, counts, numbers = blocks.values, blocks.counts, blocks.places
+        else:
+            if len(np.unique(keys[: 4 * most])) > most:
+                return None
+            different, numbers, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        if len(different) > most:
+            return None
+        powers = np.array([base**digit for digit in reversed(range(length))], np.uint64)
+        digits = different.astype(np.uint64)[:, np.newaxis] // powers % np.uint64(base)
+        kind = np.int8 if len(different) <= 128 else np.int16
+        return cls(alphabet.values.astype(np.int8)[digits.astype(np.int64)], counts, numbers.astype(kind))
+
+
+def encode_blocks(
+    codes: np.ndarray, lengths: Sequence[int], most: int = 4096
+) -> tuple[Encoded, np.ndarray] | None:
     """A Huffman code of the numbers of whole blocks of codes: it can spend less than a bit a code.
+
+    Args:
+        lengths: of blocks. The one is taken that needs the fewest bytes, of several the first.
 
     Returns:
         the code of the blocks' numbers (int8 where there are 128 at most, else int16), and the int8 codebook
-        [numbers, length]; None where there are more than ``most`` different blocks, or the codes do not come
-        out even.
+        [numbers, length]; None where with every length there are more than ``most`` different blocks, or the
+        codes do not come out even.
     """
-    if codes.size % length:
-        return None
-    blocks = np.ascontiguousarray(codes.reshape(-1, length).astype(np.int8))
-    book, numbers = np.unique(blocks, axis=0, return_inverse=True)
-    if len(book) > most:
-        return None
-    return encode_huffman(numbers.ravel().astype(np.int8 if len(book) <= 128 else np.int16)), book
+    alphabet = _Alphabet.of(codes)
+    found = (_Blocks.of(alphabet, length, most) for length in lengths)
+    best = min((each for each in found if each is not None), key=lambda each: each.size, default=None)
+    return None if best is None else (encode_huffman(best.numbers), best.book)
 
 
 def decode(encoded: Encoded, count: int) -> np.ndarray | None:

@@ -25,7 +25,7 @@ from lqconvert.tflite.editing import (
     strip,
 )
 from lqconvert.tflite.flatbuffer import size_of, write
-from lqconvert.tflite.graph import OPERANDS, Graph, Model, Operator, Quantization, text_of
+from lqconvert.tflite.graph import OPERANDS, Buffer, Graph, Model, Operator, Quantization, text_of
 
 #: The custom operator that TFLite Micro registers with AddDecode().
 DECODE = "TFLM_DECODE"
@@ -40,6 +40,7 @@ class Kernel:
     Attributes:
         tensor: its index in the main graph.
         operator: the first that reads it, by the schema's name.
+        buffer: where the codes are.
         codes: int8, in the shape of the tensor.
         scales: how many.
         consumers: how many operators read it.
@@ -48,6 +49,7 @@ class Kernel:
 
     tensor: int
     operator: str
+    buffer: Buffer = field(repr=False)
     codes: np.ndarray = field(repr=False)
     scales: int
     consumers: int
@@ -211,19 +213,25 @@ class Sparse(_Unpacked):
 
     def encode(self, kernel: Kernel) -> SparseCodes | None:
         """Along the axis that costs the least."""
-        kept = np.count_nonzero(kernel.codes)
+        kept = int(np.count_nonzero(kernel.codes))
         if not kept or 2 * kept >= kernel.codes.size:  # DENSIFY wants some; each takes two bytes at least
             return None
-        return min((self._along(kernel.codes, axis) for axis in range(kernel.codes.ndim)), key=_size)
+        mask = kernel.codes != 0
+        axis = min(range(mask.ndim), key=lambda axis: _sparse_bytes(mask, kept, axis))
+        rows = np.moveaxis(mask, axis, -1)
+        rows = np.ascontiguousarray(rows).reshape(-1, rows.shape[-1])
+        segments = _narrowest(np.concatenate([[0], np.cumsum(np.count_nonzero(rows, axis=1))]))
+        indices = _narrowest(np.nonzero(rows)[1])
+        codes = np.ascontiguousarray(np.moveaxis(kernel.codes, axis, -1)).reshape(rows.shape)[rows]
+        size = segments.nbytes + indices.nbytes + codes.nbytes
+        return SparseCodes(self.name, size, axis, segments, indices, codes)
 
-    def _along(self, codes: np.ndarray, axis: int) -> SparseCodes:
-        rows = np.moveaxis(codes, axis, -1)
-        places = np.nonzero(rows.reshape(-1, rows.shape[-1]))
-        ends = np.cumsum(np.bincount(places[0], minlength=rows.size // rows.shape[-1]))
-        segments = _narrowest(np.concatenate([[0], ends]))
-        indices, kept = _narrowest(places[1]), rows[rows != 0]
-        size = segments.nbytes + indices.nbytes + kept.nbytes
-        return SparseCodes(self.name, size, axis, segments, indices, kept)
+
+def _sparse_bytes(mask: np.ndarray, kept: int, axis: int) -> int:
+    """The bytes of segments and indices along an axis."""
+    others = tuple(other for other in range(mask.ndim) if other != axis)
+    largest, rows = np.flatnonzero(mask.any(axis=others))[-1:], mask.size // mask.shape[axis]
+    return int((rows + 1) * _narrowest(np.array([kept])).itemsize + kept * _narrowest(largest).itemsize)
 
 
 def _size(stored: Stored) -> int:
@@ -365,10 +373,11 @@ class HuffmanBlocks(_Unpacked):
     LENGTHS: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 8)
 
     def encode(self, kernel: Kernel) -> BlockCodes | None:
-        found = (encoding.encode_blocks(kernel.codes, length) for length in self.LENGTHS)
-        known = [each for each in found if each is not None]
-        stored = [BlockCodes(self.name, code.size + book.nbytes, code, book) for code, book in known]
-        return min(stored, key=_size, default=None)
+        found = encoding.encode_blocks(kernel.codes, self.LENGTHS)
+        if found is None:
+            return None
+        stream, book = found
+        return BlockCodes(self.name, stream.size + book.nbytes, stream, book)
 
 
 INT8 = Packing()
@@ -389,6 +398,7 @@ def kernels(model: Model) -> list[Kernel]:
         found[index] = Kernel(
             tensor=index,
             operator=operator.name,
+            buffer=tensor.buffer,
             codes=codes,
             scales=len(tensor.scales),
             consumers=readers[index],
@@ -404,6 +414,19 @@ def name_kernels(model: Model, layers: Sequence[str]) -> None:
         raise LqError(f"the file has {len(found)} kernels, but there are {len(layers)} names of layers")
     for kernel, layer in zip(found, layers, strict=True):
         model.main.tensors[kernel.tensor].name = layer.encode()
+
+
+class Encodings:
+    """What packings make of kernels, each worked out once for as long as the kernel's codes stay."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Packing, Buffer, tuple[int, ...], str], Stored | None] = {}
+
+    def of(self, kernel: Kernel, packing: Packing) -> Stored | None:
+        key = packing, kernel.buffer, kernel.codes.shape, kernel.name
+        if key not in self._known:
+            self._known[key] = packing.encode(kernel)
+        return self._known[key]
 
 
 @dataclass(frozen=True, eq=False)
@@ -447,6 +470,7 @@ def pack(
     forbidden: Mapping[str, Collection[str]] = MappingProxyType({}),
     *,
     needless: Needless = Needless(),  # noqa: B008
+    encodings: Encodings | None = None,
 ) -> Packed:
     """The smallest file: every kernel is stored as it takes the fewest bytes of the whole file.
 
@@ -455,9 +479,10 @@ def pack(
         packings: what the runtime executes.
         forbidden: names of packings that a kernel, by its name, may not have.
         needless: what else the file can do without.
+        encodings: of files that have most kernels in common with this one.
     """
-    found = kernels(model)
-    options = [_options(kernel, packings, forbidden.get(kernel.name, ())) for kernel in found]
+    found, encodings = kernels(model), encodings or Encodings()
+    options = [_options(kernel, packings, forbidden.get(kernel.name, ()), encodings) for kernel in found]
     chosen = [as_int8(kernel) for kernel in found]
     best = size_of(assemble(model, found, chosen, needless))
     # Twice: the first kernel to use an operator pays for its entry in the file.
@@ -473,10 +498,12 @@ def pack(
     return Packed(model, found, chosen, needless, best)
 
 
-def _options(kernel: Kernel, packings: Sequence[Packing], forbidden: Collection[str]) -> list[Stored]:
+def _options(
+    kernel: Kernel, packings: Sequence[Packing], forbidden: Collection[str], encodings: Encodings
+) -> list[Stored]:
     """The ways in which a kernel can be stored in fewer bytes than its codes have, the smallest first."""
     allowed = [packing for packing in packings if packing.name not in forbidden and packing.fits(kernel)]
-    stored = [packing.encode(kernel) for packing in allowed]
+    stored = [encodings.of(kernel, packing) for packing in allowed]
     smaller = [each for each in stored if each is not None and each.size < kernel.codes.size]
     return sorted(smaller, key=_size)
 
