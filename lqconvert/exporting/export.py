@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,11 @@ class Template:
     tflite: bytes
     order: list[str]  # the layers of its kernels
 
+    @cached_property
+    def model(self) -> Model:
+        """What is in the file, read once."""
+        return read(self.tflite)
+
     @classmethod
     def of(cls, model: tf_keras.Model, codes: Codes) -> Template:
         """Converts a rewritten model with fingerprints in place of its weights.
@@ -187,7 +193,7 @@ class Template:
 
     def fill(self, codes: Codes) -> bytes:
         """The file with these codes, their scales and biases; the activations' scales stay."""
-        filled = read(self.tflite)
+        filled = self.model.copy()
         graph, layers = filled.main, _native_codes(codes).layers
         for operator, name in zip(_linear_operators(filled), self.order, strict=True):
             input_, kernel, bias = OPERANDS[operator.name]

@@ -1,11 +1,12 @@
-"""Times a step of fine-tuning beside plain training and tfmot's, whole jobs, start-up, and exported files.
+"""Times a step of fine-tuning beside plain training and tfmot's, jobs, start-up, packing, and exported files.
 
-    LQCONVERT_DATA=... python tests/bench/speed.py steps latency jobs start --json speed.json
+    LQCONVERT_DATA=... python tests/bench/speed.py steps latency jobs start packing --json speed.json
 
 Steps are of batches of 128: plain `model.fit` of the float model on arrays, fine-tuning with the teacher's
 outputs kept and with the teacher asked for each batch, and `model.fit` of tfmot's quantization-aware model.
 They take turns, and a ratio is the median of those within a turn: what else the machine does hits all alike.
-Whole jobs run in processes of their own, whose largest resident memory is theirs.
+Whole jobs run in processes of their own, whose largest resident memory is theirs. Packing is of a made file
+with ResNet-18's weights, and needs no TensorFlow.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 SAMPLE = Path(__file__).parents[2] / "sample_models" / "digits_cnn.h5"
 COMMAND = "from lqconvert.cli.main import main; main()"
@@ -232,6 +233,34 @@ def latency(turns: int, folder: Path) -> Iterable[dict[str, Any]]:
         yield row
 
 
+def packing(turns: int) -> Iterable[dict[str, Any]]:
+    """Seconds of what a training cycle's evaluation does to find the size of its file, by target.
+
+    That is removing dead channels and packing; the codes are written into a file before, and the packed file
+    is written behind it.
+    """
+    from made_files import resnet_18
+
+    from lqconvert.runtime.verify import smallest
+    from lqconvert.tflite.flatbuffer import read, write
+    from lqconvert.tflite.targets import TARGETS
+
+    tflite = resnet_18()
+    for target in TARGETS.values():
+        took = {"pack": [], "fill, pack and write": []}
+        for _ in range(turns):
+            start = time.perf_counter()
+            filled = write(read(tflite))
+            begun = time.perf_counter()
+            packed = smallest(filled, target)
+            ended = time.perf_counter()
+            size = len(packed.tflite)
+            took["pack"].append(ended - begun)
+            took["fill, pack and write"].append(time.perf_counter() - start)
+        seconds = {what: f"{statistics.median(each):.2f} s" for what, each in took.items()}
+        yield {"target": target.name, "int8": f"{len(tflite):,}", "packed": f"{size:,}", **seconds}
+
+
 def measured(code: str, *arguments: str) -> tuple[float, float]:
     """Seconds and megabytes (largest resident memory) of a Python process."""
     # Not getrusage's, which begins with what the parent had.
@@ -249,17 +278,21 @@ def measured(code: str, *arguments: str) -> tuple[float, float]:
 
 
 def machine() -> str:
-    """The processor's cores, and the GPU's name where there is one."""
+    """The processor's cores."""
+    return f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+def gpus() -> list[str]:
+    """The names of the GPUs."""
     import tensorflow as tf
 
-    gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
-    cores = f"{platform.machine()}, {os.cpu_count()} cores"
-    return ", ".join([cores, *(gpu["device_name"] for gpu in gpus)])
+    devices = tf.config.list_physical_devices("GPU")
+    return [tf.config.experimental.get_device_details(device)["device_name"] for device in devices]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="+", choices=("steps", "latency", "jobs", "mnist", "start"))
+    parser.add_argument("parts", nargs="+", choices=("steps", "latency", "jobs", "mnist", "start", "packing"))
     parser.add_argument(
         "--networks", nargs="*", choices=(*NETWORKS, LARGE), default=NETWORKS, help="of steps"
     )
@@ -270,7 +303,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keeps the trained float model")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    results: dict[str, Any] = {"machine": machine()}
+    trains = set(arguments.parts) != {"packing"}
+    results: dict[str, Any] = {"machine": ", ".join([machine(), *(gpus() if trains else [])])}
     print(results["machine"])
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
@@ -280,6 +314,7 @@ def main() -> None:
             "jobs": lambda: jobs(arguments.parameters, arguments.samples, folder),
             "mnist": lambda: mnist_job(folder),
             "start": lambda: start(arguments.turns, folder),
+            "packing": lambda: packing(arguments.turns),
         }
         for part in arguments.parts:
             rows = results[part] = []
