@@ -197,24 +197,32 @@ def _explained(file: str, subject: str, measured: Measured, of_model: bool = Fal
     parts = [_part(book, row, size, measured.packed.get(row, {})) for row in book.rows()]
     totals = {kind: sum(part.kinds.get(kind, 0) for part in parts) for kind in KINDS}
     return Explanation(
-        file,
-        of_model,
-        subject,
-        size,
-        sum(part.float32_bytes for part in parts),
-        {kind: count for kind, count in totals.items() if count},
-        sorted(parts, key=lambda part: -part.bytes),
-        sorted(measured.savings, key=lambda saving: -saving.bytes),
-        measured.smallest,
-        measured.notes,
+        file=file,
+        of_model=of_model,
+        subject=subject,
+        bytes=size,
+        float32_bytes=sum(part.float32_bytes for part in parts),
+        totals={kind: count for kind, count in totals.items() if count},
+        parts=sorted(parts, key=lambda part: -part.bytes),
+        savings=sorted(measured.savings, key=lambda saving: -saving.bytes),
+        smallest=measured.smallest,
+        notes=measured.notes,
     )
 
 
 def _part(book: Account, row: str, size: int, packed: dict[str, tuple[str, int]]) -> Part:
     kinds = book.of(row)
     weights, total = sum(each.elements for each in book.constants.get(row, [])), sum(kinds.values())
-    why, as_float32 = _why(book, row, kinds, packed), 4 * (weights + book.biases[row])
-    return Part(row, total, total / size, why, kinds, weights, as_float32, packed)
+    return Part(
+        name=row,
+        bytes=total,
+        share=total / size,
+        why=_why(book, row, kinds, packed),
+        kinds=kinds,
+        weights=weights,
+        float32_bytes=4 * (weights + book.biases[row]),
+        packed=packed,
+    )
 
 
 def _why(book: Account, row: str, kinds: Mapping[str, int], packed: Mapping[str, tuple[str, int]]) -> str:

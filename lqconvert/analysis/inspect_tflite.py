@@ -255,12 +255,12 @@ class Constants:
         looks = self.allowance.take(max(elements, 8 * stored_bytes))
         codes = self._codes(index, elements) if looks else None
         return ConstantRow(
-            _row(self.graph, index),
-            reader,
-            self._packing(index),
-            elements,
-            stored_bytes,
-            None if codes is None else round(encoding.entropy_bits(codes) / 8),
+            tensor=_row(self.graph, index),
+            reader=reader,
+            packing=self._packing(index),
+            elements=elements,
+            stored_bytes=stored_bytes,
+            entropy_bytes=None if codes is None else round(encoding.entropy_bits(codes) / 8),
         )
 
     def _packing(self, index: int) -> str:

@@ -203,20 +203,22 @@ def prove(
         else:
             raise BudgetMissed(f"no file for {target.name} keeps within the limits: the leanest takes {over}")
     proven = Proven(
-        target.name,
-        len(finished),
-        deflated(finished),
-        target.runtime,
-        len(inputs),
-        {kernels: _apart(outputs, plain.outputs[kernels]) for kernels, outputs in executed.outputs.items()},
-        executed.latency_s,
-        plain.latency_s,
-        executed.arena_bytes,
-        plain.arena_bytes,
-        len(tflite),
-        operators(finished),
-        _rows(packed),
-        refused,
+        target=target.name,
+        size=len(finished),
+        deflated_bytes=deflated(finished),
+        runtime=target.runtime,
+        examples=len(inputs),
+        deviation={
+            kernels: _apart(outputs, plain.outputs[kernels]) for kernels, outputs in executed.outputs.items()
+        },
+        latency_s=executed.latency_s,
+        int8_latency_s=plain.latency_s,
+        arena_bytes=executed.arena_bytes,
+        int8_arena_bytes=plain.arena_bytes,
+        int8_size=len(tflite),
+        operators=operators(finished),
+        kernels=_rows(packed),
+        refused=refused,
     )
     return finished, proven
 
@@ -322,14 +324,16 @@ def _load(packed: Packed, number: int) -> float:
 
 def _rows(packed: Packed) -> list[KernelRow]:
     def row(number: int, kernel: Kernel) -> KernelRow:
+        stored_bytes, added_bytes = packed.bytes_of(number)
         return KernelRow(
-            kernel.name,
-            kernel.operator,
-            kernel.codes.shape,
-            packed.packings[number],
-            kernel.codes.size,
-            round(entropy_bits(kernel.codes) / 8),
-            *packed.bytes_of(number),
+            layer=kernel.name,
+            operator=kernel.operator,
+            shape=kernel.codes.shape,
+            packing=packed.packings[number],
+            int8_bytes=kernel.codes.size,
+            entropy_bytes=round(entropy_bits(kernel.codes) / 8),
+            stored_bytes=stored_bytes,
+            added_bytes=added_bytes,
         )
 
     return [row(number, kernel) for number, kernel in enumerate(packed.kernels)]

@@ -101,10 +101,6 @@ class Quantization:
         """One scale and zero point for the whole tensor."""
         return cls(np.array([scale], np.float32), np.array([zero_point], np.int64))
 
-    @property
-    def scale_count(self) -> int:
-        return 0 if self.scales is None else len(self.scales)
-
 
 @dataclass(eq=False)
 class Tensor:
