@@ -92,7 +92,7 @@ def c_sources(
     Args:
         path: of the .tflite; the sources are named after it, and so are their symbols.
         arena_bytes: measured on a 64-bit host, whose pointers are twice as long as a microcontroller's.
-        front_code: what the program has to do with the input (see :mod:`lqconvert.feeding`).
+        front_code: what the program has to do with the input (see :mod:`lqconvert.tflite.scaling_code`).
 
     Raises:
         LqError: if no source can include a file of such a name.

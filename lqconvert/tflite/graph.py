@@ -224,8 +224,9 @@ class Operator:
 
     @property
     def activation(self) -> str:
-        """The schema's name of the fused activation: NONE, RELU, ..."""
-        return _ACTIVATION_NAMES[self.option("fusedActivationFunction")]
+        """The schema's name of the fused activation: NONE, RELU, ...; a number where it has none."""
+        number = self.option("fusedActivationFunction")
+        return _ACTIVATION_NAMES.get(number, str(number))
 
     def option(self, name: str) -> int:
         """A number among its options, by the schema's name."""
