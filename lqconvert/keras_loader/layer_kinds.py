@@ -1,0 +1,234 @@
+"""What is known of each kind of layer and of each activation function: one row of KINDS for each.
+
+Another layer of Keras takes a row here, a rule in :mod:`lqconvert.keras_loader.layer_rules` (unless the layer
+of that name in tf_keras will do), and a model that has it in the tests' zoo.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+
+class Loading(Enum):
+    """What becomes of a kind when a model is loaded."""
+
+    AS_IS = auto()  #: the same layer, or activation, of tf_keras
+    RULE = auto()  #: what its rule in :mod:`lqconvert.keras_loader.layer_rules` writes
+    DROPPED = auto()  #: nothing: it is for training only
+    NONE = auto()  #: rules make it: files do not hold it
+
+
+class Range(Enum):
+    """Where the range of an int8 output comes from."""
+
+    LEARNED = auto()
+    INPUT = auto()  #: the TFLite kernel has one scale for its input and its output
+    INPUT_ROUNDED = auto()  #: the same, but the results lie between the steps of that scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """The kernel of a linear layer: the attribute that holds it, and what its axes are."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    channels: tuple[int, ...]
+    outputs: tuple[int, ...]
+    attribute: str = "kernel"
+
+    @property
+    def summed(self) -> int | None:
+        """The axis of the input channels if every output is a sum over them."""
+        return next((axis for axis in self.channels if axis not in self.outputs), None)
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """The traits of the layers of one class, or of one activation function.
+
+    Attributes:
+        name: the class's without its package, or the function's.
+        loading: what becomes of it when a model is loaded.
+        output_range: where the range of its int8 output comes from, or that range where TFLite prescribes it.
+            None for what no folded model has.
+        kernel: that of a linear layer, which gets int8 weights with learned scales.
+        stays_float: what has no integer kernel, in the words of the report.
+        one_scale: its TFLite kernel has one scale for all inputs and the output. The converter gives it to
+            inputs that have none of their own, and cuts off there what it does not cover.
+        fuses_relu: a ReLU or ReLU6 right behind it becomes part of its TFLite kernel.
+        commutes: f(x * s) = f(x) * s for every positive factor s of a channel (a ReLU: without a maximum).
+        elementwise: an output depends on the input in the same place alone.
+        time_distributed: it treats all axes but the last alike: TimeDistributed changes nothing.
+        recurrent: it is a loop over the steps of a sequence.
+        has_activation: it has a setting for an activation, which comes after what else it does.
+    """
+
+    name: str
+    loading: Loading
+    output_range: Range | tuple[float, float] | None = None
+    kernel: Kernel | None = None
+    stays_float: str = ""
+    one_scale: bool = False
+    fuses_relu: bool = False
+    commutes: bool = False
+    elementwise: bool = False
+    time_distributed: bool = False
+    recurrent: bool = False
+    has_activation: bool = False
+
+
+AS_IS, RULE, DROPPED, NONE = Loading.AS_IS, Loading.RULE, Loading.DROPPED, Loading.NONE
+LEARNED, INPUT, INPUT_ROUNDED = Range.LEARNED, Range.INPUT, Range.INPUT_ROUNDED
+#: What TFLite prescribes: scale 1/256 or 1/128.
+PROBABILITIES, SIGNED = (0.0, 255 / 256), (-1.0, 127 / 128)
+
+#: A Dense kernel has no spatial axes: its input axis is its row and its channel.
+DENSE = Kernel(rows=(0,), columns=(1,), channels=(0,), outputs=(1,))
+#: Conv1D is a Conv2D of height 1.
+CONV_1D = Kernel(rows=(), columns=(0,), channels=(1,), outputs=(2,))
+CONV_2D = Kernel(rows=(0,), columns=(1,), channels=(2,), outputs=(3,))
+DEPTHWISE = Kernel(rows=(0,), columns=(1,), channels=(2,), outputs=(2, 3), attribute="depthwise_kernel")
+TRANSPOSED = Kernel(rows=(0,), columns=(1,), channels=(3,), outputs=(2,))
+
+#: By what they do, which is how docs/models.md lists them.
+KINDS = {
+    "Inputs and weights": (
+        LayerKind("InputLayer", AS_IS, LEARNED),
+        LayerKind(
+            "Dense", AS_IS, LEARNED, DENSE, fuses_relu=True, time_distributed=True, has_activation=True
+        ),
+        LayerKind("Conv1D", AS_IS, LEARNED, CONV_1D, fuses_relu=True, has_activation=True),
+        LayerKind("Conv2D", RULE, LEARNED, CONV_2D, fuses_relu=True, has_activation=True),
+        LayerKind("DepthwiseConv2D", AS_IS, LEARNED, DEPTHWISE, fuses_relu=True, has_activation=True),
+        LayerKind("Conv2DTranspose", AS_IS, LEARNED, TRANSPOSED, fuses_relu=True, has_activation=True),
+        LayerKind("Convolution2D", RULE, has_activation=True),
+        LayerKind("SeparableConv2D", AS_IS, has_activation=True),
+        LayerKind("DepthwiseConv1D", RULE, has_activation=True),
+        LayerKind("SeparableConv1D", RULE, has_activation=True),
+        LayerKind("Conv1DTranspose", RULE, has_activation=True),
+        LayerKind("Embedding", RULE, LEARNED),
+        LayerKind("MultiHeadAttention", RULE),
+        LayerKind("TimeDistributed", RULE),
+    ),
+    "Normalization": (
+        LayerKind("BatchNormalization", AS_IS, elementwise=True),
+        LayerKind("Normalization", RULE),
+        LayerKind("Rescaling", RULE),
+        LayerKind("LayerScale", RULE),  # of keras.applications, as the next
+        LayerKind("CustomScaleLayer", RULE),
+        LayerKind("UnitNormalization", RULE),
+        LayerKind("LayerNormalization", RULE, stays_float="LayerNormalization"),
+    ),
+    "Arithmetic": (
+        LayerKind("Add", RULE, LEARNED, fuses_relu=True),
+        LayerKind("Subtract", AS_IS, LEARNED, fuses_relu=True),
+        LayerKind("Multiply", AS_IS, LEARNED, fuses_relu=True),
+        LayerKind("Average", RULE, LEARNED),
+        LayerKind("Maximum", AS_IS, LEARNED, one_scale=True),
+        LayerKind("Minimum", AS_IS, LEARNED, one_scale=True),
+        LayerKind("Concatenate", AS_IS, LEARNED, one_scale=True),
+    ),
+    "Pooling": (
+        LayerKind("MaxPooling1D", AS_IS, INPUT, commutes=True),
+        LayerKind("MaxPooling2D", AS_IS, INPUT, commutes=True),
+        LayerKind("AveragePooling1D", AS_IS, INPUT_ROUNDED, commutes=True),
+        LayerKind("AveragePooling2D", AS_IS, INPUT_ROUNDED, commutes=True),
+        LayerKind("GlobalMaxPooling1D", AS_IS, INPUT, commutes=True),
+        LayerKind("GlobalMaxPooling2D", AS_IS, INPUT, commutes=True),
+        LayerKind("GlobalAveragePooling1D", AS_IS, LEARNED, commutes=True),
+        LayerKind("GlobalAveragePooling2D", AS_IS, LEARNED, commutes=True),
+    ),
+    "Shapes": (
+        LayerKind("Flatten", AS_IS, INPUT),
+        LayerKind("Reshape", AS_IS, INPUT),
+        LayerKind("Permute", AS_IS, INPUT),
+        LayerKind("RepeatVector", AS_IS, INPUT),
+        LayerKind("ZeroPadding1D", AS_IS, INPUT, commutes=True),
+        LayerKind("ZeroPadding2D", AS_IS, INPUT, commutes=True),
+        LayerKind("Cropping1D", AS_IS, INPUT, commutes=True),
+        LayerKind("Cropping2D", AS_IS, INPUT, commutes=True),
+        LayerKind("UpSampling1D", RULE, INPUT, commutes=True),
+        LayerKind("UpSampling2D", AS_IS, INPUT_ROUNDED, commutes=True),
+    ),
+    "Activation layers": (
+        LayerKind("Activation", RULE, elementwise=True, time_distributed=True),
+        LayerKind("ReLU", RULE, LEARNED, commutes=True, elementwise=True, time_distributed=True),
+        LayerKind("LeakyReLU", RULE, LEARNED, commutes=True, elementwise=True, time_distributed=True),
+        LayerKind("PReLU", AS_IS, LEARNED, elementwise=True),
+        LayerKind("ELU", RULE, LEARNED, stays_float="ELU", elementwise=True),
+        LayerKind("HardSwish", RULE, LEARNED, elementwise=True),
+        LayerKind("Softmax", AS_IS, PROBABILITIES),
+    ),
+    "Activation functions": (
+        # In a folded model there is no linear, and relu is a layer.
+        LayerKind("linear", AS_IS),
+        LayerKind("relu", AS_IS),
+        LayerKind("sigmoid", AS_IS, PROBABILITIES),
+        LayerKind("softmax", AS_IS, PROBABILITIES),
+        LayerKind("tanh", AS_IS, SIGNED),
+        LayerKind("exponential", AS_IS, LEARNED),
+        LayerKind("relu6", RULE),
+        LayerKind("leaky_relu", RULE),
+        LayerKind("silu", RULE),
+        LayerKind("swish", RULE),
+        LayerKind("hard_silu", RULE),
+        LayerKind("hard_swish", RULE),
+        LayerKind("hard_sigmoid", RULE),
+        LayerKind("gelu", RULE),
+        LayerKind("elu", AS_IS, LEARNED, stays_float="activation elu"),
+        LayerKind("selu", AS_IS, LEARNED, stays_float="activation selu"),
+        LayerKind("softplus", AS_IS, LEARNED, stays_float="activation softplus"),
+        LayerKind("softsign", AS_IS, LEARNED, stays_float="activation softsign"),
+        LayerKind("mish", AS_IS, LEARNED, stays_float="activation mish"),
+    ),
+    "Recurrent layers": (
+        LayerKind("LSTM", RULE, stays_float="a recurrent layer", recurrent=True),
+        LayerKind("GRU", RULE, stays_float="a recurrent layer", recurrent=True),
+        LayerKind("SimpleRNN", RULE, stays_float="a recurrent layer", recurrent=True),
+        LayerKind("Bidirectional", RULE, stays_float="a recurrent layer"),
+    ),
+    "Python code": (LayerKind("Lambda", RULE, stays_float="Python code"),),
+    "For training only": (
+        LayerKind("Dropout", DROPPED),
+        LayerKind("SpatialDropout1D", DROPPED),
+        LayerKind("SpatialDropout2D", DROPPED),
+        LayerKind("AlphaDropout", DROPPED),
+        LayerKind("GaussianDropout", DROPPED),
+        LayerKind("GaussianNoise", DROPPED),
+        LayerKind("ActivityRegularization", DROPPED),
+        LayerKind("RandomFlip", DROPPED),
+        LayerKind("RandomRotation", DROPPED),
+        LayerKind("RandomZoom", DROPPED),
+        LayerKind("RandomTranslation", DROPPED),
+        LayerKind("RandomContrast", DROPPED),
+        LayerKind("RandomBrightness", DROPPED),
+    ),
+    "Made by rules": (
+        # Layers of our own, and tf_keras's RNN of one cell: no file holds them.
+        LayerKind("L2Normalize", NONE, SIGNED),
+        LayerKind("Gelu", NONE, LEARNED, elementwise=True),
+        LayerKind("Slice", NONE, INPUT),
+        LayerKind("Reduce", NONE, LEARNED),  # its maximum: INPUT
+        LayerKind("MatMul", NONE, LEARNED),
+        LayerKind("LayerNorm", NONE, LEARNED, stays_float="LayerNormalization"),
+        LayerKind("TrustedFunction", NONE, LEARNED, stays_float="Python code"),
+        LayerKind("RNN", NONE, LEARNED, stays_float="a recurrent layer"),
+    ),
+}
+ACTIVATIONS = {kind.name: kind for kind in KINDS["Activation functions"]}
+LAYERS = {kind.name: kind for kinds in KINDS.values() for kind in kinds if kind.name not in ACTIVATIONS}
+#: The kind of whatever has no row: it has no traits.
+OTHER = LayerKind("", NONE)
+
+
+def class_name(layer: Any) -> str:
+    """A layer's class without the package it is registered under."""
+    name = layer["class_name"] if isinstance(layer, dict) else type(layer).__name__
+    return str(name).split(">")[-1]
+
+
+def kind_of(layer: Any) -> LayerKind:
+    """The kind of a layer, or of its config; OTHER for what has no row."""
+    return LAYERS.get(class_name(layer), OTHER)
