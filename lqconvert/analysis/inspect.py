@@ -204,7 +204,7 @@ def _marked(rows: list[LayerRow], refusal: str) -> list[LayerRow]:
 
 
 def _float_rows(model: Any) -> list[LayerRow]:
-    from lqconvert.quantization.granularity import class_name
+    from lqconvert.keras_loader.layer_kinds import class_name
 
     return [
         LayerRow(layer.name, class_name(layer), _output_shape(layer), layer.count_params())
@@ -224,7 +224,8 @@ def quantized_rows(quantized: Any, model: Any, config: dict[str, Any] | None) ->
 
 def _quantized_rows(quantized: Any, model: Any) -> list[LayerRow]:
     """The layers of the folded graph, and what the rewritten one has in their place and behind them."""
-    from lqconvert.quantization.granularity import class_name, kernel_name
+    from lqconvert.keras_loader.layer_kinds import class_name
+    from lqconvert.quantization.granularity import kernel_name
     from lqconvert.quantization.layers import ActivationQuantizer, FollowingQuantizer, QuantizedLayer
     from lqconvert.quantization.rewrite import float_layers
 
@@ -252,7 +253,7 @@ def _quantized_rows(quantized: Any, model: Any) -> list[LayerRow]:
 
 def _becomes(layer: Any, scales: int) -> str:
     """What a layer of the rewritten graph becomes in the int8 file, in words."""
-    from lqconvert.quantization.granularity import class_name
+    from lqconvert.keras_loader.layer_kinds import class_name
     from lqconvert.quantization.layers import ActivationQuantizer, FollowingQuantizer
 
     parts = []
@@ -279,19 +280,18 @@ def _becomes(layer: Any, scales: int) -> str:
 
 def _fused_into(layer: Any) -> str:
     """The layer in front that a ReLU becomes part of: it would have a quantizer behind it otherwise."""
-    from lqconvert.quantization.granularity import class_name
+    from lqconvert.keras_loader.layer_kinds import class_name, kind_of
     from lqconvert.quantization.layers import QuantizedLayer
-    from lqconvert.quantization.rewrite import FUSES_RELU
 
     if class_name(layer) != "ReLU":
         return ""
     source = layer.input._keras_history.layer
-    return source.name if isinstance(source, QuantizedLayer) or class_name(source) in FUSES_RELU else ""
+    return source.name if isinstance(source, QuantizedLayer) or kind_of(source).fuses_relu else ""
 
 
 def _with_vanished(rows: list[LayerRow], model: Any, config: dict[str, Any] | None) -> list[LayerRow]:
     """The rows with those layers of the file that the graph is without, each behind the one before it."""
-    from lqconvert.keras_loader.layer_rules import DROPPED
+    from lqconvert.keras_loader.layer_kinds import LAYERS, OTHER, Loading
 
     kept = {row.name for row in rows}
     behind: dict[str, list[LayerRow]] = {}
@@ -303,14 +303,15 @@ def _with_vanished(rows: list[LayerRow], model: Any, config: dict[str, Any] | No
     for name, kind, _ in _config_layers(config):
         if name in kept:
             place = name
-        elif kind in DROPPED:
+        elif LAYERS.get(kind, OTHER).loading is Loading.DROPPED:
             behind.setdefault(place, []).append(LayerRow(name, kind, None, 0, "left out: for training only"))
     return [each for row in rows for each in (row, *behind.get(row.name, []))]
 
 
 def _absorber(batch_norm: Any, kept: set[str]) -> str:
     """The layer that a BatchNormalization was folded into: in front where that is linear, else behind."""
-    from lqconvert.quantization.granularity import LINEAR, class_name
+    from lqconvert.keras_loader.layer_kinds import class_name
+    from lqconvert.quantization.granularity import LINEAR
 
     source = batch_norm.input._keras_history.layer
     while source.name not in kept:

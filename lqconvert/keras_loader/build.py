@@ -18,10 +18,12 @@ from typing import Any
 import h5py
 
 from lqconvert.errors import LqError
-from lqconvert.keras_loader.layer_rules import CUSTOM_LAYERS, RECURRENT
+from lqconvert.keras_loader.layer_kinds import LAYERS
+from lqconvert.keras_loader.layer_rules import CUSTOM_LAYERS
 from lqconvert.keras_loader.limits import UNROLLED, check_repeats, limited_weights
 from lqconvert.keras_loader.saved_model import load_checkpoint
 
+RECURRENT = [kind.name for kind in LAYERS.values() if kind.recurrent]
 GUARDED = {*RECURRENT, "UpSampling1D"}
 
 

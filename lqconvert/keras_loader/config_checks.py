@@ -16,14 +16,16 @@ import h5py
 
 from lqconvert.errors import LqError, first_line
 from lqconvert.keras_loader.archive_checks import LARGEST_CONFIG, open_archive, weight_count
-from lqconvert.keras_loader.layer_rules import CUSTOM_LAYERS, DROPPED, LAYERS
+from lqconvert.keras_loader.layer_kinds import LAYERS, Loading
+from lqconvert.keras_loader.layer_rules import CUSTOM_LAYERS
 from lqconvert.keras_loader.limits import layers_of
 from lqconvert.keras_loader.op_rules import KERAS3, TENSORFLOW
 from lqconvert.keras_loader.saved_model import saved_config
 from lqconvert.utils.input_files import open_regular
 
 MODELS = {"Sequential", "Functional", "Model"}
-KNOWN = {*LAYERS, *DROPPED, *CUSTOM_LAYERS, *KERAS3} - {"Lambda", "TrustedFunction"}
+IN_FILES = {kind.name for kind in LAYERS.values() if kind.loading is not Loading.NONE}
+KNOWN = {*IN_FILES, *CUSTOM_LAYERS, *KERAS3} - {"Lambda", "TrustedFunction"}
 #: In tf_keras, functions of TensorFlow by their names.
 OPERATIONS = {"TFOpLambda", "SlicingOpLambda"}
 #: What layers hold besides layers: initializers, regularizers, constraints, dtypes and plain values.

@@ -1,7 +1,8 @@
 """The tf_keras layers that do what a layer of either Keras does.
 
-What TFLite computes in integers is written in the few layers that :mod:`lqconvert.rewriting` knows; swish,
-for one, is a sigmoid and a product. All other layers stay as they are, and compute in float.
+What TFLite computes in integers is written in the few layers that :mod:`lqconvert.quantization.rewrite`
+knows; swish, for one, is a sigmoid and a product. All other layers stay as they are, and compute in float.
+:mod:`lqconvert.keras_loader.layer_kinds` says which layers have a rule here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tf_keras import layers as keras_layers
 from tf_keras.utils import register_keras_serializable
 
 from lqconvert.errors import LqError
+from lqconvert.keras_loader.layer_kinds import ACTIVATIONS, OTHER, Loading, kind_of
 from lqconvert.keras_loader.limits import UNROLLED, check_repeats
 
 #: Gives every layer of the rebuilt model a name of its own.
@@ -27,28 +29,22 @@ Unique = Callable[[str], str]
 #: (layer, its config, inputs, name, unique) -> outputs
 Twin = Callable[[Any, dict[str, Any], Any, str, Unique], Any]
 
-DROPPED = {
-    *("Dropout", "SpatialDropout1D", "SpatialDropout2D", "AlphaDropout", "GaussianNoise", "GaussianDropout"),
-    *("ActivityRegularization", "RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation"),
-    *("RandomContrast", "RandomBrightness"),
-}
-#: Taken as they are, but for their activations.
-PLAIN = {
-    *("Dense", "Conv1D", "DepthwiseConv2D", "SeparableConv2D", "Conv2DTranspose", "Subtract", "Multiply"),
-    *("BatchNormalization", "Softmax", "PReLU", "MaxPooling1D", "MaxPooling2D", "AveragePooling1D"),
-    *("AveragePooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalMaxPooling1D"),
-    *("GlobalMaxPooling2D", "Maximum", "Minimum", "Concatenate", "Flatten", "Reshape"),
-    *("Permute", "ZeroPadding1D", "ZeroPadding2D", "Cropping1D", "Cropping2D", "UpSampling2D"),
-    "RepeatVector",
-}
-RECURRENT = {"LSTM", "GRU", "SimpleRNN"}
 #: Activations that layers keep: :func:`lqconvert.quantization.fold_batchnorm.fold` sets them apart.
-KEPT_ACTIVATIONS = {"linear", "relu", "sigmoid", "tanh", "softmax", "exponential"}
-#: Those that no integer kernel computes here.
-FLOAT_ACTIVATIONS = {"elu", "selu", "softplus", "softsign", "mish"}
+KEPT_ACTIVATIONS = {
+    kind.name for kind in ACTIVATIONS.values() if kind.loading is Loading.AS_IS and not kind.stays_float
+}
+
+#: Layers of our own, by the names under which configurations know them.
+CUSTOM_LAYERS: dict[str, type] = {}
 
 
-@register_keras_serializable("lqconvert")
+def custom_layer(cls: type) -> Any:
+    """Registers a layer of our own."""
+    CUSTOM_LAYERS[cls.__name__] = cls
+    return register_keras_serializable("lqconvert")(cls)
+
+
+@custom_layer
 class HardSwish(tf_keras.layers.Layer):
     """x * relu6(x + 3) / 6, written as TFLite's converter recognizes it for its HARD_SWISH kernel."""
 
@@ -56,7 +52,7 @@ class HardSwish(tf_keras.layers.Layer):
         return inputs * tf.nn.relu6(inputs + 3.0) * (1.0 / 6.0)
 
 
-@register_keras_serializable("lqconvert")
+@custom_layer
 class L2Normalize(tf_keras.layers.Layer):
     """x over its length along the last axis, of which the converter makes an L2_NORMALIZATION."""
 
@@ -64,7 +60,7 @@ class L2Normalize(tf_keras.layers.Layer):
         return tf.math.l2_normalize(inputs, axis=-1)
 
 
-@register_keras_serializable("lqconvert")
+@custom_layer
 class Gelu(tf_keras.layers.Layer):
     """x * P(X <= x) for a standard normal X, or its approximation by tanh."""
 
@@ -79,7 +75,7 @@ class Gelu(tf_keras.layers.Layer):
         return tf.nn.gelu(inputs, self.approximate)
 
 
-@register_keras_serializable("lqconvert")
+@custom_layer
 class Slice(tf_keras.layers.Layer):
     """inputs[:, start:stop:step, ...], with (start, stop, step) for each axis but that of the batch."""
 
@@ -94,7 +90,7 @@ class Slice(tf_keras.layers.Layer):
         return inputs[(slice(None), *(slice(*part) for part in self.slices))]
 
 
-@register_keras_serializable("lqconvert")
+@custom_layer
 class Reduce(tf_keras.layers.Layer):
     """Mean, sum or maximum over axes (of the tensor with its batch axis, which is not among them)."""
 
@@ -119,7 +115,7 @@ class Reduce(tf_keras.layers.Layer):
         return self.FUNCTIONS[self.function](inputs, self.axes, self.keepdims)
 
 
-@register_keras_serializable("lqconvert")
+@custom_layer
 class MatMul(tf_keras.layers.Layer):
     """The matrix product of two tensors along their last two axes."""
 
@@ -134,7 +130,7 @@ class MatMul(tf_keras.layers.Layer):
         return tf.matmul(inputs[0], inputs[1], transpose_b=self.transpose_b)
 
 
-@register_keras_serializable("lqconvert")
+@custom_layer
 class LayerNorm(tf_keras.layers.Layer):
     """LayerNormalization over the last axis.
 
@@ -162,7 +158,7 @@ class LayerNorm(tf_keras.layers.Layer):
         return centered * tf.math.rsqrt(variance + self.epsilon) * self.gamma + self.beta
 
 
-@register_keras_serializable("lqconvert")
+@custom_layer
 class TrustedFunction(tf_keras.layers.Layer):
     """What a Lambda layer of a trusted file computes: a function of this process, by its number in a config.
 
@@ -190,13 +186,6 @@ class TrustedFunction(tf_keras.layers.Layer):
         return self.function(inputs)
 
 
-#: Layers of our own, by the names under which configurations know them.
-CUSTOM_LAYERS = {
-    cls.__name__: cls
-    for cls in (HardSwish, L2Normalize, Gelu, Slice, Reduce, MatMul, LayerNorm, TrustedFunction)
-}
-
-
 def scaled(x: Any, factor: Any, offset: Any, name: str, mean: Any = 0.0, variance: Any = 1.0) -> Any:
     """(x - mean) / sqrt(variance) * factor + offset, as a BatchNormalization: folding absorbs it.
 
@@ -218,27 +207,26 @@ def _per_channel(values: Any, channels: int, name: str) -> np.ndarray:
 
 def activated(x: Any, activation: str, name: str, unique: Unique, *, keras3: bool = False) -> Any:
     """x under an activation of Keras, by its name."""
+    kind = ACTIVATIONS.get(activation, OTHER)
     if activation == "linear":
         return x
-    if activation in KEPT_ACTIVATIONS | FLOAT_ACTIVATIONS:
+    if kind.loading is Loading.AS_IS:
         return keras_layers.Activation(activation, name=name)(x)
-    if activation == "relu6":
-        return keras_layers.ReLU(6.0, name=name)(x)
-    if activation in ("silu", "swish"):
-        sigmoid = keras_layers.Activation("sigmoid", name=unique(f"{name}_sigmoid"))(x)
-        return keras_layers.Multiply(name=name)([x, sigmoid])
-    if activation in ("hard_silu", "hard_swish"):
-        return HardSwish(name=name)(x)
-    if activation == "hard_sigmoid":
-        # Keras 3: relu6(x + 3) / 6; Keras 2: clip(0.2 x + 0.5, 0, 1), which is relu6(1.2 x + 3) / 6.
-        x = scaled(x, 1.0 if keras3 else 1.2, 3.0, unique(f"{name}_shifted"))
-        x = keras_layers.ReLU(6.0, name=unique(f"{name}_relu6"))(x)
-        return scaled(x, 1 / 6, 0.0, name)
-    if activation == "gelu":
-        return Gelu(name=name)(x)
-    if activation == "leaky_relu":
-        return keras_layers.LeakyReLU(0.2, name=name)(x)
+    if kind.loading is Loading.RULE:
+        return ACTIVATION_RULES[activation](x, name, unique, keras3)
     raise LqError(f"layer '{name}': activation '{activation}' is not known to lqconvert")
+
+
+def _swish(x: Any, name: str, unique: Unique, keras3: bool) -> Any:
+    sigmoid = keras_layers.Activation("sigmoid", name=unique(f"{name}_sigmoid"))(x)
+    return keras_layers.Multiply(name=name)([x, sigmoid])
+
+
+def _hard_sigmoid(x: Any, name: str, unique: Unique, keras3: bool) -> Any:
+    """Keras 3: relu6(x + 3) / 6; Keras 2: clip(0.2 x + 0.5, 0, 1), which is relu6(1.2 x + 3) / 6."""
+    x = scaled(x, 1.0 if keras3 else 1.2, 3.0, unique(f"{name}_shifted"))
+    x = keras_layers.ReLU(6.0, name=unique(f"{name}_relu6"))(x)
+    return scaled(x, 1 / 6, 0.0, name)
 
 
 def rectified(
@@ -276,20 +264,21 @@ def twin(layer: Any, inputs: Any, name: str, unique: Unique) -> Any:
     Raises:
         LqError: if there is no twin for the layer.
     """
-    kind, config = type(layer).__name__, layer.get_config()
-    if kind in DROPPED:
+    kind = kind_of(layer)
+    if kind.loading is Loading.NONE:
+        raise LqError(f"layer '{name}' ({type(layer).__name__}): this layer is not known to lqconvert")
+    if kind.loading is Loading.DROPPED:
         return inputs
-    if kind in TWINS:
-        return TWINS[kind](layer, config, inputs, name, unique)
-    keras3, activation = type(layer).__module__.startswith("keras."), _activation_name(layer)
-    if kind == "Activation":
-        return activated(inputs, activation, name, unique, keras3=keras3)
-    if kind not in {*PLAIN, *CONVOLUTIONS}:
-        raise LqError(f"layer '{name}' ({kind}): this layer is not known to lqconvert")
-    y = CONVOLUTIONS.get(kind, _plain)(layer, config, inputs, name, unique)
-    if activation in KEPT_ACTIVATIONS:
+    rule = RULES[kind.name] if kind.loading is Loading.RULE else _plain
+    y = rule(layer, layer.get_config(), inputs, name, unique)
+    activation = _activation_name(layer)
+    if not kind.has_activation or activation in KEPT_ACTIVATIONS:
         return y
-    return activated(y, activation, unique(f"{name}_{activation}"), unique, keras3=keras3)
+    return activated(y, activation, unique(f"{name}_{activation}"), unique, keras3=_is_keras3(layer))
+
+
+def _is_keras3(layer: Any) -> bool:
+    return type(layer).__module__.startswith("keras.")
 
 
 def _activation_name(layer: Any) -> str:
@@ -462,8 +451,8 @@ def _bidirectional(layer: Any, config: dict[str, Any], x: Any, name: str, unique
 
 def _time_distributed(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     inner = layer.layer
-    # These treat all axes but the last alike.
-    if type(inner).__name__ in {"Dense", "Activation", "ReLU", "LeakyReLU", *DROPPED}:
+    kind = kind_of(inner)
+    if kind.time_distributed or kind.loading is Loading.DROPPED:
         return twin(inner, x, name, unique)
     if type(inner).__name__ == "Flatten":
         return keras_layers.Reshape((x.shape[1], int(np.prod(x.shape[2:]))), name=name)(x)
@@ -494,13 +483,13 @@ def _embedding(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Un
     return _plain(layer, config, x, name, unique)
 
 
-#: Convolutions that are not always taken as they are; their activations are set apart as those of plain ones.
-CONVOLUTIONS: dict[str, Twin] = {
+#: What makes the twin of a layer, by the name of its kind.
+RULES: dict[str, Twin] = {
+    "Activation": lambda layer, config, x, name, unique: activated(
+        x, _activation_name(layer), name, unique, keras3=_is_keras3(layer)
+    ),
     **dict.fromkeys(("Conv2D", "Convolution2D"), _convolution),
     **dict.fromkeys(("DepthwiseConv1D", "SeparableConv1D", "Conv1DTranspose"), _as_image),
-}
-#: Layers that are not taken as they are.
-TWINS: dict[str, Twin] = {
     "Add": lambda layer, config, xs, name, unique: summed(xs, name, unique),
     "Average": lambda layer, config, xs, name, unique: summed(xs, name, unique, average=True),
     "ReLU": lambda layer, config, x, name, unique: rectified(
@@ -514,7 +503,7 @@ TWINS: dict[str, Twin] = {
     "LayerNormalization": _layer_norm,
     "UnitNormalization": lambda layer, config, x, name, unique: l2_normalized(x, config["axis"], name),
     "MultiHeadAttention": _attention,
-    **dict.fromkeys(RECURRENT, _recurrent),
+    **dict.fromkeys(("LSTM", "GRU", "SimpleRNN"), _recurrent),
     "Bidirectional": _bidirectional,
     "TimeDistributed": _time_distributed,
     "Embedding": _embedding,
@@ -528,4 +517,12 @@ TWINS: dict[str, Twin] = {
         [xs[0], scaled(xs[1], config["scale"], 0.0, unique(f"{name}_scaled"))], name, unique
     ),
 }
-LAYERS = {"InputLayer", "Activation", *PLAIN, *CONVOLUTIONS, *TWINS}
+#: What makes an activation, by its name.
+ACTIVATION_RULES: dict[str, Callable[[Any, str, Unique, bool], Any]] = {
+    "relu6": lambda x, name, unique, keras3: keras_layers.ReLU(6.0, name=name)(x),
+    "leaky_relu": lambda x, name, unique, keras3: keras_layers.LeakyReLU(0.2, name=name)(x),
+    **dict.fromkeys(("silu", "swish"), _swish),
+    **dict.fromkeys(("hard_silu", "hard_swish"), lambda x, name, unique, keras3: HardSwish(name=name)(x)),
+    "hard_sigmoid": _hard_sigmoid,
+    "gelu": lambda x, name, unique, keras3: Gelu(name=name)(x),
+}

@@ -13,9 +13,9 @@ from tensorflow_model_optimization.python.core.quantization.keras.graph_transfor
 )
 
 from lqconvert.errors import LqError
-from lqconvert.keras_loader.layer_rules import FLOAT_ACTIVATIONS
+from lqconvert.keras_loader.layer_kinds import ACTIVATIONS, OTHER, LayerKind, Range, class_name, kind_of
 from lqconvert.quantization.fold_batchnorm import GraphTransform, any_of, fold, node, transform
-from lqconvert.quantization.granularity import GRANULARITIES, KEPT_AXES, LINEAR, class_name, kernel_name
+from lqconvert.quantization.granularity import GRANULARITIES, KEPT_AXES, LINEAR, kernel_name
 from lqconvert.quantization.layers import (
     ActivationQuantizer,
     FollowingQuantizer,
@@ -23,70 +23,6 @@ from lqconvert.quantization.layers import (
     WeightQuantizer,
 )
 from lqconvert.quantization.schemes import LSQ, Scheme
-
-#: Operations whose TFLite kernels want the same scale in and out: no quantizer of their own behind them.
-SAME_SCALE = {
-    "MaxPooling1D",
-    "MaxPooling2D",
-    "AveragePooling1D",
-    "AveragePooling2D",
-    "GlobalMaxPooling1D",
-    "GlobalMaxPooling2D",
-    "Flatten",
-    "Reshape",
-    "Permute",
-    "ZeroPadding1D",
-    "ZeroPadding2D",
-    "Cropping1D",
-    "Cropping2D",
-    "UpSampling1D",
-    "UpSampling2D",
-    "RepeatVector",
-    "Slice",
-}
-#: Of these, those whose results are rounded to that scale.
-ROUNDED = {"AveragePooling1D", "AveragePooling2D", "UpSampling2D"}
-#: Operations that want one scale for all that goes in and out: the converter spreads it to inputs that have
-#: none of their own, and cuts off there what it does not cover.
-ONE_SCALE = {"Concatenate", "Maximum", "Minimum"}
-#: Operations whose output range TFLite prescribes: scale 1/256 or 1/128.
-FIXED_RANGES = {
-    **dict.fromkeys(("softmax", "sigmoid"), (0.0, 255 / 256)),
-    **dict.fromkeys(("tanh", "l2_normalize"), (-1.0, 127 / 128)),
-}
-#: Layers that are an activation of that name, whatever theirs is.
-NAMED = {"Softmax": "softmax", "L2Normalize": "l2_normalize"}
-LEARNED_RANGES = {
-    *LINEAR,
-    "Add",
-    "Subtract",
-    "Multiply",
-    "Average",
-    "Concatenate",
-    "GlobalAveragePooling1D",
-    "GlobalAveragePooling2D",
-    "Maximum",
-    "Minimum",
-    "ReLU",
-    "LeakyReLU",
-    "PReLU",
-    "HardSwish",
-    "Gelu",
-    "MatMul",
-    "Reduce",
-    "Embedding",
-}
-#: Layers and activations for which there is no integer kernel, and what computes in float instead.
-FLOAT = {
-    "LayerNorm": "LayerNormalization",
-    "RNN": "a recurrent layer",
-    "ELU": "ELU",
-    "TrustedFunction": "Python code",
-    **{name: f"activation {name}" for name in FLOAT_ACTIVATIONS},
-}
-#: A ReLU or ReLU6 right behind one of these becomes part of its kernel: one quantizer for both.
-FUSES_RELU = {*LINEAR, "Add", "Subtract", "Multiply"}
-
 
 #: Trained Dense kernels are at 0.01 to 0.03; one that an uneven BatchNormalization went into is at 0.1.
 UNEVEN = 0.04
@@ -128,21 +64,26 @@ class QuantizeOutputs(_Transform):
         return node(type(quantizer), quantizer.get_config(), {}, match_layer)
 
 
-def _keeps_scale(layer: Any) -> bool:
-    kind = class_name(layer)
-    return kind in SAME_SCALE or (kind == "Reduce" and layer.function == "max")
+def _kind(layer: Any) -> LayerKind:
+    """The kind of a layer of a folded model: of an Activation that of its function."""
+    if class_name(layer) == "Activation":
+        return ACTIVATIONS.get(_function_name(layer), OTHER)
+    return kind_of(layer)
 
 
-def _float_reason(layer: Any) -> str:
-    """Why a layer computes in float, or nothing."""
-    function = getattr(layer, "activation", None)
-    kind = class_name(layer)
-    return FLOAT.get(getattr(function, "__name__", "") if kind == "Activation" else kind, "")
+def _function_name(layer: Any) -> str:
+    return getattr(getattr(layer, "activation", None), "__name__", "")
+
+
+def _output_range(layer: Any) -> Range | tuple[float, float] | None:
+    if class_name(layer) == "Reduce" and layer.function == "max":
+        return Range.INPUT
+    return _kind(layer).output_range
 
 
 def float_layers(model: tf_keras.Model) -> dict[str, str]:
     """The layers of a folded or rewritten model that compute in float, by name, and what they are."""
-    return {layer.name: reason for layer in model.layers if (reason := _float_reason(layer))}
+    return {layer.name: reason for layer in model.layers if (reason := _kind(layer).stays_float)}
 
 
 def _consumers(layer: Any) -> list[Any]:
@@ -162,24 +103,24 @@ def _activation_quantizers(
     outputs = set(model.output_names)
     for layer in model.layers:
         kind, name = class_name(layer), quantized_output(layer.name)
-        function = getattr(layer, "activation", None)
-        activation = NAMED.get(kind, getattr(function, "__name__", ""))
+        output_range = _output_range(layer)
         if kind == "InputLayer" and layer.dtype == "int32":
             continue  # indices into an Embedding
         if kind == "InputLayer":
             quantizers[layer.name] = ActivationQuantizer(fixed=input_range, name=name)
-        elif kind in FUSES_RELU and layer.name not in outputs and _fused_relu(layer):
+        elif kind_of(layer).fuses_relu and layer.name not in outputs and _fused_relu(layer):
             continue
-        elif _keeps_scale(layer):
-            if kind in ROUNDED or {class_name(each) for each in _consumers(layer)} & ONE_SCALE:
+        elif output_range in (Range.INPUT, Range.INPUT_ROUNDED):
+            shared = any(kind_of(each).one_scale for each in _consumers(layer))
+            if shared or output_range is Range.INPUT_ROUNDED:
                 quantizers[layer.name] = FollowingQuantizer(name=name)
-        elif kind in LEARNED_RANGES or _float_reason(layer) or activation == "exponential":
+        elif output_range is Range.LEARNED:
             quantizers[layer.name] = ActivationQuantizer(name=name)
-        elif kind in ("Activation", *NAMED) and activation in FIXED_RANGES:
+        elif isinstance(output_range, tuple):
             final = layer.name in outputs and not _consumers(layer)
-            quantizers[layer.name] = ActivationQuantizer(FIXED_RANGES[activation], final, name=name)
+            quantizers[layer.name] = ActivationQuantizer(output_range, final, name=name)
         else:
-            what = f"{kind} {activation}".strip()
+            what = f"{kind} {_function_name(layer)}".strip()
             raise LqError(f"layer '{layer.name}' ({what}): no integer kernel for it is known")
     return quantizers
 
