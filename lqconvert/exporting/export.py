@@ -20,7 +20,8 @@ import tf_keras
 from lqconvert.errors import LqError, first_line
 from lqconvert.exporting.codes import Codes, LayerCodes, TensorCodes, native
 from lqconvert.exporting.fold_channel_scales import fold_input_scales
-from lqconvert.quantization.granularity import KEPT_AXES, class_name, kernel_name
+from lqconvert.keras_loader.layer_kinds import class_name
+from lqconvert.quantization.granularity import KEPT_AXES, kernel_name
 from lqconvert.quantization.layers import (
     ActivationQuantizer,
     FollowingQuantizer,

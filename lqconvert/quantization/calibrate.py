@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from lqconvert.quantization.granularity import KEPT_AXES, class_name, kernel_name
+from lqconvert.keras_loader.layer_kinds import class_name
+from lqconvert.quantization.granularity import KEPT_AXES, kernel_name
 from lqconvert.quantization.layers import (
     LEAST_SCALE,
     MINIMUM_SCALE,

@@ -1,7 +1,7 @@
 """From a float model to an equal one made of the operations that TFLite has.
 
 Activations stand apart, separable convolutions are split, BatchNormalization is folded into its neighbours.
-The graph rewrites, here and in :mod:`lqconvert.rewriting`, are tfmot transforms.
+The graph rewrites, here and in :mod:`lqconvert.quantization.rewrite`, are tfmot transforms.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from tensorflow_model_optimization.python.core.quantization.keras.graph_transfor
 )
 
 from lqconvert.errors import LqError
+from lqconvert.keras_loader.layer_kinds import class_name
 from lqconvert.keras_loader.layer_rules import CUSTOM_LAYERS
 from lqconvert.keras_loader.load import outputs_of, random_inputs
-from lqconvert.quantization.granularity import KEPT_AXES, LINEAR, class_name, kernel_name
+from lqconvert.quantization.granularity import KEPT_AXES, LINEAR, kernel_name
 
 
 def node(cls: type, config: dict[str, Any], weights: dict[str, np.ndarray], *inputs: LayerNode) -> LayerNode:

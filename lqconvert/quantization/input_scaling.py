@@ -13,7 +13,7 @@ import numpy as np
 import tf_keras
 
 from lqconvert.data.preprocessing import Front
-from lqconvert.quantization.granularity import class_name
+from lqconvert.keras_loader.layer_kinds import class_name
 from lqconvert.quantization.layers import LEAST_RANGE, scale_and_zero_point
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import tf_keras
 
 from lqconvert.data.dataset import Split
 from lqconvert.data.preprocessing import Preprocessing
-from lqconvert.quantization.granularity import class_name
+from lqconvert.keras_loader.layer_kinds import class_name
 from lqconvert.quantization.layers import ActivationQuantizer
 from lqconvert.tasks import Output
 
