@@ -7,13 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lqconvert.quantization.granularity import class_name
+from lqconvert.keras_loader.layer_kinds import class_name, kind_of
 
-#: Layers that give every unit of a Dense on to the next by itself.
-ELEMENTWISE = {
-    *("Activation", "BatchNormalization", "ELU", "LeakyReLU", "PReLU", "ReLU"),
-    *("Gelu", "HardSwish"),
-}
 #: A layer with this share of all parameters is worth making narrower.
 LARGE = 0.1
 
@@ -105,10 +100,10 @@ def _narrower(dense: Any, model: Any) -> Iterator[Change]:
         if not nodes or layer.name in model.output_names:
             return
         for node in nodes:
-            kind = class_name(node.outbound_layer)
-            if kind == "Dense":
+            kind = kind_of(node.outbound_layer)
+            if kind.name == "Dense":
                 readers.append(node.outbound_layer)
-            elif kind in ELEMENTWISE:
+            elif kind.elementwise:
                 behind.append(node.outbound_layer)
             else:
                 return

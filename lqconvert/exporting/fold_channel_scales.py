@@ -14,17 +14,9 @@ import numpy as np
 import tf_keras
 
 from lqconvert.exporting.codes import Codes, LayerCodes
-from lqconvert.quantization.granularity import KEPT_AXES, class_name
-from lqconvert.quantization.layers import ActivationQuantizer, QuantizedLayer
-
-INPUT_AXIS = {"Dense": 0, "Conv1D": 1, "Conv2D": 2, "Conv2DTranspose": 3}
-#: f(x * s) = f(x) * s for every positive factor s of a channel (ReLU: where it has no maximum).
-COMMUTE = {
-    *("ReLU", "LeakyReLU", "MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D"),
-    *("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D"),
-    *("ZeroPadding1D", "ZeroPadding2D", "UpSampling1D", "UpSampling2D", "Cropping1D", "Cropping2D"),
-    *("ActivationQuantizer", "FollowingQuantizer"),
-}
+from lqconvert.keras_loader.layer_kinds import kind_of
+from lqconvert.quantization.granularity import KEPT_AXES, KERNELS
+from lqconvert.quantization.layers import ActivationQuantizer, FollowingQuantizer, QuantizedLayer
 
 
 def fold_input_scales(
@@ -45,7 +37,7 @@ def fold_input_scales(
     factors: dict[str, np.ndarray] = {}
     for name in reversed(layers):
         kernel, kind = layers[name].kernel, layers[name].kind
-        axis = INPUT_AXIS.get(kind)
+        axis = KERNELS[kind].summed
         if axis is None or kernel.scale.shape[axis] == 1:
             continue
         producer, between = _path(model.get_layer(name), set(model.output_names))
@@ -82,7 +74,8 @@ def _path(layer: Any, given: set[str]) -> tuple[str | None, list[Any]]:
         if isinstance(layer, QuantizedLayer):
             return layer.name, between
         bent = any(getattr(layer, name, None) for name in ("max_value", "threshold", "fixed"))
-        if class_name(layer) not in COMMUTE or bent:
+        commutes = kind_of(layer).commutes or isinstance(layer, (ActivationQuantizer, FollowingQuantizer))
+        if bent or not commutes:
             return None, []
         between.append(layer)
 
