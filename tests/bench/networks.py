@@ -9,7 +9,8 @@ network share the float model, the splits and the runtime (files for tflm run in
 --own-floats each seed's run begins with a float model of its own, and its points are against that one. Bytes
 are the whole .tflite, as it is and deflated with the best strategy, and ratios are against the float32
 .tflite as it is. Peers fine-tune as many epochs as lqconvert does, with one seed,
-or --peer-seeds.
+or --peer-seeds. ai-edge-quantizer is in the extra bench. What is not there, a package or data, is said before
+anything is trained.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +338,18 @@ def row(name: str, method: str, results: list[Result], originals: list[Result]) 
     return f"| {name} | {method} | {sizes} | {accuracy} | {took} |"
 
 
+def missing(names: Collection[str], peers: Collection[str] = ()) -> str:
+    """What a run of these networks and peers would lack later on, after minutes of training; or nothing."""
+    if any("ai-edge-quantizer" in peer for peer in peers) and not find_spec("ai_edge_quantizer"):
+        return "ai-edge-quantizer is not installed: pip install -e '.[bench]', or name the other --peers"
+    for name in names:
+        try:
+            NETWORKS[name].load(NETWORKS[name].build())
+        except lqconvert.LqError as error:
+            return f"{name} cannot be trained: {error} (LQCONVERT_DATA names the folder of the data)"
+    return ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="+", choices=NETWORKS)
@@ -347,6 +361,8 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--peer-seeds", type=int, default=1)
     arguments = parser.parse_args()
+    if reason := missing(arguments.networks, arguments.peers):
+        parser.error(reason)
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
     size = arguments.max_size

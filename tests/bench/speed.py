@@ -303,6 +303,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keeps the trained float model")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    trained = {"steps": arguments.networks, "latency": NETWORKS, "mnist": ["mlp"]}
+    names = {name for part in arguments.parts for name in trained.get(part, ())} - {LARGE}
+    if names:
+        from networks import missing
+
+        if reason := missing(names):
+            parser.error(reason)
     trains = set(arguments.parts) != {"packing"}
     results: dict[str, Any] = {"machine": ", ".join([machine(), *(gpus() if trains else [])])}
     print(results["machine"])
