@@ -1,4 +1,4 @@
-"""The example of a CI job, the GitHub Action and the pre-commit hook, run as a server runs them."""
+"""The example job, the GitHub Action and the pre-commit hook, run as a server runs them; and our own CI."""
 
 import os
 import re
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import lqconvert
 from lqconvert.cli.main import main
 
 ROOT = Path(__file__).parent.parent
@@ -274,3 +275,25 @@ def test_bash_completes(line, found):
     assert sorted(result.stdout.split()) == sorted(found)
     assert "lqconvert.cli" in result.stderr
     assert "tensorflow" not in result.stderr
+
+
+def workflow(name):
+    return yaml.safe_load((ROOT / ".github" / "workflows" / name).read_text())
+
+
+def test_every_supported_python_is_tested():
+    text = (ROOT / "pyproject.toml").read_text()
+    supported = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text)
+    assert workflow("ci.yml")["jobs"]["all"]["strategy"]["matrix"]["python"] == supported
+    first, last = supported[0], int(supported[-1].split(".")[1])
+    assert f'requires-python = ">={first},<3.{last + 1}"' in text
+
+
+@pytest.mark.parametrize(("version", "code"), [(lqconvert.__version__, 0), ("0.0.1", 1)])
+def test_a_release_has_the_version_of_its_tag(version, code, tmp_path):
+    steps = workflow("release.yml")["jobs"]["build"]["steps"]
+    (check,) = (step["run"] for step in steps if "GITHUB_REF_NAME" in step.get("run", ""))
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / f"lqconvert-{lqconvert.__version__}.tar.gz").touch()
+    variables = environment(GITHUB_REF_NAME=f"v{version}")
+    assert subprocess.run(["bash", "-c", check], cwd=tmp_path, env=variables, check=False).returncode == code
