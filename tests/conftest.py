@@ -11,6 +11,24 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CYCLE = 100  # steps: see short_cycles
+#: Fixtures that are whole runs: the tests that ask for one are slow.
+RUNS = {"run", "digits_run"}
+#: Files that take more than a minute, the longest first, but the two that watch the clock not together.
+LONG = (
+    *("test_pipeline", "test_distributing", "test_resuming", "test_docs", "test_coverage", "test_budget"),
+    *("test_hostile", "test_quantize", "test_fronts", "test_tasks", "test_html_report", "test_check"),
+    *("test_sweep", "test_pacing"),
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses among the tests
+def pytest_collection_modifyitems(items):
+    """Marks what takes a run as slow; the longest files begin, so that none is left alone at the end."""
+    for item in items:
+        if RUNS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+    order = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session")

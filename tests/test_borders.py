@@ -78,6 +78,7 @@ def ports():
     return exported.tflite, exported.order, batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("io", OTHERS)
 @pytest.mark.parametrize("target", ["litert", "tflm"])
 def test_indices_stay_and_each_port_has_its_own_border(io, target, ports):
@@ -111,6 +112,7 @@ def test_the_command_line(codes, tmp_path):
     assert json.loads(result.stdout)["front_code"] is None
 
 
+@pytest.mark.slow
 def test_a_run_counts_the_border_and_says_how_to_feed(samples, tmp_path, short_cycles):
     output = tmp_path / "m.tflite"
     settings = {"scheme": lqconvert.Rate(gamma=1.0), "epochs": 1}

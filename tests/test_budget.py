@@ -228,6 +228,7 @@ def smaller(samples, tmp_path_factory):
     return quantize(samples / "digits_cnn.h5", "digits", output, budget=Budget(max_drop=2.0))
 
 
+@pytest.mark.slow
 def test_max_drop(smaller):
     assert smaller.float_.deflated_bytes > 8 * smaller.int8.deflated_bytes
     assert smaller.best in smaller.curve
@@ -237,10 +238,12 @@ def test_max_drop(smaller):
     assert smaller.int8.score >= smaller.float_.score - 0.06  # 359 images: a point of standard error
 
 
+@pytest.mark.slow
 def test_estimates_are_near_the_packed_bytes(smaller):
     assert smaller.best.bytes == pytest.approx(smaller.files[0].proven.size, rel=0.05)
 
 
+@pytest.mark.slow
 def test_max_size(samples, tmp_path):
     arguments = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", "--max-size", "6KB"]
     result = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "m.tflite")])
@@ -259,6 +262,7 @@ def short():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_a_size_that_no_code_reaches_ends_with_3(samples, tmp_path):
     arguments = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", "--max-size", "1000"]
@@ -275,6 +279,7 @@ def test_a_scheme_without_penalty_takes_no_budget(samples, tmp_path):
     assert "has no penalty" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_other_penalties_are_steered_too(samples, tmp_path):
     with pytest.raises(BudgetMissed, match="the smallest file was"):
@@ -288,6 +293,7 @@ def test_other_penalties_are_steered_too(samples, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_what_was_calibrated_remains_where_nothing_learned_holds(samples, tmp_path, said):
     job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
     report = quantize(*job, scheme=Rate(gamma=1e5), budget=Budget(max_drop=0.0))
@@ -296,6 +302,7 @@ def test_what_was_calibrated_remains_where_nothing_learned_holds(samples, tmp_pa
     assert any("nothing learned holds the budget" in line for line in said)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_a_penalty_alone_stays_fixed(samples, tmp_path):
     job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"

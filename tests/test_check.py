@@ -96,6 +96,7 @@ def test_colour_is_for_terminals(int8):
     assert b"\x1b" not in piped.stdout
 
 
+@pytest.mark.slow
 def test_accuracy_and_drop(samples, int8):
     accuracy = evaluate(int8, "digits").score
     result = check(
@@ -145,6 +146,7 @@ def test_a_model_of_several_inputs_beside_its_file(tmp_path, monkeypatch):
     assert "same" in second  # in place of the share of like classes
 
 
+@pytest.mark.slow
 def test_preprocessing_of_float_data_is_found_too(int8, samples, tmp_path):
     digits = load_data("digits", (8, 8, 1), 10)
     x, y = (np.concatenate(each) for each in zip(digits.train.arrays(), digits.test.arrays(), strict=True))
@@ -278,6 +280,7 @@ def of_zeros(path, folder):
     return folder / "zeros.tflite"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", small_tasks.TASKS)
 def test_each_task_has_budgets_of_its_own(name, task, tmp_path):
     model, data, file = task(name)
@@ -295,6 +298,7 @@ def test_each_task_has_budgets_of_its_own(name, task, tmp_path):
     assert int(suite.get("failures")) == int(suite.get("tests")) - 1 == len(cases), result.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -309,6 +313,7 @@ def test_what_a_regression_has_not(option, message, task):
     assert message in result.output
 
 
+@pytest.mark.slow
 def test_what_has_no_labels_is_held_against_the_baseline(task, tmp_path):
     model, data, file = task("two_outputs")
     with np.load(data) as arrays:
@@ -334,6 +339,7 @@ def by_number(model):
     return tf.lite.TFLiteConverter.from_concrete_functions([call], model).convert()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("converted", [by_name, by_number])
 def test_outputs_of_other_tools_files_are_told_apart(converted, first, task, tmp_path):
@@ -361,6 +367,7 @@ def broken(y_true, y_pred):
 """
 
 
+@pytest.mark.slow
 def test_a_metric_of_the_users_own(task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_metrics.py").write_text(METRICS)
@@ -468,6 +475,7 @@ def test_defaults_of_the_project(int8, tmp_path, monkeypatch):
     assert run("check", int8, "--max-size", "1MB").exit_code == 0  # the command line wins
 
 
+@pytest.mark.slow
 def test_defaults_of_the_project_go_by_the_options_names(int8, samples, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [

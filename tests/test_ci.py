@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import LONG
 
 import lqconvert
 from lqconvert.cli.main import main
@@ -67,6 +68,7 @@ def project(passed, tmp_path):
     return Path(shutil.copytree(passed, tmp_path / "project"))
 
 
+@pytest.mark.slow
 def test_a_byte_too_much_fails_the_job(project):
     size = (project / "out" / "digits.tflite").stat().st_size
     budgets(project, max_size=size - 1)
@@ -76,6 +78,7 @@ def test_a_byte_too_much_fails_the_job(project):
     assert f"| ✅ | growth | {size:,} bytes, at most {size:,} |" in summary
 
 
+@pytest.mark.slow
 def test_too_low_an_accuracy_fails_the_job(project):
     budgets(project, min_accuracy=0.9999)
     code, summary = job(project)
@@ -83,6 +86,7 @@ def test_too_low_an_accuracy_fails_the_job(project):
     assert re.search(r"\| ❌ \| accuracy \| 9\d\.\d\d%, at least 99\.99%", summary)
 
 
+@pytest.mark.slow
 def test_a_file_that_grew_fails_the_job_and_is_no_baseline(project):
     file, baseline = project / "out" / "digits.tflite", project / "digits.baseline.json"
     size, before = file.stat().st_size, baseline.read_text()
@@ -297,3 +301,7 @@ def test_a_release_has_the_version_of_its_tag(version, code, tmp_path):
     (tmp_path / "dist" / f"lqconvert-{lqconvert.__version__}.tar.gz").touch()
     variables = environment(GITHUB_REF_NAME=f"v{version}")
     assert subprocess.run(["bash", "-c", check], cwd=tmp_path, env=variables, check=False).returncode == code
+
+
+def test_the_files_to_begin_with_are_there():
+    assert [name for name in LONG if not (ROOT / "tests" / f"{name}.py").exists()] == []

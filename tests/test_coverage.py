@@ -22,6 +22,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "api"), CASES, ids=[f"{name}-{api}" for name, api in CASES])
 def test_zoo(name, api, tmp_path):
     feature, (package, suffix) = zoo.ZOO[name], zoo.APIS[api]
@@ -50,6 +51,7 @@ def test_zoo(name, api, tmp_path):
     assert np.sqrt(np.mean((outputs - truth) ** 2)) < 0.1 * truth.std(axis=0).mean()
 
 
+@pytest.mark.slow
 def test_an_application_of_keras(tmp_path):
     """The other families take minutes: tests/bench/coverage.py."""
     zoo.tf_keras.utils.set_random_seed(0)
@@ -76,6 +78,7 @@ def saved(name, folder):
     return model
 
 
+@pytest.mark.slow
 def test_several_inputs_and_outputs_from_model_to_targets(tmp_path):
     model = saved("several", tmp_path)
     a, b = RNG.normal(size=(400, 8)), RNG.normal(size=(400, 4, 3))
@@ -104,6 +107,7 @@ def test_several_inputs_and_outputs_from_model_to_targets(tmp_path):
         quantize(tmp_path / "model.h5", str(tmp_path / "less.npz"), tmp_path / "o.tflite")
 
 
+@pytest.mark.slow
 def test_indices_are_taken_as_they_are(tmp_path):
     model = saved("embedding", tmp_path)
     words = RNG.integers(0, 300, (400, 8))
@@ -116,6 +120,7 @@ def test_indices_are_taken_as_they_are(tmp_path):
     assert np.mean((runner.run([words]) - truth) ** 2) < 0.05 * truth.var()
 
 
+@pytest.mark.slow
 def test_float_layers_are_named_or_refused(tmp_path):
     model = saved("lstm", tmp_path)
     x = RNG.normal(size=(400, *zoo.STEPS)).astype(np.float32)

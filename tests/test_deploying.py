@@ -107,6 +107,7 @@ def test_quoted_messages_are_those_of_the_source():
         assert any(map(pattern.search, messages)), heading
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(samples, tmp_path):
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")

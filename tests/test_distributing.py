@@ -19,6 +19,8 @@ from lqconvert import LqError, load_data
 from lqconvert.cli.main import main
 from lqconvert.training.distribution import Distribution
 
+pytestmark = pytest.mark.slow
+
 #: Not of this module, so that it can be run in processes whose devices differ.
 DEVICES = """
 import json, sys

@@ -198,6 +198,7 @@ def masked(text: str) -> list[str]:
     return [line for line in lines if line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_does_what_it_says(page, readers_folder, tmp_path, monkeypatch):
     if "--target tflm" in page.read_text():

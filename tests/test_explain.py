@@ -370,6 +370,7 @@ def test_tensorflow_is_not_needed_for_files(codes, tmp_path):
         subprocess.run([sys.executable, "-c", code, str(path)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlperf_tiny_resnet8_int8.tflite", "mlperf_tiny_ad01_int8.tflite"])
 def test_files_of_other_tools(name, shared):
     path = shared / "models" / name

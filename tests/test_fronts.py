@@ -19,6 +19,8 @@ from lqconvert.exporting.codes import Int8File
 from lqconvert.runtime.litert import Runner
 from lqconvert.runtime.tflm import run_micro
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only")
 
 APIS = {"tf_keras": tf_keras, "keras": keras}

@@ -588,6 +588,7 @@ def test_codes_with_a_damaged_file(seeds, tmp_path):
     assert not (tmp_path / "out.tflite").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the worker's limits are POSIX's")
 def test_fuzz(seeds, tmp_path):
     """``tests/bench/fuzz.py`` takes thousands."""
@@ -640,6 +641,7 @@ def test_steps_of_all_layers_together(tmp_path, monkeypatch):
     refused(tmp_path / "model.h5", "more than 50 steps")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
 @pytest.mark.parametrize("api", [tf_keras, keras])
 @pytest.mark.parametrize("kind", ["UpSampling1D", "LSTM", "Bidirectional"])
@@ -664,6 +666,7 @@ def test_what_would_be_written_out_step_by_step(kind, api, suffix, tmp_path):
     refused(path, "1,048,576 steps are too many to be written out one by one")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_layers_that_take_tensors_again_and_again(name, seeds, tmp_path):
     """A sum of a hundred thousand tensors, in a config of a megabyte."""

@@ -277,6 +277,7 @@ def digits(tmp_path_factory, samples):
     return Page(folder / "pages" / "digits.html"), json.loads((folder / "digits.report.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_json_says(digits):
     seen, report = digits
     assert report["model"] in seen.text
@@ -296,6 +297,7 @@ def test_the_page_says_what_the_json_says(digits):
         assert f"{np.prod(layer['shape']):,} weights, {layer['codes']} different codes" in seen.text
 
 
+@pytest.mark.slow
 def test_the_page_has_words_for_its_pictures(digits):
     seen, report = digits
     figures = [attributes for tag, attributes in seen.elements if attributes.get("role") == "img"]
@@ -306,6 +308,7 @@ def test_the_page_has_words_for_its_pictures(digits):
     assert 1 <= seen.count("img") <= 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_strangers_names_stay_text(case):
     def renamed(name):
@@ -335,6 +338,7 @@ def outside_of_figures(seen):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_task_has_its_figures(case):
     outputs, titles = CASES[case]

@@ -138,6 +138,7 @@ def test_a_refusal_names_every_layer_that_is_not_known(tmp_path):
     assert "layer 'second' (Lambda)" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kinds", "floats"),
     [("several", ["InputLayer"] * 2, 0), ("embedding", ["InputLayer", "Embedding"], 0), ("lstm", ["RNN"], 1)],
@@ -310,6 +311,7 @@ def test_the_other_sample(samples):
     assert [row.codes for row in inspection.layers if row.codes] == [784 * 128, 1280]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlperf_tiny_resnet8.h5", "emg_rnn.keras", "gru_series.keras"])
 def test_published_models(name, shared):
     inspection = inspect(shared / "models" / name)

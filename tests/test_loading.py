@@ -169,6 +169,7 @@ def test_weights_only(tmp_path):
         load_model(tmp_path / "w.h5")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layers"),
     [("mlperf_tiny_resnet8.h5", 30), ("gender_mini_xception.hdf5", 46), ("teachable_machine_waste.h5", 158)],

@@ -69,6 +69,7 @@ def test_models_and_data_in_many_threads(files):
     assert found == [text for _, text in work]
 
 
+@pytest.mark.slow
 def test_what_is_said_of_a_model_in_many_threads(files):
     chosen = [path for path in files if path.name in ("good3.keras", "large.h5")]
 

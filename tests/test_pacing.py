@@ -15,6 +15,7 @@ from lqconvert.cli.main import main
 from lqconvert.training.pacing import Pace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "steps"),
     [
@@ -33,6 +34,7 @@ def test_epochs_that_are_given_have_no_minimum(settings, steps, samples, tmp_pat
     assert any(bounded) == ("epochs" in settings)
 
 
+@pytest.mark.slow
 def test_an_epoch_of_100_unlabelled_images_takes_seconds(samples, tmp_path):
     """20 of two idle cores; how many those of a busy machine are, the processor's time does not tell."""
     x = load_data("digits", (8, 8, 1), 10).train.arrays(100)[0].astype(np.float32)[:100]
@@ -88,6 +90,7 @@ def test_without_a_limit_all_steps_are_taken():
     assert (pace.interval, pace.steps) == (1000, 6000)
 
 
+@pytest.mark.slow
 def test_a_run_ends_in_time(samples, tmp_path):
     arguments = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", "--max-minutes", "0.2"]
     arguments += ["--epochs", "1000", "-o", str(tmp_path / "m.tflite")]

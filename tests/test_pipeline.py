@@ -23,7 +23,7 @@ from lqconvert.training.trainer import RelativeAdam, Trainer
 RNG = np.random.default_rng(0)
 
 
-pytestmark = pytest.mark.usefixtures("short_cycles")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("short_cycles")]
 
 
 def trained(x, y, units, activation, loss):

@@ -86,6 +86,7 @@ def test_another_run_into_the_same_folder(digits_run, samples, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_run(samples, tmp_path):
     job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
     path = tmp_path / "m.resume.npz"

@@ -18,6 +18,7 @@ def look(step):
     return SimpleNamespace(steps=1000, point=SimpleNamespace(step=step, score=0.9751, bytes=12345))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quiet", [False, True])
 def test_without_a_terminal_every_look_is_a_line(quiet, samples, tmp_path):
     arguments = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", "--epochs", "2"]

@@ -155,6 +155,7 @@ def test_int4_convolutions_on_request():
     assert [row.packing for row in proven.kernels] == ["int8"]
 
 
+@pytest.mark.slow
 def test_memory_is_kept_to(dense):
     """Decoded kernels lie in the arena: with less of it, packings that need none."""
     _, free = prove(dense, TFLM, INPUTS, ["only"], Limits())
@@ -177,6 +178,7 @@ def test_the_arena_that_is_reported_is_enough(dense):
     np.testing.assert_array_equal(run.outputs, in_micro(dense, INPUTS[:1]))
 
 
+@pytest.mark.slow
 def test_latency_is_kept_to(dense):
     """Decoding 30,000 weights takes several times as long as multiplying them."""
     _, free = prove(dense, TFLM, INPUTS, ["only"], Limits())

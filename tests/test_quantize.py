@@ -253,6 +253,7 @@ def test_scales_do_not_fold_into_what_the_model_gives(tmp_path):
     assert np.abs(outputs - truth).max() < 0.05 * truth.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scheme", [lqconvert.LSQ(limit=7), lqconvert.MaxBin(gamma=1e-4)], ids=lambda s: s.name
 )
@@ -322,6 +323,7 @@ def test_pixels_of_other_tools_files(dtype, zero_point):
     assert PREPROCESSINGS["-1-1"].off_ties(zero_point + 5, lowest) == PREPROCESSINGS["-1-1"]
 
 
+@pytest.mark.slow
 def test_mnist(shared, samples, tmp_path, monkeypatch):
     monkeypatch.setenv("LQCONVERT_DATA", str(shared / "data"))
     report = lqconvert.quantize(samples / "mnist_mlp.h5", "mnist", tmp_path / "mnist.tflite")
@@ -407,6 +409,7 @@ def test_a_tflite_is_named_so(name, samples, tmp_path):
         lqconvert.quantize(samples / "digits_cnn.h5", "digits", tmp_path / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "output"), [("a.h5", "a.tflite"), ("v1.2/", "v1.2.tflite")])
 def test_files_without_a_name_of_their_own_are_beside_the_model(model, output, samples, tmp_path):
     path = str(tmp_path / model)

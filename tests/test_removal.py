@@ -284,6 +284,7 @@ def gated_network(x):
     return layers.Dense(4)(layers.GlobalAveragePooling2D()(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [residual_network, gated_network])
 @settings(deadline=None, max_examples=4)
 @given(st.integers(0, 2**32), st.sampled_from([0.3, 0.7, 0.9]))

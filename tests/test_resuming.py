@@ -26,7 +26,7 @@ from lqconvert.training.budget import Steering
 from lqconvert.training.checkpoint import locked
 from lqconvert.training.pacing import Pace
 
-pytestmark = pytest.mark.usefixtures("short_cycles")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("short_cycles")]
 #: The command line, with a checkpoint after every few of them.
 EAGER = "import lqconvert.pipeline.settings as s; "
 EAGER += f"s.DEFAULTS = s.DEFAULTS.replaced(save_seconds=0, minimum_cycle={CYCLE}); "

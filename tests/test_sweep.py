@@ -15,6 +15,8 @@ from lqconvert.sweeps import study
 from lqconvert.sweeps.sensitivity import sensitivities
 from lqconvert.sweeps.study import sweep
 
+pytestmark = pytest.mark.slow
+
 PNG = b"\x89PNG"
 
 

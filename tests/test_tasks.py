@@ -427,6 +427,7 @@ def quantize(tmp_path):
         yield quantize
 
 
+@pytest.mark.slow
 def test_rare_positives_do_not_pay_for_the_bytes(quantize, tmp_path):
     result, report = quantize(*small_tasks.made("detector", tmp_path))
     assert result.exit_code == 0, result.output
@@ -459,6 +460,7 @@ def of_tf_lite(model, data, path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", small_tasks.TASKS)
 def test_no_task_comes_out_worse_than_of_tf_lite(name, quantize, tmp_path):
     """By more than a point, of these few examples; nor than the float model."""
@@ -482,6 +484,7 @@ def by_label(scores):
     return {score.label: score.value for score in scores}
 
 
+@pytest.mark.slow
 def test_every_output_holds_the_budget(quantize, tmp_path):
     model, data = small_tasks.made("two_outputs", tmp_path)
     result, report = quantize(model, data, "--weight", "age=2", "--max-drop", 2)
@@ -494,6 +497,7 @@ def test_every_output_holds_the_budget(quantize, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [(), ("--max-drop", "0")])
 def test_a_file_by_default_and_exit_3_for_budgets_that_were_asked_for(asked, quantize, tmp_path, monkeypatch):
     """Of a model that nothing is as good as."""
