@@ -229,7 +229,7 @@ def takes_defaults(toml: str, folder: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
 def test_links_within_the_project(page):
     prose = FENCE.sub("", page.read_text())
     for link in re.findall(r"\]\(([^)\s]+)\)", prose):
