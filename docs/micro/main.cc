@@ -1,7 +1,7 @@
 // Classifies images with the model that `lqconvert quantize ... --c-array` wrote as model.h and model.cc.
 //
 // On a computer the pixels come from stdin, a byte each, image after image. On a board, put the camera or
-// sensor in place of ReadImage(); what MicroPrintf() says goes where the port's DebugLog() sends it.
+// sensor in place of ReadImage(). MicroPrintf() prints through the port's DebugLog().
 
 #include <cstdint>
 #include <cstdio>
@@ -15,7 +15,7 @@
 
 namespace {
 
-// All memory that the model takes while it runs, beside its own bytes in flash.
+// All RAM that the model needs while it runs. The model itself stays in flash.
 alignas(16) uint8_t arena[g_model_arena_bytes];
 
 // The lines at the end of model.h.
@@ -30,8 +30,8 @@ TfLiteStatus AddOperators(Resolver& resolver) {
   return kTfLiteOk;
 }
 
-// Fills the input with the next image; false at the end. The code of pixel p is p - 128: what the model was
-// trained on instead, such as p / 255, is folded into it.
+// Fills the input with the next image; false at the end. int8 = uint8 pixel - 128, also if the model was
+// trained on scaled pixels, such as pixel / 255: the scaling is part of the file.
 bool ReadImage(int8_t* input, size_t pixels) {
   for (size_t i = 0; i < pixels; ++i) {
     const int pixel = std::getchar();
@@ -49,7 +49,7 @@ int main() {
   if (AddOperators(resolver) != kTfLiteOk) return 1;
   static tflite::MicroInterpreter interpreter(tflite::GetModel(g_model), resolver, arena, sizeof(arena));
   if (interpreter.AllocateTensors() != kTfLiteOk) return 1;
-  TfLiteTensor* input = interpreter.input(0);  // these take memory of the arena, too
+  TfLiteTensor* input = interpreter.input(0);  // these use arena memory too
   const TfLiteTensor* output = interpreter.output(0);
   if (input == nullptr || output == nullptr) return 1;
   MicroPrintf("arena: %d of %d bytes", static_cast<int>(interpreter.arena_used_bytes()),
