@@ -140,7 +140,7 @@ def _first_line(error: BaseException) -> str:
 def main(context: click.Context) -> None:
     """Makes trained Keras models small enough for phones and microcontrollers.
 
-    Defaults of most options are read from the table [tool.lqconvert.COMMAND] of the project's pyproject.toml.
+    You can set defaults of most options in the table [tool.lqconvert.COMMAND] of your pyproject.toml.
     """
     left = _LEFT.get(context.invoked_subcommand or "", "nothing was written")
     context.obj = context.with_resource(guarded(left))
@@ -152,20 +152,30 @@ def main(context: click.Context) -> None:
 @main.command()
 @click.argument("model", type=click.Path())
 @click.option("--data", required=True, help="digits, mnist, a .npz, a .csv, a folder or zip of images, ...")
-@click.option("-o", "--output", type=click.Path(), help="The .tflite to write.  [default: MODEL.tflite]")
+@click.option("-o", "--output", type=click.Path(), help="Path of the .tflite.  [default: MODEL.tflite]")
 @target_options
-@click.option("--report", type=click.Path(), help="Write a page with figures, too: an .html file.")
-@click.option("--scheme", type=click.Choice(SCHEMES), default=DEFAULT_SCHEME, show_default=True)
-@click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS", help=MAX_DROP)
-@click.option("--max-size", type=SizeType(), help="Make the best file of at most these bytes.")
-@click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Width of the codes.")
+@click.option("--report", type=click.Path(), help="Also write the report as a page with charts (.html).")
 @click.option(
-    "--penalty", type=click.FloatRange(min=0), help="The scheme's gamma (or lambda), fixed: no budget."
+    "--scheme",
+    type=click.Choice(SCHEMES),
+    default=DEFAULT_SCHEME,
+    show_default=True,
+    help="How scales are learned. rate makes the smallest files; lsq keeps --bits for every weight.",
+)
+@click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS", help=MAX_DROP)
+@click.option(
+    "--max-size", type=SizeType(), help="Size budget: make the most accurate file of at most BYTES."
+)
+@click.option(
+    "--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Bits of a weight, at most."
+)
+@click.option(
+    "--penalty", type=click.FloatRange(min=0), help="Fixed penalty weight of the scheme, instead of a budget."
 )
 @click.option(
     "--granularity",
     type=click.Choice(GRANULARITIES),
-    help=f"Which weights share a scale.  [default: {by_scheme('granularity')}]",
+    help=f"Which weights share one scale.  [default: {by_scheme('granularity')}]",
 )
 @click.option(
     "--rounding",
@@ -174,27 +184,35 @@ def main(context: click.Context) -> None:
     show_default=True,
 )
 @click.option(
-    "--start", type=click.FloatRange(min=0, min_open=True), help="Starting scale.  [default: calibrated]"
+    "--start",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Starting value of all scales.  [default: calibrated]",
 )
 @click.option(
-    "--preprocess", type=PreprocessingType(), help="What the model was trained on.  [default: found out]"
+    "--preprocess", type=PreprocessingType(), help="How inputs were scaled for training.  [default: detected]"
 )
 @click.option(
     "--epochs",
     type=click.IntRange(0),
-    help="Epochs of fine-tuning at most; 0 is post-training quantization, which takes seconds.  "
-    f"[default: {by_scheme('epochs')}; more where these are few steps]",
+    help="Training epochs. 0: no training (post-training quantization, in seconds).  "
+    f"[default: {by_scheme('epochs')}; more if they give fewer than {DEFAULTS.training.minimum_steps} steps]",
 )
 @click.option(
     "--max-minutes",
     type=click.FloatRange(min=0, min_open=True),
-    help="End fine-tuning by then, with the best so far.",
+    help="Stop fine-tuning after this time and use the best weights so far.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=DEFAULTS.training.batch_size, show_default=True)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=DEFAULTS.training.batch_size,
+    show_default=True,
+    help="Training examples in a step.",
+)
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help=f"Of the scales.  [default: {by_scheme('learning_rate')}]",
+    help=f"Learning rate of the scales.  [default: {by_scheme('learning_rate')}]",
 )
 @task_options
 @click.option(
@@ -202,30 +220,36 @@ def main(context: click.Context) -> None:
     type=click.Choice(STEER_ON),
     default=DEFAULTS.data.steer_on,
     show_default=True,
-    help="test-half: steer on half of the test part, report on the other.",
+    help="Data that budgets are judged on. test-half: half of the test split, and the report uses the rest.",
 )
 @click.option(
     "--weight",
     "weights",
     multiple=True,
     type=NamedType(number=True),
-    help="Of an output's loss among those of others.",
+    help="Weight of an output's loss in the sum over all outputs.",
 )
-@click.option("--seed", type=int, default=DEFAULTS.training.seed, show_default=True)
-@click.option("--resume", is_flag=True, help="Go on from where an interrupted run was.")
-@click.option("--log", type=click.Path(), help="Append a line of JSON for every look at the run, too.")
-@click.option("--tensorboard", type=click.Path(), help="Write summaries for TensorBoard into a folder, too.")
-@click.option("--strict", is_flag=True, help="Refuse layers that would stay float.")
+@click.option(
+    "--seed", type=int, default=DEFAULTS.training.seed, show_default=True, help="Of all random choices."
+)
+@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+@click.option("--log", type=click.Path(), help="Append a line of JSON for each evaluation to this file.")
+@click.option("--tensorboard", type=click.Path(), help="Also write summaries for TensorBoard to this folder.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Refuse models with layers that have no integer kernel (they stay float otherwise).",
+)
 @click.option(
     "--distribute",
     type=click.Choice(("mirrored", "multi-worker")),
-    help="Share each batch: among all GPUs here, or among the processes that TF_CONFIG lists.",
+    help="Split each batch over all GPUs (mirrored), or over the processes in TF_CONFIG (multi-worker).",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done: train nothing, write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, without training or writing files.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @quiet_option
 @model_options
-@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the messages of TensorFlow.")
 def quantize(
     model: str,
     data: str,
@@ -311,15 +335,17 @@ def _penalty_or_budget(options: dict[str, Any]) -> tuple[float | None, Budget]:
 
 @main.command()
 @click.argument("codes", type=click.Path())
-@click.option("-o", "--output", type=click.Path(), help="The .tflite.  [default: CODES.TARGET.tflite]")
-@click.option("--data", help="As for quantize: scores the file on the test split, too.")
+@click.option(
+    "-o", "--output", type=click.Path(), help="Path of the .tflite.  [default: CODES.TARGET.tflite]"
+)
+@click.option("--data", help="Data to score the file on, as for quantize.")
 @target_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the messages of TensorFlow.")
 def export(
     codes: str, output: str | None, data: str | None, as_json: bool, debug: bool, **settings: Any
 ) -> None:
-    """Makes files for other targets of the CODES (.codes.npz) of an earlier run, without training."""
+    """Makes files for other targets from the CODES (.codes.npz) of an earlier run, without training."""
     if not os.path.exists(codes):
         raise LqError(f"{codes}: no such file")
     _import_quietly(debug)
@@ -334,9 +360,9 @@ def export(
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @model_options
-@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the messages of TensorFlow.")
 def inspect(file: str, as_json: bool, debug: bool, **settings: Any) -> None:
-    """Says what is in FILE: a Keras model, a .tflite, or the .codes.npz of a run. No data, no training.
+    """Shows what is in FILE: a Keras model, a .tflite, or the .codes.npz of a run. No data, no training.
 
     Of a model it says what quantize makes of every layer, and which targets run that.
     """
@@ -354,9 +380,9 @@ def inspect(file: str, as_json: bool, debug: bool, **settings: Any) -> None:
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @model_options
-@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the messages of TensorFlow.")
 def explain(file: str, as_json: bool, debug: bool, **settings: Any) -> None:
-    """Says why FILE takes the bytes it takes, layer by layer, and what would make it smaller.
+    """Shows where the bytes of FILE go, layer by layer, and what would make it smaller.
 
     FILE is what inspect takes. No data, no training; other architectures are worked out for a Keras model.
     """
@@ -369,14 +395,18 @@ def explain(file: str, as_json: bool, debug: bool, **settings: Any) -> None:
 @main.command()
 @click.argument("file", type=click.Path())
 @click.option("--data", required=True, help="As for quantize.")
-@click.option("--target", type=click.Choice(TARGETS), help="Where to run it.  [default: what runs it]")
+@click.option(
+    "--target",
+    type=click.Choice(TARGETS),
+    help="Runtime to run it in.  [default: litert, unless only tflm runs the file]",
+)
 @click.option("--preprocess", type=PreprocessingType(), help="As for quantize.")
 @task_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @model_options
-@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the messages of TensorFlow.")
 def evaluate(file: str, data: str, as_json: bool, debug: bool, **settings: Any) -> None:
-    """Measures FILE, a .tflite of any tool or a Keras model, on the test split."""
+    """Measures size, accuracy and latency of FILE: a .tflite of any tool, or a Keras model."""
     _import_quietly(debug)
     from lqconvert.analysis.evaluate import evaluate as run
 
@@ -386,13 +416,17 @@ def evaluate(file: str, data: str, as_json: bool, debug: bool, **settings: Any) 
 @main.command()
 @click.argument("files", type=click.Path(), nargs=-1, required=True)
 @click.option("--data", required=True, help="As for quantize.")
-@click.option("--preprocess", type=PreprocessingType(), help="Of all files.  [default: found out for each]")
+@click.option(
+    "--preprocess",
+    type=PreprocessingType(),
+    help="How inputs were scaled for training, for all files.  [default: detected for each]",
+)
 @task_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @model_options
-@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the messages of TensorFlow.")
 def compare(files: tuple[str, ...], data: str, as_json: bool, debug: bool, **settings: Any) -> None:
-    """Measures FILES side by side: .tflite files of any tools, and Keras models as float32 .tflite.
+    """Compares FILES: .tflite files of any tools, and Keras models (as float32 .tflite).
 
     The first one is what the others are compared with, layer by layer too.
     """
@@ -406,21 +440,34 @@ def compare(files: tuple[str, ...], data: str, as_json: bool, debug: bool, **set
 
 @main.command()
 @click.argument("files", type=click.Path(), nargs=-1, required=True)
-@click.option("--max-size", type=SizeType(), help="Of each file.")
-@click.option("--max-ram", type=SizeType(), help="Tensor arena in TFLite Micro, as measured on this machine.")
+@click.option("--max-size", type=SizeType(), help="Largest size allowed, for each file.")
+@click.option(
+    "--max-ram",
+    type=SizeType(),
+    help="Largest tensor arena allowed in TFLite Micro, measured on this machine.",
+)
 @metric_options
-@click.option("--max-drop", type=click.FloatRange(0), metavar="POINTS", help="Under --baseline or --against.")
-@click.option("--baseline", type=click.Path(), help="The float model, or a .tflite: scored beside the file.")
-@click.option("--data", help="As for quantize: scores the file.")
-@click.option("--target", type=click.Choice(TARGETS), help="That has to run the file.")
-@click.option("--against", type=click.Path(), help="Fail where the file grew since --save-baseline.")
-@click.option("--save-baseline", type=click.Path(), help="Write what was measured, if all budgets hold.")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0),
+    metavar="POINTS",
+    help="Largest drop allowed of the judged metrics, in percentage points below --baseline or --against.",
+)
+@click.option("--baseline", type=click.Path(), help="Float model or .tflite to compare the scores with.")
+@click.option("--data", help="Data to score the file on, as for quantize.")
+@click.option("--target", type=click.Choice(TARGETS), help="Runtime that must be able to run the file.")
+@click.option(
+    "--against", type=click.Path(), help="Measurements of --save-baseline. Fails if the file has grown since."
+)
+@click.option(
+    "--save-baseline", type=click.Path(), help="Save the measurements for --against, if all budgets hold."
+)
 @click.option("--preprocess", type=PreprocessingType(), help="As for quantize.")
 @task_options
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print a table for a job summary.")
 @click.option("--junit", type=click.Path(), help="Write JUnit XML.")
-@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the messages of TensorFlow.")
 def check(
     files: tuple[str, ...],
     data: str | None,
@@ -431,7 +478,7 @@ def check(
     debug: bool,
     **settings: Any,
 ) -> None:
-    """Holds FILES, .tflite of any tool, against budgets: exit code 1 where one is over one."""
+    """Checks FILES, .tflite files of any tool, against budgets. The exit code is 1 if one is exceeded."""
     if len(files) > 1 and (against or save_baseline or junit or form == "json"):
         raise click.UsageError("--against, --save-baseline, --junit and --json take a single file")
     limits = metric_limits(settings)
@@ -479,8 +526,8 @@ def check(
 
 @main.command()
 @click.argument("model", type=click.Path())
-@click.option("--data", required=True, help="As for quantize.")
-@click.option("-o", "--output", type=click.Path(), help="The folder to write.  [default: MODEL.sweep]")
+@click.option("--data", required=True, help="The data, as for quantize.")
+@click.option("-o", "--output", type=click.Path(), help="Folder for the results.  [default: MODEL.sweep]")
 @click.option(
     "--scheme", "schemes", multiple=True, type=click.Choice(SWEPT), default=SWEPT, show_default=True
 )
@@ -499,16 +546,18 @@ def check(
     type=click.FloatRange(min=0, min_open=True),
     default=(0.1, 1.0, 10.0),
     show_default=True,
-    help="Factors on each scheme's own penalty.",
+    help="Factors on the default penalty weight of each scheme.",
 )
 @click.option("--preprocess", type=PreprocessingType(), help="As for quantize.")
 @click.option("--epochs", type=click.IntRange(1), help="As for quantize.")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="As for quantize.")
 @click.option("--seed", type=int, default=DEFAULTS.training.seed, show_default=True)
-@click.option("--storage", help="URL of an Optuna storage that several machines share.  [default: SQLite]")
+@click.option(
+    "--storage", help="URL of an Optuna storage that several machines share.  [default: a SQLite file]"
+)
 @quiet_option
 @model_options
-@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the messages of TensorFlow.")
 def sweep(
     model: str,
     data: str,
@@ -521,7 +570,7 @@ def sweep(
     debug: bool,
     **options: Any,
 ) -> None:
-    """Quantizes MODEL under all combinations of schemes, granularities and penalties, and draws figures.
+    """Quantizes MODEL with all combinations of schemes, granularities and penalty weights, and draws figures.
 
     The same command goes on where it was interrupted.
     """
@@ -584,9 +633,9 @@ def sweep(
 @click.argument("experiment", type=click.Choice(("mnist",)))
 @click.option("--epochs", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--seed", type=int, default=42, show_default=True)
-@click.option("--debug", is_flag=True, help="Show tracebacks and what the steps say.")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the messages of TensorFlow.")
 def reproduce(experiment: str, epochs: int, seed: int, debug: bool) -> None:
-    """Runs the reference's MNIST experiment and prints its figures beside ours."""
+    """Runs the reference's MNIST experiment and prints its published figures next to the measured ones."""
     _import_quietly(debug)
     from lqconvert.sweeps.reproduce import reproduce_mnist
 

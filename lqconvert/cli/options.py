@@ -113,23 +113,26 @@ def task_options(command: Any) -> Any:
             "tasks",
             multiple=True,
             type=NamedType(TASKS),
-            help="What an output is for.  [default: found out]",
+            help="Task of the model, or of one of its outputs.  [default: detected]",
         ),
         click.option(
             "--metric",
             "metrics",
             multiple=True,
             type=NamedType(METRICS),
-            help="What budgets judge, or your own function of (y_true, y_pred), where higher is better.",
+            help="Metric that budgets limit. module:function is yours: (y_true, y_pred), higher is better.  "
+            "[default: depends on the task]",
         ),
         click.option(
             "--threshold",
             type=click.FloatRange(0, 1),
             default=DEFAULTS.data.wishes.threshold,
             show_default=True,
-            help="Of probability, for two classes and several labels.",
+            help="Probability from which an output counts as positive (binary and multi-label).",
         ),
-        click.option("--classes", type=click.Path(), help="A file of the classes' names, a line an output."),
+        click.option(
+            "--classes", type=click.Path(), help="Text file with the class names, one line for each output."
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -163,7 +166,7 @@ def metric_options(command: Any) -> Any:
             metric.option.replace("-", "_"),
             type=bound,
             metavar="VALUE",
-            help=f"{metric.name} on the test split.",
+            help=f"{'Largest' if metric.error else 'Smallest'} {metric.name} allowed on the test split.",
         )(command)
     return command
 
@@ -174,24 +177,24 @@ def metric_limits(settings: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-quiet_option = click.option("--quiet", is_flag=True, help="Say nothing on stderr but errors.")
+quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors on stderr.")
 
 
 MAX_DROP = (
-    "Make the smallest file whose metrics are at most so many points (hundredths) under float's on "
-    "validation data, or none.  [default: the smallest that loses nothing, or the best]"
+    "Accuracy budget: make the smallest file whose validation metrics drop at most POINTS percentage points "
+    "below the float model's; exit code 3 if there is none.  [default: no measurable drop, or the best file]"
 )
 
 
 def model_options(command: Any) -> Any:
     """How a model is read, shared by the commands that read one."""
     shape = click.option(
-        "--input-shape", type=ShapeType(), help="The input's size, where the model leaves it open: 96,96,3."
+        "--input-shape", type=ShapeType(), help="Input size, if the model leaves it open, such as 96,96,3."
     )
     trust = click.option(
         "--trust-model",
         is_flag=True,
-        help="Allow Lambda layers: Python code in the model is then run, with all your rights.",
+        help="Allow Lambda layers. This runs Python code from the model file with your rights.",
     )
     return shape(trust(command))
 
@@ -206,27 +209,40 @@ def target_options(command: Any) -> Any:
             type=click.Choice(TARGETS),
             default=DEFAULTS.output.targets,
             show_default=True,
-            help="litert: phones; tflm: microcontrollers (TFLite Micro). Each gets a file of its own.",
+            help="Runtime to make a file for: litert (phones) or tflm (TFLite Micro, microcontrollers). "
+            "Repeat it to make both files.",
         ),
         click.option(
             "--io",
             type=click.Choice(IO),
-            help="Of inputs and outputs.  [default: int8; float32 where columns have to be scaled in float]",
+            help="Type of the file's inputs and outputs.  [default: int8, or float32 if input columns need "
+            "scaling in float]",
         ),
-        click.option("--max-ram", type=SizeType(), help="Tensor arena on tflm, as measured on this machine."),
+        click.option(
+            "--max-ram",
+            type=SizeType(),
+            help="Budget for the tensor arena in TFLite Micro, measured on this machine.",
+        ),
         click.option(
             "--max-latency",
             type=click.FloatRange(min=1),
             metavar="RATIO",
-            help="At most so many times as slow as plain int8.",
+            help="Latency budget: at most RATIO times the latency of the plain int8 file.",
         ),
-        click.option("--c-array", is_flag=True, help="Write a .cc and a .h beside tflm's .tflite."),
-        click.option("--gzip", is_flag=True, help="Write a .tflite.gz, too: the smallest download."),
-        click.option("--strip-all", is_flag=True, help="Drop the names of inputs and outputs, too."),
+        click.option(
+            "--c-array", is_flag=True, help="For tflm: also write the file as C++ source (.cc and .h)."
+        ),
+        click.option("--gzip", is_flag=True, help="Also write a .tflite.gz for downloads."),
+        click.option(
+            "--strip-all",
+            is_flag=True,
+            help="Remove the names of inputs and outputs from the file, which saves some bytes.",
+        ),
         click.option(
             "--int4-convolutions",
             is_flag=True,
-            help="On litert, convolutions of 4 bits: 4 to 7 times as slow in XNNPACK, a step off.",
+            help="For litert: allow 4-bit convolutions. Smaller, but 4 to 7 times slower, and outputs may "
+            "differ by one quantization step.",
         ),
     )
     for option in reversed(options):

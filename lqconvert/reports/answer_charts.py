@@ -1,4 +1,4 @@
-"""The figures of what a model answers, float beside file: see :mod:`lqconvert.drawing`."""
+"""The figures of what a model answers, float beside file: see :mod:`lqconvert.reports.charts`."""
 
 from __future__ import annotations
 

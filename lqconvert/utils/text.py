@@ -2,7 +2,8 @@
 
 A name from a file, a path, a message of a library that quotes them: all may hold what a terminal obeys, what
 turns text around, what ends a line, or what a format takes for its own signs. Nothing is shown that did not
-go through here; :mod:`lqconvert.output` prints, and :class:`lqconvert.errors.LqError` words its message so.
+go through here; :mod:`lqconvert.utils.terminal` prints, and :class:`lqconvert.errors.LqError` words its
+message so.
 """
 
 from __future__ import annotations
