@@ -493,7 +493,7 @@ def test_defaults_of_the_project_go_by_the_options_names(int8, samples, tmp_path
     dry = "quantize", samples / "digits_cnn.h5", "--data", "digits", "--dry-run"
     planned = json.loads(run(*dry).stdout)
     assert planned["targets"] == ["tflm"]
-    assert planned["budget"] == "at most 0.5 points under float"
+    assert planned["budget"] == "a drop of at most 0.5 points"
     assert any(file["path"] == "page.html" for file in planned["files"])
     # Another budget, and another target, on the command line win.
     planned = json.loads(run(*dry, "--max-size", "64KB", "--target", "litert").stdout)

@@ -157,7 +157,7 @@ def test_two_workers_learn_the_codes_of_one(job, tmp_path):
     assert result.exit_code == 0, result.output
     chief, other = Workers(*job, "-o", two).ended()
     assert (chief[2], other[2]) == (0, 0), (chief[1], other[1])
-    assert "each batch is shared by 2 x CPU in 2 processes" in chief[1]
+    assert "each batch is split over 2 x CPU in 2 processes" in chief[1]
     assert "test accuracy" in chief[0]
     assert other[0] == ""  # the chief speaks for both
     assert "each batch" not in other[1]
@@ -184,7 +184,7 @@ def test_a_worker_that_dies_and_returns_goes_on_from_the_checkpoint(job, tmp_pat
     assert not output.exists()
     chief, other = Workers(*job, "-o", output, "--resume").ended()
     assert (chief[2], other[2]) == (0, 0), (chief[1], other[1])
-    assert "going on from step" in chief[1]  # of a checkpoint that is told in more than one piece
+    assert "continuing from step" in chief[1]  # of a checkpoint that is told in more than one piece
     assert output.read_bytes() == undisturbed.read_bytes()
     assert np.array_equal(codes(output), codes(undisturbed))
     assert not checkpoint.exists()

@@ -111,7 +111,7 @@ def holds(report):
 def test_a_normalization_stays_in_front(api, models, data, tmp_path):
     report, said = quantized(models[api], data, tmp_path / "m.tflite")
     assert holds(report)
-    assert any("'normalization' stays in front of the quantization: 8 bits" in line for line in said)
+    assert any("'normalization' stays before the quantized part: int8" in line for line in said)
     assert list(report.input_types.values()) == ["float32"]
     assert report.settings.io == "float32"
     x = table()[0][TRAINED:]
@@ -174,7 +174,7 @@ def test_the_front_is_left_to_the_program(io, made, tmp_path):
 def test_a_run_says_how_to_scale(models, data, tmp_path):
     report, said = quantized(models["keras"], data, tmp_path / "m.tflite", io="int8")
     assert holds(report)
-    assert "with --io int8 it is left to the program around the file: how, the report says" in said
+    assert "with --io int8 your program has to do it; the report says how" in said
     assert "each column scaled by the program" in report.feeding()[0]
     written = json.loads((tmp_path / "m.report.json").read_text())
     assert len(written["front"]["center"]) == len(written["front"]["factor"]) == 8
@@ -198,7 +198,7 @@ def test_raw_columns_are_scaled_for_a_dense_layer(data, tmp_path):
     model.save(tmp_path / "raw.keras")
     report, said = quantized(tmp_path / "raw.keras", data, tmp_path / "m.tflite")
     assert holds(report)
-    assert any("a scaling of the columns stays in front of the quantization" in line for line in said)
+    assert any("a scaling of the columns stays before the quantized part" in line for line in said)
 
 
 def test_columns_of_one_range_stay_int8(tmp_path):

@@ -30,7 +30,7 @@ from lqconvert.training.pacing import Pace
 def test_epochs_that_are_given_have_no_minimum(settings, steps, samples, tmp_path, said):
     planned = plan(samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite", **settings)
     assert planned.steps == steps
-    bounded = [f"steps: {steps}, no more than the epochs asked for" in line for line in said]
+    bounded = [f"training {steps} steps, as --epochs asks" in line for line in said]
     assert any(bounded) == ("epochs" in settings)
 
 
@@ -96,7 +96,7 @@ def test_a_run_ends_in_time(samples, tmp_path):
     arguments += ["--epochs", "1000", "-o", str(tmp_path / "m.tflite")]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    assert "steps instead of 9,000: no more fit into --max-minutes" in result.stderr
+    assert "of 9,000 steps, as --max-minutes asks" in result.stderr
     report = json.loads((tmp_path / "m.report.json").read_text())
     assert report["settings"]["max_minutes"] == 0.2
     assert 0 < report["curve"][-1]["step"] < 9000

@@ -234,7 +234,7 @@ def test_ctrl_c_in_the_command_line_says_what_came_of_it(samples, tmp_path, monk
     arguments = [str(samples / "digits_cnn.h5"), "--data", "digits", "-o", str(tmp_path / "m.tflite")]
     result = CliRunner().invoke(main, ["quantize", *arguments, "--log", str(tmp_path / "run.jsonl")])
     assert result.exit_code == 130
-    assert "interrupted: exporting the best so far" in result.stderr
+    assert "interrupted: writing the best file so far" in result.stderr
     assert f"wrote {tmp_path / 'm.tflite'}, " in result.stderr
     assert (tmp_path / "m.tflite").exists()
 
@@ -252,7 +252,7 @@ def test_an_interrupted_run_whose_file_cannot_be_made_can_be_gone_on_with(sample
 
 def test_ctrl_c_before_any_codes_hold_the_budget(samples, tmp_path):
     job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
-    with pytest.raises(Interrupted, match=r"no codes of at most 100 bytes.*add --resume"):
+    with pytest.raises(Interrupted, match=r"no file of at most 100 bytes.*add --resume"):
         quantize(*job, budget=Budget(max_size=100), progress=Interrupt(3))
     assert Interrupted.exit_code == 130
     assert [path.name for path in tmp_path.iterdir()] == ["m.resume.npz"]

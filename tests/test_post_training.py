@@ -241,7 +241,7 @@ def test_a_size_is_filled_and_the_same_file_comes_again(quantize, samples, tmp_p
 def test_a_size_that_no_price_reaches_is_an_error(quantize, samples):
     result, report = quantize(samples / "digits_cnn.h5", "digits", "--max-size", 500)
     assert result.exit_code == 3
-    assert "no codes of at most 500 bytes" in result.stderr
+    assert "no file of at most 500 bytes" in result.stderr
     assert report is None
 
 

@@ -74,7 +74,7 @@ def test_a_run_that_died_ends_as_if_it_had_not(job, undisturbed, tmp_path, said)
     with pytest.raises(Died):
         quantize(*job, output, progress=dies_at(5))
     quantize(*job, output, resume=True)
-    assert "going on from step 200" in said
+    assert "continuing from step 200" in said
     assert learned(output) == undisturbed
 
 
@@ -123,7 +123,7 @@ def test_terminated_and_then_killed_between_two_looks(job, undisturbed, tmp_path
         assert not output.exists()
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    assert f"going on from step {before:,}" in result.stderr
+    assert f"continuing from step {before:,}" in result.stderr
     assert learned(output) == undisturbed
     assert not checkpoint.exists()
 
@@ -241,7 +241,7 @@ def test_what_diverges_is_rolled_back_and_slowed_down(rate, ends, job, tmp_path,
     else:
         with pytest.raises(LqError, match="diverges, however slowly it learns"):
             quantize(*job, output, learning_rate=rate)
-    back = re.compile(r"step \d+: .*; back to step 0, to learn a third")
+    back = re.compile(r"step \d+: .*; back to step 0, with a third")
     rolled_back = [line for line in said if back.match(line)]
     assert len(rolled_back) >= (1 if ends else 5)
 

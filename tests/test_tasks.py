@@ -377,8 +377,8 @@ def test_answers_known_by_heart_are_no_bar(oracle, known, steers_on_test):
         assert found is data
         assert said == []
         return
-    assert "points of quality better on validation than on test data: it was trained on both" in said[0]
-    assert "steering on 501 of the test examples, reporting on the other 500" in said[1]
+    assert "points better on validation data than on test data: it was trained on both" in said[0]
+    assert "the budget is judged on 501 test examples, the report uses the other 500" in said[1]
     assert (found.train.size, found.validation.size, found.test.size) == (1600, 501, 500)
 
 
@@ -505,15 +505,15 @@ def test_a_file_by_default_and_exit_3_for_budgets_that_were_asked_for(asked, qua
     result, report = quantize(*small_tasks.made("regression", tmp_path), *asked)
     if asked:
         assert result.exit_code == 3
-        assert "error: no codes at most 0 points under float: the best quality on validation" in result.stderr
+        assert "error: no file with a drop of at most 0 points: the best validation quality" in result.stderr
         assert report is None
         assert not list(tmp_path.glob("out*"))
     else:
         assert result.exit_code == 0, result.output
         assert (tmp_path / "out.tflite").exists()
-        said = "nothing is as good as the float model on validation data; the best is written: "
+        said = "no file is as good as the float model on validation data. The best one is written: "
         (line,) = [line for line in result.stderr.splitlines() if said in line]
-        assert "points of quality (R²) under it. --max-drop says how much may be lost" in line
+        assert "points below it in quality (R²). Set --max-drop to allow a drop" in line
 
 
 def test_arrays_that_nothing_uses_are_told_of(tmp_path):

@@ -191,7 +191,7 @@ def _steps(data: Data, settings: Settings) -> int:
     if training.epochs is not None:
         steps = total_steps(data.train.size, training.epochs, training.batch_size, cycles)
     if steps < usual:
-        log.info(f"steps: {steps:,}, no more than the epochs asked for have (by default: {usual:,})")
+        log.info(f"training {steps:,} steps, as --epochs asks (default: {usual:,})")
     return steps
 
 
@@ -200,11 +200,9 @@ def _augmentation(model: tf_keras.Model, data: Data, preprocess: Preprocessing) 
     augmentation = choose_augmentation(_predictions(model), data, preprocess)
     if augmentation != Augmentation():
         varied = dataclasses.replace(augmentation, blend=False)
-        log.info(f"training images are {varied}, which the float model does not mind")
+        log.info(f"training images are {varied}: the float model's outputs hardly change by it")
     if augmentation.blend:
-        log.info(
-            "they are blended in pairs: the float model knows them by heart, and says more of such images"
-        )
+        log.info("training images are blended in pairs, because the float model has memorized them")
     return augmentation
 
 
@@ -272,7 +270,7 @@ def _front(
     x = np.concatenate([x.numpy() for _, x, _ in part.batches(256, preprocessing=preprocess)])
     fronted = choose_front(model, seen, x)
     if fronted is not None and io not in (None, "float32"):
-        log.info(f"with --io {io} it is left to the program around the file: how, the report says")
+        log.info(f"with --io {io} your program has to do it; the report says how")
     return fronted
 
 
@@ -393,12 +391,12 @@ def preprocessed(
     """
     if not _takes_images(model):
         if preprocess is None:
-            log.info("inputs are taken as they are")
+            log.info("inputs are used as they are")
         return data, preprocess or Preprocessing()
     if not data.labelled:
         if preprocess is None:
             log.info(
-                "no labels to find the preprocessing by: inputs are taken as they are (see --preprocess)"
+                "no labels to detect the preprocessing with: inputs are used as they are (see --preprocess)"
             )
         return data, preprocess or Preprocessing()
     if preprocess is not None:
@@ -409,7 +407,7 @@ def preprocessed(
     for head in choice.doubts:
         if head.task == "reconstruction":
             log.warning(
-                "the outputs are no reconstruction of the inputs: they are held against the float model's"
+                "the outputs do not reconstruct the inputs: they are compared with the float model's outputs"
             )
             data = data.held_against_float(head)
         else:

@@ -111,13 +111,15 @@ def quantize(
         ready = prepare(model, data, output, settings.replaced(report=page), resume=resume)
         distribution.check_alike(ready.identity)
         if distribution.replicas > 1:
-            log.info(f"each batch is shared by {distribution}")
+            log.info(f"each batch is split over {distribution}")
         if ready.checkpoint is not None:
-            log.info(f"going on from step {ready.checkpoint.step:,}")
+            log.info(f"continuing from step {ready.checkpoint.step:,}")
         elif resume:
-            log.info("nothing to go on from: this is the first step")
+            log.info("no checkpoint to continue from: starting at the first step")
         elif ready.paths.checkpoint.exists():
-            log.warning(f"starting over, where --resume would have gone on from {ready.paths.checkpoint}")
+            log.warning(
+                f"starting from the beginning; --resume would have continued from {ready.paths.checkpoint}"
+            )
         make_folders(ready.paths.all())
         with locked(ready.paths.first):
             finetuned = _learn(ready, distribution, deadline, progress, tick)
@@ -178,26 +180,28 @@ def _judge(ready: Prepared, finetuned: Finetuned) -> None:
             labels, best.qualities, finetuned.floors, finetuned.tolerances, strict=True
         ):
             log.info(
-                f"quality ({label}) on validation data {when}: {quality:.4f}, of {floor:.4f}"
-                f" asked for ({budget}) less {tolerance:.4f} (sampling error); a point is 0.01"
+                f"budget ({budget}): validation quality ({label}) {when} is {quality:.4f}, required are "
+                f"{floor:.4f} less {tolerance:.4f} for sampling error; one point is 0.01"
             )
         if finetuned.seen and not ready.steers_on_test:
             log.warning(
-                "the float model is as good on validation as on training data: if it was trained on both,"
+                "the float model is as good on validation data as on training data; if it was trained on "
+                "both, it has memorized them, and the budget is stricter than it looks"
             )
-            log.warning("it knows the answers, and the budget asks for more than it seems to")
         if finetuned.holds and not best.step:
-            what = "learned" if ready.finetuning.steps else "coarser"
-            log.warning(f"nothing {what} holds the budget: the weights stay as they were")
+            what = "fine-tuned weights" if ready.finetuning.steps else "coarser rounding"
+            log.warning(f"no {what} held the budget: the file has the original weights, at 8 bits")
     if not finetuned.holds:
         if not finetuned.finished and (budget.asked or budget.max_size is not None):
-            raise Interrupted(f"interrupted, {_missed(budget, finetuned)}; to go on, add --resume")
+            raise Interrupted(f"interrupted, {_missed(budget, finetuned)}; to continue, add --resume")
         if budget.asked:
             path.unlink(missing_ok=True)
             raise BudgetMissed(_missed(budget, finetuned))
         log.warning(_best_so_far(ready, finetuned))
     if not finetuned.finished:
-        log.warning("interrupted: exporting the best so far; to go on, run the same command with --resume")
+        log.warning(
+            "interrupted: writing the best file so far; to continue, run the same command with --resume"
+        )
 
 
 def _export(ready: Prepared, finetuned: Finetuned) -> Report:
@@ -472,12 +476,12 @@ def _writer(data: bytes) -> Writer:
 def _missed(budget: Budget, finetuned: Finetuned) -> str:
     if budget.max_size is not None:
         smallest = min(point.bytes for point in finetuned.curve)
-        return f"no codes of {budget}: the smallest file was {smallest:,} bytes"
+        return f"no file of {budget}: the smallest had {smallest:,} bytes"
     best = finetuned.best
     reached = zip(best.qualities, finetuned.floors, strict=True)
     worst = min(reached, key=lambda pair: pair[0] - pair[1])
-    listed = f"{worst[0]:.4f} at {best.bytes:,} bytes, {worst[1]:.4f} was asked for"
-    return f"no codes {budget}: the best quality on validation data was {listed}"
+    listed = f"{worst[0]:.4f} at {best.bytes:,} bytes, required are {worst[1]:.4f}"
+    return f"no file with {budget}: the best validation quality was {listed}"
 
 
 def _best_so_far(ready: Prepared, finetuned: Finetuned) -> str:
@@ -490,8 +494,8 @@ def _best_so_far(ready: Prepared, finetuned: Finetuned) -> str:
         )
     }
     label = max(drops, key=lambda name: drops[name])
-    weights = "weights of 8 bits, not learned" if not best.step else f"weights of step {best.step:,}"
+    weights = "the original weights at 8 bits" if not best.step else f"the weights of step {best.step:,}"
     return (
-        f"nothing is as good as the float model on validation data; the best is written: {weights}, "
-        f"{drops[label]:.2f} points of quality ({label}) under it. --max-drop says how much may be lost"
+        f"no file is as good as the float model on validation data. The best one is written: {weights}, "
+        f"{drops[label]:.2f} points below it in quality ({label}). Set --max-drop to allow a drop"
     )

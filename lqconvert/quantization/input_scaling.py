@@ -46,9 +46,9 @@ def choose_front(model: tf_keras.Model, seen: np.ndarray, x: np.ndarray) -> Fron
     raw = _error(spread, _outputs(model, _rounded(x, seen)))
     scaled = _rounded(fronted.front(x), fronted.front(seen))
     behind = _error(spread, _outputs(fronted.model, scaled))
-    costs = f"8 bits for its input change the outputs by {raw:.2g} of their spread, behind it {behind:.2g}"
+    costs = f"int8 before it changes the outputs by {raw:.2g} of their spread, int8 after it by {behind:.2g}"
     if raw > MATTERS and behind < raw / 2:
-        log.info(f"{fronted.what} stays in front of the quantization: {costs}")
+        log.info(f"{fronted.what} stays before the quantized part: {costs}")
         return fronted
     if fronted.what.startswith("'"):
         log.info(f"{fronted.what} becomes part of the int8 model: {costs}")

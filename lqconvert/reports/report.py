@@ -132,12 +132,12 @@ class Exports(Shown):
         for file in self.files:
             yield from notes(file)
         if self.front_code is not None:
-            yield "the columns of the input are scaled by the program around the file: front_code in the JSON"
+            yield "your program has to scale the columns of the input: front_code in the JSON has the code"
 
 
 def kernel_table(proven: Proven) -> Table:
     """How each kernel is stored, beside the bound that no code of single weights goes below."""
-    columns = ("kernel", "shape", "packing", "int8", "entropy", "stored", "beside")
+    columns = ("kernel", "shape", "packing", "int8", "entropy", "stored", "overhead")
     table = Table(*columns, title=f"bytes of kernels for {proven.target}", title_justify="left")
     for row in proven.kernels:
         table.add_row(
@@ -156,7 +156,9 @@ def notes(file: TargetFile) -> list[str]:
     """What else is to be known of a file, a line each."""
     proven = file.proven
     differ = ", ".join(f"{steps} steps in {kernels}" for kernels, steps in proven.deviation.items() if steps)
-    same = f"outputs up to {differ} from int8's" if differ else "the same outputs as int8"
+    same = (
+        f"outputs differ from the int8 file by up to {differ}" if differ else "same outputs as the int8 file"
+    )
     lines = [f"{file.path}: {same} on {proven.examples} examples in {proven.runtime}"]
     if file.examples:
         lines[0] += f", scored on {file.examples:,}"
@@ -167,7 +169,7 @@ def notes(file: TargetFile) -> list[str]:
         lines.append(f"  operators: {', '.join(proven.operators)}")
         if DECODE in proven.operators:
             lines.append(f"  {DECODE} needs a TFLite Micro of 2026 or later: resolver.AddDecode()")
-    lines += [f"  not taken: {refused}" for refused in proven.refused]
+    lines += [f"  not used: {refused}" for refused in proven.refused]
     return lines
 
 
@@ -229,7 +231,7 @@ class Report(Shown):
         layers = Table("layer", "shape", "scales", "codes", "range", "entropy", "share")
         for row in self.layers:
             scales = row.granularity.removesuffix("-wise")
-            scales += f", recoded ({row.deviation:.2%} off)" if row.deviation else ""
+            scales += f", recoded ({row.deviation:.2%} error)" if row.deviation else ""
             layers.add_row(
                 row.name,
                 "x".join(map(str, row.shape)),
@@ -321,10 +323,10 @@ class Report(Shown):
         (first, *others), (kind, *_) = self.inputs.items(), self.input_types.values()
         if self.input_shift is not None and kind in PIXELS:
             scale, zero_point = first[1]
-            shift = f"; the pixels count as {abs(self.input_shift):.2g} steps off" if self.input_shift else ""
+            shift = f"; pixels are {abs(self.input_shift):.2g} steps off" if self.input_shift else ""
             return [f"input: {kind} = {PIXELS[kind]} (scale {scale:.6g}, zero point {zero_point}{shift})"]
         if self.front_code is not None:
-            return [f"input: {kind}, each column scaled by the program around the file", *_FRONT_CODE]
+            return [f"input: {kind}, each column scaled by your program", *_FRONT_CODE]
         lines = []
         for name, (scale, zero_point) in self.inputs.items():
             label, kind = f"input {name}" if others else "input", self.input_types[name]

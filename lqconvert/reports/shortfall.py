@@ -34,8 +34,8 @@ def shortfall(
         return None
     where = _where(noise())
     return (
-        f"warning: {label} of the file is {drops[label]:.1f} points under the float model's{where}; try "
-        "more --epochs, --granularity output-channel-wise, or more data like those it was trained on"
+        f"warning: {label} of the file is {drops[label]:.1f} points below the float model's{where}; try "
+        "more --epochs, --granularity output-channel-wise, or more data like the training data"
     )
 
 
@@ -48,4 +48,4 @@ def _where(layers: Sequence[LayerNoise]) -> str:
     falls = [(earlier - ratio, name, ratio) for earlier, (name, ratio) in zip(before, known, strict=True)]
     _, name, ratio = max(falls)
     place = "its input or its weights" if name == known[0][0] else "its weights"
-    return f"; most is lost at layer '{name}' ({ratio:.0f} dB of signal to noise): {place}"
+    return f"; most is lost at layer '{name}' (signal-to-noise ratio {ratio:.0f} dB): {place}"

@@ -78,7 +78,7 @@ class Budget:
         asked: somebody asked for it; else the run ends with a file, whatever was reached.
 
     >>> str(Budget(max_drop=0.5)), str(Budget(max_size=64_000))
-    ('at most 0.5 points under float', 'at most 64,000 bytes')
+    ('a drop of at most 0.5 points', 'at most 64,000 bytes')
     """
 
     max_drop: float | None = None
@@ -97,7 +97,7 @@ class Budget:
     def __str__(self) -> str:
         if self.max_size is not None:
             return f"at most {self.max_size:,} bytes"
-        return "none" if self.max_drop is None else f"at most {self.max_drop:g} points under float"
+        return "none" if self.max_drop is None else f"a drop of at most {self.max_drop:g} points"
 
 
 class Steering:

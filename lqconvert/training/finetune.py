@@ -366,9 +366,7 @@ class _Course:
             elif took > 1:
                 chunk = max(1, chunk // 2)
         if self.step < self.pace.planned:
-            log.warning(
-                f"{self.step:,} steps instead of {self.pace.planned:,}: no more fit into --max-minutes"
-            )
+            log.warning(f"stopped after {self.step:,} of {self.pace.planned:,} steps, as --max-minutes asks")
 
     def _look(self) -> Point:
         """What the chief sees, on every worker: they are to decide alike."""
@@ -413,7 +411,7 @@ class _Course:
             raise LqError(f"fine-tuning diverges, however slowly it learns ({error})") from error
         self.rollbacks += 1
         diverged, self.step = self.step, self.points[-1].step
-        log.warning(f"step {diverged}: {error}; back to step {self.step}, to learn a third as fast")
+        log.warning(f"step {diverged}: {error}; back to step {self.step}, with a third of the learning rate")
         assign(self.trainer.model.variables, self.best_variables)
         self.trainer.optimizer.restart(self.step)
         self.trainer.optimizer.slow_down()

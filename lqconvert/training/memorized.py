@@ -61,11 +61,13 @@ def steer(
         if not np.any(gap > np.maximum(BY_HEART, SURE * error)):
             return data, False
         place = int(np.argmax(gap))
-        better = f"{100 * gap[place]:.1f} points of quality better"
-        log.info(f"the float model is {better} on validation than on test data: it was trained on both")
+        better = f"{100 * gap[place]:.1f} points better"
+        log.info(
+            f"the float model is {better} on validation data than on test data: it was trained on both splits"
+        )
     log.info(
-        f"steering on {half.size:,} of the test examples, reporting on the other {other.size:,}, "
-        "learning from all of the training part"
+        f"the budget is judged on {half.size:,} test examples, the report uses the other {other.size:,}; "
+        "all training data are for training"
     )
     train = data.train.with_more(data.validation)
     return replace(data, train=train, validation=half, test=other), True

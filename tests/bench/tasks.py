@@ -43,7 +43,7 @@ from lqconvert.utils.compression import deflated
 #: Seconds after which a command is given up.
 TIMEOUT = 1800
 #: Of the tool's lines, those that say why a file is no better.
-WHY = re.compile(r"warning|under float|points|no better|not reached", re.IGNORECASE)
+WHY = re.compile(r"warning|points|no file|not reached", re.IGNORECASE)
 COLUMNS = ("task", "metric", "float", "tf.lite int8", "lqconvert", "float bytes", "tf.lite bytes", "bytes")
 COLUMNS += ("deflated", "tf.lite s", "s", "exit", "it said")
 
