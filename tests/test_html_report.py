@@ -359,7 +359,7 @@ def test_each_output_has_its_scores():
     assert [title for title in seen.headings if "Answers" in title] == [
         "Answers of kind", "Answers of size", "Answers of place",
     ]  # fmt: skip
-    assert "What could be had for how many bytes of size R²" in seen.text
+    assert "Quality against bytes of size R²" in seen.text
     assert {"kind accuracy", "size R²", "place cosine similarity"} <= set(seen.text_of("h3").splitlines())
 
 

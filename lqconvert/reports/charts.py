@@ -88,9 +88,9 @@ def budget_curve(
     most_bytes: int | None,
     label: str,
 ) -> str:
-    """Quality on validation data against bytes: what was looked at, what was exported, what was asked for."""
+    """Quality on validation data against bytes: all evaluations, the exported one, and the budget."""
     figure, axis = new_figure()
-    axis.plot(sizes, qualities, "o", color=AFTER, label="looked at")
+    axis.plot(sizes, qualities, "o", color=AFTER, label="evaluated")
     axis.plot(*exported, "o", label="exported", **ring())
     if floor is not None:
         axis.axhline(floor, color=MARK, linestyle="--", label="budget")

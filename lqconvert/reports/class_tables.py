@@ -34,7 +34,7 @@ def confusion(seen: Seen) -> Matrix | Table:
             is_.reshape(count, count), was.reshape(count, count), totals, strict=True
         )
     ]
-    note = "Rows are the labels, columns what the file answers; small numbers are how many more than float."
+    note = "Rows: labels. Columns: predictions of the file. Small numbers: difference from the float model."
     return Matrix("Confusion", [seen.class_name(k) for k in range(count)], rows, note)
 
 

@@ -176,9 +176,9 @@ def _criterion(report: Report, place: int, metric: Metric) -> list[Drawing]:
     exported = best.bytes, best.qualities[place]
     judged = f"quality ({name})" if differ else name
     bought = charts.budget_curve(sizes, qualities, exported, floor, budget.max_size, judged)
-    asked = f"Asked for: {budget}" if budget.steers else ""
+    asked = f"Budget: {budget}" if budget.steers else ""
     if budget.max_drop is not None:
-        asked += ", which a look may miss by what its sampling error allows"
+        asked += ", less an allowance for the sampling error"
     offers = zip(qualities, sizes, strict=True)
     return [
         Drawing.of(
@@ -188,7 +188,7 @@ def _criterion(report: Report, place: int, metric: Metric) -> list[Drawing]:
             _spoken(steps, scores),
         ),
         Drawing.of(
-            f"What could be had for how many bytes{of}",
+            f"Quality against bytes{of}",
             bought,
             asked,
             "; ".join(f"{quality:.4g} at {size:,} bytes" for quality, size in offers),
