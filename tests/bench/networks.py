@@ -295,7 +295,9 @@ def measured(make: Callable[[], bytes], data: Data, preprocessing: Preprocessing
     return {"": Result(len(tflite), deflated(tflite), score, seconds, runner.latency())}
 
 
-def learned(name: str, model: Path, output: Path, budget: lqconvert.Budget, seed: int) -> dict[str, Result]:
+def learned(
+    name: str, model: Path, output: Path, budget: lqconvert.Budget, seed: int, epochs: int | None
+) -> dict[str, Result]:
     """lqconvert's files: plain int8, and one for each target."""
     network, start = NETWORKS[name], time.time()
     report = lqconvert.quantize(
@@ -306,7 +308,7 @@ def learned(name: str, model: Path, output: Path, budget: lqconvert.Budget, seed
         scheme=lqconvert.Rate(),
         budget=budget,
         preprocess=network.preprocessing,
-        epochs=network.finetuning_epochs,
+        epochs=network.finetuning_epochs if epochs is None else epochs,
         seed=seed,
     )
     seconds, int8 = round(time.time() - start, 1), report.int8
@@ -358,6 +360,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/bench"))
     parser.add_argument("--max-drop", type=float, default=0.0)
     parser.add_argument("--max-size", type=int)
+    parser.add_argument("--epochs", type=int, help="of lqconvert; 0 is without training")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--peer-seeds", type=int, default=1)
     arguments = parser.parse_args()
@@ -368,6 +371,7 @@ def main() -> None:
     size = arguments.max_size
     budget = lqconvert.Budget(max_drop=None if size else arguments.max_drop, max_size=size)
     asked = f"{size}B" if size else f"{arguments.max_drop:g}points"
+    asked += "" if arguments.epochs is None else f".{arguments.epochs}epochs"
     columns = ("network", "method", "bytes", "ratio", "deflated", "ratio", "accuracy", "points")
     columns += ("estimate off by", "latency", "arena", "minutes")
     print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
@@ -386,7 +390,7 @@ def main() -> None:
         runs = []
         for seed, path in enumerate(paths[: arguments.seeds]):
             output = folder / f"{path.stem}.{asked}.{seed}.tflite"
-            make = functools.partial(learned, name, path, output, budget, seed)
+            make = functools.partial(learned, name, path, output, budget, seed, arguments.epochs)
             runs.append(kept(output.with_suffix(".result.json"), make))
         for label in runs[0] if runs else ():
             method = f"lqconvert {label}, {budget}, {len(runs)} seeds"
