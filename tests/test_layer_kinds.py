@@ -8,7 +8,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
+import zoo
 from layers_page import PAGE, with_table
 
 import lqconvert
@@ -30,6 +32,8 @@ SETTINGS = {
     "Conv2DTranspose": (7, 3),
     "DepthwiseConv2D": (3, 1, "valid", 2),
 }
+#: Of keras.applications, of old files and of files that lqconvert writes; and a second name of an activation.
+NOT_IN_ZOO = {"LayerScale", "CustomScaleLayer", "Convolution2D", "HardSwish", "swish", "hard_swish"}
 #: Folding replaces these: see :func:`lqconvert.quantization.fold_batchnorm.fold`.
 FOLDED = {"BatchNormalization", "SeparableConv2D", "linear", "relu"}
 
@@ -77,6 +81,25 @@ def test_every_layer_of_a_folded_model_has_an_output_range():
             assert (kind.output_range is None) == (kind.name in FOLDED), kind.name
         if kind.loading is Loading.DROPPED:
             assert kind.output_range is None, kind.name
+
+
+def found(layer):
+    """The names of the kinds of a layer, of its activation, and of the layers in it."""
+    yield type(layer).__name__
+    yield getattr(getattr(layer, "activation", None), "__name__", "linear")
+    inner = [getattr(layer, name, None) for name in ("layer", "forward_layer")]
+    for each in (*getattr(layer, "layers", ()), *inner):
+        if each is not None:
+            yield from found(each)
+
+
+def test_the_zoo_has_every_kind():
+    seen = set()
+    for number, feature in enumerate(zoo.ZOO.values()):
+        package, _ = zoo.APIS[feature.apis[number % len(feature.apis)]]
+        seen.update(found(feature.build(package)))
+    held = {kind.name for kinds in KINDS.values() for kind in kinds if kind.loading is not Loading.NONE}
+    assert held - seen == NOT_IN_ZOO
 
 
 def test_layers_with_an_activation_say_so():
@@ -149,7 +172,7 @@ def test_what_rounds_stays_within_its_input(name):
 def test_prescribed_ranges_hold_every_output(name, table):
     call = made(name) if table is LAYERS else getattr(tf_keras.activations, name)
     low, high = table[name].output_range
-    y = np.asarray(call(20 * np.eye(5, dtype=np.float32) - 10))
+    y = np.asarray(call(tf.constant(20 * np.eye(5, dtype=np.float32) - 10)))
     step = (high - low) / 255
     assert low <= y.min() < low + 100 * step
     assert high - 100 * step < y.max() <= high + step * 1.01

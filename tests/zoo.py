@@ -266,5 +266,38 @@ ZOO: dict[str, Feature] = {
         refused="mask_zero|NotEqual",
     ),
     "conv 3d": Feature(chain((4, 4, 4, 2), layer("Conv3D", 2, 2)), refused="Conv3D"),
+    "softsign": Feature(with_activation("softsign"), floats="activation softsign"),
+    "mish": Feature(with_activation("mish"), floats="activation mish"),
+    "activation layers": Feature(
+        chain(IMAGE, conv, layer("LeakyReLU"), layer("Activation", "tanh"), pool, head, layer("Softmax"))
+    ),
+    "training only": Feature(
+        chain(
+            IMAGE,
+            layer("Dropout", 0.5),
+            layer("SpatialDropout2D", 0.5),
+            layer("AlphaDropout", 0.5),
+            layer("GaussianDropout", 0.5),
+            layer("GaussianNoise", 0.5),
+            layer("ActivityRegularization", 0.1),
+            conv,
+            head,
+        )
+    ),
+    "training only 1d": Feature(
+        chain(STEPS, layer("SpatialDropout1D", 0.5), layer("Dense", 3, activation="softmax"))
+    ),
+    "random images": Feature(
+        chain(
+            (8, 8, 3),
+            layer("RandomRotation", 0.1),
+            layer("RandomZoom", 0.1),
+            layer("RandomTranslation", 0.1, 0.1),
+            layer("RandomContrast", 0.1),
+            layer("RandomBrightness", 0.1),
+            conv,
+        ),
+        apis=("keras",),
+    ),
 }
 APIS = {"tf_keras": (tf_keras, ".h5"), "keras": (keras, ".keras")}
