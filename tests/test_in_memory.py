@@ -95,6 +95,7 @@ def test_models_that_cannot_be_taken(model, message):
     assert "model.keras" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_models_in_memory_are_inspected_and_explained_as_files(tmp_path):
     model = network(keras)
     model.save(tmp_path / "net.keras")
@@ -266,6 +267,7 @@ def test_other_data_have_another_checksum():
     assert checksum((X.copy(), Y.copy())) == checksum((X, Y))
 
 
+@pytest.mark.slow
 def test_models_and_data_in_memory_are_measured_as_files(samples, int8):
     model, digits = load_model(samples / "digits_cnn.h5"), load_data("digits", (8, 8, 1), 10)
     evaluation = lqconvert.evaluate(model, digits)
@@ -296,10 +298,10 @@ def test_a_sweep_of_what_is_in_memory_goes_on(tmp_path, short_cycles, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_run_is_planned_and_made_beside_nothing(tmp_path, short_cycles, monkeypatch, samples):
+def test_a_run_of_what_is_in_memory_makes_the_same_file(tmp_path, short_cycles, monkeypatch, samples):
     monkeypatch.chdir(tmp_path)
     model, data = load_model(samples / "digits_cnn.h5"), load_data("digits", (8, 8, 1), 10)
-    settings = {"scheme": lqconvert.Rate(gamma=1.0), "epochs": 1, "report": "page.html"}
+    settings = {"scheme": lqconvert.Rate(gamma=1.0), "epochs": 1}
     planned = lqconvert.plan(model, data, **settings)
     report = lqconvert.quantize(model, data, **settings)
     assert {file.path for file in planned.files} == {path.name for path in tmp_path.iterdir()}

@@ -132,6 +132,7 @@ def _stacked(name: str, dataset: Any, ranks: Mapping[str, int]) -> Arrays:
 
 def _is_batch(x: Any, ranks: Mapping[str, int]) -> bool:
     """Whether inputs have an axis of examples."""
-    if not isinstance(x, dict):
-        return bool(np.ndim(x) > next(iter(ranks.values())))
-    return any(np.ndim(x[name]) > rank for name, rank in ranks.items() if name in x)
+    if isinstance(x, dict) and len(ranks) > 1:
+        return any(np.ndim(x[name]) > rank for name, rank in ranks.items() if name in x)
+    only = next(iter(x.values())) if isinstance(x, dict) else x
+    return bool(np.ndim(only) > next(iter(ranks.values())))
