@@ -109,7 +109,9 @@ class _Search:
     def _enough(self, post: PostTraining, price: float) -> bool:
         """Whether a higher price would be of no use: the size is reached, or too much accuracy lost."""
         point = self._try(post, price)
-        return self.steering.holds(point) == (self.steering.budget.max_size is not None)
+        if self.steering.budget.max_size is not None:
+            return self.steering.fits(point)
+        return not self.steering.holds(point)
 
     def _try(self, post: PostTraining, price: float) -> Point:
         post.round(price)
