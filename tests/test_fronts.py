@@ -175,7 +175,7 @@ def test_a_run_says_how_to_scale(models, data, tmp_path):
     report, said = quantized(models["keras"], data, tmp_path / "m.tflite", io="int8")
     assert holds(report)
     assert "with --io int8 your program has to do it; the report says how" in said
-    assert "each column scaled by the program" in report.feeding()[0]
+    assert "each column scaled by your program" in report.feeding()[0]
     written = json.loads((tmp_path / "m.report.json").read_text())
     assert len(written["front"]["center"]) == len(written["front"]["factor"]) == 8
     assert set(written["front_code"]) == {"c", "python", "kotlin"}
@@ -213,7 +213,7 @@ def test_columns_of_one_range_stay_int8(tmp_path):
     model.fit(x, y, epochs=30, verbose=0)
     model.save(tmp_path / "m.keras")
     report, said = quantized(tmp_path / "m.keras", data, tmp_path / "m.tflite", targets=TARGETS[:1])
-    assert any("'even' becomes part of the int8 model: 8 bits" in line for line in said)
+    assert any("'even' becomes part of the int8 model: int8" in line for line in said)
     assert report.front is None
     assert list(report.input_types.values()) == ["int8"]
 
