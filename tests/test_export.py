@@ -82,7 +82,7 @@ def test_the_codes_hold_the_plain_int8_file(run):
         (b"not a zip", [], "not the .codes.npz that lqconvert quantize writes"),
         ("foreign", [], "not the .codes.npz that lqconvert quantize writes"),
         ("codes", ["--max-ram", "9KB"], "it goes with --target tflm"),
-        ("codes", ["--target", "tflm", "--max-ram", "1000"], "keeps within the limits"),
+        ("codes", ["--target", "tflm", "--max-ram", "1000"], "is within the limits"),
         ("codes", ["--data", "nowhere.npz"], "nowhere.npz"),
         ("codes", ["--c-array"], "phones load the .tflite itself"),
         ("array", [], "not the .codes.npz that lqconvert quantize writes"),

@@ -245,6 +245,15 @@ def test_a_size_that_no_price_reaches_is_an_error(quantize, samples):
     assert report is None
 
 
+def test_limits_that_no_file_holds_leave_the_codes(quantize, samples, tmp_path):
+    pytest.importorskip("tflite_micro")
+    result, report = quantize(samples / "digits_cnn.h5", "digits", "--target", "tflm", "--max-ram", 1000)
+    assert result.exit_code == 3
+    assert "no file for tflm is within the limits" in result.stderr
+    assert report is None
+    assert [path.suffixes for path in tmp_path.glob("out*")] == [[".codes", ".npz"]]
+
+
 def test_a_fixed_width_is_rounded_at_its_own_scales(quantize, samples):
     result, report = quantize(samples / "digits_cnn.h5", "digits", "--scheme", "lsq", "--bits", 4)
     assert result.exit_code == 0, result.output

@@ -169,7 +169,7 @@ def test_memory_is_kept_to(dense):
     assert [row.packing for row in least.kernels] == ["int8"]
     with pytest.raises(BudgetMissed) as missed:
         prove(dense, TFLM, INPUTS, ["only"], Limits(max_ram=plain.arena_bytes - 1000))
-    assert f"the leanest takes {plain.arena_bytes:,} bytes" in str(missed.value)
+    assert f"the most economical one needs {plain.arena_bytes:,} bytes" in str(missed.value)
 
 
 def test_the_arena_that_is_reported_is_enough(dense):

@@ -229,12 +229,12 @@ def _export(ready: Prepared, finetuned: Finetuned) -> Report:
         files = made.files
         if budget.max_size is not None and files[0].proven.size > budget.max_size:
             raise BudgetMissed(
-                f"no file of {budget}: what could be proven has {files[0].proven.size:,} bytes"
+                f"no file of {budget}: the smallest verified file has {files[0].proven.size:,} bytes"
             )
     except LqError as error:
         write_all(codes)
         if finetuned.finished:
-            paths.checkpoint.unlink()
+            paths.checkpoint.unlink(missing_ok=True)
         hint = f"the codes are in {paths.codes}: lqconvert export makes files of them"
         raise type(error)(f"{error}; {hint}") from error
     interface = Interface.of(ready.border.around(exported.tflite))

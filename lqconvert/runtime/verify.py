@@ -201,7 +201,9 @@ def prove(
         elif gathers:
             gathers = False
         else:
-            raise BudgetMissed(f"no file for {target.name} keeps within the limits: the leanest takes {over}")
+            raise BudgetMissed(
+                f"no file for {target.name} is within the limits: the most economical one needs {over}"
+            )
     proven = Proven(
         target=target.name,
         size=len(finished),

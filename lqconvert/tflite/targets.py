@@ -38,7 +38,7 @@ class Target:
         try:
             importlib.metadata.version(self.package)
         except importlib.metadata.PackageNotFoundError as error:
-            what = f"target {self.name} needs {self.package} to prove its files in"
+            what = f"target {self.name} needs {self.package} to verify its files"
             raise LqError(f"{what}: pip install {self.package} (x86-64 Linux)") from error
 
 
