@@ -1,12 +1,12 @@
 """Learned quantization of trained Keras models: integer-only .tflite files, measured.
 
-    report = lqconvert.quantize("model.h5", "mnist", "out/model.tflite")   # the whole job
-    report = lqconvert.quantize(model, (x, y))                             # of what is in memory
-    model = lqconvert.rewrite(float_model)                                 # a tf_keras model to fit
-    tflite = lqconvert.export(model).tflite                                # its integer-only file
+    report = lqconvert.quantize("model.h5", "mnist", "out/model.tflite")   # a model file and a data set
+    report = lqconvert.quantize(model, (x, y))                             # a model and arrays in memory
+    model = lqconvert.rewrite(float_model)                                 # a tf_keras model that you can fit
+    tflite = lqconvert.export(model).tflite                                # its integer-only .tflite
 
-TensorFlow is imported at the first use of a name, not with the package. Runs log their progress to the logger
-"lqconvert"; nothing is printed unless that, or the root logger, has a handler.
+TensorFlow is imported when a name is first used, not when the package is imported. Runs log their progress to
+the logger "lqconvert". Nothing is printed unless this logger, or the root logger, has a handler.
 """
 
 import logging
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-#: The module of each public name, which is imported with its first use.
+#: The module of each public name. It is imported when the name is first used.
 _HOMES = {
-    # Whole jobs
+    # Complete runs
     "export_codes": "pipeline.quantize",
     "plan": "pipeline.plan",
     "quantize": "pipeline.quantize",
     "sweep": "sweeps.study",
-    # and what they take and give
+    # Their arguments and results
     "Budget": "training.budget",
     "Data": "data.dataset",
     "Distribution": "training.distribution",
@@ -50,7 +50,7 @@ _HOMES = {
     "MaxBin": "quantization.schemes",
     "Rate": "quantization.schemes",
     "Scheme": "quantization.schemes",
-    # Files, looked at and measured
+    # Inspecting and measuring files
     "check": "analysis.check",
     "compare": "analysis.compare",
     "evaluate": "analysis.evaluate",

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""Errors that the user can fix."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from lqconvert.utils.text import MOST_SHOWN, printable
 class LqError(Exception):
     """A mistake in the user's input: a file, a data set, a layer or an option.
 
-    The message is one line that says what is wrong with which file or layer and what to do about it. The
-    command line prints it on stderr and exits with code 1. Names in it are printable, whatever they are.
+    The message is one line: what is wrong, with which file or layer, and what to do. The command line prints
+    it on stderr and exits with code 1. Every character of the message is printable.
     """
 
     exit_code = 1
@@ -19,35 +19,35 @@ class LqError(Exception):
 
 
 class BudgetMissed(LqError):
-    """No codes hold the budget; the message says what was reached. Exit code 3."""
+    """No weights hold the budget. The message says what was reached. Exit code 3."""
 
     exit_code = 3
 
 
 class Interrupted(LqError):
-    """Ctrl-C ended a run before it had a file to make. Exit code 130, as shells have it."""
+    """Ctrl-C ended a run before any file could be written. Exit code 130, as in shells."""
 
     exit_code = 130
 
 
 class Terminated(BaseException):
-    """SIGTERM, as a scheduler sends it: ends a run as Ctrl-C does, but exports nothing."""
+    """SIGTERM, for example from a scheduler. It ends a run as Ctrl-C does, but no file is exported."""
 
 
 class CannotRun(LqError):
-    """A runtime does not run a file; the message has its reason."""
+    """A runtime cannot run a file. The message has its reason."""
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what a library's exception says."""
+    """The first line of the message of a library's exception."""
     return printable((str(error).strip().splitlines() or [type(error).__name__])[0][:200])
 
 
 def about(path: object, error: Exception) -> str:
-    """What an error says, with the file that it is about in front, once."""
+    """An error's message that begins with the file's path, once."""
     return f"{printable(path)}: {without(path, error)}"
 
 
 def without(path: object, error: Exception) -> str:
-    """What an error says of a file, without the file in front."""
+    """An error's message without the file's path in front."""
     return str(error).removeprefix(f"{printable(path)}: ")

@@ -1,7 +1,7 @@
-"""How good answers are: the field's metrics, in NumPy, and what they say example by example.
+"""The usual metrics in NumPy: as one number, and as one value for each example.
 
 Outputs are float [n, ...]. Labels are int64 [n] (classes), integers [n, positions] (a class at each
-position), or float [n, k] (0 or 1 for each of k labels, or targets).
+position), or float [n, k] (k targets, or 0 or 1 for each of k labels).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Logits are tried to be divided by these: 1/8 to 8.
+#: Logits are divided by each of these temperatures (1/8 to 8), to find the best one.
 TEMPERATURES = 2.0 ** np.arange(-3, 3.01, 0.125)
-#: Metrics that are no mean over examples are measured without each of so many groups of them.
+#: A metric that is no mean over examples is measured with one of this many groups of examples left out.
 GROUPS = 32
 
 Measure = Callable[[np.ndarray, np.ndarray, float], float]
@@ -22,14 +22,14 @@ Measure = Callable[[np.ndarray, np.ndarray, float], float]
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that says how good answers are.
+    """A number that says how good outputs are.
 
     Attributes:
-        name: as tables have it.
-        measure: (outputs, labels, threshold) -> the number; NaN where the labels do not tell.
-        share: it is written as 97.50%, other numbers with four digits.
-        error: less is better, in the targets' unit.
-        each: (outputs, labels, threshold) -> [n], of which the number is the mean, if it is one.
+        name: as it appears in tables.
+        measure: (outputs, labels, threshold) -> the number; NaN if these labels do not define it.
+        share: it is printed as a percentage (97.50%). Other metrics are printed with four digits.
+        error: lower is better, and the unit is that of the targets.
+        each: (outputs, labels, threshold) -> values [n] whose mean is the metric. None if it is no mean.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Metric:
 
     @property
     def against_float(self) -> bool:
-        """Whether the truth is the float model's answer."""
+        """Whether outputs are compared with the float model's instead of with labels."""
         return self.name.endswith("float")
 
     def text(self, value: float) -> str:
-        """The number as people write it.
+        """The number as it is printed.
 
         >>> METRICS["accuracy"].text(0.975), METRICS["MAE"].text(17.6123)
         ('97.50%', '17.61')
@@ -55,7 +55,7 @@ class Metric:
 
     @property
     def option(self) -> str:
-        """The option of ``lqconvert check`` that holds it.
+        """The option of ``lqconvert check`` that limits this metric.
 
         >>> METRICS["balanced accuracy"].option, METRICS["RMSE"].option, METRICS["R²"].option
         ('min-balanced-accuracy', 'max-rmse', 'min-r2')
@@ -64,10 +64,11 @@ class Metric:
         return f"{'max' if self.error else 'min'}-{name}"
 
     def qualities(self, outputs: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
-        """[n] whose mean is about the number, and whose spread tells its sampling error; more is better.
+        """Values [n], one for each example. Their mean is about the metric, and higher is better.
 
-        A point is 0.01 of it: an error counts in standard deviations of the targets. Where the number is no
-        mean over examples, these are jackknife pseudo-values of groups of them (Quenouille, 1956).
+        Their spread gives the metric's sampling error. A point is 0.01. Errors are divided by the standard
+        deviation of the targets. If the metric is no mean over examples, the values are jackknife
+        pseudo-values of groups of examples (Quenouille, 1956).
         """
         if self.each is not None:
             values = self.each(outputs, labels, threshold)
@@ -77,7 +78,7 @@ class Metric:
 
 
 def _spread(outputs: np.ndarray, labels: np.ndarray) -> float:
-    """The targets' standard deviation; there are as many as outputs, and anomalies may stand behind them."""
+    """The targets' standard deviation. Labels may have one more column (anomalies) after the targets."""
     targets = _flat(labels)[:, : _flat(outputs).shape[1]]
     return float(np.sqrt(np.mean(np.var(targets, axis=0))))
 
@@ -93,23 +94,24 @@ def _pseudo_values(measure: Measure, outputs: np.ndarray, labels: np.ndarray, th
         rest = groups != group
         without = measure(outputs[rest], labels[rest], threshold)
         values.append(whole if np.isnan(without) else count * whole - (count - 1) * without)
-    # Such that the mean of n values has the standard error that the mean of the groups has.
+    # Scaled so that the mean of the n values has the same standard error as the mean over groups.
     spread = np.array(values)[groups] * np.sqrt(n / count)
     return whole + spread - spread.mean()
 
 
-# Answers of classifiers
+# Outputs of classifiers
 
 
 def are_logits(outputs: np.ndarray) -> bool:
-    """Whether outputs of a classifier are no probabilities, which kernels compute to some digits only."""
+    """Whether a classifier's outputs are logits. Kernels compute probabilities to a few digits only."""
     return bool(np.min(outputs, initial=0.0) < -1e-3 or np.max(outputs, initial=0.0) > 1 + 1e-3)
 
 
 def guesses(outputs: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-    """The classes [...] that outputs [..., classes] speak for: the largest, or a side of the threshold.
+    """The predicted classes [...] of outputs [..., classes].
 
-    The threshold is of the second class's probability, where there are two classes (or one output).
+    With two classes (or one output), the second class is predicted if its probability reaches the threshold.
+    With more, it is the class with the largest output.
     """
     if outputs.shape[-1] > 2 or (outputs.shape[-1] == 2 and threshold == 0.5):
         return outputs.argmax(axis=-1)
@@ -117,7 +119,7 @@ def guesses(outputs: np.ndarray, threshold: float = 0.5) -> np.ndarray:
 
 
 def positive(outputs: np.ndarray) -> np.ndarray:
-    """The second class's probability [...], from outputs [..., 1 or 2] of two classes."""
+    """The second class's probability [...] from outputs [..., 1 or 2] of two classes."""
     if outputs.shape[-1] == 1:
         return sigmoid(outputs[..., 0]) if are_logits(outputs) else outputs[..., 0]
     return sigmoid(outputs[..., 1] - outputs[..., 0]) if are_logits(outputs) else outputs[..., 1]
@@ -133,7 +135,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def log_probabilities(outputs: np.ndarray) -> np.ndarray:
-    """Of the classes [n, classes] (of two, where there is one output), from probabilities or logits."""
+    """Log-probabilities [n, classes] from probabilities or logits (two classes if there is one output)."""
     logits = are_logits(outputs)
     if outputs.shape[-1] == 1:
         other = np.zeros_like(outputs) if logits else 1 - outputs
@@ -142,16 +144,17 @@ def log_probabilities(outputs: np.ndarray) -> np.ndarray:
 
 
 def balance(labels: np.ndarray) -> np.ndarray:
-    """Weights [n] of examples under which the classes there are count alike; their mean is 1."""
+    """Weights [n] of examples that give each class in the labels the same total. Their mean is 1."""
     classes, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
     return (len(labels) / (len(classes) * counts))[places]
 
 
 def confidences(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Of each example 1 minus the Brier score of its class probabilities.
+    """For each example, 1 minus the Brier score of its class probabilities.
 
-    Where probabilities are right about themselves this is, on average, that of the right class. But that one
-    follows every change of temperature; this hardly does near the best one, so that models can be compared.
+    For calibrated probabilities, the mean of this equals the mean probability of the right class. That
+    probability changes with the temperature everywhere; this value hardly changes near the best temperature,
+    so it can be compared between models.
     """
 
     def score(log_probabilities: np.ndarray) -> np.ndarray:
@@ -162,16 +165,16 @@ def confidences(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | No
 
 
 def log_likelihoods(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Of each example that of its right class, in nats."""
+    """For each example, the log-likelihood of its right class, in nats."""
     return _calibrated(logits, lambda each: each[np.arange(len(labels)), labels], None)
 
 
 def _calibrated(
     logits: np.ndarray, score: Callable[[np.ndarray], np.ndarray], weights: np.ndarray | None
 ) -> np.ndarray:
-    """Scores of log-probabilities [n, classes], at the temperature at which they are highest on average.
+    """Scores of log-probabilities [n, classes], at the temperature that maximizes their mean.
 
-    So that they say how much a model knows and not how sure of itself it is (Guo et al., "On Calibration of
+    So they measure what a model knows and not how confident it is (Guo et al., "On Calibration of
     Modern Neural Networks", ICML 2017).
     """
     logits = _flat(logits)
@@ -215,16 +218,16 @@ def _top_5(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """The place of each value [n] among all, from 1 on; equal ones share their mean."""
+    """The rank of each value [n], from 1. Equal values share the mean of their ranks."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     return (ends - (counts - 1) / 2)[places]
 
 
 def area_under_curve(scores: np.ndarray, labels: np.ndarray) -> float:
-    """AUC: the chance that an example [n] of label 1 has a higher score than one of label 0; ties count half.
+    """AUC: the chance that an example with label 1 has a higher score than one with label 0. Ties count half.
 
-    As the rank sum of Mann and Whitney (1947).
+    Computed as the rank sum of Mann and Whitney (1947).
     """
     ones = labels == 1
     first, other = int(ones.sum()), int((~ones).sum())
@@ -238,12 +241,12 @@ def _auc(outputs: np.ndarray, labels: np.ndarray, _: float) -> float:
 
 
 def _counts(guessed: np.ndarray, labels: np.ndarray) -> tuple[int, int, int]:
-    """True positives, all that is guessed to be positive, all that is."""
+    """True positives, predicted positives, positives in the labels."""
     return int(np.sum(guessed & labels)), int(guessed.sum()), int(labels.sum())
 
 
 def _ratio(part: float, whole: float, there: int) -> float:
-    """0 where nothing is guessed; only where nothing is positive, nobody's answers can be judged."""
+    """The ratio; 0 if nothing is predicted as positive, and NaN if no label is positive."""
     if not there:
         return float("nan")
     return part / whole if whole else 0.0
@@ -284,7 +287,7 @@ def _micro_f1(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> floa
 
 
 def _maps(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
-    """The classes [n, positions] that outputs [n, ..., classes] speak for."""
+    """The predicted classes [n, positions] of outputs [n, ..., classes]."""
     return guesses(outputs.reshape(len(outputs), labels.shape[1], -1), threshold)
 
 
@@ -297,7 +300,7 @@ def _pixel_accuracy(outputs: np.ndarray, labels: np.ndarray, threshold: float) -
 
 
 def class_overlaps(guessed: np.ndarray, labels: np.ndarray) -> dict[int, float]:
-    """Of each class in the labels its intersection over union, over all positions."""
+    """The intersection over union of each class in the labels, over all positions."""
     labels = labels.astype(np.int64)
     count = int(max(guessed.max(initial=0), labels.max(initial=0))) + 1
     pairs = np.bincount((labels * count + guessed).ravel(), minlength=count * count).reshape(count, count)
@@ -310,7 +313,7 @@ def _mean_overlap(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> 
 
 
 def _explained(outputs: np.ndarray, labels: np.ndarray, _: float) -> np.ndarray:
-    """Of each example 1 minus its squared error over the variance: the mean over columns that vary."""
+    """For each example, 1 minus its squared error over the variance: the mean over columns that vary."""
     labels, variances = labels.astype(np.float64), np.var(labels.astype(np.float64), axis=0)
     errors, vary = (_flat(outputs) - labels) ** 2, variances > 0
     if not vary.any():
@@ -323,9 +326,9 @@ def _r2(outputs: np.ndarray, labels: np.ndarray, threshold: float) -> float:
 
 
 def _explained_together(outputs: np.ndarray, labels: np.ndarray, _: float = 0.5) -> np.ndarray:
-    """Of each example 1 minus its squared error over the targets' variance, all columns together.
+    """For each example, 1 minus its squared error over the targets' variance, over all columns together.
 
-    Of constant targets 1 where it is right, and 0 where it is not.
+    If the targets are constant, 1 for a correct output and 0 for any other.
     """
     labels = _flat(labels).astype(np.float64)
     errors, variance = np.mean((_flat(outputs) - labels) ** 2, axis=1), np.mean(np.var(labels, axis=0))
@@ -337,9 +340,9 @@ def _total_r2(outputs: np.ndarray, labels: np.ndarray, _: float) -> float:
 
 
 def _reconstructed(outputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Outputs and targets [n, k], and of each example whether it is an anomaly (NaN: not known).
+    """Outputs and targets [n, k], and for each example whether it is an anomaly (NaN: not known).
 
-    Labels [n, k] are the targets; a column behind them is of the anomalies.
+    Labels [n, k + 1] are the targets and, in the last column, the anomalies.
     """
     outputs = _flat(outputs)
     targets, known = labels[:, : outputs.shape[1]], labels[:, outputs.shape[1] :]
@@ -347,7 +350,7 @@ def _reconstructed(outputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
 
 
 def _reconstruction_each(outputs: np.ndarray, labels: np.ndarray, _: float) -> np.ndarray:
-    """Of what is no anomaly, which is not to be reconstructed: that counts 0, and the others the more."""
+    """Values of normal examples, rescaled so that the mean is right. Anomalies count 0."""
     outputs, targets, anomalies = _reconstructed(outputs, labels)
     usual = anomalies != 1
     if not usual.any():
@@ -362,7 +365,7 @@ def _reconstruction(outputs: np.ndarray, labels: np.ndarray, threshold: float) -
 
 
 def reconstruction_errors(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Of each example [n] the mean squared error: what tells anomalies."""
+    """The mean squared error of each example [n]. Anomalies have a large one."""
     outputs, targets, _anomalies = _reconstructed(outputs, labels)
     return np.mean((outputs - targets) ** 2, axis=1)
 

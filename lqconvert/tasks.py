@@ -1,6 +1,7 @@
-"""What a model is for: a task for each of its outputs, with the metrics that score it.
+"""The task of each output of a model, such as classification, and the metrics that score it.
 
-Labels tell most of it: whole numbers below the number of outputs are classes, other values are targets.
+The labels usually show the task: whole numbers below the number of outputs are classes, other values are
+targets of a regression.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from lqconvert.errors import LqError
 from lqconvert.metrics import METRICS, Metric, balance, confidences, log_likelihoods, log_softmax, sigmoid
 
-#: The metrics of each task; the first one is what budgets judge, where classes are even.
+#: The metrics of each task. Budgets limit the first one, unless classes are uneven.
 TASKS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "balanced accuracy", "top-5"),
     "binary": ("accuracy", "balanced accuracy", "AUC", "F1", "precision", "recall"),
@@ -29,13 +30,13 @@ TASKS: dict[str, tuple[str, ...]] = {
     "embedding": ("cosine similarity", "R² to float"),
     "raw": ("R² to float", "agreement with float"),
 }
-#: Tasks of which each example is one of some classes.
+#: Tasks in which each example belongs to one of several classes.
 CLASSIFIES = ("classification", "binary")
-#: Tasks without labels: the float model's outputs are the truth.
+#: Tasks without labels: outputs are compared with the float model's.
 AGAINST_FLOAT = ("embedding", "raw")
-#: Classes are uneven where the rarest has less than this part of its even share.
+#: Classes are uneven if the rarest one has less than this part of an even share.
 UNEVEN = 0.5
-#: With more classes the top five are counted, too.
+#: With more classes, top-5 accuracy is measured too.
 FEW_CLASSES = 10
 
 
@@ -45,7 +46,7 @@ class Output:
 
     name: str
     shape: tuple[int, ...]
-    activation: str = ""  # "softmax", "sigmoid", "l2" (normalized), or none that is known
+    activation: str = ""  # "softmax", "sigmoid", "l2" (normalized), or "" for any other
 
     @property
     def size(self) -> int:
@@ -58,7 +59,7 @@ class Output:
 
     @property
     def positions(self) -> int:
-        """All other axes: 1 for one answer an example."""
+        """The product of all other axes: 1 if an example has one answer."""
         return self.size // self.classes
 
 
@@ -66,7 +67,7 @@ class Output:
 class Score:
     """A metric of an output of a file, on some examples."""
 
-    output: str  # its name; "" where there is only one
+    output: str  # its name; "" if the model has one output
     metric: str
     value: float
 
@@ -76,20 +77,20 @@ class Score:
 
     @property
     def label(self) -> str:
-        """What it is of, in a table."""
+        """The score's name in a table."""
         return f"{self.output} {self.metric}".strip()
 
 
 @dataclass(frozen=True)
 class Head:
-    """An output and what it is for.
+    """An output and its task.
 
     Attributes:
-        label_size: how many columns its labels take.
-        judged: the metrics that budgets hold, by name.
-        threshold: of probability, where there are two classes or several labels.
-        weight: of its loss among those of other outputs.
-        class_weights: of the loss of an example, by its class; none where classes are even.
+        label_size: the number of columns of its labels.
+        judged: the names of the metrics that budgets limit.
+        threshold: a probability, for tasks with two classes or several labels.
+        weight: of its loss in the sum over all outputs.
+        class_weights: the weight of an example's loss, by class; empty if classes are even.
     """
 
     output: Output
@@ -108,18 +109,18 @@ class Head:
 
     @property
     def answers_classes(self) -> bool:
-        """Whether each example's answer is a class, known or not."""
+        """Whether the answer to each example is a class, whether or not its label is known."""
         several = self.output.activation == "softmax" and self.output.positions == 1
         return self.classifies or (self.task == "raw" and (several or self.output.activation == "sigmoid"))
 
     @property
     def classes(self) -> int:
-        """How many there are, where it classifies or segments."""
+        """The number of classes, for classification and segmentation."""
         return max(self.output.classes, 2)
 
     @property
     def metrics(self) -> list[Metric]:
-        """Those that score it, the judged ones first."""
+        """The metrics that score it. Those that budgets limit come first."""
         names = [*self.judged, *(name for name in TASKS[self.task] if name not in self.judged)]
         hidden = set()
         if self.classes <= FEW_CLASSES:
@@ -131,13 +132,13 @@ class Head:
         return [metric_named(name) for name in names if name in self.judged or name not in hidden]
 
     def truth(self, labels: np.ndarray, teacher: np.ndarray) -> np.ndarray:
-        """What outputs are held against: the labels, or the float model's outputs where there are none."""
+        """What outputs are compared with: the labels, or the float model's outputs if there are no labels."""
         if self.task in AGAINST_FLOAT or not labels.size:
             return teacher.reshape(len(teacher), -1)
         return labels
 
     def activated(self, logits: np.ndarray) -> np.ndarray:
-        """The outputs that logits [n, size] mean."""
+        """The outputs for these logits [n, size]."""
         if self.output.activation == "softmax":
             by_class = logits.reshape(len(logits), -1, self.output.classes)
             return np.exp(log_softmax(by_class)).reshape(logits.shape)
@@ -161,7 +162,7 @@ def metric_named(name: str) -> Metric:
     return METRICS.get(name) or USERS[name]
 
 
-#: Metrics of the user's own, by what was given for them.
+#: The user's own metrics, by their ``module:function``.
 USERS: dict[str, Metric] = {}
 
 
@@ -169,7 +170,7 @@ def users_metric(spec: str) -> Metric:
     """The metric of ``module:function``: (y_true, y_pred) -> a number, higher is better.
 
     Raises:
-        LqError: if there is no such function. What it raises itself is an error when it is called.
+        LqError: if there is no such function. If the function itself fails, its later call raises an LqError.
     """
     if spec in USERS:
         return USERS[spec]
@@ -195,10 +196,10 @@ def users_metric(spec: str) -> Metric:
 
 @dataclass(frozen=True)
 class Heads:
-    """The outputs of a model, in order, each with its task.
+    """The outputs of a model in order, each with its task.
 
-    Outputs of several heads lie flat in one array, one behind the other: float32 [n, total]; so do their
-    labels. Of a single one both have their own shape.
+    The outputs of several heads are flattened and concatenated in one array, float32 [n, total]. So are their
+    labels. Outputs and labels of a single head keep their shape.
     """
 
     heads: tuple[Head, ...]
@@ -216,7 +217,10 @@ class Heads:
 
     @property
     def unweighted(self) -> Heads:
-        """The same, each example of a classification counting alike: what a few rare ones say is noisy."""
+        """The same heads, in which every example of a classification counts alike.
+
+        The balanced metrics depend on a few examples of rare classes, which is too noisy here.
+        """
         plain = [replace(head, judged=TASKS[head.task][:1]) if head.classifies else head for head in self]
         return Heads(tuple(plain))
 
@@ -226,19 +230,19 @@ class Heads:
 
     @property
     def criteria(self) -> list[tuple[Head, Metric]]:
-        """What budgets judge."""
+        """The metrics that budgets limit, each with its head."""
         return [(head, metric_named(name)) for head in self.heads for name in head.judged]
 
     @property
     def criterion_labels(self) -> list[str]:
-        """What budgets judge, as :attr:`Score.label` has it."""
+        """The labels of these metrics, as in :attr:`Score.label`."""
         several = len(self.heads) > 1
         return [
             f"{head.output.name if several else ''} {metric.name}".strip() for head, metric in self.criteria
         ]
 
     def cut(self, outputs: np.ndarray) -> list[np.ndarray]:
-        """Each head's outputs, [n, ...] of its shape."""
+        """The outputs of each head, [n, ...] in its own shape."""
         if len(self.heads) == 1:
             return [outputs]
         parts = _columns(outputs, [head.output.size for head in self.heads])
@@ -258,7 +262,7 @@ class Heads:
         return np.concatenate([part.reshape(len(part), -1).astype(np.float32) for part in labels], axis=1)
 
     def activated(self, logits: np.ndarray) -> np.ndarray:
-        """The outputs that logits mean, in the same shape."""
+        """The outputs for these logits, in the same shape."""
         if len(self.heads) == 1:
             return self.heads[0].activated(logits.reshape(len(logits), -1)).reshape(logits.shape)
         parts = _columns(logits, [head.output.size for head in self.heads])
@@ -267,7 +271,7 @@ class Heads:
     def _parts(
         self, outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray
     ) -> Iterator[tuple[Head, np.ndarray, np.ndarray]]:
-        """Each head, its outputs, and what they are held against."""
+        """Each head, its outputs, and what they are compared with."""
         cut = self.cut(outputs), self.cut_labels(labels), self.cut(teacher)
         for head, out, label, float_out in zip(self.heads, *cut, strict=True):
             yield head, out, head.truth(label, float_out)
@@ -275,11 +279,12 @@ class Heads:
     def scores(
         self, outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray | None
     ) -> tuple[Score, ...]:
-        """All metrics of all heads; of each head those that are judged come first.
+        """All metrics of all heads. For each head, those that budgets limit come first.
 
         Args:
-            outputs, teacher: of a file and of the float model, on the examples of the labels. Without the
-                latter, outputs that have no labels have no scores.
+            outputs: of a file, on the examples of the labels.
+            teacher: the float model's outputs on the same examples. Without it, outputs that have no labels
+                get no scores.
         """
         return tuple(
             Score(head.output.name if len(self.heads) > 1 else "", metric.name, value)
@@ -290,7 +295,7 @@ class Heads:
         )
 
     def judged_scores(self, outputs: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> list[float]:
-        """The metrics that budgets judge, [criteria]; see :meth:`scores`."""
+        """The metrics that budgets limit, [criteria]; see :meth:`scores`."""
         return [
             metric_named(name).measure(out, truth, head.threshold)
             for head, out, truth in self._parts(outputs, labels, teacher)
@@ -298,10 +303,10 @@ class Heads:
         ]
 
     def qualities(self, logits: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> np.ndarray:
-        """[criteria, n]: what budgets judge, on average over examples; a point is 0.01.
+        """Validation quality [criteria, n]: the values whose mean budgets limit. One point is 0.01.
 
-        Of accuracies it is the mean of 1 or 0 for a right or wrong answer and of the confidence: accuracy is
-        what counts, and a noisy count of rare errors; confidence shows damage much earlier.
+        For accuracies, it is the mean of correctness (1 or 0) and confidence. Accuracy is what counts, but
+        few examples change sides, so it is noisy. Confidence shows damage much earlier.
 
         Args:
             logits: outputs before a final softmax or sigmoid.
@@ -318,7 +323,7 @@ class Heads:
         )
 
     def loss(self, logits: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> float:
-        """What looks at the run show: cross-entropy in nats, or the error as a part of the variance."""
+        """The loss in logs: cross-entropy in nats, or the squared error over the targets' variance."""
         parts = zip(self._parts(self.activated(logits), labels, teacher), self.cut(logits), strict=True)
         return sum(_loss(head, logit, out, truth) for (head, out, truth), logit in parts)
 
@@ -341,7 +346,7 @@ def _qualities(
     head: Head, metric: Metric, logits: np.ndarray, outputs: np.ndarray, truth: np.ndarray
 ) -> np.ndarray:
     if metric.name not in ("accuracy", "balanced accuracy"):
-        # Where the labels do not tell (AUC without a positive) nothing is worse than float.
+        # If these labels do not define the metric (AUC without a positive), a file is as good as float.
         return np.nan_to_num(metric.qualities(outputs, truth, head.threshold), nan=0.0)
     weights = balance(truth) if metric.name == "balanced accuracy" else np.ones(len(truth))
     right = METRICS["accuracy"].qualities(outputs, truth, head.threshold)
@@ -359,12 +364,12 @@ def as_labels(columns: np.ndarray, task: str) -> np.ndarray:
     return columns.astype(np.int64) if task == "segmentation" else columns.astype(np.float32)
 
 
-# Finding it out
+# Detecting the task
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user says of tasks; by the outputs' names, "" for all of them."""
+    """The user's choices of tasks and metrics, by output name; "" stands for all outputs."""
 
     tasks: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, str] = field(default_factory=dict)
@@ -396,16 +401,16 @@ def find_head(
     *,
     class_names: Sequence[str] = (),
 ) -> Head:
-    """The task of an output, from the labels of the training part.
+    """The task of an output, detected from the labels of the training part.
 
     Args:
-        source: what messages name.
-        labels: as the user gave them; None where there are none.
+        source: the name of the data in messages.
+        labels: as the user gave them; None without labels.
         inputs: [n, ...], of the training part.
-        class_names: of integer labels, where they are known.
+        class_names: of integer labels, if they are known.
 
     Raises:
-        LqError: if the labels do not fit the output, or the user's wishes do not.
+        LqError: if the labels, or the user's wishes, do not fit the output.
     """
     task = wishes.task(output) or _task(source, output, labels, inputs)
     head = Head(output, task, threshold=wishes.threshold, class_names=tuple(class_names))
@@ -420,9 +425,10 @@ def find_head(
         head = replace(head, label_size=math.prod(normal.shape[1:]))
         if head.classifies:
             head = _weighed(head, normal)
-    if task == "reconstruction":  # of targets that are made of the inputs, and anomalies where they are known
+    if task == "reconstruction":  # the targets are made from the inputs; anomalies may be labelled
         head = replace(head, label_size=output.size + 1)
-    # How labels are ranked, and on which side of the threshold they are: one may hold without the other.
+    # Ranking (AUC) and the side of the threshold (accuracy) are limited both: one can hold while the other
+    # fails.
     judged: tuple[str, ...] = TASKS[task] if task == "multi-label" else TASKS[task][:1]
     if head.uneven:
         judged = ("balanced accuracy", "AUC") if task == "binary" else ("balanced accuracy",)
@@ -437,10 +443,10 @@ def find_head(
 
 
 def _weighed(head: Head, labels: np.ndarray) -> Head:
-    """The head, with weights of the classes [n] where they are uneven.
+    """The head, with a weight for each class if classes are uneven.
 
-    They are half of what would make all classes count alike, on a logarithmic scale: with less the rare ones
-    are lost, with more the threshold moves towards them.
+    The weights are the square roots of those that would make all classes count alike. With smaller ones the
+    rare classes are lost, with larger ones the decision threshold moves towards them.
     """
     counts = np.bincount(labels, minlength=head.classes)
     even = len(labels) / max(int(np.count_nonzero(counts)), 1)
@@ -450,7 +456,7 @@ def _weighed(head: Head, labels: np.ndarray) -> Head:
 
 
 def _task(source: str, output: Output, labels: np.ndarray | None, inputs: np.ndarray) -> str:
-    """The task that labels and outputs speak for."""
+    """The task that fits the labels and the output."""
     as_input = output.size == math.prod(inputs.shape[1:]) > 1 and output.activation != "softmax"
     if labels is None:
         if output.activation == "l2":
@@ -462,7 +468,7 @@ def _task(source: str, output: Output, labels: np.ndarray | None, inputs: np.nda
     flags = not named and bool(np.all((labels == 0) | (labels == 1)))
     numbers = whole or named or (output.activation == "softmax" and bool(np.all(labels == np.round(labels))))
     if as_input and values == 1 and flags and size > 2:
-        return "reconstruction"  # the labels say what is an anomaly
+        return "reconstruction"  # the labels mark anomalies
     if size == 1 and values == 1:
         return "binary" if named or (flags and (whole or output.activation == "sigmoid")) else "regression"
     if output.positions == 1 and values == 1 and numbers:
@@ -491,20 +497,20 @@ def _task(source: str, output: Output, labels: np.ndarray | None, inputs: np.nda
 
 
 def _few(output: Output, labels: np.ndarray) -> bool:
-    """Whether numbers at each position are classes: of one output there are two, and others are images."""
+    """Whether numbers at each position are few enough to be classes. One output stands for two classes."""
     return output.classes > 1 or len(np.unique(labels)) == 2
 
 
 def _shares(output: Output, by_class: np.ndarray, sums: np.ndarray) -> bool:
-    """Whether labels are probabilities of a softmax, such as smoothed ones."""
+    """Whether labels are class probabilities for a softmax, such as smoothed labels."""
     return output.activation == "softmax" and bool(by_class.min() >= 0 and np.allclose(sums, 1, atol=1e-3))
 
 
 def head_labels(source: str, head: Head, labels: np.ndarray, count: int) -> np.ndarray:
-    """Labels as the head's metrics take them: int64 [n] or [n, positions], or float32 [n, k].
+    """Labels in the form that the head's metrics take: int64 [n] or [n, positions], or float32 [n, k].
 
     Raises:
-        LqError: if there are not as many as examples, or they do not fit.
+        LqError: if the number of labels is not that of the examples, or the labels do not fit.
     """
     if len(labels) != count:
         raise LqError(f"{source}: {count} inputs but {len(labels)} labels")
@@ -512,7 +518,7 @@ def head_labels(source: str, head: Head, labels: np.ndarray, count: int) -> np.n
         names = np.array(head.class_names)
         places = np.minimum(np.searchsorted(names, labels), max(len(names) - 1, 0))
         if len(labels) and not (len(names) and np.array_equal(names[places], labels)):
-            raise LqError(f"{source}: the test part has classes that the training part has not")
+            raise LqError(f"{source}: the test part has classes that the training part does not have")
         labels = places
     if labels.dtype.kind not in "uifb":
         raise LqError(f"{source}: labels of type {labels.dtype}; give numbers")

@@ -1,4 +1,4 @@
-"""Images that are no training images but like them: more to learn from than the data alone."""
+"""Variations of training images: shifted, mirrored or blended, so that there is more to learn from."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.metrics import guesses
 
 SHIFTS = (1 / 8, 1 / 16, 1 / 32)
-#: A variation may cost the float model this much accuracy, and its sampling error.
+#: Under a variation, the float model may lose this much accuracy plus the sampling error.
 TOLERANCE = 0.01
-#: What the float model knows by heart it answers this much more accurately than other images, and
-#: makes a quarter of the errors at most.
+#: The float model has memorized its training images if its accuracy on them is higher by this much, and it
+#: makes at most a quarter as many errors on them as on other images.
 BY_HEART = 0.05
-#: Images that are tried at a time: a multiple of the nine places that they are shifted to.
+#: Images in one batch of these tests: a multiple of nine, the number of shifts.
 BATCH = 126
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Mirrors half of the images and moves all of them: by one random offset a batch, the edges reflected.
+    """Mirrors half of the images and shifts each batch by one random offset. Edges are reflected.
 
     Args:
         mirror: left to right.
-        shift: the largest move, as a part of height and width.
-        blend: each image with another one of its batch, in a random ratio (Zhang et al., "mixup", ICLR 2018).
-            Only the float model can say what is to be seen then (Beyer et al., "Knowledge distillation: A
-            good teacher is patient and consistent", CVPR 2022).
+        shift: the largest shift, as a part of height and width.
+        blend: mix each image with another one of its batch, in a random ratio (Zhang et al., "mixup", ICLR
+            2018). Only the float model can label a blend (Beyer et al., "Knowledge distillation: A good
+            teacher is patient and consistent", CVPR 2022).
     """
 
     mirror: bool = False
@@ -43,13 +43,13 @@ class Augmentation:
     def __call__(
         self, images: tf.Tensor, seed: Any, part: Any = 0, parts: int = 1, size: Any = None
     ) -> tf.Tensor:
-        """Images varied as the seed says.
+        """Images, varied at random by the seed.
 
         Args:
-            images: float32 [batch, height, width, channels]; uint8 too, unless they are blended.
+            images: float32 [batch, height, width, channels], or uint8 if they are not blended.
             seed: int [2].
-            part, parts, size: where the images are every ``parts``-th of a batch of this size, from
-                ``part`` on. They are varied as they would be in the whole.
+            part, parts, size: if the images are a part of a batch of ``size``: every ``parts``-th one, from
+                ``part`` on. They are varied as they would be in the whole batch.
         """
         mirroring, shifting = tf.unstack(tf.random.split(seed))
         size = tf.shape(images)[0] if size is None else size
@@ -63,7 +63,7 @@ class Augmentation:
         if self.blend:
             ratios = tf.random.stateless_uniform([size], tf.random.fold_in(seed, 2))
             ratios = tf.reshape(ratios[part::parts], (-1, 1, 1, 1))
-            far = size // 16 * 8 // parts  # the same partners on 1, 2, 4 and 8 devices
+            far = size // 16 * 8 // parts  # so that images have the same partners on 1, 2, 4 and 8 devices
             partners = tf.concat([images[far : 2 * far], images[:far], images[2 * far :]], 0)
             images = ratios * images + (1 - ratios) * partners
         return images
@@ -88,11 +88,12 @@ def choose_augmentation(
     *,
     samples: int = 1000,
 ) -> Augmentation:
-    """The variations under which the float model classifies validation images as well as before.
+    """The variations under which the float model classifies validation images as well as without them.
 
-    It was trained with them then, or they are in the nature of the data: a mirrored cat is a cat, a mirrored
-    digit is none. Only for images with class labels. Images that vary are blended too, where the model knows
-    those that it was trained on by heart: what it says of them is no more than their labels do.
+    Then either the model was trained with the variation, or the variation keeps the meaning: a mirrored cat
+    is a cat, but a mirrored digit is no digit. Only images with class labels are varied. They are also
+    blended if the float model has memorized its training images: its outputs on these say no more than the
+    labels do.
     """
     x, y = data.validation.arrays(samples)
     head = data.heads.single
@@ -101,7 +102,7 @@ def choose_augmentation(
 
     def accuracy(x: np.ndarray, y: np.ndarray, vary: Callable[[np.ndarray], np.ndarray]) -> float:
         right = 0
-        for start in range(0, len(y), BATCH):  # all at once take gigabytes where images are large
+        for start in range(0, len(y), BATCH):  # large images would take gigabytes in one batch
             images = x[start : start + BATCH].astype(np.float32)
             images = images * np.float32(preprocessing.scale) + np.float32(preprocessing.offset)
             outputs = predict(vary(images)).reshape(len(images), -1)
@@ -112,7 +113,7 @@ def choose_augmentation(
     floor = before - TOLERANCE - np.sqrt(max(before * (1 - before), 1 / len(y)) / len(y))
 
     def shifted(images: np.ndarray, shift: float) -> np.ndarray:
-        """Moved as far as it goes or not at all in each direction, every ninth of the images elsewhere."""
+        """Images shifted by the largest distance or not at all in each direction: a ninth of them each way."""
         padded = Augmentation(shift=shift)._padded(tf.constant(images)).numpy()
         height, width = images.shape[1:3]
         rows, columns = padded.shape[1] - height, padded.shape[2] - width
@@ -128,6 +129,6 @@ def choose_augmentation(
     shift = next(holds, 0.0)
     if not mirror and not shift:
         return Augmentation()
-    mixed = np.random.default_rng(0).permutation(data.train.size)[:samples]  # data are often sorted by class
+    mixed = np.random.default_rng(0).permutation(data.train.size)[:samples]  # files may be sorted by class
     known = accuracy(*data.train.pick(mixed).arrays(), lambda images: images)
     return Augmentation(mirror, shift, known - before > BY_HEART and 1 - known <= (1 - before) / 4)

@@ -1,4 +1,4 @@
-"""What the user asks for, an accuracy or a size, and how fine-tuning is steered to it in one run."""
+"""Budgets of accuracy or size, and how one fine-tuning run is steered to a budget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-#: Which examples a run is steered by: "auto" is one of the others.
+#: The data that a run is steered by. "auto" chooses one of the other two.
 STEER_ON = ("auto", "validation", "test-half")
 #: A point of any metric.
 POINT = 0.01
@@ -17,23 +17,23 @@ POINT = 0.01
 
 @dataclass(frozen=True)
 class Point:
-    """One look at the model during fine-tuning: a point of the curve of score against bytes.
+    """One evaluation of the model during fine-tuning: a point of the curve of accuracy against bytes.
 
-    Scores, qualities and errors have an entry for each criterion: for each metric that the budget judges.
+    Scores, qualities and errors have one entry for each criterion: for each metric that the budget limits.
     """
 
     step: int
     scores: tuple[float, ...]  # the metrics on the validation split
-    qualities: tuple[float, ...]  # what a budget of accuracy judges (:meth:`lqconvert.tasks.Heads.qualities`)
-    errors: tuple[float, ...]  # standard errors of the differences from the float model's, example by example
-    loss: float  # of the validation split
-    bytes: int  # of the target's file, packed
-    estimated_weight_bytes: int  # from the entropy of the codes, and what was packed at the points before
+    qualities: tuple[float, ...]  # what an accuracy budget limits (:meth:`lqconvert.tasks.Heads.qualities`)
+    errors: tuple[float, ...]  # standard errors of the paired differences from the float model
+    loss: float  # on the validation split
+    bytes: int  # the size of the target's file, packed
+    estimated_weight_bytes: int  # from the entropy of the codes and the packed sizes of earlier evaluations
     weight_bytes: int  # deflated codes
-    pressure: float  # factor on the scheme's penalty
+    pressure: float  # the penalty weight: a factor on the scheme's penalty
 
     def numbers(self) -> np.ndarray:
-        """All of it, float64 [3 criteria + 6]."""
+        """All fields as numbers, float64 [3 criteria + 6]."""
         rest = self.step, self.loss, self.bytes, self.estimated_weight_bytes, self.weight_bytes, self.pressure
         return np.array([*rest, *self.scores, *self.qualities, *self.errors], np.float64)
 
@@ -47,7 +47,7 @@ class Point:
 
     @classmethod
     def of_json(cls, fields: dict[str, Any]) -> Point:
-        """One of the fields that JSON has, where a tuple is a list."""
+        """The point with these fields of a JSON object, in which tuples are lists."""
         tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
         return cls(**fields | tuples)
 
@@ -58,24 +58,24 @@ class Point:
 
     @property
     def quality(self) -> float:
-        """The first criterion's."""
+        """The quality of the first criterion."""
         return self.qualities[0]
 
     @property
     def sampling_errors(self) -> tuple[float, ...]:
-        """By how much the split may flatter or belittle a quality: one side of a test at 5%."""
+        """The sampling error of each quality: 1.645 standard errors (a one-sided test at 5%)."""
         return tuple(1.645 * error for error in self.errors)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The smallest file within ``max_drop``, or the best within ``max_size``; neither: no steering.
+    """The smallest file within ``max_drop``, or the best one within ``max_size``. Without both, no steering.
 
     Args:
-        max_drop: how far each metric that is judged may be under the float model's on the validation split,
-            in points: hundredths of it.
-        max_size: bytes of the .tflite as the target stores it.
-        asked: somebody asked for it; else the run ends with a file, whatever was reached.
+        max_drop: how far each judged metric may drop below the float model's on the validation split, in
+            points (hundredths).
+        max_size: the largest size of the .tflite in bytes, as the target stores it.
+        asked: the user set this budget. If not, the run writes the best file even if it misses the budget.
 
     >>> str(Budget(max_drop=0.5)), str(Budget(max_size=64_000))
     ('a drop of at most 0.5 points', 'at most 64,000 bytes')
@@ -91,7 +91,7 @@ class Budget:
 
     @property
     def cycles(self) -> int:
-        """How many fine-tuning is made of (see :class:`Steering`)."""
+        """The number of cycles of fine-tuning (see :class:`Steering`)."""
         return Steering.CYCLES if self.steers else 1
 
     def __str__(self) -> str:
@@ -101,28 +101,30 @@ class Budget:
 
 
 class Steering:
-    """Finds the pressure that a budget bears, in the course of one fine-tuning.
+    """Finds the penalty weight that a budget allows, during one fine-tuning run.
 
-    The run is a number of cycles, each of which ends at learning rate 0, because only annealed weights tell
-    what their pressure costs. A budget of accuracy starts at a pressure that most models bear: too much of it
-    at once costs an accuracy that several cycles would have kept. After each cycle the pressure is raised or
-    lowered by a factor until the budget lies between two of them, and is then their geometric mean; but it
-    always moves by the fourth root of two at least, because what a model bears grows with the time that it
-    has learned. For the same reason the first pressure is borne for two cycles before it is given up.
+    The run consists of cycles. Each ends at learning rate 0, because only annealed weights show what their
+    penalty weight costs. After each cycle, the penalty weight changes.
 
-    Bytes are less noisy: they fall with a power of the pressure, which the last two looks tell. But unless
-    looks have shown it, they do not come back where the pressure falls: a channel that is all zero stays so.
-    After a look far under the size, learning therefore goes on from the smallest one over it, at a pressure
-    between. Once a look nearly fills the size, the pressure is halved cycle by cycle: the bytes stay, and the
-    weights recover.
+    *Accuracy budgets* start at a penalty weight that most models can take: a large one at once costs accuracy
+    that several cycles would have kept. After each cycle it is multiplied or divided by a factor, until one
+    value held the budget and another one did not. From then on it is their geometric mean. It always changes
+    by at least the fourth root of two, because a model can take more, the longer it has learned. For the same
+    reason, the first penalty weight is lowered only after two cycles that miss the budget.
+
+    *Size budgets* are less noisy. Bytes fall with a power of the penalty weight, which is estimated from the
+    last two evaluations. Bytes usually do not come back when the penalty weight falls: a channel that is all
+    zero stays zero. So after an evaluation far below the size, the run continues from the smallest weights
+    above the size, with a penalty weight in between. Once the file nearly fills the size, the penalty weight
+    is halved in each cycle: the bytes stay, and accuracy recovers.
 
     Args:
-        budget: what is asked for.
+        budget: the budget.
         float_qualities: the float model's :attr:`Point.qualities` on the validation split.
-        keep_last: without a budget the last look counts, not the one of the best score: for schemes that
-            coarsen as they learn.
-        perfect: of each criterion whether the float model is measured against itself, for want of labels.
-            No codes reach that, and a drop is one from the best that was seen.
+        keep_last: without a budget, take the last evaluation instead of the one with the best score: for
+            schemes whose codes become coarser as they learn.
+        perfect: for each criterion, whether the float model is compared with itself because there are no
+            labels. No quantized model reaches that, so a drop is measured from the best quality seen.
     """
 
     CYCLES = 6
@@ -130,13 +132,13 @@ class Steering:
     COLLAPSE = 20.0  # points
     UP, DOWN = 4.0, 2.0
     WIDEN = math.sqrt(2)
-    ALIKE = 1.05  # sizes this close count as one: the better codes win
-    SIZE_MARGIN = 0.985  # aimed at: the file's bytes are only known once it is written
-    NEAR = 0.9  # of what is aimed at: filled well enough
-    COME_BACK = 0.1  # the power of a falling pressure that bytes rise with where they do
-    LEAST = 1.05  # times the pressure of what is over the size
-    RECOVER = 0.5, 1.15  # times the pressure that keeps a filled size; where that was too little
-    POWERS = 0.25, 0.5, 1.0  # of the pressure, that bytes fall with: the least, the usual one, the most
+    ALIKE = 1.05  # sizes within this factor count as equal: the better weights win
+    SIZE_MARGIN = 0.985  # aim at this part of the size: the exact bytes are known only in the end
+    NEAR = 0.9  # of the size aimed at: filled well enough
+    COME_BACK = 0.1  # the power with which bytes rise when the penalty weight falls, if they do
+    LEAST = 1.05  # the least factor on the penalty weight of weights above the size
+    RECOVER = 0.5, 1.15  # factors on the penalty weight of a filled size; the second if bytes exceed it again
+    POWERS = 0.25, 0.5, 1.0  # of the penalty weight, with which bytes fall: the least, usual and largest one
 
     def __init__(
         self,
@@ -156,13 +158,13 @@ class Steering:
         self.pressure = self.START if budget.steers else 1.0
         self.low, self.high = 0.0, math.inf
         self.last: Point | None = None
-        self.larger: Point | None = None  # the smallest that was learned and is over the size
-        self.filled = False  # a look came near the size
-        self.comes_back = False  # bytes rose where the pressure fell
+        self.larger: Point | None = None  # the smallest evaluation above the size, after learning
+        self.filled = False  # an evaluation nearly filled the size
+        self.comes_back = False  # bytes rose when the penalty weight fell
         self.patient = True
 
     def see(self, point: Point) -> None:
-        """Takes note of what can be reached, to be called with each look first."""
+        """Records the best qualities so far. Call it first with each evaluation."""
         self.best = list(map(max, self.best, point.qualities))
         for place, perfect in enumerate(self.perfect):
             if perfect:
@@ -171,26 +173,26 @@ class Steering:
             self.larger = point
 
     def exceeds(self, point: Point) -> bool:
-        """Whether a learned look is over the size, and smaller than any other that was."""
+        """Whether an evaluation after learning is above the size and smaller than all others above it."""
         if self.budget.max_size is None or not point.step or self.fits(point):
             return False
         return self.larger is None or point.bytes <= self.larger.bytes
 
     def fits(self, point: Point) -> bool:
-        """Whether a look is within the size that is aimed at."""
+        """Whether an evaluation is within the size aimed at."""
         return point.bytes <= self.target
 
     def origin(self, point: Point, best: Point) -> Point:
-        """The look from whose weights learning goes on: this, the best, or the smallest over a size."""
+        """The evaluation from which learning continues: this one, the best, or the smallest over the size."""
         if self.budget.max_size is not None and not self.filled and not self.comes_back:
             return self.larger or point
         return best if best.step and not self.holds(point) else point
 
     def replay(self, points: Sequence[Point]) -> None:
-        """Comes to where a run stood that has seen these points."""
+        """Restores the state of a run that has made these evaluations."""
         for place, point in enumerate(points):
             self.see(point)
-            # The first of two looks before the first step is at codes that no pressure led to.
+            # The first of two evaluations before the first step has codes that no penalty weight led to.
             last_of_step = place + 1 == len(points) or points[place + 1].step > point.step
             if last_of_step and not (point.step and self.collapsed(point)):
                 self.next_pressure(point)
@@ -204,18 +206,18 @@ class Steering:
         return all(margin + tolerance >= 0 for margin, tolerance in above)
 
     def margins(self, point: Point) -> list[float]:
-        """How far each quality is above what the budget asks for."""
+        """How far each quality is above the required one."""
         return [quality - floor for quality, floor in zip(point.qualities, self.floors, strict=True)]
 
     def margin(self, point: Point) -> float:
-        """That of the criterion which fares worst."""
+        """The smallest of these margins."""
         return min(self.margins(point))
 
     def tolerances(self, point: Point) -> list[float]:
-        """What each quality may be under the floor without counting as worse: its sampling error.
+        """How far each quality may be below the required one: its sampling error, within limits.
 
-        But a noisy split may flatter besides, and is no license: a standard error and what passes come to
-        half a point at most, as long as a tenth is left, which 8 bits alone may cost.
+        A noisy split must not excuse a real drop, so the tolerance plus one standard error is at most half a
+        point. But the tolerance is not reduced below a tenth of a point, which 8 bits alone may cost.
         """
         return [
             min(sampling, max(POINT / 2 - error, POINT / 10))
@@ -223,11 +225,11 @@ class Steering:
         ]
 
     def collapsed(self, point: Point) -> bool:
-        """Whether learning was too fast for the model: it is far below what any code should cost."""
+        """Whether learning was too fast: the quality is far below what any quantization should cost."""
         return self.margin(point) < -self.COLLAPSE * POINT
 
     def rank(self, point: Point) -> tuple[float, ...]:
-        """The higher, the better a point serves the budget."""
+        """Higher is better for the budget."""
         if self.budget.max_size is not None:
             return (1, self.margin(point), point.step) if self.fits(point) else (0, -point.bytes)
         if self.budget.max_drop is not None:
@@ -236,7 +238,7 @@ class Steering:
         return (point.step,) if self.keep_last else (point.score, point.step)
 
     def next_pressure(self, point: Point) -> float:
-        """The pressure of the next cycle, from the look at the end of this one (or before the first)."""
+        """The penalty weight of the next cycle, from the evaluation after this one (or at the start)."""
         if self.budget.max_size is not None:
             self.pressure = self._for_size(point)
         elif self.budget.max_drop is not None and point.step:
@@ -263,7 +265,7 @@ class Steering:
         self.filled = self.filled or (self.fits(point) and point.bytes >= self.NEAR * self.target)
         if last.step and last.pressure != point.pressure:
             seen = math.log(last.bytes / point.bytes) / math.log(point.pressure / last.pressure)
-            if self.larger is None and point.pressure < last.pressure:  # one went on from the other's weights
+            if self.larger is None and point.pressure < last.pressure:  # learning continued from these weights
                 self.comes_back = self.comes_back or seen >= self.COME_BACK
             power = min(max(seen, least), most)
         if self.filled and not self.comes_back:

@@ -1,4 +1,4 @@
-"""What a run has learned so far, in a file: a run that died goes on from there as if nothing had happened."""
+"""Checkpoints: what a run has learned so far, in a file. A run that died continues from there."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from lqconvert.utils.output_files import UNFINISHED, refuse_links, write_all
 
 @dataclass
 class Checkpoint:
-    """The state of fine-tuning between two steps; all else follows from the run's identity.
+    """The state of fine-tuning between two steps.
 
-    Random choices depend on the seed and the step alone, and steering on the points, so that neither has a
-    state of its own.
+    It is complete together with the run's settings: random choices depend on the seed and the step alone, and
+    steering depends on the points alone, so neither has a state of its own.
     """
 
     step: int
     variables: list[np.ndarray]  # the model's
     optimizer: list[np.ndarray]
-    best_variables: list[np.ndarray]  # the model's at the best point
+    best_variables: list[np.ndarray]  # the model's at the best evaluation
     points: list[Point]
-    best: int  # place in ``points``
-    overheads: list[tuple[float, float]]  # at each point of independent codes: bytes, packed bytes over them
+    best: int  # index into ``points``
+    overheads: list[tuple[float, float]]  # at each point: independent bytes, packed / independent
     rollbacks: int
-    cycle: int  # its steps
-    larger_variables: list[np.ndarray] = field(default_factory=list)  # of the smallest look over a size
+    cycle: int  # the number of steps in it
+    larger_variables: list[np.ndarray] = field(default_factory=list)  # at the smallest point over a size
 
     ARRAYS = ("variables", "optimizer", "best_variables", "larger_variables")
 
     def save(self, path: Path, identity: dict[str, str]) -> None:
-        """Writes the file, or leaves an older one as it is.
+        """Writes the file. If that fails, an older file stays as it is.
 
         Args:
-            identity: the settings of the run, and checksums of what it works on; :meth:`load` refuses a file
-                of others.
+            identity: the run's settings, and checksums of its model and data. :meth:`load` refuses a
+                checkpoint with another identity.
 
         Raises:
             LqError: if it cannot be written.
@@ -62,10 +62,10 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path, identity: dict[str, str]) -> Checkpoint:
-        """Reads what :meth:`save` wrote under the same identity.
+        """Reads what :meth:`save` wrote with the same identity.
 
         Raises:
-            LqError: if the file is of another run, or of none.
+            LqError: if the file is another run's, or no checkpoint.
         """
         try:
             arrays = load_npz(path)
@@ -93,13 +93,13 @@ class Checkpoint:
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Keeps other runs from making the same file meanwhile.
+    """Keeps other runs from writing the same file at the same time.
 
     Raises:
         LqError: if another run does so, or the lock cannot be made.
     """
     path = output.with_name(f".{output.name}.lock")
-    refuse_links(path)  # nor does filelock follow one
+    refuse_links(path)  # filelock does not follow links either
     if path.exists() and not path.is_file():
         raise LqError(f"{path}: is no file, and a lock is to be; remove it, or give another name")
     try:

@@ -1,7 +1,7 @@
-"""Fine-tuning on several devices or machines, through TensorFlow's own strategies.
+"""Fine-tuning on several devices or machines, with TensorFlow's own strategies.
 
-Every worker runs the same command and takes every decision itself, from the chief's numbers. What they learn
-is what one device would, but for the order in which the parts of a batch are summed.
+Every worker runs the same command and makes the same decisions, from the numbers of the first worker (the
+chief). The result is that of one device, except that the parts of a batch are summed in another order.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from lqconvert.errors import LqError, first_line
 from lqconvert.quantization.layers import ActivationQuantizer
 from lqconvert.utils.output_files import Paths
 
-#: What TensorFlow raises where another worker has gone.
+#: The errors that TensorFlow raises if another worker is gone.
 LOST = tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError
 
-#: What workers tell one another at a time, in numbers of four bytes.
+#: The largest message between workers, in numbers of four bytes.
 PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """The devices that share each batch: by default the one that TensorFlow takes by itself.
+    """The devices that share each batch. By default, the one device that TensorFlow chooses.
 
     >>> Distribution().replicas, Distribution().chief
     (1, True)
@@ -46,7 +46,7 @@ class Distribution:
 
     @classmethod
     def of(cls, name: str) -> Distribution:
-        """The devices of this process, and of others. Has to be made before TensorFlow computes anything.
+        """The devices of this process and of others. Must be made before TensorFlow computes anything.
 
         Args:
             name: "mirrored" for all GPUs of this machine, or "multi-worker" for the processes, on this
@@ -60,7 +60,7 @@ class Distribution:
         else:
             place = _place(os.environ.get("TF_CONFIG", ""))
             try:
-                with _default_signals():  # it waits for the others, for ever
+                with _default_signals():  # it may wait for the other workers forever
                     devices = cls(tf.distribute.MultiWorkerMirroredStrategy(), *place)
             except (RuntimeError, *LOST) as error:
                 raise LqError(f"multi-worker: {first_line(error)}") from error
@@ -68,12 +68,12 @@ class Distribution:
 
     @property
     def chief(self) -> bool:
-        """Whether this worker is the one that writes files."""
+        """Whether this worker is the chief, which writes the files."""
         return self.worker == 0
 
     @property
     def replicas(self) -> int:
-        """Devices of all workers together."""
+        """The number of devices of all workers together."""
         return self.strategy.num_replicas_in_sync
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ class Distribution:
         return f"{self.replicas} x {kind} in {self.workers} process{'es' if self.workers > 1 else ''}"
 
     def copied(self, model: tf_keras.Model) -> tf_keras.Model:
-        """A model on all devices, its variables those that the chief has; itself if there is but one."""
+        """A copy of a model on all devices, with the chief's values. With one device, the model itself."""
         if self.replicas == 1:
             return model
         with self.strategy.scope():
@@ -90,18 +90,18 @@ class Distribution:
             variable.assign(self.agreed(original.numpy()))
         for layer in copy.layers:
             if isinstance(layer, ActivationQuantizer):
-                layer.follows = False  # devices cannot agree on a range amidst a step, and it is calibrated
+                layer.follows = False  # it is calibrated; devices cannot agree on a range within a step
         return copy
 
     def agreed(self, numbers: np.ndarray) -> np.ndarray:
-        """The chief's numbers, bit by bit, on every worker: they are as many and of one type on each."""
+        """The chief's numbers, bit by bit, on every worker. Shape and type must be equal everywhere."""
         return np.frombuffer(self._chiefs(numbers.tobytes()), numbers.dtype).reshape(numbers.shape)
 
     @contextmanager
     def placed(self, output: str | Path, page: str | Path | None) -> Iterator[tuple[Path, Path | None]]:
-        """Where to write a .tflite and a page: there on the chief, else into a folder that vanishes.
+        """The paths of the .tflite and the page: as given on the chief, in a temporary folder on others.
 
-        The chief's checkpoint lies beside each.
+        The chief's checkpoint is copied into this folder.
 
         Raises:
             LqError: if another worker is lost.
@@ -124,7 +124,7 @@ class Distribution:
             raise LqError("another worker was lost; start all of them again, with --resume") from error
 
     def check_alike(self, identity: dict[str, str]) -> None:
-        """Raises an LqError on a worker that was given other settings than the chief."""
+        """Raises an LqError on a worker whose settings differ from the chief's."""
         chiefs = json.loads(self._chiefs(json.dumps(identity).encode()))
         for name, value in identity.items():
             if chiefs.get(name) != value:
@@ -143,7 +143,7 @@ class Distribution:
 
     @cached_property
     def _sum(self) -> Callable[[np.ndarray], tf.Tensor]:
-        """Sums the first device's numbers, int32 [n], with zeros for those of all others."""
+        """Sums the first device's numbers, int32 [n], with zeros from all other devices."""
 
         def of_first(numbers: tf.Tensor) -> tf.Tensor:
             context = tf.distribute.get_replica_context()
@@ -161,7 +161,7 @@ class Distribution:
 def _default_signals() -> Iterator[None]:
     """Lets Ctrl-C end the process at once: Python's own handler waits until native code returns.
 
-    TensorFlow takes SIGTERM for itself meanwhile, and ignores it; it is taken back.
+    Meanwhile TensorFlow takes over SIGTERM and ignores it. Afterwards the old handler is restored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -175,7 +175,7 @@ def _default_signals() -> Iterator[None]:
 
 
 def _place(config: str) -> tuple[int, int]:
-    """Which worker this is, the chief being 0, and of how many, from the text of TF_CONFIG."""
+    """This worker's number (0 is the chief) and the number of workers, from the text of TF_CONFIG."""
     if not config:
         raise LqError("multi-worker: the environment variable TF_CONFIG, which lists the workers, is not set")
     try:

@@ -1,4 +1,4 @@
-"""Learns weights, scales and ranges together, looks at what came of it, and steers by that."""
+"""Learns weights, scales and ranges together, evaluates the model in between, and steers by the results."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from lqconvert.utils.compression import deflated
 
 log = logging.getLogger(__name__)
 
-#: A third of the learning rate so often comes to nothing.
+#: The learning rate is divided by three at most this often.
 MOST_ROLLBACKS = 5
-#: How often an unsteered run looks at the validation split; a steered one does after every cycle.
+#: The number of evaluations of a run without steering. With steering, there is one after every cycle.
 LOOKS = 10
 
 
@@ -42,13 +42,13 @@ class FinetuneSettings:
     """How a model is fine-tuned.
 
     Args:
-        steps: of the whole run, in cycles of equal length (see :func:`total_steps`).
-        learning_rate: Adam's for the scales, falling to 0 along a cosine.
-        save_seconds: between two checkpoints.
-        damping: factor on the learning rate of all else.
-        budget: what the penalty of the scheme is steered to; without one the penalty stays as it is.
-        augmentation: how training images are varied; student and teacher see the same.
-        keep_last: without a budget leave the model at its last weights instead of its best by score.
+        steps: of the whole run, divided into cycles of equal length (see :func:`total_steps`).
+        learning_rate: Adam's for the scales. It falls to 0 along a cosine.
+        save_seconds: the time between two checkpoints.
+        damping: factor on the learning rate of everything but the scales.
+        budget: the scheme's penalty is steered to it. Without a budget, the penalty stays constant.
+        augmentation: how training images are varied. Student and teacher get the same images.
+        keep_last: without a budget, keep the last weights instead of those with the best score.
     """
 
     steps: int
@@ -64,23 +64,23 @@ class FinetuneSettings:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where fine-tuning stands: what the progress bar shows."""
+    """The state of fine-tuning, as progress bars and logs show it."""
 
     steps: int  # of the whole run
-    loss: float  # of training, the mean since the look before; NaN before the first step
-    codes: int  # different integers in use, summed over the tensors
+    loss: float  # mean training loss since the last evaluation; NaN before the first step
+    codes: int  # the number of different integers in use, summed over all tensors
     point: Point
 
 
 @dataclass(frozen=True)
 class Finetuned:
-    """How a run ended. The model holds the weights of ``best``."""
+    """The result of fine-tuning. The model has the weights of ``best``."""
 
     finished: bool  # False if Ctrl-C ended it early
     best: Point
     holds: bool  # the best point holds the budget
-    floors: list[float]  # the qualities on the validation split that a budget of accuracy asked for
-    tolerances: list[float]  # by which the best may be below
+    floors: list[float]  # validation qualities that the accuracy budget requires
+    tolerances: list[float]  # how far the best point may be below them
     seen: bool  # the float model may have been trained on the validation split
     curve: list[Point]
 
@@ -100,25 +100,25 @@ def finetune(
     progress: Callable[[Progress], None] = lambda _: None,
     tick: Callable[[int, int], None] = lambda *_: None,
 ) -> Finetuned:
-    """Fine-tunes a calibrated model in place and leaves it at the weights that serve the budget best.
+    """Fine-tunes a calibrated model in place and leaves it with the weights that serve the budget best.
 
-    A loss that is no number, or codes that no file can hold, take the run back to its last look, with the
-    best weights so far and a third of the learning rate.
+    If the loss is NaN or infinite, or no file can hold the codes, the run goes back to its last evaluation,
+    takes the best weights so far, and continues with a third of the learning rate.
 
     Args:
-        model: what :func:`lqconvert.rewrite` gives, calibrated.
-        teacher: the float model as :func:`.fold_batchnorm.fold` gives it; its outputs are half of the
-            target (all of it without labels).
-        file_size: the bytes of the file that codes come to.
-        checkpoint: where a run of the same arguments had come to: this one ends as that would have.
+        model: a calibrated model from :func:`lqconvert.rewrite`.
+        teacher: the float model from :func:`.fold_batchnorm.fold`. Half of the loss compares with its outputs
+            (all of it without labels).
+        file_size: (codes) -> the bytes of their file.
+        checkpoint: of a run with the same arguments. This run ends as that one would have.
         distribution: the devices that share each batch.
-        deadline: when to end, on the clock of ``time.monotonic``: cycles are shortened to that.
-        save: called with all that there is to go on from, about every minute and after every look.
-        progress: called at every look at the validation split.
-        tick: called between steps, about every second, with the step and the steps of the whole run.
+        deadline: when to end, on the clock of ``time.monotonic``. Cycles are shortened accordingly.
+        save: called with a checkpoint about every minute and after every evaluation.
+        progress: called at every evaluation on the validation split.
+        tick: called about every second between steps, with the step and the number of steps of the run.
 
     Raises:
-        LqError: if it diverges, however slowly the model learns.
+        LqError: if the loss diverges even at low learning rates.
     """
     validation_teacher = predict(logits_of(teacher), data.validation, preprocessing)
     seen = _seen(logits_of(teacher), data, preprocessing, validation_teacher)
@@ -131,7 +131,8 @@ def finetune(
         distribution=distribution,
     )
     pace = Pace(settings.steps, steering.cycles, 1 if steering.cycles > 1 else LOOKS)
-    # A constant where nothing shortens it: so it is traced, and rounds, as it always was.
+    # A constant unless the run is shortened, so that the traced function rounds as it does without a time
+    # limit.
     cycle = int(pace.cycle) if deadline == math.inf else pace.cycle
     schedule = tf_keras.optimizers.schedules.CosineDecayRestarts(settings.learning_rate, cycle, t_mul=1.0)
     trainer = Trainer.of(
@@ -173,11 +174,11 @@ def finetune(
 
 
 def total_steps(examples: int, epochs: int, batch_size: int, cycles: int, *, least: int | None = None) -> int:
-    """The steps of a run of cycles of equal length.
+    """The number of steps of a run whose cycles have equal length.
 
     Args:
-        least: how many there are at least. None for no more than the epochs have, even if they are very
-            few: some cycles are left out then.
+            least: the smallest number of steps. None: no more steps than the epochs have, even if there are
+                so few that some cycles are left out.
     """
     steps = epochs * math.ceil(examples / batch_size)
     if least is not None:
@@ -188,9 +189,9 @@ def total_steps(examples: int, epochs: int, batch_size: int, cycles: int, *, lea
 def _seen(
     teacher: tf_keras.Model, data: Data, preprocessing: Preprocessing, validation_logits: np.ndarray
 ) -> bool:
-    """Whether the float model does no better on training data than on the validation split.
+    """Whether the float model is no better on training data than on the validation split.
 
-    Then it was either trained on both (people train on all that they have), or has learned nothing by heart.
+    Then it was trained on both (people train on all data they have), or it has memorized nothing.
     """
     if not data.labelled:
         return False
@@ -202,7 +203,7 @@ def _seen(
 
 
 def float_qualities(data: Data, logits: np.ndarray, split: Split) -> np.ndarray:
-    """[criteria, n]: what budgets judge of the float model itself."""
+    """The float model's own qualities, [criteria, n]."""
     return data.heads.qualities(logits, split.y, data.heads.activated(logits))
 
 
@@ -224,7 +225,7 @@ def steering_of(
 
 
 class Look:
-    """Looks at the validation split and at the codes."""
+    """Evaluates the model on the validation split, and estimates the size of its file."""
 
     def __init__(
         self,
@@ -236,8 +237,8 @@ class Look:
     ) -> None:
         self.quantized, self.data, self.preprocessing = quantized, data, preprocessing
         self.file_size = file_size
-        self.overheads: list[tuple[float, float]] = []  # (independent, packed bytes over it), at each look
-        self.codes_in_use = 0  # different integers, summed over the tensors
+        self.overheads: list[tuple[float, float]] = []  # (independent bytes, packed / independent)
+        self.codes_in_use = 0  # the number of different integers, summed over the tensors
         logits = logits_of(quantized)
         self.teacher = data.heads.activated(teacher_logits)
         self.float_qualities = float_qualities(data, teacher_logits, data.validation)
@@ -275,7 +276,7 @@ class Look:
 
 
 class _Course:
-    """A fine-tuning under way: steps, looks at intervals, steers by them, and keeps the best weights."""
+    """A fine-tuning run in progress: it takes steps, evaluates, steers, and keeps the best weights."""
 
     def __init__(
         self,
@@ -294,23 +295,23 @@ class _Course:
         self.save, self.progress, self.tick = save, progress, tick
         self.step, self.rollbacks = 0, 0
         self.points: list[Point] = []
-        self.best = 0  # place in the points
+        self.best = 0  # index into the points
         self.best_variables: list[np.ndarray] = []
-        self.larger_variables: list[np.ndarray] = []  # at the steering's smallest look over a size
+        self.larger_variables: list[np.ndarray] = []  # at the smallest evaluation above a size budget
 
     def begin(self) -> None:
         self.trainer.copy_to(self.look.quantized)
-        if self.steering.budget.steers:  # plain int8: what remains where nothing smaller holds the budget
+        if self.steering.budget.steers:  # plain int8: the result if nothing smaller holds the budget
             with at_full_width(self.look.quantized):
                 self._see(self._look())
-            self.trainer.copy_from(self.look.quantized)  # its scales went to the grid and back
+            self.trainer.copy_from(self.look.quantized)  # its scales were rounded to TFLite's grid meanwhile
         point = self._look()
         self._see(point)
         self.steering.next_pressure(point)
         self._save()
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Goes on from where another run of the same settings stood."""
+        """Continues from where another run with the same settings stopped."""
         self.step, self.rollbacks = checkpoint.step, checkpoint.rollbacks
         self.pace.go_on(checkpoint.cycle)
         self.points, self.best = checkpoint.points, checkpoint.best
@@ -321,13 +322,13 @@ class _Course:
         assign(self.trainer.optimizer.variables, checkpoint.optimizer)
         self.trainer.seek(self.step)
         self.steering.replay(self.points)
-        if not self.larger_variables:  # of an older version
+        if not self.larger_variables:  # saved by an older version
             self.steering.larger = None
 
     def run(self) -> None:
         """Learns until the last step."""
         chunk, saved = 1, time.monotonic()
-        losses: list[tuple[float, int]] = []  # since the last look, and over how many steps
+        losses: list[tuple[float, int]] = []  # since the last evaluation: mean loss, number of steps
         while self.step < self.pace.steps:
             interval = self.pace.interval
             until = min(self.step - self.step % interval + interval, self.pace.steps)
@@ -347,7 +348,7 @@ class _Course:
                 if self.step == until:
                     self.trainer.copy_to(self.look.quantized)
                     point = self._look()
-            except LqError as error:  # also of codes that no file can hold
+            except LqError as error:  # including codes that no file can hold
                 self._roll_back(error)
                 losses = []
                 continue
@@ -360,7 +361,7 @@ class _Course:
             if self.step == until or now - saved > self.save_seconds:
                 self._save()
                 saved = now
-            # Long enough that Python costs nothing, short enough that Ctrl-C is heard.
+            # Long enough that Python takes no time, short enough to react to Ctrl-C.
             if took < 0.25:
                 chunk *= 2
             elif took > 1:
@@ -369,7 +370,7 @@ class _Course:
             log.warning(f"stopped after {self.step:,} of {self.pace.planned:,} steps, as --max-minutes asks")
 
     def _look(self) -> Point:
-        """What the chief sees, on every worker: they are to decide alike."""
+        """The chief's evaluation, on every worker, so that all workers decide alike."""
         start = time.monotonic()
         point = self.look(self.step, self.steering.pressure)
         took = time.monotonic() - start
@@ -378,7 +379,7 @@ class _Course:
         return Point.of_numbers(np.array(chiefs))
 
     def _see(self, point: Point, loss: float = math.nan) -> None:
-        """Puts a point on the curve. Ctrl-C may come at any line of it."""
+        """Adds a point to the curve. Ctrl-C may interrupt it at any line."""
         self.steering.see(point)
         place, best = len(self.points), self.points[self.best] if self.points else point
         better = self.steering.rank(point) >= self.steering.rank(best)
@@ -406,9 +407,9 @@ class _Course:
             assign(self.trainer.model.variables, self.larger_variables)
 
     def _roll_back(self, error: LqError) -> None:
-        """To the last look, and the best weights so far."""
+        """Goes back to the last evaluation, with the best weights so far."""
         if self.rollbacks == MOST_ROLLBACKS:
-            raise LqError(f"fine-tuning diverges, however slowly it learns ({error})") from error
+            raise LqError(f"fine-tuning diverges even at low learning rates ({error})") from error
         self.rollbacks += 1
         diverged, self.step = self.step, self.points[-1].step
         log.warning(f"step {diverged}: {error}; back to step {self.step}, with a third of the learning rate")

@@ -1,4 +1,4 @@
-"""What a run says of its progress, kept: a line of JSON or TensorBoard summaries for every look."""
+"""Logs of a run's progress: a line of JSON, or TensorBoard summaries, for every evaluation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class JsonLines:
-    """Appends a line of JSON for each call as ``progress`` of :func:`lqconvert.quantize`, and each message.
+    """Appends a line of JSON for each call as ``progress`` of :func:`lqconvert.quantize` and each message.
 
     Raises:
         LqError: if the file cannot be written.
@@ -31,9 +31,9 @@ class JsonLines:
         self.path = Path(path)
         make_folders([self.path])
         existed = os.path.lexists(self.path)
-        self._write()  # what cannot be written is to be known before the run, not after its first look
+        self._write()  # so that a file that cannot be written is an error before the run
         if not existed:
-            self.path.unlink()  # a run that is refused leaves nothing
+            self.path.unlink()  # a run that is refused leaves no file
 
     def progress(self, at: Progress) -> None:
         loss = at.loss if math.isfinite(at.loss) else None  # JSON has no NaN
@@ -54,7 +54,7 @@ class JsonLines:
 
 
 def _opened(path: str, flags: int) -> int:
-    """Opens a file, but follows no link to one, and waits for no reader of a pipe."""
+    """Opens a file without following links, and without waiting for the reader of a pipe."""
     extra = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     opened = os.open(path, flags | extra, 0o666)
     if not stat.S_ISREG(os.fstat(opened).st_mode):

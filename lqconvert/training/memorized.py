@@ -1,7 +1,7 @@
-"""Models that were trained on all of the training part: they know the validation split by heart.
+"""Detects models that were trained on all training data, including the validation split.
 
-What they answer there is a bar that no other weights reach. Then one half of the test part steers, and the
-other half is what is reported.
+Such a model has memorized the validation labels, and no other weights reach its accuracy there. Then one half
+of the test part replaces the validation split, and the other half is used for the report.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from lqconvert.quantization.model_outputs import logits_of, predict
 
 log = logging.getLogger(__name__)
 
-#: A half of fewer examples tells too little to steer by.
+#: The smallest half of the test part that a run can be steered by.
 SMALLEST_HALF = 100
-#: Half a point of quality, and two standard errors: a model that knows its answers is this much better.
+#: A model that has memorized its labels is better by at least half a point and by two standard errors.
 BY_HEART, SURE = 0.005, 2.0
 
 
@@ -31,18 +31,18 @@ def steer(
     preprocessing: Preprocessing,
     steer_on: str,
 ) -> tuple[Data, bool]:
-    """The data with what is to be steered on in the place of the validation split.
+    """The data, with the examples that budgets are judged on in place of the validation split.
 
     Args:
-        folded: the float model, activations apart.
-        steer_on: one of :data:`.budget.STEER_ON`. "auto" takes a half of the test part where the model is
-            better on the validation split than on that half by more than chance.
+        folded: the float model, with separate activations.
+        steer_on: one of :data:`.budget.STEER_ON`. "auto" takes a half of the test part if the model is
+            better on the validation split than on that half, by more than chance.
 
     Returns:
-        the data, and whether a half of the test part steers.
+        the data, and whether a half of the test part replaces the validation split.
 
     Raises:
-        LqError: if the test part is asked for, and there is none with labels.
+        LqError: if the test part is asked for, but there is none with labels.
     """
     answers = data.labelled and all(head.task != "reconstruction" for head in data.heads)
     usable = data.own_test and answers and data.test.size >= 2 * SMALLEST_HALF
@@ -51,7 +51,7 @@ def steer(
         raise LqError(f"--steer-on test-half: {data.name} has no test part of {least} labelled examples")
     if steer_on == "validation" or not usable:
         return data, False
-    order = np.random.default_rng(0).permutation(data.test.size)  # chosen once and for all
+    order = np.random.default_rng(0).permutation(data.test.size)  # the same in every run
     half, other = (data.test.pick(np.sort(part)) for part in np.array_split(order, 2))
     if steer_on == "auto":
         logits = logits_of(folded)
@@ -74,6 +74,6 @@ def steer(
 
 
 def _qualities(logits: tf_keras.Model, data: Data, split: Split, preprocessing: Preprocessing) -> np.ndarray:
-    """[criteria, n]"""
+    """Qualities, [criteria, n]."""
     answers = predict(logits, split, preprocessing)
     return data.heads.unweighted.qualities(answers, split.y, data.heads.activated(answers))

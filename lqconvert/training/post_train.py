@@ -1,4 +1,4 @@
-"""Quantization without training: the price of a bit that the budget bears, found by bisection."""
+"""Quantization without training: bisection finds the price of a bit that suits the budget."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lqconvert.training.budget import Budget, Point, Steering
 from lqconvert.training.finetune import Finetuned, Look, Progress, steering_of
 from lqconvert.training.trainer import assign, values
 
-#: The first price of a bit, in nats of an example's likelihood; by what factor it is changed until one holds
-#: the budget and another does not; and how often the interval between them is halved (in logarithms).
+#: The first price of a bit (in nats of an example's log-likelihood). The factor by which it changes until one
+#: price holds the budget and another does not. How often the interval between them is halved (in logarithms).
 START, FACTOR, HALVINGS = 1e-7, 8.0, 4
-#: Prices at which 8 bits are kept, and at which nothing is.
+#: The lowest price keeps 8 bits; at the highest, no weight is left.
 LEAST, MOST = 1e-14, 1e2
 
 
@@ -36,19 +36,19 @@ def post_train(
     file_size: Callable[[Codes], int],
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Finetuned:
-    """Rounds the weights of a calibrated model to the codes that serve the budget best, without training.
+    """Rounds the weights of a calibrated model to the codes that serve the budget best. Nothing is trained.
 
     Args:
-        model: what :func:`lqconvert.rewrite` gives, calibrated; changed in place.
-        teacher: the float model as :func:`.fold_batchnorm.fold` gives it.
-        data: its validation split judges; nothing else of it is used.
-        batches: unlabelled inputs, preprocessed: errors are weighed on these.
-        budget: without one, weights are rounded for the least damage at the scales that calibration found.
-        file_size: the bytes of the file that codes come to.
+        model: a calibrated model from :func:`lqconvert.rewrite`. It is changed in place.
+        teacher: the float model from :func:`.fold_batchnorm.fold`.
+        data: only its validation split is used: budgets are judged on it.
+        batches: unlabelled inputs, preprocessed. Rounding errors are weighed on them.
+        budget: without one, weights are rounded for the least damage, with the calibrated scales.
+        file_size: (codes) -> the bytes of their file.
         progress: called after every rounding.
 
     Raises:
-        KeyboardInterrupt: if Ctrl-C comes before the first rounding was judged.
+        KeyboardInterrupt: if Ctrl-C comes before the first rounding was evaluated.
     """
     logits = predict(logits_of(teacher), data.validation, preprocessing)
     search = _Search(
@@ -83,7 +83,7 @@ class _Search:
     ) -> None:
         self.model, self.look, self.steering, self.progress = model, look, steering, progress
         self.points: list[Point] = []
-        self.place = 0  # of the best
+        self.place = 0  # index of the best point
         self.best_variables: list[Any] = []
 
     @property
@@ -95,7 +95,7 @@ class _Search:
         if not self.steering.budget.steers:
             self._try(post, 0.0)
             return
-        with at_full_width(self.model):  # plain int8: what remains where nothing smaller holds the budget
+        with at_full_width(self.model):  # plain int8: the result if nothing smaller holds the budget
             self._see(0.0)
         low, high = 0.0, math.inf
         price = START
@@ -107,7 +107,7 @@ class _Search:
             low, high = (low, price) if self._enough(post, price) else (price, high)
 
     def _enough(self, post: PostTraining, price: float) -> bool:
-        """Whether a higher price would be of no use: the size is reached, or too much accuracy lost."""
+        """Whether a higher price is useless: the size is reached, or too much accuracy is lost."""
         point = self._try(post, price)
         if self.steering.budget.max_size is not None:
             return self.steering.fits(point)

@@ -1,4 +1,4 @@
-"""What kernels will be deflated to, estimated from their entropy while they are learned."""
+"""Estimates the deflated size of kernels from their entropy, while they are learned."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 
 from lqconvert.exporting.codes import Codes
 
-#: By entropy in bits a code, what deflate makes of independent codes of a Laplacian distribution, over it:
-#: Huffman codes have whole bits, one at least, and below that runs of zeros have to be found.
+#: By entropy in bits per code: deflated bytes divided by entropy bytes, for independent codes with a
+#: Laplacian distribution. Huffman codes use whole bits, at least one; below one bit, deflate has to find runs
+#: of zeros.
 ENTROPY = (0.05, 0.1, 0.3, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0)
 
 
@@ -17,7 +18,7 @@ OVERHEAD = (1.55, 1.52, 1.48, 1.44, 1.38, 1.35, 1.32, 1.20, 1.115, 1.06, 1.035, 
 
 
 def stored(codes: Codes) -> list[bytes]:
-    """The bytes of each kernel as the file stores them (of 32 bits a code where it does not hold them)."""
+    """The bytes of each kernel as the file stores them (32 bits per code if the file does not hold them)."""
     from lqconvert.exporting.export import tflite_layout  # it imports TensorFlow
 
     kernels = [tflite_layout(layer.kind, layer.kernel.codes) for layer in codes.layers.values()]
@@ -27,18 +28,20 @@ def stored(codes: Codes) -> list[bytes]:
 
 
 def independent_bytes(codes: Codes) -> float:
-    """What the kernels would be deflated to if the codes in each were independent of one another."""
+    """The deflated size of the kernels if the codes in each were independent."""
     kernels = [layer.kernel for layer in codes.layers.values()]
     bits = (k.codes.size * k.entropy * np.interp(k.entropy, ENTROPY, OVERHEAD) for k in kernels)
     return float(sum(bits)) / 8
 
 
 def packing_overhead(independent: float, known: list[tuple[float, float]]) -> float:
-    """Packed bytes over those that ``independent`` codes take, from such pairs known of the same kernels.
+    """Packed bytes divided by those of ``independent`` codes, estimated from earlier pairs of these kernels.
 
-    Codes are not independent: zeros keep together, which counts the more, the fewer bytes there are. So it
-    changes about as a power of the bytes, of which the last two known tell half: the rest of what differs
-    between them comes of learning, and stays.
+    A pair is (independent bytes, packed bytes / independent bytes).
+
+    Real codes are not independent: zeros cluster, and this matters more, the fewer bytes there are. So the
+    overhead changes about as a power of the bytes. Of the difference between the last two pairs, half is
+    attributed to the bytes; the other half comes from learning, and stays.
     """
     *before, (last, overhead) = known
     apart = math.log(before[-1][0] / last) if before else 0.0

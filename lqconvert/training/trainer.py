@@ -1,4 +1,4 @@
-"""Steps of fine-tuning: labels and the float model's own outputs as the targets, in one traced function."""
+"""Training steps of fine-tuning. The targets are the labels and the float model's outputs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from lqconvert.tasks import Head, Heads
 from lqconvert.training.augmentation import Augmentation
 from lqconvert.training.distribution import Distribution
 
-#: A teacher's outputs on the training split are kept up to this many bytes, else made anew for each batch.
+#: The teacher's outputs on the training split are kept up to this many bytes, or else computed for each
+#: batch.
 CACHED_BYTES = 1 << 28
 
 
 class Trainer:
-    """Training steps of a student on stacked targets: the teacher's outputs and the labels side by side.
+    """Trains a student. The targets are the teacher's outputs and the labels, concatenated.
 
-    With a teacher given, it answers to each batch as the student does; else its outputs are in the targets.
-    The loss is the task's and the student's penalties, ``pressure`` times. On several devices ``model`` is a
-    copy on all of them, and each learns from its part of a batch.
+    If a teacher is given, it computes its outputs for each batch; else the targets contain them. The loss is
+    the task's loss plus the student's penalties times ``pressure``. On several devices, ``model`` is a copy
+    on all of them, and each learns from its part of a batch.
     """
 
     def __init__(
@@ -61,11 +62,11 @@ class Trainer:
         cached_bytes: int = CACHED_BYTES,
         distribution: Distribution | None = None,
     ) -> Trainer:
-        """Arguments as those of :func:`lqconvert.training.finetune.finetune`.
+        """A trainer for the arguments of :func:`lqconvert.training.finetune.finetune`.
 
         Args:
-            cached_bytes: what the teacher's outputs may take; it answers each batch anew where they take
-                more, and where images vary.
+            cached_bytes: the largest cache of the teacher's outputs. Without a cache, or if images are
+                varied, the teacher computes its outputs for each batch.
         """
         distribution = distribution or Distribution()
         teacher_logits = logits_of(teacher)
@@ -77,7 +78,7 @@ class Trainer:
         spreads = _spreads(data, teacher_logits, preprocessing, answers)
 
         def batches(start: int, context: tf.distribute.InputContext) -> tf.data.Dataset:
-            """Batches (x, y, size of the batch of which this is a part)."""
+            """Batches (x, y, size of the whole batch)."""
             parts = context.num_replicas_in_sync
             mine = parts // context.num_input_pipelines
             first = mine * context.input_pipeline_id
@@ -114,24 +115,24 @@ class Trainer:
         )
 
     def copy_to(self, model: tf_keras.Model) -> None:
-        """Gives a model on one device, of which this one's is a copy, what was learned."""
+        """Copies what was learned to the model on one device, of which this trainer's model is a copy."""
         if model is not self.model:
             assign(model.variables, values(self.model.variables))
 
     def copy_from(self, model: tf_keras.Model) -> None:
-        """Takes over what that model has."""
+        """Copies the values of that model to this trainer's."""
         if model is not self.model:
             assign(self.model.variables, values(model.variables))
 
     def seek(self, step: int) -> None:
-        """Goes on with the batch of this step."""
+        """Continues with the batch of this step."""
         dataset = self.distribution.strategy.distribute_datasets_from_function(
             lambda context: self.batches(step, context)
         )
         self.stream = iter(dataset)
 
     def run(self, steps: int, pressure: float) -> float:
-        """Takes steps; the task's mean loss over them."""
+        """Takes steps and returns the task's mean loss over them."""
         return float(self._run(self.stream, tf.constant(steps), tf.constant(pressure)))
 
     @tf.function
@@ -143,7 +144,7 @@ class Trainer:
         return total / tf.cast(steps, tf.float32)
 
     def _step(self, x: Any, y: tf.Tensor, size: tf.Tensor, pressure: tf.Tensor) -> tf.Tensor:
-        """Learns from a batch, or from this device's part of it; that part of the task's loss."""
+        """Learns from a batch, or this device's part of it. Returns that part of the task's loss."""
         if self.teacher is not None:
             y = tf.concat([_flat(self.teacher(x, training=False)), y], axis=1)
         with tf.GradientTape() as tape:
@@ -156,15 +157,15 @@ class Trainer:
 
 
 class RelativeAdam(tf_keras.optimizers.Adam):
-    """Adam whose steps are in proportion to what they move, and ``damping`` times as long but for scales.
+    """Adam with steps in proportion to the size of each variable, times ``damping`` except for scales.
 
-    A kernel for raw pixels is a hundred times smaller than one for activations, and one learning rate has to
-    suit both: it is what a kernel of rms 0.1 would be given. Log-scales are ratios as they are.
+    A kernel for raw pixels is a hundred times smaller than one for activations, but there is only one
+    learning rate. A kernel of rms 0.1 gets exactly this rate. Logarithms of scales are ratios already.
     """
 
     def __init__(self, model: tf_keras.Model, learning_rate: Any, damping: float) -> None:
         super().__init__(learning_rate)
-        # Among the optimizer's variables, which checkpoints hold.
+        # They are variables of the optimizer, so that checkpoints hold them.
         self.speed = self.add_variable((), tf.float32, "ones", "speed")
         self.since = self.add_variable((), tf.int64, "zeros", "since")
         self.damping = damping
@@ -178,18 +179,18 @@ class RelativeAdam(tf_keras.optimizers.Adam):
                     self.units[self._var_key(quantizer.scale_weight)] = 1.0
 
     def restart(self, step: int) -> None:
-        """Forgets all gradients, and goes on at this step of the learning rate's schedule."""
+        """Resets the gradients' moments, and continues at this step of the learning rate's schedule."""
         for moments in (self._momentums, self._velocities):
             assign(moments, map(np.zeros_like, values(moments)))
         self.iterations.assign(step)
         self.since.assign(step)
 
     def slow_down(self) -> None:
-        """Learns a third as fast from now on."""
+        """Divides the learning rate by three from now on."""
         self.speed.assign(self.speed / 3)
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
-        """Adam's in one operation: Keras's own walks over the variable a dozen times."""
+        """Adam's step in one operation. Keras's version reads and writes the variable a dozen times."""
         unit = self.speed * self.units.get(self._var_key(variable), self.damping)
         step = tf.cast(self.iterations + 1 - self.since, tf.float32)
         index = self._index_dict[self._var_key(variable)]
@@ -216,7 +217,7 @@ def assign(variables: Iterable[tf.Variable], arrays: Iterable[np.ndarray]) -> No
         variable.assign(array)
 
 
-#: The scales of outputs are told by so many examples, where the teacher answers each batch anew.
+#: The number of examples from which the scales of outputs are measured if the teacher computes each batch.
 SPREAD_EXAMPLES = 2048
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -224,7 +225,7 @@ Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 def _spreads(
     data: Data, teacher: tf_keras.Model, preprocessing: Preprocessing, answers: np.ndarray | None
 ) -> list[np.ndarray]:
-    """Of each head the variances of its values, [size] or [1]: what squared errors are counted in."""
+    """For each head, the variances of its values, [size] or [1]: the units of squared errors."""
     part = data.train
     if answers is None:
         mixed = np.random.default_rng(0).permutation(part.size)[:SPREAD_EXAMPLES]
@@ -245,11 +246,11 @@ def _spreads(
 
 
 def _distillation(heads: Heads, spreads: Sequence[np.ndarray], *, blended: bool) -> Loss:
-    """Loss [b] of (teacher's logits and labels side by side [b, n + labels], student's logits [b, ...]).
+    """Loss [b] of (teacher's logits and labels, concatenated [b, n + labels]; student's logits [b, ...]).
 
-    Half of it is towards the labels, where there are any, and half towards the teacher. Those of several
-    heads add up, by their weights: each is in nats, or in the variance of its targets. The labels of blended
-    examples do not count.
+    Half of it compares with the labels, if there are any, and half with the teacher. The losses of several
+    heads are added with their weights: each is in nats, or relative to the variance of its targets. The
+    labels of blended examples do not count.
     """
     sizes, label_sizes = [head.output.size for head in heads], [head.label_size for head in heads]
     losses = [_head_loss(head, spread, blended=blended) for head, spread in zip(heads, spreads, strict=True)]
@@ -270,11 +271,11 @@ def _head_loss(
 ) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
     """Loss [b] of a head: (teacher's logits [b, size], labels [b, label_size], student's [b, size])."""
     classes, activation = head.output.classes, head.output.activation
-    # Where classes are uneven only the teacher says where the threshold lies: it may have been trained to
-    # miss none of the rare ones, which their share of the labels does not tell.
+    # With uneven classes, only the teacher shows where the threshold is: it may have been trained to miss
+    # none of the rare examples, which their share of the labels does not show.
     share = 1.0 if blended or not head.label_size or head.uneven else 0.5
     targets = head.task in ("regression", "reconstruction")
-    numbered = head.classifies or head.task == "segmentation"  # labels are numbers of classes
+    numbered = head.classifies or head.task == "segmentation"  # labels are class numbers
 
     def by_class(values: tf.Tensor) -> tf.Tensor:
         return tf.reshape(values, (tf.shape(values)[0], -1, classes))
@@ -302,7 +303,7 @@ def _head_loss(
         return tf.reduce_mean(share * soft + (1 - share) * hard, axis=-1)
 
     def output(logits: tf.Tensor) -> tf.Tensor:
-        """On the targets' scale."""
+        """Outputs in the units of the targets."""
         if activation == "softmax":
             return tf.reshape(tf.nn.softmax(by_class(logits)), tf.shape(logits))
         return tf.sigmoid(logits) if activation == "sigmoid" else logits
