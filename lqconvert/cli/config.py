@@ -1,7 +1,7 @@
-"""Defaults of a project: the table [tool.lqconvert] of its pyproject.toml.
+"""Defaults from a project: the table [tool.lqconvert] of its pyproject.toml.
 
-The file comes with a checkout, and so perhaps from a stranger. It may therefore set only what is listed here,
-and name only files of its own project: it neither runs code nor touches what is not the tool's.
+The file comes with a checkout, perhaps from a stranger. So it may set only the options listed here, and name
+only files of its own project. It cannot run code or change files that lqconvert did not write.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ else:
     import tomli as tomllib
 
 NAME = "pyproject.toml"
-#: A file of more bytes, or of more dots in a line, is refused: the time of reading a key grows with their
-#: square, to minutes.
+#: Files with more bytes, or lines with more dots, are refused: the time to read a key grows with the square
+#: of its dots, up to minutes.
 MAX_BYTES, MAX_DOTS = 1 << 17, 200
-#: Options that change what a command does with what it was given, and nothing else.
+#: Options that only change what a command does with its arguments.
 PLAIN = frozenset(
     (
         *("target", "max-ram", "max-latency", "max-size", "max-drop"),
@@ -40,9 +40,9 @@ PLAIN = frozenset(
         *("epochs", "max-minutes", "batch-size", "learning-rate", "seed", "json", "markdown", "quiet"),
     )
 )
-#: Options that name a file to be read.
+#: Options that name a file to read.
 READ = frozenset(("data", "baseline", "against", "classes"))
-#: Options that name a file to be written, and what kind of file.
+#: Options that name a file to write, and the kind of that file.
 WRITTEN: dict[str, Kind] = {
     "report": PAGE,
     "log": LOG,
@@ -53,10 +53,10 @@ WRITTEN: dict[str, Kind] = {
 
 
 def find(folder: Path) -> Path | None:
-    """The pyproject.toml of a folder, or of the nearest one above that has one, up to the repository's root.
+    """The pyproject.toml of a folder, or of the nearest parent that has one, up to the repository's root.
 
-    The root is the folder with .git. In no repository only the folder itself is looked at: what lies above
-    may be anybody's.
+    The root is the folder with .git. Outside of a repository, only the folder itself is searched: a parent
+    may belong to anybody.
     """
     folder = folder.resolve()
     within: list[Path] = []
@@ -70,16 +70,17 @@ def find(folder: Path) -> Path | None:
 
 
 def defaults(path: Path, commands: Mapping[str, click.Command]) -> dict[str, dict[str, Any]]:
-    """What a pyproject.toml says of the commands' options.
+    """The values that a pyproject.toml sets for the commands' options.
 
-    A key in [tool.lqconvert.COMMAND] is that command's; one in [tool.lqconvert] itself is of all that have
-    such an option. Keys are the options' names without the dashes in front.
+    A key in [tool.lqconvert.COMMAND] is for that command. A key in [tool.lqconvert] is for all commands that
+    have such an option. Keys are the options' names without leading dashes.
 
     Returns:
-        values by option (as click names it) by command: a click default_map.
+        for each command, values by option (as click names it): a click default_map.
 
     Raises:
-        LqError: if the file is no TOML, no command has such an option, or only the command line may give it.
+        LqError: if the file is no TOML, no command has such an option, or the option must not be set in a
+            file.
     """
     table = _table(path)
     shared = {key: value for key, value in table.items() if key not in commands}
@@ -106,7 +107,7 @@ def defaults(path: Path, commands: Mapping[str, click.Command]) -> dict[str, dic
 
 
 def _table(path: Path) -> dict[str, Any]:
-    """[tool.lqconvert] of a pyproject.toml, which may have none."""
+    """The table [tool.lqconvert] of a pyproject.toml; empty if there is none."""
     text = read_text(path, MAX_BYTES)
     try:
         if any(line.count(".") > MAX_DOTS for line in text.split("\n")):
@@ -120,7 +121,7 @@ def _table(path: Path) -> dict[str, Any]:
 
 
 def _options(command: click.Command) -> dict[str, click.Option]:
-    """A command's options by their names without dashes, with "-" or "_" within."""
+    """A command's options by their names without leading dashes, with "-" and with "_"."""
     named = {
         opt.lstrip("-"): option
         for option in command.params
@@ -131,7 +132,7 @@ def _options(command: click.Command) -> dict[str, click.Option]:
 
 
 def _value(option: click.Option, value: Any) -> Any:
-    """What click takes: a list for an option that may be repeated, what a flag stands for, None for false."""
+    """The value as click takes it: a list for repeated options, the value of a flag, None for false."""
     if option.multiple and not isinstance(value, list):
         return [value]
     if option.is_flag and not option.is_bool_flag:
@@ -141,7 +142,7 @@ def _value(option: click.Option, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Setting:
-    """A value that a pyproject.toml gives an option of a command."""
+    """A value that a pyproject.toml sets for an option of a command."""
 
     project: Path
     command: str
@@ -149,7 +150,7 @@ class _Setting:
     value: Any
 
     def check(self) -> None:
-        """Raises an LqError where only the command line may say so."""
+        """Raises an LqError if only the command line may set this value."""
         option = self.key.replace("_", "-")
         if option in PLAIN:
             return
@@ -163,7 +164,7 @@ class _Setting:
             raise self._refused("is not taken from a file")
 
     def _check_path(self) -> Path:
-        """The path, if it stays in the project, however many links it takes."""
+        """The path. Raises an LqError if it leaves the project, also through links."""
         value = self.value
         if not isinstance(value, str) or not value or "\0" in value:
             raise self._refused("is no path")

@@ -1,4 +1,4 @@
-"""The command line: a thin skin over :func:`lqconvert.quantize`. TensorFlow is imported late."""
+"""The commands. They call the public functions of lqconvert, and import TensorFlow late."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ from lqconvert.training.budget import STEER_ON, Budget
 from lqconvert.utils.terminal import Console, Table, install, move_stderr, say, spelled
 from lqconvert.utils.text import printable
 
-#: Of a run there is one.
+#: Options of which a run takes one at most.
 BUDGETS = ("max_drop", "max_size", "penalty")
-#: What a command leaves that did not come to its end.
+#: What remains if a command is interrupted.
 _LEFT = {
-    "quantize": "no file was made; quantize --resume goes on from the checkpoint, if there was one yet",
-    "sweep": "the runs that are done are kept, in the table and the figures, and the same command goes on",
+    "quantize": "no file was made; quantize --resume continues from the checkpoint, if there is one",
+    "sweep": "finished runs are kept, in the table and the figures; run the same command again to continue",
 }
 
 
 class _Command(click.Command):
-    """Ends with exit code 0 only by coming to its end: what it calls cannot end it so."""
+    """Ends with exit code 0 only if it ran to its end: called code cannot end it earlier with 0."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -63,11 +63,11 @@ class _Command(click.Command):
         except click.exceptions.Exit as end:
             if end.exit_code:
                 raise
-            raise LqError("ended by what it called, before its end") from end
+            raise LqError("called code ended the command early") from end
 
 
 class _Group(click.Group):
-    """Ends a mistake of the user's in two lines at most and exit code 1; --debug shows the traceback."""
+    """Shows errors of the user in two lines at most, with exit code 1; --debug shows the traceback."""
 
     command_class = _Command
 
@@ -76,7 +76,7 @@ class _Group(click.Group):
         ignore()
         try:
             return super().main(*args, **settings)
-        except LqError as error:  # of stdout, beyond what commands do
+        except LqError as error:  # from stdout, after the command has ended
             if "--debug" in sys.argv:
                 raise
             say(f"error: {error}", err=True)
@@ -87,7 +87,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
-            # A setting of pyproject.toml may be in it.
+            # Its message may contain a value from pyproject.toml.
             error.message = printable(error.message)  # type: ignore[misc]
             raise
         except (click.exceptions.Exit, click.Abort):
@@ -105,7 +105,7 @@ class _Group(click.Group):
 
 
 def _ended_by(error: BaseException, guard: Guard | None) -> int | None:
-    """The signal that ended a command, even if what raised the error was in its way."""
+    """The signal that ended a command, even if it was raised as another error."""
     if guard is None:
         return None
     if isinstance(error, Terminated) or signal.SIGTERM in guard.received:
@@ -116,7 +116,7 @@ def _ended_by(error: BaseException, guard: Guard | None) -> int | None:
 
 
 def _said(error: BaseException, trains: bool) -> str:
-    """What a user is told of an error."""
+    """The message of an error for the user."""
     if isinstance(error, LqError):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
@@ -128,7 +128,7 @@ def _said(error: BaseException, trains: bool) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    """The user's mistake that a tf.data worker wrapped, or the error's first line."""
+    """The LqError that a tf.data worker wrapped, or the first line of the error."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     wrapped = [line for line in lines if "LqError: " in line]
     return wrapped[0].split("LqError: ", 1)[1] if wrapped else f"{type(error).__name__}: {lines[0][:300]}"
@@ -278,11 +278,11 @@ def quantize(
     if distribute == "multi-worker" and not quiet:
         say("waiting for all workers of TF_CONFIG", err=True)
     distribution = Distribution.of(distribute) if distribute and not dry_run else Distribution()
-    # The chief speaks for all workers.
+    # Only the chief prints.
     quiet = quiet or not distribution.chief
     console = Console(stderr=True, soft_wrap=True, quiet=quiet)
     if distribute and not dry_run and distribution.replicas == 1:
-        console.print(f"--distribute {distribute}: there is but one device, which has nothing to share with")
+        console.print(f"--distribute {distribute}: there is only one device, so batches are not split")
     scheme = _scheme(options.pop("scheme"), options.pop("bits"), penalty)
     options |= target_settings(options) | {"wishes": task_wishes(options)}
     settings = Settings.of(options | {"scheme": scheme, "budget": budget})
@@ -311,16 +311,16 @@ def quantize(
         )
     if distribution.chief:
         _show(report, as_json)
-    if not report.finished:  # a file, but not the one that was asked for
+    if not report.finished:  # there is a file, but of an interrupted run
         click.get_current_context().exit(128 + signal.SIGINT)
 
 
 def _penalty_or_budget(options: dict[str, Any]) -> tuple[float | None, Budget]:
-    """The penalty that is asked for, and the budget; they are taken from the options."""
+    """The --penalty, and the budget. Both are removed from the options."""
     asked = {name: options.pop(name) for name in BUDGETS}
     source = click.get_current_context().get_parameter_source
     given = [name for name in BUDGETS if source(name) is ParameterSource.COMMANDLINE]
-    if given:  # one of pyproject.toml yields to another on the command line
+    if given:  # the command line has priority over pyproject.toml
         asked = {name: value if name in given else None for name, value in asked.items()}
     if sum(value is not None for value in asked.values()) > 1:
         raise click.UsageError("--max-drop, --max-size and --penalty exclude one another")
@@ -364,7 +364,7 @@ def export(
 def inspect(file: str, as_json: bool, debug: bool, **settings: Any) -> None:
     """Shows what is in FILE: a Keras model, a .tflite, or the .codes.npz of a run. No data, no training.
 
-    Of a model it says what quantize makes of every layer, and which targets run that.
+    For a model, it shows how quantize converts every layer, and which targets can run it.
     """
     _import_quietly(debug)
     from lqconvert.analysis.inspect import ModelInspection
@@ -384,7 +384,8 @@ def inspect(file: str, as_json: bool, debug: bool, **settings: Any) -> None:
 def explain(file: str, as_json: bool, debug: bool, **settings: Any) -> None:
     """Shows where the bytes of FILE go, layer by layer, and what would make it smaller.
 
-    FILE is what inspect takes. No data, no training; other architectures are worked out for a Keras model.
+    FILE is one that inspect takes. No data, no training. For a Keras model, it also estimates other
+    architectures.
     """
     _import_quietly(debug)
     from lqconvert.analysis.explain import explain as run
@@ -428,7 +429,7 @@ def evaluate(file: str, data: str, as_json: bool, debug: bool, **settings: Any) 
 def compare(files: tuple[str, ...], data: str, as_json: bool, debug: bool, **settings: Any) -> None:
     """Compares FILES: .tflite files of any tools, and Keras models (as float32 .tflite).
 
-    The first one is what the others are compared with, layer by layer too.
+    The other files are compared with the first one, also layer by layer.
     """
     if len(files) < 2:
         raise click.UsageError("give two files or more; lqconvert evaluate measures one")
@@ -572,7 +573,7 @@ def sweep(
 ) -> None:
     """Quantizes MODEL with all combinations of schemes, granularities and penalty weights, and draws figures.
 
-    The same command goes on where it was interrupted.
+    To continue an interrupted sweep, run the same command again.
     """
 
     if not os.path.exists(model):
@@ -586,7 +587,7 @@ def sweep(
     from lqconvert.sweeps.figures import draw
     from lqconvert.sweeps.sensitivity import sensitivities
 
-    # First, because what is wrong with the model or the data shows here, and not in each of the runs.
+    # First, so that errors in the model or the data show once, and not in each run.
     shared = ("preprocess", "input_shape", "trust_model")
     rows = sensitivities(model, data, **{name: options[name] for name in shared})
 
@@ -667,12 +668,12 @@ def _scheme(name: str, bits: int, penalty: float | None) -> Any:
 
 
 def _is_own(record: logging.LogRecord) -> bool:
-    """Whether the package logged it: its progress and warnings are shown by the commands."""
+    """Whether lqconvert logged it. The commands show its progress and warnings themselves."""
     return record.name.split(".")[0] == "lqconvert"
 
 
 def _import_quietly(debug: bool) -> None:
-    """Keeps the chatter of TensorFlow's native code off stderr, on which only our own messages appear."""
+    """Keeps messages of TensorFlow's native code off stderr, where only our own messages appear."""
     if debug:
         logging.basicConfig(level=logging.INFO)
         logging.getLogger("lqconvert").setLevel(logging.DEBUG)

@@ -1,7 +1,7 @@
-"""No matplotlibrc decides whether a command runs, or what it runs.
+"""Ignores matplotlibrc files: none of them decides whether a command runs, or what code it runs.
 
-matplotlib reads the one of the working folder where it is imported, and TensorFlow's Keras imports it. A
-damaged one ends the import, a FIFO never does, and others may name modules to import and programs to run.
+When matplotlib is imported (TensorFlow's Keras imports it), it reads the matplotlibrc of the working folder.
+A damaged one ends the import, a FIFO blocks it, and others may name modules to import or programs to run.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 
 
 def ignore() -> None:
-    """Has matplotlib read no settings but those of its package, should anything import it.
+    """Makes matplotlib, if it is imported later, read no settings except those of its package.
 
-    For commands alone: whoever uses lqconvert as a library has settings of their own.
+    Only for commands: programs that use lqconvert as a library keep their own settings.
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds matplotlib where it is, with a loader of our own."""
+    """Finds matplotlib as usual, with a loader of our own."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -40,7 +40,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """Runs the package's module with an ``open`` that finds all other folders' files empty."""
+    """Runs matplotlib's module with an ``open`` that reads files of all other folders as empty."""
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
@@ -56,7 +56,7 @@ class _Loader(importlib.abc.Loader):
             inside = own in Path(file).absolute().parents
             return open(file, *others, **settings) if inside else io.StringIO()
 
-        module.__dict__["open"] = opened  # in its module alone, and only now
+        module.__dict__["open"] = opened  # only in this module
         try:
             self.loader.exec_module(module)
         finally:

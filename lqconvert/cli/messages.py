@@ -1,4 +1,4 @@
-"""What the package logs of a run, shown on the terminal or kept in a file."""
+"""The messages that lqconvert logs in a run, shown on the terminal or kept in a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 
 class _Calls(logging.Handler):
-    """Passes each message to a function. What that raises ends the run: a log that cannot be written, say."""
+    """Passes each message to a function. An error there ends the run: if a log cannot be written, say."""
 
     def __init__(self, show: Callable[[str], object]) -> None:
         super().__init__(logging.INFO)
@@ -20,16 +20,16 @@ class _Calls(logging.Handler):
 
 @contextlib.contextmanager
 def passed_on(name: str, *shows: Callable[[str], object]) -> Iterator[None]:
-    """Passes progress (INFO) and warnings that a logger is given to functions, in their order.
+    """Passes a logger's progress (INFO) and warnings to functions, in this order.
 
-    With --debug the logger's level is DEBUG; what is below INFO is shown by the handler that --debug made.
+    With --debug the logger's level is DEBUG, and the handler of --debug shows the messages below INFO.
     """
     logger = logging.getLogger(name)
     level, propagate = logger.level, logger.propagate
     handlers = [_Calls(show) for show in shows]
     if not logger.isEnabledFor(logging.INFO):
         logger.setLevel(logging.INFO)
-        logger.propagate = False  # a library may have made a handler for all loggers
+        logger.propagate = False  # another library may have a handler for all loggers
     for handler in handlers:
         logger.addHandler(handler)
     try:

@@ -1,4 +1,4 @@
-"""What the commands' options take, and the options that commands share."""
+"""Types of option values, and the options that several commands share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IO = ("int8", "uint8", "int16", "float32")
 
 
 def by_scheme(field: str) -> str:
-    """What the recipes have in a field, for a help text: the value of most schemes comes last.
+    """A field of the recipes, for a help text. The value of most schemes comes last.
 
     >>> by_scheme("granularity")
     'mixed for rate, else output-channel-wise'
@@ -60,7 +60,7 @@ class ShapeType(click.ParamType):
 
 
 class SizeType(click.ParamType):
-    """Bytes, with a unit or without.
+    """Bytes, with or without a unit.
 
     >>> [SizeType().convert(size, None, None) for size in ("20000", "64KB", "64KiB")]
     [20000, 64000, 65536]
@@ -106,7 +106,7 @@ class NamedType(click.ParamType):
 
 
 def task_options(command: Any) -> Any:
-    """What outputs are for, shared by the commands that score."""
+    """The options for tasks and metrics, shared by the commands that score."""
     options = (
         click.option(
             "--task",
@@ -140,7 +140,7 @@ def task_options(command: Any) -> Any:
 
 
 def task_wishes(settings: dict[str, Any]) -> Wishes:
-    """What :func:`task_options` gave, as the API takes it; it is taken from the settings."""
+    """The values of :func:`task_options` as the API takes them. They are removed from the settings."""
     path = settings.pop("classes")
     names = [line.strip() for line in read_text(path).splitlines()] if path else []
     for _, metric in settings["metrics"]:
@@ -158,7 +158,7 @@ def task_wishes(settings: dict[str, Any]) -> Wishes:
 def metric_options(command: Any) -> Any:
     """A limit for each metric: --min-accuracy, --max-mae, ..."""
     for metric in reversed(METRICS.values()):
-        if metric.against_float:  # there is none beside
+        if metric.against_float:  # it has no limit
             continue
         bound = click.FloatRange(0) if metric.error else click.FloatRange(max=1)
         command = click.option(
@@ -172,7 +172,7 @@ def metric_options(command: Any) -> Any:
 
 
 def metric_limits(settings: dict[str, Any]) -> dict[str, float]:
-    """What :func:`metric_options` gave, by the metrics' names; it is taken from the settings."""
+    """The values of :func:`metric_options`, by metric. They are removed from the settings."""
     given = {metric.name: settings.pop(metric.option.replace("-", "_"), None) for metric in METRICS.values()}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -187,7 +187,7 @@ MAX_DROP = (
 
 
 def model_options(command: Any) -> Any:
-    """How a model is read, shared by the commands that read one."""
+    """The options for reading a model, shared by the commands that read one."""
     shape = click.option(
         "--input-shape", type=ShapeType(), help="Input size, if the model leaves it open, such as 96,96,3."
     )
@@ -200,7 +200,7 @@ def model_options(command: Any) -> Any:
 
 
 def target_options(command: Any) -> Any:
-    """The options of what the file is made for, shared by the commands that write one."""
+    """The options for targets, shared by the commands that write files."""
     options = (
         click.option(
             "--target",
@@ -251,7 +251,7 @@ def target_options(command: Any) -> Any:
 
 
 def target_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """What :func:`target_options` gave, as the API takes it; they are taken from the settings."""
+    """The values of :func:`target_options` as the API takes them. They are removed from the settings."""
     from lqconvert.runtime.verify import Limits
     from lqconvert.tflite.targets import target
 

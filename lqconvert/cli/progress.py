@@ -1,4 +1,4 @@
-"""Where a run stands, while it runs: a bar in a terminal, lines in a file or a job's log."""
+"""The progress of a run: a bar in a terminal, lines in a file or a job's log."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 
 def place(step: int, steps: int) -> str:
-    """Where a run stands; one without training has no steps, but tries prices of a bit."""
+    """The step, or that prices of a bit are tried: a run without training has no steps."""
     return f"step {step:,}/{steps:,}" if steps else f"trial {step}"
 
 
 def described(at: Progress) -> str:
-    """What a look at the model saw, in words."""
+    """The results of an evaluation, in words."""
     return f"validation {at.point.score:.4f}  ~{at.point.bytes:,} bytes"
 
 
 class Lines:
-    """Says a line at every look, and otherwise every half a minute."""
+    """Prints a line at every evaluation, and every half a minute in between."""
 
     SECONDS = 30.0
 
     def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.say, self.clock = say, clock
-        self.seen = ""  # at the last look
-        self.began: tuple[int, float] | None = None  # the step that the run went on from, and when
-        self.said = 0.0  # when the last line was
+        self.seen = ""  # the result of the last evaluation
+        self.began: tuple[int, float] | None = None  # the first step of this run, and its time
+        self.said = 0.0  # the time of the last line
 
     def progress(self, at: Progress) -> None:
         """As ``progress`` of :func:`lqconvert.quantize`."""
@@ -58,13 +58,13 @@ class Lines:
 
 
 def _duration(seconds: float) -> str:
-    """As the bar has it: hours, minutes, seconds."""
+    """As the bar shows it: hours, minutes, seconds."""
     minutes, left = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{left:02}"
 
 
 class Bar:
-    """A bar that moves, and what the last look saw."""
+    """A progress bar with the result of the last evaluation."""
 
     def __init__(self, bar: RichBar) -> None:
         self.bar, self.task = bar, bar.add_task("loading", total=None)
@@ -79,7 +79,7 @@ class Bar:
 
 @contextlib.contextmanager
 def shown(console: Console, say: Callable[[str], None]) -> Iterator[Bar | Lines]:
-    """A bar on the console where that is a terminal; else lines for ``say``."""
+    """A bar if the console is a terminal; otherwise lines, printed by ``say``."""
     if not console.file.isatty() or console.is_dumb_terminal:
         yield Lines(say)
         return

@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM: the first one ends a command in good order, a second one at once.
+"""Ctrl-C and SIGTERM: the first one ends a command in an orderly way, a second one at once.
 
-After a SIGTERM there are so many seconds for that: schedulers send SIGKILL after some more.
+After a SIGTERM, the time for that is limited: schedulers send SIGKILL a little later.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from lqconvert.cli import watchdog
 from lqconvert.errors import Terminated
 from lqconvert.utils import output_files
 
-#: After a SIGTERM; the watchdog gives Python some more.
+#: Seconds after a SIGTERM. The watchdog gives Python some more.
 SECONDS, MORE = 4.0, 2.0
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Guard:
-    """The signals that came to a command, and what is said of them, once.
+    """The signals that a command received, and their message, which is printed once.
 
     Args:
-        left: what a command leaves that did not come to its end.
+        left: what remains if the command is interrupted.
     """
 
     def __init__(self, left: str) -> None:
@@ -44,7 +44,7 @@ class Guard:
         self._stderr = -1
 
     def first_to_say(self) -> bool:
-        """Whether the caller is to print the message: nobody else has."""
+        """Whether the caller is to print the message, because nobody has printed it yet."""
         first = self._saying.acquire(blocking=False)
         if first and self._watchdog is not None and self._watchdog.stdin is not None:
             with contextlib.suppress(OSError):
@@ -52,16 +52,16 @@ class Guard:
         return first
 
     def handle(self, number: int, _: object) -> None:
-        """Python's handler: runs between two instructions of the main thread."""
+        """Python's signal handler: it runs between two instructions of the main thread."""
         self.received.append(number)
         if len(self.received) > 1:
             self.end(number)
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     def start(self) -> None:
-        """Starts the watchdog, and the thread that does its work in better order while Python runs.
+        """Starts the watchdog, and a thread that ends the command more orderly while Python runs.
 
-        Without a process to spare there is neither, and signals wait for native code to return.
+        If no process can be started, there is neither. Then signals wait until native code returns.
         """
         here, there = os.pipe()
         self._stderr = os.dup(2)
@@ -85,9 +85,9 @@ class Guard:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def stop(self) -> None:
-        """The command has ended. One that was signalled has yet to leave Python: the watchdog stays."""
+        """Called when the command has ended. After a signal the watchdog stays, until Python has ended."""
         if self.received:
-            self.first_to_say()  # it has said what it had to
+            self.first_to_say()  # nothing more is to be printed
         if self._watchdog is None or self.received:
             return
         signal.set_wakeup_fd(-1)
@@ -116,14 +116,14 @@ class Guard:
                     deadline = time.monotonic() + SECONDS
 
     def end(self, number: int) -> None:
-        """Ends the process, whatever it does, with one line. Within another program it does nothing.
+        """Ends the process at once, with one line. Does nothing within another program.
 
-        Python would wait for threads of TensorFlow's, and those that end it for each other.
+        Python's own exit would wait for TensorFlow's threads, which may wait for each other.
         """
         if self._watchdog is None:
             return
         if self.first_to_say():
-            clear = "\r\x1b[2K\x1b[?25h" if os.isatty(self._stderr) else ""  # a bar, and the cursor it hides
+            clear = "\r\x1b[2K\x1b[?25h" if os.isatty(self._stderr) else ""  # remove a bar, show the cursor
             with contextlib.suppress(OSError):
                 os.write(self._stderr, f"{clear}{self.messages[number]}\n".encode())
         output_files.discard()
@@ -132,9 +132,9 @@ class Guard:
 
 @contextlib.contextmanager
 def guarded(left: str) -> Iterator[Guard]:
-    """Handles signals while a command runs; what it leaves if one ends it is told in a line.
+    """Handles signals while a command runs, and prints a line on what remains if one ends it.
 
-    In a thread nothing is done, and within another program there is no watchdog.
+    Does nothing in a thread. Within another program there is no watchdog.
     """
     guard = Guard(left)
     if threading.current_thread() is not threading.main_thread():
@@ -143,7 +143,7 @@ def guarded(left: str) -> Iterator[Guard]:
     before = {number: signal.getsignal(number) for number in NUMBERS}
     tell, sys.unraisablehook = sys.unraisablehook, _untold(sys.unraisablehook)
     for number, handler in before.items():
-        if handler != signal.SIG_IGN:  # as nohup has it
+        if handler != signal.SIG_IGN:  # nohup ignores signals
             signal.signal(number, guard.handle)
     if os.name == "posix" and _is_the_program():
         guard.start()
@@ -158,7 +158,7 @@ def guarded(left: str) -> Iterator[Guard]:
 
 
 def _untold(tell: Callable[[sys.UnraisableHookArgs], object]) -> Callable[[sys.UnraisableHookArgs], object]:
-    """Leaves out tracebacks of signals that came where Python cannot pass an exception on."""
+    """Leaves out tracebacks of signals that came where Python cannot pass on an exception."""
 
     def hook(what: sys.UnraisableHookArgs) -> None:
         if not issubclass(what.exc_type, (KeyboardInterrupt, Terminated)):
@@ -168,10 +168,10 @@ def _untold(tell: Callable[[sys.UnraisableHookArgs], object]) -> Callable[[sys.U
 
 
 def _is_the_program() -> bool:
-    """Whether this is a process of its own, and not a test's call."""
+    """Whether this process is the program itself, and not a test that calls a command."""
     try:
         return sys.stderr.fileno() == 2
-    except (AttributeError, OSError, ValueError):  # a captured stderr
+    except (AttributeError, OSError, ValueError):  # stderr is captured
         return False
 
 
@@ -190,10 +190,10 @@ SA_RESETHAND = 0x80000000
 
 
 def _kernel_takes_the_next(number: int) -> None:
-    """Sets Python's handler of a signal for one time more: the next signal ends the process in the kernel.
+    """Sets Python's handler of a signal once more. The signal after that ends the process in the kernel.
 
-    So a second one ends it even where native code keeps Python from doing anything. Where Python runs, the
-    thread calls this again before anybody can send another.
+    So a second signal ends the process even if native code blocks Python. If Python runs, the thread calls
+    this again before another signal can come.
     """
     if sys.platform != "linux" or signal.getsignal(number) in (signal.SIG_IGN, signal.SIG_DFL, None):
         return

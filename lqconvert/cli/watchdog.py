@@ -1,12 +1,12 @@
-"""Ends lqconvert for certain: a small second process, which shares neither interpreter nor memory with it.
+"""A small second process that ends lqconvert for certain. It shares neither interpreter nor memory with it.
 
     python -I -S watchdog.py PID SECONDS MESSAGE_2 MESSAGE_15
 
-Native code may hold Python's interpreter for as long as it likes, so that no handler and no thread runs.
-Python's C code still writes the number of each signal into a pipe, which is this process's stdin. It hands
-them on to stdout, for a thread of lqconvert that ends it in good order, and where nothing comes of that it
-sends the signal again: the kernel acts then (see ``signals``). A 0 on stdin says that the message has been
-printed. The end of stdin is the end of lqconvert.
+Native code may hold Python's interpreter for as long as it likes, so that no handler and no thread runs. But
+Python's C code still writes the number of each signal into a pipe: this process's stdin. It passes the
+numbers on to stdout, where a thread of lqconvert reads them and ends the command in an orderly way. If that
+does not happen, this process sends the signal again, and then the kernel ends lqconvert (see ``signals``). A
+0 on stdin means that the message has been printed. The end of stdin means that lqconvert has ended.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 
-#: From a second signal on, and between one attempt to end the process and the next.
+#: Seconds after a second signal, and between two attempts to end the process.
 AT_ONCE = 1.0
 
 
@@ -34,7 +34,7 @@ def main(parent: int, seconds: float, messages: dict[int, str]) -> None:
             said |= 0 in data
             numbers = [number for number in data if number in messages]
             if attempts:
-                continue  # those that it sent itself
+                continue  # sent by this process itself
             with contextlib.suppress(OSError):
                 os.write(1, bytes(numbers))
             seen += numbers

@@ -1,4 +1,4 @@
-"""What learning results in, free of TensorFlow: integer codes with scales, biases, activation parameters."""
+"""The learned codes of a model, without TensorFlow: integers with scales, biases, activation parameters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TensorCodes:
     codes: np.ndarray  # int32, in Keras's layout
     scale: np.ndarray  # float32, broadcastable to codes
     granularity: str = ""
-    deviation: float = 0.0  # rms error of recoding onto a grid that TFLite has, relative to the rms weight
+    deviation: float = 0.0  # rms error after recoding to TFLite's grid, relative to the rms weight
 
     @property
     def values(self) -> np.ndarray:
@@ -34,13 +34,13 @@ class TensorCodes:
 
     @property
     def code_count(self) -> int:
-        """How many different integers are in use."""
+        """The number of different integers in use."""
         return len(np.unique(self.codes))
 
 
 @dataclass
 class LayerCodes:
-    """One linear layer: its kernel's codes and its bias (float32; int32 codes where a scale was learned)."""
+    """A linear layer: its kernel's codes, and its bias (float32, or int32 codes with a learned scale)."""
 
     name: str
     kind: str
@@ -51,7 +51,7 @@ class LayerCodes:
 
 @dataclass
 class Codes:
-    """All that was learned, by layer name in the order of the graph."""
+    """Everything that was learned, by layer name in the order of the graph."""
 
     layers: dict[str, LayerCodes]
     activations: dict[str, tuple[float, int]] = field(default_factory=dict)  # scale, zero point
@@ -59,7 +59,7 @@ class Codes:
     def save(self, path: Path, file: Int8File | None = None) -> None:
         """Writes an .npz: LAYER/codes, LAYER/scale, LAYER/axes, LAYER/bias, ACTIVATION/activation.
 
-        With the int8 ``file`` that holds them, :func:`lqconvert.export_codes` makes others of it.
+        If the int8 ``file`` with these codes is included, :func:`lqconvert.export_codes` can read it.
         """
         arrays: dict[str, np.ndarray] = {}
         for name, layer in self.layers.items():
@@ -83,23 +83,23 @@ class Codes:
 
 @dataclass(frozen=True)
 class Int8File:
-    """The plain int8 .tflite of a run: what files for all targets are made of."""
+    """The plain int8 .tflite of a run. Files for all targets are made from it."""
 
     tflite: bytes = field(repr=False)
-    layers: list[str]  # of its kernels, in the order of its graph
+    layers: list[str]  # the layers of its kernels, in the order of its graph
     preprocess: tuple[float, float]  # scale and offset of the model's real inputs
-    front: Front | None = None  # what these pass before they are quantized
+    front: Front | None = None  # the scaling of these inputs before they are quantized
 
     def feeding(self, border: Border) -> Preprocessing:
-        """From raw inputs to the real ones of the file within the border."""
+        """The preprocessing from raw inputs to the real inputs of the file with this border."""
         return Preprocessing(*self.preprocess, front=self.front if border.front is None else None)
 
     @classmethod
     def load(cls, path: Path) -> Int8File:
-        """Reads it from an .npz that :meth:`Codes.save` wrote.
+        """Reads the int8 file in an .npz of :meth:`Codes.save`.
 
         Raises:
-            LqError: if there is none in it.
+            LqError: if the .npz has none.
         """
         what = "not the .codes.npz that lqconvert quantize writes"
         try:
@@ -124,7 +124,7 @@ class Int8File:
 
 
 def load_kernels(path: Path) -> dict[str, np.ndarray]:
-    """The integer codes of every kernel in an .npz that :meth:`Codes.save` wrote, by layer name."""
+    """The integer codes of every kernel in an .npz of :meth:`Codes.save`, by layer name."""
     arrays = load_npz(path)
     return {name.removesuffix("/codes"): arrays[name] for name in arrays if name.endswith("/codes")}
 
@@ -132,7 +132,7 @@ def load_kernels(path: Path) -> dict[str, np.ndarray]:
 def recode(tensor: TensorCodes, kept_axes: tuple[int, ...]) -> TensorCodes:
     """The tensor on TFLite's grid: int8 codes in -127..127 with one scale for each output channel.
 
-    ``deviation`` of the result is the rms difference of the values relative to their rms.
+    The result's ``deviation`` is the rms difference of the values, relative to their rms.
     """
     values = tensor.values.astype(np.float64)
     axes = tuple(axis for axis in range(values.ndim) if axis not in kept_axes)
@@ -145,7 +145,7 @@ def recode(tensor: TensorCodes, kept_axes: tuple[int, ...]) -> TensorCodes:
 
 
 def native(tensor: TensorCodes, kept_axes: tuple[int, ...]) -> TensorCodes:
-    """The tensor itself where TFLite can hold it, else :func:`recode`."""
+    """The tensor itself if TFLite can hold it, or else :func:`recode`."""
     scaled = {axis for axis, length in enumerate(tensor.scale.shape) if length > 1}
     if scaled <= set(kept_axes) and np.abs(tensor.codes).max(initial=0) <= 127:
         return tensor

@@ -1,9 +1,9 @@
-"""From a fine-tuned model to an integer-only .tflite whose weights are exactly the learned codes.
+"""Exports a fine-tuned model as an integer-only .tflite whose weights are exactly the learned codes.
 
-TFLite's converter has its own mind about weight scales, so it is given *fingerprints* in place of the
-weights: random codes, different for every layer, that it keeps bit for bit. In the file that it makes each
-weight tensor is recognized by its fingerprint, which proves layer and layout, and is overwritten with the
-learned codes and scales.
+TFLite's converter chooses weight scales itself. So it gets *fingerprints* instead of the weights: random
+codes, different for every layer, that it keeps bit for bit. In the converted file, each weight tensor is
+found by its fingerprint, which identifies the layer and the memory layout, and is replaced by the learned
+codes and scales.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from lqconvert.tflite.interface import Scale
 
 @dataclass
 class Exported:
-    """An exported file and what it holds.
+    """An exported file and its content.
 
-    ``codes`` are the codes in the file; where TFLite cannot hold the learned granularity they are recoded,
-    with the deviation beside them. ``order`` names the layers in the order of the file's kernels.
+    ``codes`` are the codes in the file. If TFLite cannot hold the learned granularity, they are recoded, and
+    each tensor has its deviation. ``order`` is the layers' names in the order of the file's kernels.
     """
 
     tflite: bytes
@@ -53,7 +53,7 @@ class Exported:
 
 
 def learned_codes(model: tf_keras.Model) -> Codes:
-    """The integer codes, scales and activation parameters of a rewritten model as they stand."""
+    """The current integer codes, scales and activation parameters of a rewritten model."""
     codes = Codes({})
     for layer in model.layers:
         if isinstance(layer, QuantizedLayer):
@@ -82,7 +82,7 @@ def _granularity(layer: Any, kept_axes: tuple[int, ...]) -> str:
 
 
 def tflite_layout(kind: str, kernel: np.ndarray) -> np.ndarray:
-    """A Keras kernel of a layer of this class as TFLite stores it."""
+    """The kernel of a Keras layer of class ``kind`` in TFLite's memory layout."""
     if kind == "Dense":
         return kernel.T
     if kind == "DepthwiseConv2D":
@@ -97,15 +97,15 @@ def tflite_layout(kind: str, kernel: np.ndarray) -> np.ndarray:
 def convert(model: tf_keras.Model, *, integer: bool, outputs: Sequence[str] = ()) -> bytes:
     """Runs TFLite's converter on a model with batch size 1.
 
-    Several inputs or outputs are in the order of the model's, and under their names there, or under
-    those that are given for outputs.
+    Several inputs or outputs are in the model's order. They have the names of the model's, or the names in
+    ``outputs``.
 
     Raises:
         LqError: if the converter refuses the model.
     """
     call = tf.function(lambda *x: model(list(x) if len(x) > 1 else x[0], training=False))
     signature = [tf.TensorSpec((1, *x.shape[1:]), x.dtype) for x in model.inputs]
-    # Of a Keras model the converter would trace and save the functions of every layer: most of its time.
+    # With a Keras model, the converter would trace and save the functions of every layer, which takes long.
     variables = tf.Module()
     variables.all = model.variables
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
@@ -127,15 +127,15 @@ def convert(model: tf_keras.Model, *, integer: bool, outputs: Sequence[str] = ()
 
 
 def export(model: tf_keras.Model, batches: Iterable[np.ndarray] = ()) -> Exported:
-    """Writes a rewritten (and trained) model as an integer-only .tflite.
+    """Converts a rewritten (and trained) model to an integer-only .tflite.
 
     Args:
-        model: what :func:`lqconvert.rewrite` gives, calibrated or trained.
+        model: a calibrated or trained model from :func:`lqconvert.rewrite`.
         batches: a few batches of inputs, preprocessed as for the model. With them, scales of input channels
-            are folded into the layer in front where that is exact; without, all are recoded.
+            are folded into the layer in front if that is exact. Otherwise these kernels are recoded.
 
     Raises:
-        LqError: if the model has no integer-only form, or a tensor cannot be proved to be a layer's.
+        LqError: if the model has no integer-only form, or a tensor of the file fits no layer.
     """
     codes, batches = learned_codes(model), list(batches)
     if batches:
@@ -155,28 +155,28 @@ def export(model: tf_keras.Model, batches: Iterable[np.ndarray] = ()) -> Exporte
 
 
 def _scale(tensor: Tensor) -> Scale:
-    """Scale and zero point of a tensor; (1, 0) for indices, which are taken as they are."""
+    """Scale and zero point of a tensor; (1, 0) for indices, which are not quantized."""
     return Scale(float(tensor.scales[0]), tensor.zero_point) if len(tensor.scales) else Scale(1.0, 0)
 
 
 @dataclass(frozen=True)
 class Template:
-    """A converted file whose kernels are known by layer, to be filled with codes again and again."""
+    """A converted file whose kernels are assigned to layers. It can be filled with codes repeatedly."""
 
     tflite: bytes
     order: list[str]  # the layers of its kernels
 
     @cached_property
     def model(self) -> Model:
-        """What is in the file, read once."""
+        """The file's content. It is read once."""
         return read(self.tflite)
 
     @classmethod
     def of(cls, model: tf_keras.Model, codes: Codes) -> Template:
-        """Converts a rewritten model with fingerprints in place of its weights.
+        """Converts a rewritten model with fingerprints instead of its weights.
 
         Args:
-            codes: native ones; the activations' scales are theirs.
+            codes: codes that TFLite can hold. The file gets their activation scales.
         """
         plain, fingerprints = _fingerprinted(model, codes)
         names = [name.removesuffix("_quantized") for name in model.output_names]
@@ -193,7 +193,7 @@ class Template:
         return cls(write(converted), order)
 
     def fill(self, codes: Codes) -> bytes:
-        """The file with these codes, their scales and biases; the activations' scales stay."""
+        """The file with these codes, scales and biases. The activations' scales stay as they are."""
         filled = self.model.copy()
         graph, layers = filled.main, _native_codes(codes).layers
         for operator, name in zip(_linear_operators(filled), self.order, strict=True):
@@ -218,9 +218,9 @@ class Template:
 
 
 def _put_in_order(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Puts several inputs or outputs of a converted file in the order of the model's, under these names.
+    """Puts several inputs or outputs of a converted file into the model's order, with these names.
 
-    The converter orders them as it likes, and calls them x_0, x_1, ..., output_0, output_1, ...
+    The converter chooses their order, and calls them x_0, x_1, ..., output_0, output_1, ...
     """
     graph, (signature,) = model.main, model.signatures or []
     if len(signature.inputs) > 1:
@@ -232,7 +232,7 @@ def _put_in_order(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -
 
 
 def _renamed(model: Model, ports: Sequence[Port], names: Sequence[str]) -> list[Port]:
-    """The ports by the numbers in their names, with other names, which their tensors get, too."""
+    """The ports in the order of the numbers in their names, with these names. Tensors are renamed too."""
     numbered = sorted(ports, key=lambda port: int(text_of(port.name).rsplit("_", 1)[1]))
     renamed = []
     for port, name in zip(numbered, names, strict=True):
@@ -242,7 +242,7 @@ def _renamed(model: Model, ports: Sequence[Port], names: Sequence[str]) -> list[
 
 
 def _linear_operators(model: Model) -> list[Operator]:
-    """The integer ones; those within a layer that stays float are none of ours."""
+    """The integer linear operators, without those inside a layer that stays float."""
     graph = model.main
     linear = [operator for operator in graph.operators if operator.name in OPERANDS]
     return [each for each in linear if graph.tensors[each.inputs[OPERANDS[each.name][1]]].type == "INT8"]
@@ -264,7 +264,7 @@ def _native_codes(codes: Codes) -> Codes:
 def _fingerprinted(
     model: tf_keras.Model, codes: Codes
 ) -> tuple[tf_keras.Model, dict[str, tuple[np.ndarray, float]]]:
-    """The model as the converter is to see it, and for each layer its fingerprint and that one's scale."""
+    """The model with fingerprints for the converter, and each layer's fingerprint with its scale."""
 
     def plain(layer: Any) -> Any:
         if isinstance(layer, QuantizedLayer):
@@ -290,7 +290,7 @@ def _fingerprinted(
         scale = 2.0**-10 * (1 + number / 1024)
         weights = [(pattern * scale).astype(np.float32)]
         if layer.bias is not None:
-            # Small: for a bias that is too large for int32 the converter takes another scale.
+            # A small bias: for one that is too large for int32, the converter would choose another scale.
             weights.append(1e-6 * rng.normal(size=layer.bias.shape).astype(np.float32))
         clone.get_layer(name).set_weights(weights)
         fingerprints[name] = (tflite_layout(layer.kind, pattern).astype(np.int8), scale)
@@ -306,14 +306,14 @@ def _reach_127(kind: str, pattern: np.ndarray) -> np.ndarray:
 
 
 def _refuse_float(model: Model, kept: Iterable[str]) -> None:
-    """Refuses operators that compute in float, but for those of layers that are known to."""
+    """Refuses operators that compute in float, except in layers that are allowed to."""
     graph = model.main
     for operator in graph.operators:
         tensors = [graph.tensors[index] for index in (*operator.operands, *operator.outputs)]
         if all(tensor.type != "FLOAT32" for tensor in tensors):
             continue
         kind, name = operator.name, text_of(graph.tensors[operator.outputs[0]].name)
-        moves = kept and kind in ("QUANTIZE", "DEQUANTIZE", "RESHAPE")  # into these layers, and out of them
+        moves = kept and kind in ("QUANTIZE", "DEQUANTIZE", "RESHAPE")  # at the borders of these layers
         if not moves and not any(f"/{layer}/" in name for layer in kept):
             raise LqError(f"'{name}' ({kind}) has no integer kernel: the file would compute in float")
 
@@ -333,7 +333,7 @@ def _identify(tensor: Tensor, fingerprints: dict[str, tuple[np.ndarray, float]])
 
 
 def _write(tensor: Tensor, integers: np.ndarray, scales: np.ndarray, axis: int | None = None) -> None:
-    """Gives a tensor other integers and scales, and perhaps another axis of these."""
+    """Replaces a tensor's integers and scales, and the axis of the scales if one is given."""
     tensor.set_values(integers)
     before = tensor.quantization or Quantization()
     zero_points = np.zeros(len(scales), np.int64)

@@ -1,7 +1,8 @@
-"""Scales of input channels, which TFLite does not have, folded into the layer in front.
+"""Folds scales of input channels, which TFLite does not have, into the layer in front.
 
-With ``y = sum_i x_i s_i q_i`` and a layer in front that makes ``x_i``, that layer makes ``x_i s_i`` instead
-where all that lies between commutes with a positive factor: the codes of both stay as learned.
+The layer computes ``y = sum_i x_i s_i q_i``. The layer in front that computes ``x_i`` computes ``x_i s_i``
+instead. This is exact if everything between them commutes with a positive factor. The codes of both layers
+stay as learned.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from lqconvert.quantization.layers import ActivationQuantizer, FollowingQuantize
 def fold_input_scales(
     model: tf_keras.Model, codes: Codes, batches: Iterable[np.ndarray]
 ) -> tuple[Codes, dict[str, tuple[float, float]]]:
-    """Moves scales of input channels into the layers in front, where that is exact.
+    """Moves scales of input channels into the layers in front, if that is exact.
 
     Args:
         model: a rewritten model.
-        codes: its codes, as :func:`lqconvert.exporting.export.learned_codes` gives them.
-        batches: inputs, preprocessed as for the model: the new activation ranges are read off them.
+        codes: its codes from :func:`lqconvert.exporting.export.learned_codes`.
+        batches: inputs, preprocessed as for the model. The new activation ranges are measured on them.
 
     Returns:
-        The codes with the scales moved (what could not be moved stays), and (low, high) of every
-        :class:`ActivationQuantizer` whose range changes by it.
+        The codes with the moved scales (others stay), and the new (low, high) of every
+        :class:`ActivationQuantizer` whose range changes.
     """
     layers = dict(codes.layers)
     factors: dict[str, np.ndarray] = {}
@@ -45,7 +46,7 @@ def fold_input_scales(
             continue
         channels = np.moveaxis(kernel.scale, axis, 0)
         channels = channels.reshape(len(channels), -1)[:, 0]
-        groups = getattr(model.get_layer(name).layer, "groups", 1)  # all have the same scales
+        groups = getattr(model.get_layer(name).layer, "groups", 1)  # all groups have the same scales
         factor = np.tile(channels / channels.max(), groups)
         folded = replace(
             kernel,
@@ -59,9 +60,9 @@ def fold_input_scales(
 
 
 def _path(layer: Any, given: set[str]) -> tuple[str | None, list[Any]]:
-    """The linear layer that feeds this one alone through what commutes, and the layers between them.
+    """The linear layer in front, if all layers between commute and feed only this one; and these layers.
 
-    None where an output of one of them is ``given``: it is an output of the model.
+    None if one of their outputs is in ``given``, which means that it is also an output of the model.
     """
     between: list[Any] = []
     while True:
@@ -81,7 +82,7 @@ def _path(layer: Any, given: set[str]) -> tuple[str | None, list[Any]]:
 
 
 def _multiplied(layer: LayerCodes, factor: np.ndarray) -> LayerCodes:
-    """The layer with every output channel multiplied."""
+    """The layer with each output channel multiplied by a factor."""
     shape = [1] * layer.kernel.codes.ndim
     axes = KEPT_AXES["output-channel-wise"][layer.kind]
     for axis in axes:
@@ -94,7 +95,7 @@ def _multiplied(layer: LayerCodes, factor: np.ndarray) -> LayerCodes:
 def _ranges(
     model: tf_keras.Model, factors: dict[str, np.ndarray], batches: Iterable[np.ndarray]
 ) -> dict[str, tuple[float, float]]:
-    """What the activations range over once their channels are multiplied."""
+    """The ranges of activations after their channels are multiplied."""
     if not factors:
         return {}
     observe = tf_keras.Model(model.inputs, {name: model.get_layer(name).output for name in factors})

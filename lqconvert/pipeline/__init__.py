@@ -1,1 +1,1 @@
-"""The whole job: from a model file and data to files and a report."""
+"""A complete run: from a model file and data to files and a report."""

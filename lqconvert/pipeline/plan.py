@@ -1,4 +1,4 @@
-"""What a run would do: answered before it trains, and without writing anything."""
+"""What a run would do, without training and without writing a file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A file that would be written, and whether there is one of that name to be replaced."""
+    """A file that would be written, and whether it would replace an existing one."""
 
     path: str
     exists: bool
@@ -42,14 +42,14 @@ class Plan(Shown):
     data: str
     splits: dict[str, int]
     tasks: dict[str, str]  # of the outputs, in words
-    inputs: dict[str, tuple[int, ...]]  # their shapes, without the batch
-    budget: str  # of the file, in words, and what it may take on its targets
+    inputs: dict[str, tuple[int, ...]]  # their shapes, without the batch axis
+    budget: str  # the budget, in words
     limits: str
-    settings: RunSettings  # as the report will have them
+    settings: RunSettings  # as in the report
     steps: int
     targets: list[str]
-    resumes: str | None  # the checkpoint of an interrupted run that it goes on from
-    discards: str | None  # or that it starts over without
+    resumes: str | None  # the checkpoint of the interrupted run that would be continued
+    discards: str | None  # or the checkpoint that would be lost
     files: list[PlannedFile]
 
     def to_json(self) -> str:
@@ -87,12 +87,12 @@ def plan(
     resume: bool = False,
     **keywords: Unpack[QuantizeKeywords],
 ) -> Plan:
-    """Says what :func:`lqconvert.quantize` would do, without training and without writing.
+    """Returns what :func:`lqconvert.quantize` would do, without training and without writing a file.
 
     Args: those of :func:`lqconvert.quantize`.
 
     Raises:
-        LqError: where quantize would refuse before training.
+        LqError: if quantize would refuse the arguments before training.
     """
     output = default_output(model, ".tflite") if output is None else output
     ready = prepare(model, data, output, Settings.of(keywords, settings), resume=resume)

@@ -1,4 +1,4 @@
-"""A run up to where training begins: all is read, checked and set up, and nothing is written."""
+"""The part of a run before training: everything is read, checked and set up. Nothing is written."""
 
 from __future__ import annotations
 
@@ -44,32 +44,32 @@ from lqconvert.utils.output_files import Paths
 
 log = logging.getLogger(__name__)
 
-#: Validation examples that the need for a front is measured on.
+#: The number of validation examples on which int8 inputs are compared with scaled ones.
 FRONT_EXAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run is of, and how it goes on."""
+    """A run that is ready to train."""
 
-    name: str  # of the model: its path, or its own where it is in memory
+    name: str  # the model's path, or its own name if it is in memory
     paths: Paths
     targets: tuple[Target, ...]
-    model: tf_keras.Model  # behind the front, if there is one
+    model: tf_keras.Model  # without the front, if there is one
     folded: tf_keras.Model
-    float_layers: dict[str, str]  # of the folded model: they stay float
+    float_layers: dict[str, str]  # layers of the folded model that stay float, and what they are
     data: Data
-    preprocess: Preprocessing  # off ties, where the file takes raw pixels; with the front that it passes
-    border: Border  # of the files
-    input_shift: float | None  # of raw pixels, in steps of them; None where the file takes others
+    preprocess: Preprocessing  # with the front; moved off ties if the file takes raw pixels
+    border: Border  # the input and output conversions of the files
+    input_shift: float | None  # in steps of raw pixels; None if the file takes other inputs
     quantized: tf_keras.Model  # calibrated
-    batches: list[Any]  # what it was calibrated on
+    batches: list[Any]  # the batches of its calibration
     template: Template
     finetuning: FinetuneSettings
     settings: RunSettings
-    identity: dict[str, str]  # all that decides what it learns
-    checkpoint: Checkpoint | None  # what it goes on from
-    steers_on_test: bool = False  # on one half of it, that is: the report is of the other half
+    identity: dict[str, str]  # all settings and checksums that decide what it learns
+    checkpoint: Checkpoint | None  # of the run to continue
+    steers_on_test: bool = False  # one half of the test split steers, the report uses the other half
 
 
 def prepare(
@@ -80,12 +80,12 @@ def prepare(
     *,
     resume: bool = False,
 ) -> Prepared:
-    """Reads the model and the data and sets training up.
+    """Reads the model and the data, and sets up training.
 
     Args: those of :func:`lqconvert.quantize`.
 
     Raises:
-        LqError: for every mistake of the user's that shows before training.
+        LqError: for every mistake of the user that can be found before training.
     """
     Border(settings.output.io or "int8")
     targets = settings.output.runtimes
@@ -112,7 +112,7 @@ def prepare(
     given, seed = settings.data.preprocess, settings.training.seed
     data, preprocess = preprocessed(model, data, given)
     data, steers_on_test = steer(folded, data, preprocess, settings.data.steer_on)
-    if steers_on_test and given is None:  # answers known by heart are right under several
+    if steers_on_test and given is None:  # memorized labels score well with several preprocessings
         data, preprocess = preprocessed(model, data, given)
     steps = _steps(data, settings)
     preprocess.refuse_indices(
@@ -177,7 +177,7 @@ def prepare(
 
 
 def _steps(data: Data, settings: Settings) -> int:
-    """How many a run takes. Those of epochs that were asked for are no more, and may be very few, or none."""
+    """The number of training steps. If the user set the epochs, no steps are added; there may be none."""
     training, cycles = settings.training, settings.budget.cycles
     if training.epochs == 0:
         return 0
@@ -214,7 +214,7 @@ def _chosen(
     io: str,
     steers_on_test: bool,
 ) -> RunSettings:
-    """The settings with what was found and chosen."""
+    """All settings of a run, with detected and default values filled in."""
     return RunSettings(
         scheme=settings.scheme,
         budget=settings.budget,
@@ -241,7 +241,7 @@ def _chosen(
 def _finetuning(
     chosen: RunSettings, quantized: tf_keras.Model, steps: int, save_seconds: float
 ) -> FinetuneSettings:
-    """How a run fine-tunes."""
+    """The settings of fine-tuning."""
     linear = sum(isinstance(layer, QuantizedLayer) for layer in quantized.layers)
     return FinetuneSettings(
         steps=steps,
@@ -263,7 +263,7 @@ def _front(
     seed: int,
     io: str | None,
 ) -> Fronted | None:
-    """The front that columns of different ranges need, see :func:`.input_scaling.choose_front`."""
+    """The scaling that columns of different ranges need (:func:`.input_scaling.choose_front`), if any."""
     few = data.train.batches(256, shuffle_seed=seed, preprocessing=preprocess).take(4)
     seen = np.concatenate([x.numpy() for _, x, _ in few])
     part = data.validation.pick(np.arange(min(FRONT_EXAMPLES, data.validation.size)))
@@ -275,7 +275,7 @@ def _front(
 
 
 def _identity_of_target(target: Target) -> dict[str, str]:
-    """What of a target decides which bytes codes come to."""
+    """The properties of a target that decide the size of its files."""
     return {
         "target": target.name,
         "packings": ", ".join(map(_without_defaults, target.packings)),
@@ -291,14 +291,14 @@ def _identity_of_data(data: Data, batches: list[Any]) -> dict[str, str]:
 
 
 def _without_defaults(value: Any) -> str:
-    """A data class as its repr, but for fields at their defaults."""
+    """The repr of a data class, without fields that have their default value."""
     fields = {each.name: (getattr(value, each.name), each.default) for each in dataclasses.fields(value)}
     given = [f"{name}={now}" for name, (now, default) in fields.items() if now != default]
     return f"{type(value).__name__}({', '.join(given)})"
 
 
 def _checksum(*arrays: np.ndarray) -> str:
-    """Of arrays that are to be the same when a run goes on."""
+    """A checksum of arrays that must be the same when a run continues."""
     checksum = 0
     for array in arrays:
         checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
@@ -306,12 +306,12 @@ def _checksum(*arrays: np.ndarray) -> str:
 
 
 def _flat(batches: list[Any]) -> list[np.ndarray]:
-    """The arrays of batches, each of which may be a list of several."""
+    """All arrays of the batches. A batch with several inputs is a list of arrays."""
     return [part for batch in batches for part in (batch if isinstance(batch, list) else [batch])]
 
 
 def paths_of(output: str | Path, targets: Sequence[Target], settings: OutputSettings) -> Paths:
-    """The files to write. An LqError where they could not be, or a target cannot be asked for what is."""
+    """The paths of the files to write. Raises an LqError for a path or setting that is not possible."""
     sources = tuple(target.name for target in targets if settings.c_array and target.name == TFLM.name)
     paths = Paths(
         Path(output),
@@ -334,7 +334,7 @@ def paths_of(output: str | Path, targets: Sequence[Target], settings: OutputSett
 
 
 def _check_integer(kept: dict[str, str], targets: Sequence[Target], strict: bool) -> None:
-    """Refuses layers that would stay float where that is not wanted, or not possible."""
+    """Refuses layers that would stay float if the user or a target does not allow that."""
     if kept and (strict or any(target.name == TFLM.name for target in targets)):
         listed = ", ".join(f"'{name}' ({what})" for name, what in kept.items())
         way = "without --strict" if strict else "for --target litert"
@@ -366,12 +366,12 @@ def _check_indices(model: tf_keras.Model, data: Data) -> None:
 
 
 def _takes_images(model: tf_keras.Model) -> bool:
-    """Or other arrays of reals, which may be scaled."""
+    """Whether the model has one float input: images, or other arrays that may be scaled."""
     return len(model.inputs) == 1 and model.inputs[0].dtype == tf.float32
 
 
 def _predictions(model: tf_keras.Model) -> Callable[[np.ndarray], np.ndarray]:
-    """From inputs to all outputs in one array."""
+    """A function from inputs to all outputs in one array."""
     one = joined(model)
     return lambda x: one.predict(x, verbose=0)
 
@@ -381,13 +381,15 @@ def preprocessed(
     data: Data,
     preprocess: Preprocessing | None,
 ) -> tuple[Data, Preprocessing]:
-    """The data, with what is reconstructed as the model reconstructs it, and what the model was trained on.
+    """The data, and the preprocessing that the model was trained with.
+
+    The targets of a reconstruction are preprocessed as the model's inputs are.
 
     Args:
-        preprocess: what the user says of that; else it is found out, as far as labelled images tell.
+        preprocess: the user's choice. Without it, the preprocessing is detected on labelled images.
 
     Raises:
-        LqError: if it is no better than chance under any that is known.
+        LqError: if the model is no better than chance under any known preprocessing.
     """
     if not _takes_images(model):
         if preprocess is None:

@@ -1,4 +1,4 @@
-"""The pipeline: a float model in, verified .tflite files out. Each step is a module of its name."""
+"""Quantizes a float model and writes verified .tflite files. Each step is a module with the step's name."""
 
 from __future__ import annotations
 
@@ -75,32 +75,31 @@ def quantize(
 ) -> Report:
     """Quantizes a Keras model and writes OUTPUT (.tflite), OUTPUT.codes.npz and OUTPUT.report.json.
 
-    What it finds and how it comes along is logged (logger "lqconvert", level INFO).
+    Progress, and what was detected, is logged (logger "lqconvert", level INFO).
 
     Args:
         model: a .h5 or .keras file, a SavedModel folder, or a model of Keras 3 or tf_keras in memory.
         data: a name or a file, or arrays in memory; see :func:`lqconvert.load_data`.
-        output: the .tflite to write; its folder is made. By default it is called as the model, and lies
-            beside the model's file (in the working folder for a model in memory). Where there are several
-            targets, those after the first get a file of their own: OUTPUT.tflm.tflite.
-        settings: what keywords change; all defaults where None.
-        resume: go on from where a run into the same output was interrupted or died; the result is that of an
-            undisturbed one. Where none did, this begins.
-        distribution: the devices that share each batch; one by default. Where they are of several
-            processes, all of these are to be started with the same arguments, and return the same report,
-            but only the chief writes files.
-        progress: called with where fine-tuning stands at every look at the validation split.
-        tick: called about every second of fine-tuning, with its step and the steps of the whole run.
+        output: the path of the .tflite. Its folder is created. By default, it has the model's name and lies
+            next to the model's file (in the working folder for a model in memory). With several targets,
+            the others get files of their own: OUTPUT.tflm.tflite.
+        settings: the values that keywords change. None: the defaults.
+        resume: continue an interrupted run with the same output. The result is that of an uninterrupted run.
+            Without a checkpoint, the run starts at the first step.
+        distribution: the devices that share each batch; one device by default. With several processes, start
+            all of them with the same arguments. They return the same report, but only the chief writes files.
+        progress: called with the state of fine-tuning at every evaluation on the validation split.
+        tick: called about every second of fine-tuning, with the step and the number of steps of the run.
         keywords: the settings, see :class:`lqconvert.pipeline.settings.QuantizeKeywords`.
 
     Returns:
         The report, measured on the written file.
 
     Raises:
-        LqError: for every mistake of the user's; nothing is written then.
-        BudgetMissed: if no codes hold a budget that was given. Where no file of the codes holds it, or its
-            limits, the codes alone are written.
-        Interrupted: if Ctrl-C came before any codes held it.
+        LqError: for every mistake of the user. Then nothing is written.
+        BudgetMissed: if no weights hold the user's budget. If weights hold it, but no file of them holds the
+            budget or the limits, only the codes are written.
+        Interrupted: if Ctrl-C came before any weights held the budget.
     """
     settings = Settings.of(keywords, settings)
     minutes = settings.training.max_minutes
@@ -137,7 +136,7 @@ def _learn(
     progress: Callable[[Progress], None],
     tick: Callable[[int, int], None],
 ) -> Finetuned:
-    """Fine-tunes, or rounds where no epochs are wanted; bytes are those of a file for the first target."""
+    """Fine-tunes, or rounds if there are no epochs. Sizes are those of files for the first target."""
     path, target = ready.paths.checkpoint, ready.targets[0]
 
     def file_size(codes: Codes) -> int:
@@ -171,7 +170,7 @@ def _learn(
 
 
 def _judge(ready: Prepared, finetuned: Finetuned) -> None:
-    """Logs how the budget was held, and raises what is due where one that was asked for was not."""
+    """Logs whether the budget holds. Raises an error if the user set a budget that does not hold."""
     budget, path, best = ready.settings.budget, ready.paths.checkpoint, finetuned.best
     if budget.max_drop is not None:
         labels = ready.data.heads.criterion_labels
@@ -205,7 +204,7 @@ def _judge(ready: Prepared, finetuned: Finetuned) -> None:
 
 
 def _export(ready: Prepared, finetuned: Finetuned) -> Report:
-    """Writes the files, and the report of what was measured on them."""
+    """Writes the files, and a report with measurements of them."""
     paths, data, preprocess = ready.paths, ready.data, ready.preprocess
     budget, limits = ready.settings.budget, ready.settings.limits
     quantized = ready.quantized
@@ -294,7 +293,7 @@ def _export(ready: Prepared, finetuned: Finetuned) -> Report:
 def _recalls(
     data: Data, teacher: np.ndarray, made: tuple[np.ndarray, np.ndarray] | None
 ) -> list[ClassRecall]:
-    """Of every class of every output, by what the first target's file answers (places, outputs)."""
+    """The recall of each class of each output, by the float model and by the first target's file."""
     assert made is not None  # a run has data
     places, outputs = made
     heads, rows = data.heads, []
@@ -325,7 +324,7 @@ def _page(
     made: _Made,
     teacher: np.ndarray,
 ) -> str:
-    """The report as HTML, with what the first target's file answers beside the float model."""
+    """The report as HTML, with the outputs of the float model and of the first target's file."""
     from lqconvert.reports.html import render
     from lqconvert.reports.pictures import pictures_of
 
@@ -353,17 +352,18 @@ def export_codes(
     data: DataLike | None = None,
     **keywords: Unpack[ExportKeywords],
 ) -> Exports:
-    """Makes files for targets of the codes of an earlier run, without training.
+    """Makes files for other targets from the codes of an earlier run, without training.
 
     Args:
         codes: the .codes.npz that :func:`quantize` wrote.
         output: as for :func:`quantize`.
-        data: labelled data whose test split is scored and proven on; random inputs prove without.
+        data: labelled data. Files are verified and scored on its test split, or else verified on random
+            inputs.
         keywords: see :class:`lqconvert.pipeline.settings.ExportKeywords`.
 
     Raises:
-        LqError: for every mistake of the user's; nothing is written then.
-        BudgetMissed: if no file keeps within the limits.
+        LqError: for every mistake of the user. Then nothing is written.
+        BudgetMissed: if no file is within the limits.
     """
     settings = OutputSettings.of(keywords)
     Border(settings.io or "int8")
@@ -378,9 +378,9 @@ def export_codes(
             raise LqError("its inputs and outputs are not int8")
         columns = [shape[-1:] for shape in interface.input_shapes.values()]
         if int8_file.front is not None and columns != [(len(int8_file.front.center),)]:
-            raise LqError("its input does not fit what is in front of it")
+            raise LqError("its input does not match the scaling in front of it")
     except (LqError, RuntimeError, ValueError) as error:
-        raise LqError(f"{codes}: holds no int8 file that LiteRT loads ({error})") from error
+        raise LqError(f"{codes}: LiteRT cannot load the int8 file in it ({error})") from error
     loaded = None
     if data is not None:
         loaded = load_data(data, interface.input_shapes, outputs_of(int8_file.tflite, interface))
@@ -397,9 +397,9 @@ def export_codes(
 
 @dataclass
 class _Made:
-    """A file for each target: what is to be written, and what was measured.
+    """A file for each target, with its measurements.
 
-    ``first`` is, where there are data, what the first one was scored on: places in the test split, and its
+    If there are data, ``first`` is what the first file was scored on: indices into the test split, and its
     outputs there, float32 [n, ...].
     """
 
@@ -418,11 +418,11 @@ def _files(
     data: Data | None,
     teacher: np.ndarray | None,
 ) -> _Made:
-    """Proves and scores a file for each target, all within the border."""
+    """Verifies and scores a file for each target, with the border's inputs and outputs."""
     if data is None:
         inputs = interface.random_examples(PROOF_EXAMPLES)
     else:
-        # Mixed, because a part may have to do, and data are often sorted by class.
+        # In random order: a part may be enough, and data are often sorted by class.
         order = _mixed(data.test)
         some = data.test.pick(order[:PROOF_EXAMPLES])
         inputs = np.concatenate([x for x, _ in _coded_batches(interface, int8_file.feeding(NO_BORDER), some)])
@@ -457,7 +457,7 @@ def _files(
 
 
 def _mixed(split: Split) -> np.ndarray:
-    """The places of a split's examples in an order that mixes them."""
+    """The indices of a split's examples in random order."""
     return np.random.default_rng(0).permutation(split.size)
 
 
@@ -485,7 +485,7 @@ def _missed(budget: Budget, finetuned: Finetuned) -> str:
 
 
 def _best_so_far(ready: Prepared, finetuned: Finetuned) -> str:
-    """What is said where nobody asked for a budget, and nothing is as good as the float model."""
+    """The warning if the user set no budget, and no file is as good as the float model."""
     best = finetuned.best
     drops = {
         label: 100 * (floor - quality)

@@ -1,7 +1,7 @@
-"""The settings of a run, which the public functions' keywords and the command line's options make.
+"""The settings of a run, made from the keywords of public functions or from the command line's options.
 
-Each default stands here once; ``None`` stands for one that depends on the scheme, the model or the data.
-TensorFlow is not imported, so that help texts can read the defaults.
+Each default is defined here once. ``None`` means that the default depends on the scheme, the model or the
+data. This module does not import TensorFlow, so that help texts can read the defaults.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ class ExportKeywords(TypedDict, total=False):
     """Keywords of all functions that write files for targets.
 
     Attributes:
-        targets: the runtimes to make a file for, by name ("litert", "tflm") or as
-            :func:`lqconvert.target` gives them with options; budgets of bytes are of the first one's.
-            "litert" by default.
-        limits: what files may take on their targets.
+        targets: the runtimes to make files for, by name ("litert", "tflm") or from :func:`lqconvert.target`.
+            A size budget is that of the first target's file. "litert" by default.
+        limits: RAM and latency limits of the files.
         io: the type of inputs and outputs: "int8", "uint8", "int16" or "float32". By default int8, but
-            float32 where columns of different ranges are scaled in front of the quantization. With another
-            type than float32 that scaling is left to the program around the file.
-        c_array: write OUTPUT.cc and OUTPUT.h beside the .tflite for tflm.
-        gzip: write OUTPUT.tflite.gz, too: a download that any inflater reads.
+            float32 if input columns are scaled in float in front of the quantized part. With another type,
+            your program has to scale them.
+        c_array: also write OUTPUT.cc and OUTPUT.h next to the .tflite for tflm.
+        gzip: also write OUTPUT.tflite.gz, for downloads.
     """
 
     targets: Sequence[str | Target]
@@ -46,35 +45,36 @@ class ExportKeywords(TypedDict, total=False):
 
 
 class QuantizeKeywords(ExportKeywords, total=False):
-    """Keywords of :func:`lqconvert.quantize`; those of :class:`ExportKeywords` are among them.
+    """Keywords of :func:`lqconvert.quantize`, including those of :class:`ExportKeywords`.
 
     Attributes:
-        report: write the report as a page with figures, too: an .html file that loads nothing.
+        report: also write the report as a page with charts: an .html file that loads nothing.
         input_shape, trust_model: see :func:`lqconvert.load_model`.
-        strict: refuse a model that has layers without integer kernels; they compute in float else (on
-            litert; tflm always refuses).
-        preprocess: what the model was trained on; found out by scoring the float model when None.
-        wishes: what outputs are for and how they are scored, where that is not to be found out.
-        steer_on: "validation", or "test-half": steer on one half of the test part and report on the other,
-            which "auto" does where the float model was trained on the validation split.
+        strict: refuse a model that has layers without integer kernels. Otherwise they compute in float
+            (on litert; tflm always refuses them).
+        preprocess: how inputs were scaled for training. None: it is detected by scoring the float model.
+        wishes: the tasks and metrics of outputs. Without them, they are detected.
+        steer_on: "validation", or "test-half": budgets are judged on one half of the test part, and the
+            report uses the other half. "auto" does this if the float model was trained on the validation
+            split.
         scheme: how scales are learned; ``Rate()`` by default.
-        granularity: which weights share a scale; one for each output channel by default, but one
-            for a Dense kernel with ``Rate()``: each scale costs bytes.
+        granularity: which weights share a scale. By default one for each output channel; with ``Rate()``
+            one for a whole Dense kernel, because each scale takes bytes.
         rounding: "nearest", or "floor" as in the thesis.
-        start: the scale that all weights start from; calibrated by default.
-        budget: what the file may lose or weigh. By default it is to lose nothing, and is the best that was
-            reached where that is not to be had; where a scheme is given, there is no budget. Schemes without
-            a penalty take none.
-        epochs, learning_rate: what suits the scheme, by default. Epochs that are given are no more than that:
-            by default, small data sets are passed over more often. 0 epochs are post-training quantization,
-            which takes seconds.
-        max_minutes: when fine-tuning is to end, counted from the call, with the best so far; its cycles are
-            shortened to that. Files are exported and proven after it.
-        batch_size: examples of a step.
+        start: the starting value of all scales; calibrated by default.
+        budget: the accuracy or size budget. By default the file may lose nothing; if that is not possible,
+            the best file is written. If a scheme is given, there is no budget by default. Schemes without a
+            penalty cannot have one.
+        epochs, learning_rate: they depend on the scheme by default. If you give epochs, no steps are added;
+            by default, small data sets get more epochs. 0 epochs are post-training quantization, which takes
+            seconds.
+        max_minutes: stop fine-tuning after this time, counted from the call, and use the best weights so far.
+            Cycles are shortened accordingly. Files are exported and verified after that.
+        batch_size: training examples in a step.
         seed: of all random choices.
-        minimum_steps, minimum_cycle: the steps that fine-tuning takes at least, and each cycle of a run with
-            a budget, where no epochs are given.
-        save_seconds: between two checkpoints.
+        minimum_steps, minimum_cycle: if epochs are not given, the smallest number of steps of fine-tuning,
+            and of each cycle of a run with a budget.
+        save_seconds: the time between two checkpoints.
     """
 
     report: str | Path | None
@@ -101,7 +101,7 @@ class QuantizeKeywords(ExportKeywords, total=False):
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How the model is read, and what it may hold."""
+    """How the model is read, and whether layers may stay float."""
 
     input_shape: tuple[int, ...] | None = None
     trust_model: bool = False
@@ -110,7 +110,7 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """What the model takes of the data, and how its outputs are scored."""
+    """How the data are preprocessed, and how outputs are scored."""
 
     preprocess: Preprocessing | None = None
     wishes: Wishes = field(default_factory=Wishes)
@@ -119,7 +119,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class QuantizationSettings:
-    """How weights become codes."""
+    """How weights are quantized."""
 
     scheme: Scheme | None = None
     granularity: str | None = None
@@ -155,12 +155,12 @@ class OutputSettings:
 
     @classmethod
     def of(cls, keywords: Mapping[str, object]) -> OutputSettings:
-        """The settings that keywords stand for; None is the default."""
+        """The settings from keywords. None stands for the default."""
         return dataclasses.replace(DEFAULTS.output, **_given(keywords))
 
     @property
     def runtimes(self) -> tuple[Target, ...]:
-        """The targets, those that are given by name, too."""
+        """The targets as objects; names are looked up."""
         from lqconvert.tflite.targets import find_targets
 
         return find_targets(self.targets)
@@ -168,7 +168,7 @@ class OutputSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a run. The properties are what is in force where the user left it open."""
+    """All settings of a run. The properties fill in the defaults of what the user left open."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
@@ -178,10 +178,10 @@ class Settings:
 
     @classmethod
     def of(cls, keywords: Mapping[str, object], settings: Settings | None = None) -> Settings:
-        """The settings with what keywords change of them; a keyword that is None changes nothing.
+        """The settings with changes from keywords. A keyword that is None changes nothing.
 
         Args:
-            settings: DEFAULTS where None.
+            settings: the values to change. None: DEFAULTS.
 
         Raises:
             TypeError: for a keyword that is no setting.
@@ -198,7 +198,7 @@ class Settings:
         return {each.name: getattr(part, each.name) for part in groups for each in dataclasses.fields(part)}
 
     def replaced(self, **values: Any) -> Settings:
-        """The same with other values, each in the group that has a field of its name.
+        """A copy with other values, each in the group that has a field of this name.
 
         >>> DEFAULTS.replaced(seed=1).training.seed
         1
@@ -246,5 +246,5 @@ def _given(keywords: Mapping[str, object]) -> dict[str, Any]:
     return {name: value for name, value in keywords.items() if value is not None}
 
 
-#: What holds where the user asks for nothing.
+#: The settings if the user gives none.
 DEFAULTS = Settings()

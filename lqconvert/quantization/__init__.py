@@ -1,1 +1,1 @@
-"""Layers that quantize, their schemes, and the graph rewrites around them."""
+"""Quantizing layers, schemes, and the rewriting of a model's graph."""

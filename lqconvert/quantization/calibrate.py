@@ -21,16 +21,16 @@ from lqconvert.quantization.layers import (
 )
 from lqconvert.tasks import Heads
 
-#: Activations that range over less than this, and than this share of what others do, come from dead layers.
+#: A smaller range than this, also relative to the ranges of other layers, comes from a dead layer.
 DEAD = 1e-6
 
 
 def calibrate(model: tf_keras.Model, batches: Iterable[np.ndarray]) -> None:
-    """Starts every learned scale and range of a rewritten model from its weights and from data.
+    """Sets the starting value of every learned scale and range, from the model's weights and from data.
 
     Args:
-        model: what :func:`lqconvert.rewrite` gives; changed in place.
-        batches: a few batches of inputs, preprocessed as the float model wants them.
+        model: a model from :func:`lqconvert.rewrite`. It is changed in place.
+        batches: a few batches of inputs, preprocessed as for the float model.
     """
     for layer in model.layers:
         if isinstance(layer, QuantizedLayer):
@@ -56,7 +56,7 @@ def _calibrate_ranges(
         outputs = outputs if isinstance(outputs, list) else [outputs]
         return tf.stack([[tf.reduce_min(y), tf.reduce_max(y)] for y in outputs])
 
-    # Traced while the quantizers pass values through: the ranges are those of the float graph.
+    # Traced while the quantizers pass values through, so that the ranges are those of the float graph.
     for quantizer in learned:
         quantizer.enabled = False
     try:
@@ -68,7 +68,8 @@ def _calibrate_ranges(
     computed = np.array(
         [not isinstance(x.input._keras_history.layer, tf_keras.layers.InputLayer) for x in learned]
     )
-    # What a dead layer still gives is no signal, but the model's inputs may be in any unit.
+    # The tiny outputs of a dead layer are no signal. The model's inputs may have any unit, so they count
+    # always.
     least = DEAD * min(1.0, np.max((highs - lows)[computed], initial=0.0))
     for quantizer, low, high, dead in zip(
         learned, lows, highs, computed & (highs - lows < least), strict=True
@@ -77,11 +78,11 @@ def _calibrate_ranges(
 
 
 def cover_targets(model: tf_keras.Model, heads: Heads, labels: np.ndarray) -> None:
-    """Makes the ranges of regressions' outputs cover all targets, and what calibration saw, for good.
+    """Widens the output ranges of regressions to all targets, and keeps them at least as wide in training.
 
     Args:
-        model: a calibrated one; its outputs' quantizers are changed in place.
-        labels: of its outputs, as :class:`lqconvert.tasks.Heads` joins them.
+        model: a calibrated model. The quantizers of its outputs are changed in place.
+        labels: the labels of its outputs, as :class:`lqconvert.tasks.Heads` joins them.
     """
     for head, output, targets in zip(heads, model.outputs, heads.cut_labels(labels), strict=True):
         quantizer = output._keras_history.layer
@@ -92,7 +93,7 @@ def cover_targets(model: tf_keras.Model, heads: Heads, labels: np.ndarray) -> No
 
 
 def _make_room_for_bias(layer: QuantizedLayer) -> None:
-    """Raises scales of a kernel so small beside the bias that this would overflow int32 on their grid."""
+    """Raises scales of a kernel that are so small that the bias would overflow int32 on their grid."""
     name = kernel_name(layer.layer)
     quantizer, source = layer.quantizers[name], quantizer_in_front(layer.input)
     if not layer.layer.use_bias or source is None or quantizer.start is not None:
@@ -108,17 +109,17 @@ def _make_room_for_bias(layer: QuantizedLayer) -> None:
 def best_scale(
     quantizer: WeightQuantizer, weights: np.ndarray, candidates: int = 40, *, full_width: bool = False
 ) -> np.ndarray:
-    """For each group of weights the scale of least squared error, between 0.2 and 1 x max|P| / limit.
+    """For each group of weights, the scale of least squared error, between 0.2 and 1 x max|P| / limit.
 
-    A scheme whose ``start_code`` is within the limit starts at max|P| / start_code instead, unless all codes
-    are to be used.
+    If the scheme's ``start_code`` is within the limit, the scale is max|P| / start_code instead, except with
+    ``full_width``.
     """
     axes = tuple(axis for axis in range(weights.ndim) if axis not in quantizer.kept_axes)
     limit = quantizer.scheme.limit or 127
     largest = np.max(np.abs(weights), axis=axes, keepdims=True)
-    # A dead channel takes its neighbours' scale: a tiny one would overflow its int32 bias.
+    # A dead channel gets its neighbours' scale: with a tiny scale, its int32 bias would overflow.
     largest = np.maximum(largest, largest.max() * 1e-3)
-    if not largest.max():  # any scale will do that leaves room for a bias
+    if not largest.max():  # all zero: any scale that leaves room for a bias
         return np.full(largest.shape, MINIMUM_SCALE, np.float32)
     start_code = quantizer.scheme.start_code
     if start_code is not None and start_code < limit and not full_width:
@@ -134,7 +135,7 @@ def best_scale(
 
 @contextmanager
 def at_full_width(model: tf_keras.Model) -> Iterator[None]:
-    """Within it, scales that started coarse (at a scheme's ``start_code``) use all codes up to the limit."""
+    """A context in which scales that started coarse (at a scheme's ``start_code``) use all codes."""
     coarse = [
         (layer, quantizer, getattr(layer.layer, name).numpy(), quantizer.scale.numpy())
         for layer in model.layers

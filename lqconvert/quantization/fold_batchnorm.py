@@ -1,6 +1,6 @@
-"""From a float model to an equal one made of the operations that TFLite has.
+"""Rewrites a float model into an equal one made of the operations that TFLite has.
 
-Activations stand apart, separable convolutions are split, BatchNormalization is folded into its neighbours.
+Activations become layers of their own, separable convolutions are split, BatchNormalization is folded.
 The graph rewrites, here and in :mod:`lqconvert.quantization.rewrite`, are tfmot transforms.
 """
 
@@ -28,18 +28,18 @@ from lqconvert.quantization.granularity import KEPT_AXES, LINEAR, kernel_name
 
 
 def node(cls: type, config: dict[str, Any], weights: dict[str, np.ndarray], *inputs: LayerNode) -> LayerNode:
-    """A new layer in a replacement graph."""
+    """A new layer for a replacement graph."""
     layer = {"class_name": cls.__name__, "name": config["name"], "config": config, "inbound_nodes": []}
     return LayerNode(layer, weights, list(inputs))
 
 
 def any_of(*names: str) -> str:
-    """A pattern of whole names: tfmot puts ^ before it and $ behind, which bind more than |."""
+    """A pattern for any of these whole names. tfmot adds ^ and $, which bind more tightly than |."""
     return f"({'|'.join(names)})"
 
 
 class GraphTransform(Transform):
-    """A rewrite given by a pattern and a function of the matched node."""
+    """A rewrite, given by a pattern and a function that replaces the matched node."""
 
     def custom_objects(self) -> dict[str, type]:
         return dict(CUSTOM_LAYERS)
@@ -63,7 +63,7 @@ class SplitActivation(GraphTransform):
 
 
 class NameActivation(GraphTransform):
-    """Activation("relu") and Activation("softmax") -> ReLU and Softmax, so that each has one name."""
+    """Activation("relu") and Activation("softmax") -> ReLU and Softmax, so that each has only one form."""
 
     def pattern(self):
         return LayerPattern("Activation", {"activation": any_of("relu", "softmax")})
@@ -94,7 +94,7 @@ class SplitSeparable(GraphTransform):
 
 
 def _multiply_add(batch_norm: LayerNode) -> tuple[np.ndarray, np.ndarray]:
-    """The factor and the offset per channel that a BatchNormalization comes to in inference."""
+    """The factor and the offset per channel that a BatchNormalization applies in inference."""
     config, weights = batch_norm.layer["config"], batch_norm.weights
     mean = weights["moving_mean:0"].astype(np.float64)
     factor = 1.0 / np.sqrt(weights["moving_variance:0"].astype(np.float64) + config["epsilon"])
@@ -107,7 +107,7 @@ def _multiply_add(batch_norm: LayerNode) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _with_bias(linear: LayerNode, kernel: np.ndarray, bias: np.ndarray, channels: int) -> LayerNode:
-    """The linear layer with another kernel, and with its bias or a new one raised by ``bias``."""
+    """The linear layer with another kernel, and with ``bias`` added to its bias."""
     name = f"{kernel_name(linear.layer)}:0"
     old_bias = linear.weights.get("bias:0", np.zeros(channels))
     linear.layer["config"]["use_bias"] = True
@@ -158,7 +158,7 @@ class FoldBatchNormForward(GraphTransform):
             batch_norm = batch_norm.input_layers[0]
         factor, offset = _multiply_add(batch_norm)
         kernel = match_layer.weights["kernel:0"]
-        # Flatten puts the channels last: they repeat along the flat axis.
+        # Flatten puts the channels last, so they repeat along the flat axis.
         repeats = kernel.shape[-2] // len(factor)
         factor, offset = np.tile(factor, repeats), np.tile(offset, repeats)
         bias = np.tensordot(offset, kernel, axes=(0, kernel.ndim - 2))
@@ -170,7 +170,7 @@ class FoldBatchNormForward(GraphTransform):
         return _with_bias(match_layer, kernel * factor[:, np.newaxis], bias, kernel.shape[-1])
 
 
-# ModelTransformer remembers matches by the name of the transform's class.
+# ModelTransformer remembers matches by the name of the transform's class, so each has its own.
 class FoldIntoDense(FoldBatchNormForward):
     pass
 
@@ -184,9 +184,9 @@ class FoldIntoConv(FoldBatchNormForward):
 
 
 class BatchNormToDepthwise(GraphTransform):
-    """A BatchNormalization that nothing can absorb -> DepthwiseConv2D 1x1, TFLite's integer multiply-add.
+    """A BatchNormalization that cannot be folded -> DepthwiseConv2D 1x1: a multiply-add in integers.
 
-    One weight a channel and one scale a channel: its codes are +-127 and exact.
+    Each channel has one weight and one scale, so its codes are +-127 and exact.
     """
 
     def __init__(self, shapes: dict[str, tuple[int | None, ...]]) -> None:
@@ -228,10 +228,10 @@ def _check_batch_norm_axes(model: tf_keras.Model) -> None:
 
 
 def fold(model: tf_keras.Model) -> tf_keras.Model:
-    """An equal model of the operations that TFLite has: activations apart, BatchNormalization folded.
+    """Rewrites a model into an equal one of TFLite's operations, with BatchNormalization folded.
 
     Args:
-        model: a flat functional float model, as :func:`lqconvert.keras_loader.load.load_model` gives it.
+        model: a flat functional float model from :func:`lqconvert.keras_loader.load.load_model`.
 
     Raises:
         LqError: if a layer cannot be expressed, or the folded model's outputs differ on random inputs.
@@ -253,7 +253,7 @@ def fold(model: tf_keras.Model) -> tf_keras.Model:
     folded = transform(folded, BatchNormToDepthwise(shapes))
     inputs = random_inputs(model, batch=4)
     for before, after in zip(_outputs(model, inputs), _outputs(folded, inputs), strict=True):
-        # float32 sums in another order; relative to the largest output.
+        # float32 rounds sums in another order differently. Relative to the largest output.
         difference = np.max(np.abs(before - after)) / (np.max(np.abs(before)) + 1e-6)
         if not difference <= 1e-3:
             raise LqError(f"folding BatchNormalization changed the outputs by {difference:.2g} (relative)")

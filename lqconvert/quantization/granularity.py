@@ -1,4 +1,4 @@
-"""Which weights share a scale: for each named granularity the axes of a kernel that have a scale each."""
+"""Granularities: for each name, the axes of a kernel along which every index has its own scale."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Columns of different ranges: the scaling of a model's input that has to stay in front of the quantization.
+"""Input columns of different ranges: the scaling that has to stay in front of the quantized model.
 
-One int8 scale for raw columns from 1e-3 to 1e5 leaves nothing of the small ones, whatever the model does.
+With one int8 scale for raw columns from 1e-3 to 1e5, all values of the small columns become 0.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from lqconvert.quantization.layers import LEAST_RANGE, scale_and_zero_point
 
 log = logging.getLogger(__name__)
 
-#: What rounding the inputs may change outputs by, as a share of these's spread: squared, a thousandth of R².
+#: Rounded inputs may change the outputs by this share of the outputs' spread. Its square is 0.001 of R².
 MATTERS = 0.03
 
 
 @dataclass(frozen=True)
 class Fronted:
-    """A model whose input is scaled by a front: together they are the model that was given."""
+    """The given model, split into a scaling of its input (the front) and the rest (``model``)."""
 
     front: Front
     model: tf_keras.Model
@@ -32,12 +32,14 @@ class Fronted:
 
 
 def choose_front(model: tf_keras.Model, seen: np.ndarray, x: np.ndarray) -> Fronted | None:
-    """The front without which one int8 scale for the input would change the outputs; None without need.
+    """The front that must stay in float, because one int8 scale for the input would change the outputs.
+
+    None if no front is needed.
 
     Args:
-        model: of one float32 input.
-        seen: inputs [n, ..., columns] whose range the scale would cover.
-        x: inputs of the same shape to measure on.
+        model: with one float32 input.
+        seen: inputs [n, ..., columns]. The int8 scale covers their range.
+        x: inputs of the same shape. Errors are measured on them.
     """
     fronted = _scaling_layers(model) or _scaling_for_dense(model, seen)
     if fronted is None:
@@ -56,7 +58,7 @@ def choose_front(model: tf_keras.Model, seen: np.ndarray, x: np.ndarray) -> Fron
 
 
 def _scaling_layers(model: tf_keras.Model) -> Fronted | None:
-    """The multiply-adds of columns that the model begins with, and the model behind them."""
+    """The BatchNormalizations of columns with which the model begins, and the model behind them."""
     tensor, names = model.inputs[0], []
     columns = tensor.shape[-1]
     center, factor = np.zeros(columns), np.ones(columns)
@@ -66,7 +68,7 @@ def _scaling_layers(model: tf_keras.Model) -> Fronted | None:
         gamma = layer.gamma.numpy().astype(np.float64) if layer.scale else np.ones(columns)
         beta = layer.beta.numpy().astype(np.float64) if layer.center else np.zeros(columns)
         gamma /= np.sqrt(layer.moving_variance.numpy().astype(np.float64) + layer.epsilon)
-        if np.any(gamma == 0):  # such a column is a constant, which no center gives
+        if np.any(gamma == 0):  # the column becomes a constant, which center and factor cannot express
             break
         mean = layer.moving_mean.numpy() - beta / gamma
         center, factor = center + mean / factor, factor * gamma
@@ -80,7 +82,7 @@ def _scaling_layers(model: tf_keras.Model) -> Fronted | None:
 
 
 def _scaling_for_dense(model: tf_keras.Model, seen: np.ndarray) -> Fronted | None:
-    """Each column scaled to a spread of one, where the model begins with a Dense layer that undoes it."""
+    """If a Dense layer comes first: columns scaled to a spread of one, which the layer undoes."""
     layer = _only_reader(model, model.inputs[0])
     if layer is None or class_name(layer) != "Dense":
         return None
@@ -98,14 +100,14 @@ def _scaling_for_dense(model: tf_keras.Model, seen: np.ndarray) -> Fronted | Non
 
 
 def _only_reader(model: tf_keras.Model, tensor: Any) -> Any:
-    """The layer that a tensor goes to, if it is one, and called once."""
+    """The only layer that reads a tensor, if it is called once; otherwise None."""
     layer = tensor._keras_history.layer
     readers = [node.outbound_layer for node in layer.outbound_nodes if node.outbound_layer in model.layers]
     return readers[0] if len(readers) == 1 and len(readers[0].inbound_nodes) == 1 else None
 
 
 def _copy(model: tf_keras.Model, name: str) -> tf_keras.Model:
-    """The model with weights of its own, and its input under this name."""
+    """A copy of the model with its own weights. The input has this name."""
     copy = tf_keras.models.clone_model(model, [tf_keras.Input(model.inputs[0].shape[1:], name=name)])
     copy.set_weights(model.get_weights())
     return copy
@@ -121,14 +123,14 @@ def _outputs(model: tf_keras.Model, x: np.ndarray) -> list[np.ndarray]:
 
 
 def _rounded(x: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Inputs as one int8 scale has them that covers those that were seen."""
+    """Inputs rounded to an int8 scale that covers the range of ``seen``."""
     scale, zero_point = scale_and_zero_point(min(seen.min(), 0.0), max(seen.max(), LEAST_RANGE))
     codes = np.clip(np.round(x / scale) + zero_point, -128, 127)
     return ((codes - zero_point) * scale).astype(np.float32)
 
 
 def _error(outputs: list[np.ndarray], others: list[np.ndarray]) -> float:
-    """How far other outputs are, as a share of these's spread (rms both): that of the worst head."""
+    """The rms difference of two models' outputs over the rms spread of the first's: of the worst output."""
 
     def of_head(a: np.ndarray, b: np.ndarray) -> float:
         a, b = (each.reshape(len(each), -1).astype(np.float64) for each in (a, b))

@@ -1,6 +1,6 @@
 """Keras layers that quantize: learned scales for weights, learned ranges for activations.
 
-They work in anybody's tf_keras model, trained or not::
+They work in any tf_keras model, trained or not::
 
     layer = QuantizedLayer(
         tf_keras.layers.Dense(10),
@@ -20,11 +20,11 @@ from tf_keras.utils import register_keras_serializable
 from lqconvert.errors import LqError
 from lqconvert.quantization.schemes import EPSILON, Scheme, scheme_from_config
 
-#: Scales that are learned themselves never fall below this (the thesis's own floor and starting value).
+#: Scales that are trained directly never fall below this (it is also the thesis's starting value).
 MINIMUM_SCALE = 100 * EPSILON
-#: Nor do logarithms of scales below that of this, which int32 biases still have a float32 scale with.
+#: Lower bound for log-trained scales. It keeps the scales of int32 biases representable in float32.
 LEAST_SCALE = 1e-15
-#: Activations that range over less are constantly zero.
+#: Activations with a smaller range are constantly zero.
 LEAST_RANGE = 1e-20
 
 ROUNDINGS = {"nearest": tf.round, "floor": tf.floor}
@@ -40,20 +40,20 @@ class WeightQuantizer(tf_keras.layers.Layer):
     """Maps float weights ``P`` to ``q * s`` with integer codes ``q = round(P / s)``.
 
     The scale ``s`` is the only weight of the layer. Its shape is that of ``P`` on ``kept_axes`` and 1 on
-    all others, so the axes say the granularity: ``()`` is one scale for the tensor, ``(3,)`` one for each
-    output channel of a Conv2D kernel. The gradient passes straight through to ``P`` (nothing passes where
-    the scheme's ``limit`` clips a code) and reaches ``s`` as the scheme says.
+    all others, so the axes define the granularity: ``()`` is one scale for the tensor, ``(3,)`` one for each
+    output channel of a Conv2D kernel. The gradient of ``P`` is the upstream gradient (0 where the scheme's
+    ``limit`` clips a code). The gradient of ``s`` is defined by the scheme.
 
     Args:
         scheme: how the scale is learned.
         kept_axes: axes of the weights that have a scale each.
         rounding: "nearest" or "floor".
-        start: a starting value for every scale, or None for ``max|P| / limit`` of its group, which
-            calibration refines.
+        start: a starting value for every scale. None: ``max|P| / limit`` of its group, refined by
+            calibration.
         log_scale: train log(s) instead of s, so that an optimizer's step is a ratio. The published
             schemes train s itself.
-        share: weight of this tensor's penalty in the sum over the model: its number of parameters over
-            that of all quantized tensors.
+        share: weight of this tensor's penalty in the sum over the model: the number of its parameters
+            divided by the number in all quantized tensors.
     """
 
     def __init__(
@@ -130,7 +130,8 @@ class WeightQuantizer(tf_keras.layers.Layer):
                 limit = self.scheme.limit
                 if limit is None:
                     return upstream, to_scale
-                # A step of slack: floor(P/s) is within the limit for all P/s in [-limit, limit + 1).
+                # One step of slack, because floor(P/s) is within the limit for all P/s in [-limit, limit +
+                # 1).
                 inside = tf.abs(weights) <= (limit + 1) * scale
                 return tf.where(inside, upstream, 0.0), to_scale
 
@@ -141,12 +142,12 @@ class WeightQuantizer(tf_keras.layers.Layer):
 
 @register_keras_serializable("lqconvert")
 class QuantizedLayer(tf_keras.layers.Wrapper):
-    """A layer that computes with quantized copies of some of its weights.
+    """A layer that computes with quantized copies of its weights.
 
     Args:
         layer: the float layer; its weights stay float and trainable.
-        quantizers: for each quantized weight, by its attribute name ("kernel", "bias", ...), the
-            :class:`WeightQuantizer` nested in this layer.
+        quantizers: the :class:`WeightQuantizer` of each quantized weight, by the weight's attribute name
+            ("kernel", "bias", ...).
     """
 
     def __init__(self, layer: Any, quantizers: dict[str, WeightQuantizer], **kwargs: Any) -> None:
@@ -172,7 +173,7 @@ class QuantizedLayer(tf_keras.layers.Wrapper):
                 quantizer.build(getattr(self.layer, name).shape)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        # Written past Keras's attribute tracking, which would drop the variables from layer.weights.
+        # Set without Keras's attribute tracking, which would drop the variables from layer.weights.
         attributes: dict[str, Any] = self.layer.__dict__
         floats = {name: attributes[name] for name in self.quantizers}
         try:
@@ -184,10 +185,10 @@ class QuantizedLayer(tf_keras.layers.Wrapper):
 
 
 def scale_and_zero_point(low: Any, high: Any) -> tuple[float, int]:
-    """The int8 quantization of a range that holds 0, by TensorFlow's own rule (fake_quant's "nudge").
+    """The int8 quantization of a range that contains 0, rounded as TensorFlow's fake_quant does ("nudge").
 
     Raises:
-        LqError: if the range is none, or of no numbers.
+        LqError: if the range is empty or not finite.
     """
     low, high = np.float32(low), np.float32(high)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -202,17 +203,17 @@ def scale_and_zero_point(low: Any, high: Any) -> tuple[float, int]:
 class ActivationQuantizer(tf_keras.layers.Layer):
     """Fake quantization of activations to int8: x -> (q - zero_point) * scale, q in -128..127.
 
-    The learned weight is the range (low, high) in units of the calibrated one, so that an optimizer's
-    step means the same for every tensor; scale and zero point follow from it as in TFLite. Until
-    :meth:`set_range` is called the range follows the data seen in training (a moving average, as in
+    The learned weights are the range's ends, in units of the calibrated range, so that an optimizer's step
+    means the same for every tensor. Scale and zero point follow from them as in TFLite. Until
+    :meth:`set_range` is called, the range follows the training data (a moving average, as in
     quantization-aware training from scratch).
 
     Args:
-        fixed: (low, high) where TFLite prescribes the range (softmax, sigmoid, tanh) or the data do
-            (raw pixels); nothing is learned then.
-        inference_only: pass values through unquantized in training: for the probabilities that a model
-            ends in, whose rounding to multiples of 1/256 would silence the loss.
-        covered: (low, high) that a learned range never leaves out, in units of the activations.
+        fixed: (low, high) if TFLite prescribes the range (softmax, sigmoid, tanh) or it is known from the
+            data (raw pixels). Then nothing is learned.
+        inference_only: do not quantize in training. For final probabilities: rounded to multiples of 1/256,
+            they would give no gradient for small errors.
+        covered: (low, high) that the learned range always contains, in the units of the activations.
     """
 
     MOMENTUM = 0.9
@@ -229,8 +230,8 @@ class ActivationQuantizer(tf_keras.layers.Layer):
             None if limits is None else (float(limits[0]), float(limits[1])) for limits in (fixed, covered)
         )
         self.inference_only = inference_only
-        self.enabled = True  # False while calibration observes the float values
-        self.follows = True  # the data seen in training, until it is calibrated
+        self.enabled = True  # False while calibration observes float values
+        self.follows = True  # whether the range follows the training data, until it is calibrated
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
@@ -255,9 +256,9 @@ class ActivationQuantizer(tf_keras.layers.Layer):
         super().build(input_shape)
 
     def set_range(self, low: float, high: float) -> None:
-        """Starts learning from this range, widened to hold 0 (which TFLite's zero point requires)."""
+        """Sets the starting range, widened to contain 0 (which TFLite's zero point requires)."""
         low, high = min(float(low), 0.0), max(float(high), 0.0)
-        if high - low < LEAST_RANGE:  # a constant zero: any range will do
+        if high - low < LEAST_RANGE:  # constantly zero: any range will do
             high = low + 1.0
         unit = max(high, -low)
         self.unit.assign(unit)
@@ -278,7 +279,7 @@ class ActivationQuantizer(tf_keras.layers.Layer):
 
     @property
     def scale_and_zero_point(self) -> tuple[float, int]:
-        """The int8 quantization that the range means."""
+        """The int8 quantization for the current range."""
         return scale_and_zero_point(*self.range)
 
     def _follow(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -296,7 +297,7 @@ class ActivationQuantizer(tf_keras.layers.Layer):
 
 
 def quantizer_in_front(tensor: Any) -> ActivationQuantizer | None:
-    """The nearest quantizer that a tensor of a functional model comes from, through layers of one input."""
+    """The nearest quantizer in front of a tensor of a functional model, through layers with one input."""
     while True:
         layer = tensor._keras_history.layer
         if isinstance(layer, ActivationQuantizer):
@@ -310,15 +311,15 @@ def quantizer_in_front(tensor: Any) -> ActivationQuantizer | None:
 class FollowingQuantizer(tf_keras.layers.Layer):
     """Rounds to the grid of the nearest :class:`ActivationQuantizer` in front of it in a functional model.
 
-    For operations that TFLite computes on the scale of their input but whose results lie between its
-    steps, such as average pooling. Has no weights.
+    For operations whose results lie between the steps of their input's scale, which TFLite also uses for the
+    output: average pooling, for example. It has no weights.
     """
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if hasattr(inputs, "_keras_history"):
             layer = quantizer_in_front(inputs)
             assert layer is not None, "nothing to follow"
-            # Behind a function: as an attribute Keras would count it as a part of this layer.
+            # In a closure: Keras would count an attribute as a part of this layer.
             self.source = lambda: layer
         return super().__call__(inputs, *args, **kwargs)
 

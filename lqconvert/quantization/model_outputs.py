@@ -1,4 +1,4 @@
-"""The outputs of a Keras model: their names and activations, what they are for data, and their logits."""
+"""The outputs of a Keras model: names, activations, logits, and their values on data."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lqconvert.keras_loader.layer_kinds import class_name
 from lqconvert.quantization.layers import ActivationQuantizer
 from lqconvert.tasks import Output
 
-#: Activations behind which the logits of probabilities are.
+#: Activations that turn logits into probabilities.
 PROBABILITIES = ("softmax", "sigmoid")
 
 
 def outputs_of(model: tf_keras.Model) -> list[Output]:
-    """What is known of a model's outputs, in order."""
+    """The model's outputs in order, as far as they are known."""
     return [
         Output(
             name.removesuffix("_quantized"),
@@ -31,12 +31,12 @@ def outputs_of(model: tf_keras.Model) -> list[Output]:
 
 
 def joined(model: tf_keras.Model) -> tf_keras.Model:
-    """The model with all its outputs in one: flattened, one behind the other, where there are several."""
+    """The model with one output. Several outputs are flattened and concatenated."""
     return _joined(model, model.outputs)
 
 
 def logits_of(model: tf_keras.Model) -> tf_keras.Model:
-    """The model up to where a final softmax or sigmoid begins; with several outputs it is :func:`joined`."""
+    """The model without a final softmax or sigmoid. Several outputs are joined as by :func:`joined`."""
     logits = [_before_activation(tensor)[0] for tensor in model.outputs]
     if len(logits) == 1 and logits[0] is model.outputs[0]:
         return model
@@ -69,11 +69,11 @@ def _before_activation(tensor: tf.Tensor) -> tuple[tf.Tensor, str]:
 
 
 def predict(model: tf_keras.Model, split: Split, preprocessing: Preprocessing) -> np.ndarray:
-    """The model's outputs on a split, in order."""
+    """The model's outputs on a split, in the split's order."""
     call = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
     return np.concatenate([call(x).numpy() for _, x, _ in split.batches(256, preprocessing=preprocessing)])
 
 
 def size_of(model: tf_keras.Model) -> int:
-    """The values of all outputs together."""
+    """The number of values of all outputs together."""
     return sum(math.prod(output.shape) for output in outputs_of(model))

@@ -1,4 +1,4 @@
-"""Second moments of every linear layer's inputs, and how much its outputs matter: without labels."""
+"""Second moments of every linear layer's inputs, and the importance of its outputs. No labels are needed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from lqconvert.quantization.layers import QuantizedLayer
 from lqconvert.quantization.model_outputs import logits_of
 from lqconvert.tasks import Head, Heads
 
-#: Positions that a convolution's moments are taken from, in all examples together: so many for each of its
-#: inputs, and these at least.
+#: The number of positions, over all examples, from which a convolution's moments are measured: this many for
+#: each of its inputs, and at least this many in all.
 POSITIONS, LEAST_POSITIONS = 8, 4096
-#: Logits are divided by this: a model that is sure of its training images tells too little of what matters.
+#: Logits are divided by this. A model that is certain about its training images shows too little of what
+#: matters.
 TEMPERATURE = 2.0
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of a layer's inputs, over examples and positions."""
+    """Moments of a layer's inputs, over examples and positions."""
 
     second: np.ndarray  # float64 [groups, inputs, inputs]
     mean: np.ndarray  # float64 [groups, inputs]
@@ -35,14 +36,14 @@ class Moments:
 class Layout:
     """A linear layer as a product of inputs [groups, n, inputs] and weights [groups, inputs, outputs].
 
-    A convolution's inputs are its patches. A transposed one spreads each input to several places: it has the
-    channels of its input for inputs, and an output for each place and channel that they come to.
+    A convolution's inputs are its patches. A transposed convolution writes each input to several places: its
+    inputs are the channels, and it has one output for each place in the kernel and each channel.
     """
 
     kind: str
     kernel: tuple[int, ...]
     groups: int
-    visits: float = 1.0  # how often a place of a transposed convolution's kernel comes to each output
+    visits: float = 1.0  # the mean number of times that a kernel place contributes to an output (transposed)
 
     @classmethod
     def of(cls, layer: Any) -> Layout:
@@ -53,7 +54,7 @@ class Layout:
         return cls(kind, kernel, groups, visits)
 
     def matrices(self, kernel: np.ndarray) -> np.ndarray:
-        """A kernel, or what is broadcastable to one, as [groups, inputs, outputs]."""
+        """A kernel, or an array that broadcasts to one, as [groups, inputs, outputs]."""
         if self.kind == "DepthwiseConv2D":  # [height, width, channels, multiplier]
             return kernel.reshape(-1, *kernel.shape[2:]).transpose(1, 0, 2)
         if self.kind == "Conv2DTranspose":  # [height, width, outputs, inputs]
@@ -72,19 +73,19 @@ class Layout:
         return matrices.transpose(1, 0, 2).reshape(self.kernel)
 
     def by_output(self, channels: np.ndarray) -> np.ndarray:
-        """Values of the layer's output channels as [groups, outputs]."""
+        """Values of the layer's output channels, as [groups, outputs]."""
         if self.kind == "Conv2DTranspose":
             return np.tile(channels * self.visits, math.prod(self.kernel[:2]))[None]
         return channels.reshape(self.groups, -1)
 
     def by_channel(self, outputs: np.ndarray) -> np.ndarray:
-        """Values [groups, outputs] as those of the layer's output channels; those of places are added up."""
+        """Values [groups, outputs], as values of output channels. Those of different places are added."""
         if self.kind == "Conv2DTranspose":
             return self.visits * outputs.reshape(-1, self.kernel[2]).sum(axis=0)
         return outputs.ravel()
 
     def patches(self, layer: Any, x: tf.Tensor) -> tf.Tensor:
-        """The inputs [n, groups, inputs] that the layer multiplies."""
+        """The inputs [n, groups, inputs] that are multiplied with the weights."""
         if self.kind in ("Dense", "Conv2DTranspose"):
             return tf.reshape(x, [-1, 1, x.shape[-1]])
         height = (1,) if self.kind == "Conv1D" else ()
@@ -110,9 +111,9 @@ def _steps(layer: Any) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
 
 
 def moments_of(model: tf_keras.Model, batches: Sequence[Any]) -> dict[str, Moments]:
-    """The moments of what every quantized layer of a rewritten model gets, by its name.
+    """The moments of the inputs of every quantized layer of a rewritten model, by layer name.
 
-    A random part of a convolution's positions is enough: neighbours are much alike.
+    Of a convolution's positions, a random part is enough: neighbours are similar.
     """
     wrapped = [layer for layer in model.layers if isinstance(layer, QuantizedLayer)]
     layouts = [Layout.of(layer.layer) for layer in wrapped]
@@ -155,11 +156,11 @@ def moments_of(model: tf_keras.Model, batches: Sequence[Any]) -> dict[str, Momen
 def importance_of(
     folded: tf_keras.Model, names: Iterable[str], heads: Heads, batches: Sequence[Any], seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """What a squared error in an output channel of each layer costs, in nats an example: float64 [channels].
+    """The cost of a squared error in each layer's output channels, in nats an example: float64 [channels].
 
-    The Fisher information: the mean square of the gradient of the log-likelihood, for labels drawn from the
-    model's own probabilities (for values, from a normal distribution of the spread of its outputs), summed
-    over a channel's positions.
+    It is the Fisher information: the mean square of the gradient of the log-likelihood, summed over a
+    channel's positions. Labels are drawn from the model's own probabilities; values are drawn from a normal
+    distribution with the spread of the outputs.
     """
     layers = [folded.get_layer(name) for name in names]
     logits = logits_of(folded)
@@ -190,7 +191,7 @@ def _tensors(batch: Any) -> Any:
 
 
 def _spread(logits: tf_keras.Model, batches: Sequence[Any]) -> np.ndarray:
-    """The standard deviation of each value that the model gives."""
+    """The standard deviation of each output value."""
     seen = np.concatenate(
         [np.reshape(logits(batch, training=False), (len(tf.nest.flatten(batch)[0]), -1)) for batch in batches]
     )
@@ -198,7 +199,7 @@ def _spread(logits: tf_keras.Model, batches: Sequence[Any]) -> np.ndarray:
 
 
 def _slopes(answers: tf.Tensor, heads: Heads, spread: np.ndarray, seed: tf.Tensor) -> tf.Tensor:
-    """The gradient of the log-likelihood in the answers, for labels drawn from what these say."""
+    """The gradient of the log-likelihood at the outputs, for labels drawn from their distribution."""
     flat = tf.reshape(answers, [tf.shape(answers)[0], -1])
     sizes = [head.output.size for head in heads]
     parts = tf.split(flat, sizes, axis=1)
@@ -210,7 +211,7 @@ def _slopes(answers: tf.Tensor, heads: Heads, spread: np.ndarray, seed: tf.Tenso
 
 
 def _slope(answers: tf.Tensor, head: Head, spread: np.ndarray, seed: tf.Tensor) -> tf.Tensor:
-    """In logits over TEMPERATURE, where they are of probabilities."""
+    """The gradient for one head. Logits are divided by TEMPERATURE."""
     classes = head.output.classes
     classifies = head.task in ("classification", "binary", "multi-label", "segmentation")
     if head.output.activation == "softmax" or (classifies and head.task != "multi-label" and classes > 1):

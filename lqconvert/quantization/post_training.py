@@ -1,4 +1,4 @@
-"""Quantization without training: every layer rounded for the least damage at one price of a bit."""
+"""Quantization without training: all layers are rounded for the least damage, at one price of a bit."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ class _Layer:
     bias: np.ndarray | None
     curvature: Curvature
     importance: np.ndarray  # [groups, outputs]
-    mean: np.ndarray  # of the inputs, [groups, inputs]
-    calibrated: np.ndarray  # scales of the quantizer
+    mean: np.ndarray  # mean of the inputs, [groups, inputs]
+    calibrated: np.ndarray  # the quantizer's scales after calibration
 
     @property
     def quantizer(self) -> Any:
         return self.wrapper.quantizers[kernel_name(self.wrapper.layer)]
 
     def scale(self, multiplier: float) -> np.ndarray:
-        """The scales at which bits and damage balance, as the quantizer has them; at no price its own."""
+        """The scales (in the quantizer's shape) where bits and damage balance; calibrated ones at price 0."""
         quantizer = self.quantizer
         if not multiplier:
             return self.calibrated
         kernel = self.layout.as_kernel(self.weights)
         axes = tuple(axis for axis in range(kernel.ndim) if axis not in quantizer.kept_axes)
         largest = np.abs(kernel).max(axis=axes, keepdims=True)
-        # Curvatures add up: the importance of a scale is the mean over the outputs that share it.
+        # The importance of a shared scale is the mean over its outputs.
         curvature = np.broadcast_to(
             (self.importance * self.curvature.mean[:, None])[:, None], self.weights.shape
         )
@@ -49,15 +49,15 @@ class _Layer:
 
 
 class PostTraining:
-    """A calibrated model of quantized layers, ready to be rounded at any price of a bit.
+    """A calibrated model of quantized layers that can be rounded at any price of a bit.
 
-    What is gathered, moments of the inputs and importance of the outputs, is that of the float weights: it is
-    the same for every price.
+    The moments of the inputs and the importance of the outputs are measured once, with the float weights.
+    They are the same for every price.
 
     Args:
-        quantized: what :func:`lqconvert.rewrite` gives, calibrated; :meth:`round` changes it in place.
-        folded: the float model that it was made of, as :func:`.fold_batchnorm.fold` gives it.
-        heads: what its outputs are for.
+        quantized: a calibrated model from :func:`lqconvert.rewrite`. :meth:`round` changes it in place.
+        folded: the float model from :func:`.fold_batchnorm.fold`, from which it was made.
+        heads: the tasks of its outputs.
         batches: unlabelled inputs, preprocessed.
     """
 
@@ -72,7 +72,7 @@ class PostTraining:
         ]
 
     def round(self, multiplier: float) -> None:
-        """Rounds every layer, at a price of so many nats of an example's likelihood for a bit."""
+        """Rounds every layer. A bit costs ``multiplier`` nats of an example's log-likelihood."""
         for layer in self.layers:
             _round(layer, multiplier)
 

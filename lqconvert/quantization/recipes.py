@@ -1,4 +1,4 @@
-"""How each scheme is trained by default, known without TensorFlow: help texts read it."""
+"""The default settings of each scheme. Help texts read them, so this module does not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Recipe:
-    """What suits a scheme where nothing else is asked for.
+    """The default settings of a scheme.
 
     Attributes:
         epochs: of fine-tuning.
-        learning_rate: Adam's for the scales.
+        learning_rate: Adam's, for the scales.
         granularity: which weights share a scale.
-        penalty: the scheme's field that weighs its penalty; None where it has no penalty.
+        penalty: the scheme's field with the penalty's weight; None if it has no penalty.
     """
 
     epochs: int = 3
@@ -22,9 +22,9 @@ class Recipe:
     penalty: str | None = None
 
 
-#: Of the thesis's schemes, whose scales grow a step of the optimizer at a time.
+#: For the thesis's schemes, whose scales change by one optimizer step at a time.
 PUBLISHED = Recipe(epochs=10, learning_rate=1e-3, penalty="gamma")
-#: By the schemes' names.
+#: By scheme name.
 RECIPES = {
     "rate": Recipe(epochs=20, learning_rate=3e-3, granularity="mixed", penalty="gamma"),
     "lsq": Recipe(),
@@ -34,5 +34,5 @@ RECIPES = {
     "difference": PUBLISHED,
 }
 DEFAULT_SCHEME = "rate"
-#: How a weight divided by its scale becomes a code; "floor" is the thesis's.
+#: How a weight, divided by its scale, becomes a code. "floor" is the thesis's way.
 ROUNDINGS = ("nearest", "floor")

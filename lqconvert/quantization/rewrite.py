@@ -24,7 +24,8 @@ from lqconvert.quantization.layers import (
 )
 from lqconvert.quantization.schemes import LSQ, Scheme
 
-#: Trained Dense kernels are at 0.01 to 0.03; one that an uneven BatchNormalization went into is at 0.1.
+#: Trained Dense kernels have 0.01 to 0.03. A kernel with a folded BatchNormalization of uneven factors has
+#: 0.1.
 UNEVEN = 0.04
 
 
@@ -65,7 +66,7 @@ class QuantizeOutputs(_Transform):
 
 
 def _kind(layer: Any) -> LayerKind:
-    """The kind of a layer of a folded model: of an Activation that of its function."""
+    """The kind of a layer of a folded model. For an Activation, the kind of its function."""
     if class_name(layer) == "Activation":
         return ACTIVATIONS.get(_function_name(layer), OTHER)
     return kind_of(layer)
@@ -82,7 +83,7 @@ def _output_range(layer: Any) -> Range | tuple[float, float] | None:
 
 
 def float_layers(model: tf_keras.Model) -> dict[str, str]:
-    """The layers of a folded or rewritten model that compute in float, by name, and what they are."""
+    """The layers of a folded or rewritten model that compute in float, by name, with a description."""
     return {layer.name: reason for layer in model.layers if (reason := _kind(layer).stays_float)}
 
 
@@ -91,14 +92,14 @@ def _consumers(layer: Any) -> list[Any]:
 
 
 def quantized_output(name: str) -> str:
-    """The name of the quantizer behind a layer."""
+    """The name of the quantizer behind the layer of this name."""
     return f"{name}_quantized"
 
 
 def _activation_quantizers(
     model: tf_keras.Model, input_range: tuple[float, float] | None
 ) -> dict[str, ActivationQuantizer | FollowingQuantizer]:
-    """For each layer of a folded model whose output TFLite quantizes, the quantizer to put behind it."""
+    """The quantizers to insert behind layers of a folded model, by the names of these layers."""
     quantizers: dict[str, ActivationQuantizer | FollowingQuantizer] = {}
     outputs = set(model.output_names)
     for layer in model.layers:
@@ -153,27 +154,28 @@ def rewrite(
     activations: bool = True,
     input_range: tuple[float, float] | None = None,
 ) -> tf_keras.Model:
-    """Inserts learned quantizers: the model that is fine-tuned, trained from scratch, and exported.
+    """Inserts learned quantizers. The result can be fine-tuned, or trained from scratch, and exported.
 
-    The result is an ordinary functional tf_keras model with the same inputs and outputs. Compile and fit
-    it like any other; the schemes' penalties are among its ``losses``.
+    It is an ordinary functional tf_keras model with the same inputs and outputs. Compile and fit it like any
+    other model. The schemes' penalties are among its ``losses``.
 
     Args:
-        model: a float tf_keras model, as :func:`lqconvert.load_model` gives it: functional, flat, without
-            layers that only training knows; :func:`fold` is applied first.
+        model: a float tf_keras model from :func:`lqconvert.load_model`: functional, flat, without layers that
+            act in training only. It is folded first (:func:`fold`).
         scheme: how weight scales are learned; ``LSQ()``, 8 bits, by default.
-        granularity: one of GRANULARITIES: which weights share a scale. "mixed" is one for a Dense kernel,
-            unless its output channels are of very different sizes, else one for each output channel.
+        granularity: which weights share a scale; one of GRANULARITIES. "mixed" is one scale for a Dense
+            kernel, unless the sizes of its output channels differ much, and one for each output channel
+            otherwise.
         rounding: "nearest", or "floor" as in the thesis.
-        start: a fixed starting scale; calibrated (or max|P|/127) by default.
-        log_scale: train log(s), so that optimizer steps are ratios; False trains s as the thesis does.
-        biases: learn a scale for every bias too. An exported bias is int32 on the grid
-            s_input * s_kernel either way.
-        activations: quantize activations too; False leaves them float (such a model cannot be exported).
-        input_range: a fixed range of the inputs, where it is known ((0, 255) for raw pixels).
+        start: a fixed starting scale. By default calibrated (or max|P|/127).
+        log_scale: train log(s), so that optimizer steps are ratios. False trains s, as the thesis does.
+        biases: also learn a scale for every bias. An exported bias is int32 on the grid s_input * s_kernel
+            in any case.
+        activations: also quantize activations. A model with float activations cannot be exported.
+        input_range: a fixed range of the inputs, if it is known ((0, 255) for raw pixels).
 
     Raises:
-        LqError: if a layer has no integer form; the message names it. Or if there is no such granularity.
+        LqError: if a layer has no integer form (the message names it), or the granularity does not exist.
     """
     if granularity not in GRANULARITIES:
         raise LqError(f"granularity '{granularity}': is none of {', '.join(GRANULARITIES)}")
@@ -215,6 +217,6 @@ def rewrite(
         quantized = transform(folded, QuantizeOutputs(quantizers), only=set(quantizers))
     only = {layer.name for layer in linear}
     quantized = transform(quantized, QuantizeWeights(weight_quantizers), only=only)
-    # Files have these: an activation that was split off has a name of its own.
+    # So that a split-off activation has a name of its own also in files.
     quantized.given_outputs = tuple(model.output_names)
     return quantized

@@ -1,9 +1,9 @@
-"""Rounding weights to integer codes for the least damage at a price for each bit, in pure NumPy.
+"""Rounds weights to integer codes with the least damage, at a price for each bit. Pure NumPy.
 
-The damage of an error ``e`` in the weights of one output is ``importance / 2 * e^T H e``, with ``H`` the
-second moments of the layer's inputs. A code costs ``multiplier * bits(code)``, bits from the frequencies of
-the layer's own codes. Inputs are rounded one by one, and what a rounding does wrong is made good in the
-inputs that follow: Frantar et al., "GPTQ", arXiv 2210.17323; with a price for bits: "CERWU", 2505.18758.
+An error ``e`` in the weights of one output causes the damage ``importance / 2 * e^T H e``, where ``H`` is the
+second moments of the layer's inputs. A code costs ``multiplier * bits(code)``, with bits from the frequencies
+of the layer's codes. Inputs are rounded one after the other, and the weights of later inputs compensate the
+error of each: Frantar et al., "GPTQ", arXiv 2210.17323; with a price for bits: "CERWU", arXiv 2505.18758.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Share of its mean that is added to the diagonal of H: inputs that were never seen may come.
+#: This share of H's mean diagonal is added to its diagonal, for inputs that did not occur in the batches.
 DAMPING = 0.01
-#: Inputs whose errors are spread to the rest at once: one matrix product instead of many.
+#: The errors of this many inputs are passed on to all later ones at once: one matrix product instead of many.
 BLOCK = 128
-#: At high rates, a step ``s`` damages ``curvature * s^2 / 24`` a weight, which takes ``-log2(s)`` bits and a
-#: constant: damage and price are least at ``s^2 = 12 / ln 2 * multiplier / curvature``.
+#: At many bits, a step ``s`` causes the damage ``curvature * s^2 / 24`` per weight and takes ``-log2(s)``
+#: bits plus a constant. The sum of damage and price is least at ``s^2 = 12 / ln 2 * multiplier / curvature``.
 STEP = 12 / math.log(2)
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """What errors in the weights of a layer's inputs damage, for one output.
+    """The damage that errors in a layer's weights cause, for one output.
 
-    Where a layer is in groups (a depthwise one has one for each channel), each has inputs of its own.
+    Each group of a layer has its own inputs. (A depthwise layer has one group for each channel.)
     """
 
     spread: (
         np.ndarray
-    )  # float64 [groups, inputs, inputs]: of an error of input i, what input j > i makes good
-    conditional: np.ndarray  # float64 [groups, inputs]: of an error of input i, when those after it make good
+    )  # float64 [groups, inputs, inputs]: the share of input i's error that input j > i compensates
+    conditional: np.ndarray  # float64 [groups, inputs]: the damage of input i's error after compensation
 
     @classmethod
     def of(cls, moments: np.ndarray) -> Curvature:
-        """From the second moments H of the inputs, [groups, inputs, inputs]."""
+        """The curvature for second moments H of the inputs, [groups, inputs, inputs]."""
         diagonal = np.einsum("gii->gi", moments)
         damping = DAMPING * diagonal.mean(axis=1) + 1e-30
         damped = moments + damping[:, None, None] * np.eye(moments.shape[1])
-        # The upper Cholesky factor of the inverse: that of H, with its inputs in reverse, is lower.
+        # The upper Cholesky factor of the inverse, from the lower one of H with its inputs in reverse order.
         lower = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
         upper = np.linalg.inv(lower)
         pivots = np.einsum("gii->gi", upper)
@@ -53,12 +53,12 @@ class Curvature:
 
 
 def step_of_least_cost(curvature: np.ndarray, multiplier: float) -> np.ndarray:
-    """The scale at which bits and damage balance, an error ``e`` damaging ``curvature / 2 * e^2``."""
+    """The scale at which bits and damage balance. An error ``e`` costs ``curvature / 2 * e^2``."""
     return np.sqrt(STEP * multiplier / np.maximum(curvature, 1e-300))
 
 
 def bits_of(codes: np.ndarray, limit: int) -> np.ndarray:
-    """The bits of each code from -limit to limit, by how often it is among the codes."""
+    """The bits of each code from -limit to limit, from its frequency among the codes."""
     counts = np.bincount(codes.ravel() + limit, minlength=2 * limit + 1) + 0.5
     return -np.log2(counts / counts.sum())
 
@@ -82,10 +82,10 @@ def rounded(
 
     Args:
         weights: [groups, inputs, outputs].
-        scale: broadcastable to [groups, 1, outputs]: one for each output at most.
-        importance: [groups, outputs]: of errors in each output.
-        multiplier: the damage that a bit is worth.
-        passes: how often all is rounded; each takes the frequencies of codes from the one before.
+        scale: broadcastable to [groups, 1, outputs]: at most one scale for each output.
+        importance: [groups, outputs]: the importance of errors in each output.
+        multiplier: the price of a bit, in units of damage.
+        passes: how often all weights are rounded. Each pass uses the code frequencies of the one before.
     """
     codes = nearest(weights, scale, limit)
     for _ in range(passes):
@@ -121,7 +121,7 @@ def _pass(
 def _cheapest(
     weights: np.ndarray, scale: np.ndarray, costs: np.ndarray, prices: np.ndarray, limit: int
 ) -> np.ndarray:
-    """Of the nearest code, the next one towards 0, and 0: the one of the least damage and price."""
+    """The cheapest code, by damage and price: the nearest one, the next one towards 0, or 0."""
     best = np.clip(np.rint(weights / scale), -limit, limit).astype(np.int32)
     least = costs * (weights - best * scale) ** 2 + prices[best + limit]
     for other in (best - np.sign(best), np.zeros_like(best)):

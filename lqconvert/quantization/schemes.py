@@ -1,10 +1,10 @@
-"""Ways of learning the scale of a weight tensor.
+"""Schemes: ways to learn the scale of a weight tensor.
 
-A scheme answers two questions about one float tensor ``P`` with scales ``s`` (broadcastable to ``P``; an
-axis of length 1 in ``s`` is one that a group of weights shares a scale along):
+A scheme answers two questions about a float tensor ``P`` with scales ``s``. (``s`` broadcasts to ``P``: along
+an axis of length 1, the weights share a scale.)
 
 * ``scale_gradient``: what is dL/ds, given the upstream gradient dL/dP_r of the quantized tensor P_r = q*s?
-* ``penalty``: which differentiable term f(P, s) is added to the loss, times ``gamma``?
+* ``penalty``: which differentiable term f(P, s), times ``gamma``, is added to the loss?
 
 The formulas of the first four are those of A. Chinbat, "Learned Quantization Schemes for Data-centric ML
 Pipelines", thesis, TU Berlin, 2025; ``lsq`` is Esser et al., "Learned Step Size Quantization", ICLR 2020.
@@ -26,42 +26,43 @@ EPSILON = float(np.finfo(np.float32).eps)
 
 
 def group_axes(scale: tf.Tensor) -> list[int]:
-    """The axes of the weights along which one scale is shared."""
+    """The axes of the weights along which weights share a scale."""
     return [axis for axis, length in enumerate(scale.shape) if length == 1]
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """Base of all schemes: scales that stay where calibration put them."""
+    """Base class of schemes. Its scales keep their calibrated values."""
 
     name: ClassVar[str] = "fixed"
-    #: The epochs, learning rate and granularity that suit the scheme.
+    #: The default epochs, learning rate and granularity.
     recipe: ClassVar[Recipe] = Recipe()
-    #: Codes become coarser as it learns: its last weights count, not those of the best score on the way.
+    #: Codes become coarser during training: keep the last weights, not those with the best score.
     coarsens: ClassVar[bool] = True
-    #: The largest code that calibration starts from, where the scheme wants a coarser start than its limit.
+    #: The largest code after calibration, if the scheme starts with coarser scales than its limit allows.
     start_code: ClassVar[int | None] = None
-    #: Scales are this many steps an octave apart, or anywhere: a few different ones cost fewer bytes.
+    #: Scales are rounded to this many steps an octave; None: not rounded. Few different scales take fewer
+    #: bytes.
     scales_an_octave: ClassVar[int | None] = None
-    #: Largest absolute code, or None where codes are unbounded.
+    #: The largest absolute code, or None if codes are unbounded.
     limit: int | None = 127
 
     def scale_gradient(
         self, upstream: tf.Tensor, weights: tf.Tensor, scale: tf.Tensor, codes: tf.Tensor
     ) -> tf.Tensor:
-        """dL/ds, in the shape of ``scale``; the other three have the shape of the weights."""
+        """dL/ds, in the shape of ``scale``. The other three arguments have the shape of the weights."""
         return tf.zeros_like(scale)
 
     def penalty(self, weights: tf.Tensor, scale: tf.Tensor) -> tf.Tensor | None:
-        """The loss term of one tensor (a scalar, gamma included), or None."""
+        """The loss term of a tensor (a scalar that includes gamma), or None."""
         return None
 
     def damping(self, layers: int) -> float:
-        """By what factor weights and ranges learn slower than scales in a model of so many linear layers."""
+        """The factor on the learning rate of weights and ranges in a model with this many linear layers."""
         return 1.0
 
     def scaled(self, factor: float) -> Scheme:
-        """The scheme with its penalty (gamma, or the threshold) multiplied; itself where it has none."""
+        """The scheme with its penalty (gamma, or the threshold) multiplied. Unchanged if it has none."""
         penalties = {"gamma", "threshold"} & {field.name for field in dataclasses.fields(self)}
         return dataclasses.replace(self, **{name: factor * getattr(self, name) for name in penalties})
 
@@ -71,7 +72,7 @@ class Scheme:
 
 @dataclass(frozen=True)
 class GradientThreshold(Scheme):
-    """Weights whose relative gradient is below ``threshold`` (lambda) vote for a coarser scale."""
+    """Weights with a relative gradient below ``threshold`` (lambda) vote for a coarser scale."""
 
     name: ClassVar[str] = "gradient-threshold"
     recipe: ClassVar[Recipe] = RECIPES["gradient-threshold"]
@@ -115,7 +116,7 @@ class Inverse(Scheme):
 
 @dataclass(frozen=True)
 class Difference(Scheme):
-    """Penalizes the distance between a weight and its unrounded code."""
+    """Penalizes the distance between a weight and its code before rounding."""
 
     name: ClassVar[str] = "difference"
     recipe: ClassVar[Recipe] = RECIPES["difference"]
@@ -127,15 +128,16 @@ class Difference(Scheme):
 
 @dataclass(frozen=True)
 class Rate(Scheme):
-    """Penalizes the bits that a variable-length code spends on the codes.
+    """Penalizes the bits that a variable-length code needs for the codes.
 
-    The estimate is ``log2(1 + |P| / s)`` bits a weight, up to a factor that the penalty takes up. The scale
-    follows the task too, by the straight-through derivative of q * s, undamped so that it weighs against the
-    penalty as the weights do. Learns fast at a high rate: weights have far to go to 0.
+    The estimate is ``log2(1 + |P| / s)`` bits a weight, up to a factor that is part of the penalty weight.
+    The scale follows the task, too, with the straight-through derivative of q * s, undamped, so that task and
+    penalty have the same influence on it as on the weights. The learning rate is high, because weights have a
+    long way to 0.
 
-    A weight also costs ``unit_bits`` whatever its code (a Huffman code has one bit at least), unless its
-    input or its output channel is all zero: then it leaves the file. A channel counts as
-    ``1 - exp(-m / 0.1)`` of one, ``m`` being its mean |P| / s: those that are nearly empty are drawn to 0.
+    A weight also costs ``unit_bits`` with any code (a Huffman code has at least one bit), unless its input
+    channel or its output channel is all zero: then it is removed from the file. A channel counts as
+    ``1 - exp(-m / 0.1)``, where ``m`` is its mean |P| / s. So nearly empty channels are drawn to 0.
     """
 
     name: ClassVar[str] = "rate"
@@ -147,7 +149,7 @@ class Rate(Scheme):
     unit_bits: float = 1.0
 
     def damping(self, layers):
-        # What a step changes in every layer adds up: ResNets of 10 layers collapsed undamped.
+        # The changes in all layers add up: without damping, ResNets of 10 layers collapsed.
         return min(1.0, 4 / layers)
 
     def scale_gradient(self, upstream, weights, scale, codes):
@@ -167,7 +169,7 @@ class Rate(Scheme):
 
 @dataclass(frozen=True)
 class LSQ(Scheme):
-    """Learned step size at a fixed width: ``limit`` is 2**(bits-1) - 1."""
+    """Learned step size with a fixed number of bits: ``limit`` is 2**(bits-1) - 1."""
 
     name: ClassVar[str] = "lsq"
     recipe: ClassVar[Recipe] = RECIPES["lsq"]
@@ -189,6 +191,6 @@ SCHEMES: dict[str, type[Scheme]] = {
 
 
 def scheme_from_config(config: dict[str, Any]) -> Scheme:
-    """The scheme that :meth:`Scheme.get_config` described."""
+    """The scheme from a config of :meth:`Scheme.get_config`."""
     config = dict(config)
     return SCHEMES[config.pop("name")](**config)

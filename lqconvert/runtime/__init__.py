@@ -1,1 +1,1 @@
-"""Running .tflite files in LiteRT and TFLite Micro, and verifying what they answer."""
+"""Runs .tflite files in LiteRT and TFLite Micro, and verifies their outputs."""

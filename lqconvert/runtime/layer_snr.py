@@ -1,4 +1,4 @@
-"""How much a layer's output differs between two .tflite files of one network, seen from the inside."""
+"""The noise of each layer: how much its outputs in two .tflite files of one network differ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lqconvert.runtime.litert import isolated
 from lqconvert.tflite.flatbuffer import read
 from lqconvert.tflite.graph import OPERANDS, Operator, text_of
 
-#: What a converter's names of tensors end in, the surest sign of the layer first.
+#: Endings of converters' tensor names, from the surest sign of a layer to the weakest.
 _OPERATIONS = r"(Conv2D|MatMul|depthwise|conv2d_transpose)"
 _SIGNS = (rf"{_OPERATIONS}1$", "BiasAdd$", rf"{_OPERATIONS}$", "")
 _RELU = ("RELU", "RELU6", "RELU_N1_TO_1")
@@ -22,25 +22,25 @@ _RELU = ("RELU", "RELU6", "RELU_N1_TO_1")
 
 @dataclass(frozen=True)
 class LayerNoise:
-    """A layer's output in one file against another's."""
+    """The noise of a layer's output in one file, compared with another file."""
 
-    name: str  # of the layer, where the reference says so, else its operator and place
+    name: str  # the layer's name if the reference has it, otherwise the operator and its place
     kind: str  # the operator's name
     shape: tuple[int, ...]  # of the output in the reference, without the batch axis
-    snr_db: float | None  # None where the other file has no such layer, infinite where there is no noise
+    snr_db: float | None  # None if the other file has no such layer, infinite if there is no noise
 
 
 @dataclass(frozen=True)
 class _Layer:
     name: str
     kind: str
-    output: int  # the tensor
+    output: int  # the index of the output tensor
     shape: tuple[int, ...]
     weights: int
 
     @property
     def size(self) -> tuple[int, int]:
-        """What tells a layer from others: packing may make a FULLY_CONNECTED a CONV_2D."""
+        """Sizes of output and kernel. They stay when packing replaces FULLY_CONNECTED by CONV_2D."""
         return math.prod(self.shape), self.weights
 
 
@@ -52,15 +52,16 @@ def layer_noise(
 ) -> list[LayerNoise]:
     """The signal-to-noise ratio of every linear layer's output, in the order of the reference's graph.
 
-    10 log10 of the sum of the reference's squares over that of the squared differences, both over all values
-    of all examples. Layers (with a ReLU right behind them) are matched in order by the sizes of outputs and
-    kernels, as names differ between tools; what has no counterpart, as where channels were removed, gets
-    no ratio. Both files run in LiteRT's built-in kernels, which keep what lies between.
+    It is 10 log10 of the sum of the reference's squares over the sum of the squared differences, over all
+    values of all examples. Layers (with a ReLU directly behind them) are matched in order, by the sizes of
+    outputs and kernels, because names differ between tools. A layer without a match, for example after
+    channels were removed, has no ratio. Both files run in LiteRT's built-in kernels, which keep intermediate
+    results.
 
     Args:
         reference, other: .tflite files that LiteRT runs.
-        inputs: real values [n, ...] as the reference takes them, preprocessed; a list if several.
-        other_inputs: the same examples for the other file, where its preprocessing is another.
+        inputs: real values [n, ...] as for the reference, preprocessed; a list for several inputs.
+        other_inputs: the same examples for the other file, if its preprocessing differs.
     """
     ours, theirs = _layers(reference), _layers(other)
     matcher = SequenceMatcher(None, [layer.size for layer in ours], [layer.size for layer in theirs], False)
@@ -87,7 +88,7 @@ def layer_noise(
 
 
 def decibels(signal: float, noise: float) -> float:
-    """The ratio of two sums of squares; infinite where one of them is 0.
+    """The ratio of two sums of squares; infinite if one of them is 0.
 
     >>> decibels(signal=1000.0, noise=1.0)
     30.0
@@ -98,7 +99,7 @@ def decibels(signal: float, noise: float) -> float:
 
 
 def _layers(tflite: bytes) -> list[_Layer]:
-    """The linear layers of a file, each with the tensor behind its activation."""
+    """The linear layers of a file, each with the output tensor of its activation."""
     graph, found = read(tflite).main, []
     readers: dict[int, list[Operator]] = {}
     for operator in graph.operators:
@@ -114,7 +115,7 @@ def _layers(tflite: bytes) -> list[_Layer]:
             output = behind[0].outputs[0]
         shape = graph.tensors[output].shape[1:]
         kernel = graph.tensors[operator.inputs[OPERANDS[kind][1]]]
-        # The model's last tensor has no layer's name, but its kernel does.
+        # The name of the model's last tensor has no layer in it, but the kernel's name does.
         named = [graph.tensors[i] for i in (operator.outputs[0], *operator.inputs[1:]) if i >= 0]
         name = next(filter(None, (_name(tensor.name) for tensor in named)), f"{kind} {place}")
         found.append(_Layer(name, kind, output, shape, math.prod(kernel.shape)))
@@ -122,7 +123,7 @@ def _layers(tflite: bytes) -> list[_Layer]:
 
 
 def _name(text: bytes | None) -> str:
-    """The layer in a converter's name of a tensor: "model/re_lu/Relu;model/dense/BiasAdd" is of dense."""
+    """The layer in a converter's tensor name: "dense" in "model/re_lu/Relu;model/dense/BiasAdd"."""
     paths = [path for path in text_of(text).split(";") if "/" in path]
     for sign in _SIGNS:
         for path in paths:
@@ -134,7 +135,7 @@ def _name(text: bytes | None) -> str:
 def _outputs(
     tflite: bytes, inputs: np.ndarray | Sequence[np.ndarray], layers: list[_Layer]
 ) -> Iterator[list[np.ndarray]]:
-    """Of each example the real values (float64) that the layers give."""
+    """For each example, the real values (float64) of the layers' outputs."""
     ends = np.cumsum([math.prod(layer.shape) for layer in layers])
     if not layers:
         return

@@ -1,4 +1,4 @@
-"""Runs .tflite files in LiteRT, those of strangers in processes of their own."""
+"""Runs .tflite files in LiteRT. Files that may come from strangers run in processes of their own."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from lqconvert.tflite.flatbuffer import read
 from lqconvert.tflite.interface import LARGEST_INPUT, Detail, Interface, Scale, split
 from lqconvert.utils.worker import ended_by, started
 
-#: LiteRT's sets of kernels: XNNPACK's, its default, and its own.
+#: LiteRT's sets of kernels: XNNPACK's (the default) and its built-in ones.
 KERNELS = {"XNNPACK": "AUTO", "built-in": "BUILTIN_WITHOUT_DEFAULT_DELEGATES"}
-#: A process that runs a file may take so many bytes for data, and so many times the file's own.
+#: Memory limit for the data of a process that runs a file: this many bytes plus a multiple of the file's
+#: size.
 WORKER_BYTES, WORKER_COPIES = 1 << 30, 6
-#: Seconds after which one is ended that does nothing: its own limits are of processor time.
+#: A process that does nothing for this many seconds is ended. Its own limits are of processor time.
 WORKER_SECONDS = 120
-#: Bytes of the line in which one says what it is about to send.
+#: The longest line in which a process announces what it sends.
 LARGEST_LINE = 1 << 22
 
 
 class Runner(Interface):
-    """A .tflite file in LiteRT, fed with real values.
+    """A .tflite file in LiteRT that takes real values.
 
     Args:
         tflite: the file's bytes.
         kernels: one of KERNELS.
-        keeps_all: keep what is computed between inputs and outputs (with the built-in kernels), too.
+        keeps_all: also keep intermediate results (only with the built-in kernels).
     """
 
     def __init__(self, tflite: bytes, kernels: str = "XNNPACK", *, keeps_all: bool = False) -> None:
@@ -52,23 +53,23 @@ class Runner(Interface):
         )
         self.interpreter.allocate_tensors()
         super().__init__(self.interpreter.get_input_details(), self.interpreter.get_output_details())
-        for detail in self.inputs:  # what lies there by chance may be no index
+        for detail in self.inputs:  # uninitialized memory may be no valid index
             self.interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
 
     def run_one(self, example: np.ndarray) -> None:
-        """Computes an example [...] as the file takes it."""
+        """Computes the outputs of an example [...] in the file's own types."""
         parts = split(example[np.newaxis], [detail["shape"] for detail in self.inputs])
         for part, detail in zip(parts, self.inputs, strict=True):
             self.interpreter.set_tensor(detail["index"], part.astype(detail["dtype"], copy=False))
         self.interpreter.invoke()
 
     def results(self) -> np.ndarray:
-        """The outputs [...] of the example that was computed last, as the file has them."""
+        """The outputs [...] of the last example, in the file's own types."""
         results = [self.interpreter.get_tensor(detail["index"])[0] for detail in self.outputs]
         return results[0] if len(results) == 1 else np.concatenate([y.ravel() for y in results])
 
     def values_of(self, tensors: Sequence[int]) -> np.ndarray:
-        """The real values (float64, flat) of some tensors of that example; all must have been kept."""
+        """The real values (float64, flat) of some tensors for the last example. Needs ``keeps_all``."""
         details = {detail["index"]: detail for detail in self.interpreter.get_tensor_details()}
         parts = []
         for index in tensors:
@@ -78,7 +79,7 @@ class Runner(Interface):
         return np.concatenate(parts)
 
     def invoke(self, examples: Iterable[np.ndarray]) -> np.ndarray:
-        """Outputs [n, ...] for inputs [n, ...], both as the file has them."""
+        """Outputs [n, ...] for inputs [n, ...], both in the file's own types."""
         outputs = []
         for example in examples:
             self.run_one(example)
@@ -86,7 +87,7 @@ class Runner(Interface):
         return np.stack(outputs)
 
     def run(self, batches: Iterable[np.ndarray | Sequence[np.ndarray]]) -> np.ndarray:
-        """Outputs (float32, [n, ...]) for batches of real inputs (preprocessed, as the float model's)."""
+        """Outputs (float32, [n, ...]) for batches of real inputs, preprocessed as for the float model."""
         return self.dequantize(np.concatenate([self.invoke(self.quantize(batch)) for batch in batches]))
 
     def latency(
@@ -96,7 +97,7 @@ class Runner(Interface):
         seconds: float = math.inf,
         watch: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> float:
-        """Median seconds of one inference, of so many or of what fits into so many seconds."""
+        """Median seconds of an inference, over at most this many inferences and seconds."""
         times: list[float] = []
         begin = time.perf_counter()
         while len(times) < runs + 10 and (not times or time.perf_counter() - begin < seconds):
@@ -108,7 +109,7 @@ class Runner(Interface):
 
 
 class Isolated(Interface):
-    """A .tflite file in LiteRT in a process of its own, which :func:`isolated` starts.
+    """A .tflite file in LiteRT in its own process. :func:`isolated` makes it.
 
     Attributes:
         latency_s: median seconds of an inference with the first set of kernels.
@@ -122,16 +123,16 @@ class Isolated(Interface):
             inputs, outputs = ([_told(detail) for detail in header[side]] for side in ("inputs", "outputs"))
             self.latency_s = float(header["latency"])
         except (LookupError, TypeError, ValueError) as error:
-            raise CannotRun("LiteRT cannot run the file: what it told of it makes no sense") from error
+            raise CannotRun("LiteRT cannot run the file: its process sent an invalid description") from error
         super().__init__(inputs, outputs)
 
     def invoke_all(self, examples: np.ndarray) -> dict[str, np.ndarray]:
-        """By set of kernels, outputs [n, ...] for inputs [n, ...], both as the file has them.
+        """For each set of kernels, outputs [n, ...] for inputs [n, ...], both in the file's own types.
 
-        Where tensors were asked for: their values instead, float64 [n, total].
+        If tensors were asked for: their real values instead, float64 [n, total].
 
         Raises:
-            CannotRun: if the file does not run on them, or takes too long or too much memory.
+            CannotRun: if the kernels cannot run the file, or it takes too long or too much memory.
         """
         examples = np.ascontiguousarray(examples)
         asked = {"shape": examples.shape, "dtype": examples.dtype.str}
@@ -151,7 +152,7 @@ class Isolated(Interface):
         return self.invoke_all(examples)[self._kernels[0]]
 
     def run(self, batches: Iterable[np.ndarray | Sequence[np.ndarray]]) -> np.ndarray:
-        """Outputs (float32, [n, ...]) for batches of real inputs (preprocessed, as the float model's)."""
+        """Outputs (float32, [n, ...]) for batches of real inputs, preprocessed as for the float model."""
         return self.dequantize(np.concatenate([self.invoke(self.quantize(batch)) for batch in batches]))
 
     def _array(self, count: int) -> np.ndarray:
@@ -162,9 +163,9 @@ class Isolated(Interface):
             if shape[0] != count or min(shape) < 0 or dtype.kind not in "iufb":
                 raise ValueError
             if math.prod(shape[1:]) > 4 * LARGEST_INPUT:
-                raise CannotRun(f"LiteRT cannot run the file: it gives {math.prod(shape[1:]):,} values")
+                raise CannotRun(f"LiteRT cannot run the file: it has {math.prod(shape[1:]):,} output values")
         except (LookupError, TypeError, ValueError) as error:
-            raise CannotRun("LiteRT cannot run the file: what it gave makes no sense") from error
+            raise CannotRun("LiteRT cannot run the file: its process sent invalid outputs") from error
         data = self._child.stdout.read(size)  # type: ignore[union-attr]
         if len(data) < size:
             raise self._ended()
@@ -178,7 +179,7 @@ class Isolated(Interface):
         return header if isinstance(header, dict) else {}
 
     def _ended(self) -> CannotRun:
-        """What the process ended with."""
+        """The error with which the process ended."""
         code = self._child.wait()
         self._errors.seek(0)
         said = self._errors.read(1 << 16).decode(errors="replace")
@@ -200,17 +201,17 @@ class Isolated(Interface):
 def isolated(
     tflite: bytes, kernels: Sequence[str] = ("XNNPACK",), tensors: Sequence[int] = ()
 ) -> Iterator[Isolated]:
-    """A .tflite file in a process of its own, for as long as the block takes; it has been run once on zeros.
+    """A context in which a .tflite file runs in its own process. It has already run once, on zeros.
 
-    LiteRT may crash at a damaged file, and one of a stranger's may never end, or take all memory.
+    LiteRT may crash on a damaged file, and a stranger's file may run forever or take all memory.
 
     Args:
         kernels: names in KERNELS.
-        tensors: whose values are to be given instead of the outputs (with built-in kernels).
+            tensors: return the values of these tensors instead of the outputs (built-in kernels only).
 
     Raises:
         LqError: if the file is damaged.
-        CannotRun: if LiteRT does not run it.
+        CannotRun: if LiteRT cannot run it.
     """
     read(tflite)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as errors:
@@ -224,13 +225,13 @@ def isolated(
 
 
 def check_loads(tflite: bytes) -> None:
-    """Runs a file once, on zeros, in a process of its own; raises what :func:`isolated` does."""
+    """Runs a file once, on zeros, in its own process. Raises the errors of :func:`isolated`."""
     with isolated(tflite):
         pass
 
 
 def _told(detail: dict[str, Any]) -> Detail:
-    """An input or output as a process told of it, checked: it has run what a stranger made."""
+    """A checked description of an input or output: the process that sent it has run a stranger's file."""
     scale, zero_point = detail["quantization"]
     shape, dtype = np.array(detail["shape"], np.int32), np.dtype(detail["dtype"])
     if dtype.kind not in "iufb" or min(shape, default=0) < 0 or math.prod(map(int, shape)) > LARGEST_INPUT:

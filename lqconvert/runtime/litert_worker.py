@@ -1,11 +1,11 @@
-"""Runs a .tflite in LiteRT, as a process of its own: a file that crashes or hangs takes only this one down.
+"""Runs a .tflite in LiteRT, as its own process: if the file crashes or hangs, only this process ends.
 
     python -m lqconvert.runtime.litert_worker MODEL BYTES KERNELS[,KERNELS...] [TENSOR,...]
 
-Loads the file within so many bytes of memory and runs it on zeros. Then writes a line of JSON: its inputs and
+Loads the file with a memory limit of BYTES and runs it on zeros. Then writes a line of JSON: its inputs and
 outputs, and the median seconds of an inference. Then, for each line of JSON on stdin (dtype and shape of
-examples [n, ...], whose bytes follow), writes for each set of kernels such a line and bytes of the outputs
-[n, ...], or of the real values (float64 [n, total]) of the tensors that were named.
+examples [n, ...], followed by their bytes) and each set of kernels, writes such a line and the bytes of the
+outputs [n, ...]. If tensors are given, it writes their real values instead (float64 [n, total]).
 """
 
 import json
@@ -18,9 +18,9 @@ import numpy as np
 
 from lqconvert.errors import first_line
 
-#: Processor seconds for loading the file and running it on zeros.
+#: Processor seconds to load the file and run it on zeros.
 FIRST_SECONDS = 10
-#: The latency is measured in at most so many inferences and seconds.
+#: The latency is measured over at most this many inferences and seconds.
 RUNS, MEASURED_SECONDS = 100, 2.0
 
 
@@ -29,7 +29,7 @@ def main(model: str, limit: str, kernels: str, tensors: str = "") -> None:
 
     confine(int(limit))
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever libraries print
+    os.dup2(2, 1)  # messages that libraries print go to stderr
     from lqconvert.runtime.litert import Runner
 
     watch = Stopwatch(FIRST_SECONDS)
@@ -61,7 +61,7 @@ def main(model: str, limit: str, kernels: str, tensors: str = "") -> None:
 
 
 def _plain(details: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What LiteRT tells of inputs or outputs, as JSON has it."""
+    """LiteRT's details of inputs or outputs, as JSON values."""
     return [
         {
             "name": detail["name"],
@@ -81,5 +81,5 @@ def _send(stream: IO[bytes], header: dict[str, Any], data: bytes = b"") -> None:
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except (RuntimeError, ValueError, MemoryError) as error:  # LiteRT's reasons
+    except (RuntimeError, ValueError, MemoryError) as error:  # LiteRT's errors
         sys.exit(first_line(error))

@@ -1,4 +1,4 @@
-"""Runs .tflite files in TFLite Micro, in processes of their own."""
+"""Runs .tflite files in TFLite Micro, in their own processes."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from lqconvert.errors import CannotRun, LqError
 from lqconvert.tflite.flatbuffer import read
 from lqconvert.utils.worker import ended_by, run_module, took_too_long
 
-#: TFLite Micro's interpreter gets this much memory at first, and four times as much until it suffices.
+#: TFLite Micro's interpreter gets this much memory first, and four times as much until it is enough.
 FIRST_ARENA, LARGEST_ARENA = 1 << 20, 1 << 30
 
 
-#: Its own sum of allocations may not suffice: it is raised by this, twice this, ... until the model runs.
+#: The sum of its allocations may not be enough: it is raised by this, twice this, ... until the model runs.
 ARENA_STEP = 256
 
 
-#: Seconds after which a run is given up.
+#: Seconds after which a run is ended.
 TIMEOUT = 900
 
 
 class _NoArenaHelps(CannotRun):
-    """TFLite Micro lacks an operator, or took too long. Every other failure may be want of an arena."""
+    """TFLite Micro lacks an operator, or took too long. Every other error may come from a small arena."""
 
 
 @dataclass(frozen=True)
 class MicroRun:
-    """What TFLite Micro did with a file: outputs [n, ...] as it has them, and what it took.
+    """A run in TFLite Micro: outputs [n, ...] in the file's own types, latency and arena.
 
-    Latency and arena are those of this machine: a microcontroller's pointers are half as long.
+    Latency and arena are those of this machine. A microcontroller's pointers are half as long.
     """
 
     outputs: np.ndarray
@@ -43,13 +43,13 @@ class MicroRun:
 
 
 def run_micro(tflite: bytes, inputs: np.ndarray) -> MicroRun:
-    """Runs a file in TFLite Micro, in a process of its own.
+    """Runs a file in TFLite Micro, in its own process.
 
     Args:
-        inputs: [n, ...] as the file takes them: int8, uint8, int16 or float32 (and indices).
+        inputs: [n, ...] in the file's own types: int8, uint8, int16 or float32 (or indices).
 
     Raises:
-        CannotRun: if it does not run the file; the message has its reason.
+        CannotRun: if it cannot run the file. The message has its reason.
     """
     arena, step = FIRST_ARENA, ARENA_STEP
     while True:

@@ -1,10 +1,11 @@
-"""Runs a .tflite in TFLite Micro, as a process of its own: a model that crashes takes only this one down.
+"""Runs a .tflite in TFLite Micro, as its own process: if the model crashes, only this process ends.
 
     python -m lqconvert.runtime.tflm_worker MODEL INPUTS.npy OUTPUTS.npy ARENA_BYTES INPUTS OUTPUTS
 
-Writes outputs [n, ...] for inputs [n, ...], both as the file has them, and the median seconds of an inference
-as the last line of stdout. TFLite Micro writes its allocations to stderr. The last two arguments are how many
-inputs and outputs the model has: several lie flat in an example, one behind the other.
+Writes outputs [n, ...] for inputs [n, ...], both in the file's own types, and the median seconds of an
+inference as the last line of stdout. TFLite Micro writes its allocations to stderr. The last two arguments
+are the numbers of inputs and outputs of the model. Several of them are flattened and concatenated in an
+example.
 """
 
 import os
@@ -13,9 +14,9 @@ import time
 
 import numpy as np
 
-#: Bytes for data besides the arena, the model and the examples.
+#: Bytes of data in addition to the arena, the model and the examples.
 BASE_BYTES = 1 << 29
-#: Processor seconds for the first inference: TFLite Micro's portable kernels are slow.
+#: Processor seconds for the first inference. TFLite Micro's portable kernels are slow.
 FIRST_SECONDS = 12
 
 

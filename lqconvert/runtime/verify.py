@@ -1,4 +1,4 @@
-"""The smallest file for a target, proven in its own runtime to compute what the int8 file computes."""
+"""Makes the smallest file for a target, and verifies that its outputs are those of the int8 file."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from lqconvert.tflite.targets import TFLM, Target
 from lqconvert.utils.compression import deflated
 
 NO_BORDER = Border()
-#: Inputs that every file is compared on, where there are as many.
+#: The number of inputs on which every file is compared, if there are as many.
 PROOF_EXAMPLES = 256
-#: TFLite Micro's portable kernels are slow: so many seconds of examples are scored in them.
+#: TFLite Micro's portable kernels are slow, so only as many examples are scored as take this many seconds.
 MICRO_SECONDS = 120
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may take on its target: bytes of tensor arena, and its latency as a ratio to int8's."""
+    """The limits of a file on its target: bytes of tensor arena, and latency as a multiple of int8's."""
 
     max_ram: int | None = None
     max_latency: float | None = None
@@ -45,7 +45,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Executed:
-    """A file in its target's runtime: outputs by set of kernels, and what it took on this machine."""
+    """A run of a file in its target's runtime: outputs by set of kernels, latency and arena."""
 
     outputs: dict[str, np.ndarray]
     latency_s: float
@@ -54,11 +54,11 @@ class Executed:
 
 @dataclass(frozen=True)
 class KernelRow:
-    """How a kernel is stored. Bytes of the codes as int8, at their entropy, as stored, and beside them."""
+    """How a kernel is stored: bytes as int8, at the codes' entropy, as stored, and of overhead."""
 
     layer: str
     operator: str
-    shape: tuple[int, ...]  # as in the file: without removed channels
+    shape: tuple[int, ...]  # in the file, without removed channels
     packing: str
     int8_bytes: int
     entropy_bytes: int
@@ -68,12 +68,12 @@ class KernelRow:
 
 @dataclass(frozen=True)
 class Proven:
-    """A file for a target, and what running it beside the plain int8 file showed."""
+    """A file for a target, with its measurements and those of the plain int8 file."""
 
     target: str
     size: int
     deflated_bytes: int
-    runtime: str  # package and version that it was proven on
+    runtime: str  # package and version that it was verified in
     examples: int
     deviation: dict[str, int]  # largest difference from the int8 file's outputs, in steps, by set of kernels
     latency_s: float
@@ -83,14 +83,14 @@ class Proven:
     int8_size: int
     operators: list[str]
     kernels: list[KernelRow]
-    refused: list[str]  # what computed something else, or took more than the limits
+    refused: list[str]  # changes that gave other outputs or exceeded the limits, and were not used
 
 
 def execute(tflite: bytes, target: Target, inputs: np.ndarray) -> Executed:
-    """Runs a file [n, ...] -> [n, ...] on a target.
+    """Runs a file on inputs [n, ...] in a target's runtime.
 
     Raises:
-        CannotRun: if the runtime does not run it; the message has its reason.
+        CannotRun: if the runtime cannot run it. The message has its reason.
     """
     if target.name == TFLM.name:
         micro = run_micro(tflite, inputs)
@@ -100,7 +100,7 @@ def execute(tflite: bytes, target: Target, inputs: np.ndarray) -> Executed:
 
 
 def check_runs(tflite: bytes, target: Target) -> None:
-    """Raises an LqError with the target's reason where it cannot run an int8 file."""
+    """Raises an LqError with the runtime's reason if a target cannot run an int8 file."""
     graph = read(tflite).main
     shapes = [graph.tensors[index].shape[1:] for index in graph.inputs]
     shape = shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
@@ -110,8 +110,8 @@ def check_runs(tflite: bytes, target: Target) -> None:
 def run(
     tflite: bytes, target: Target, batches: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The outputs of a file on a target for batches of its inputs and labels, and the labels."""
-    if target.name == TFLM.name:  # a process for all of them
+    """The outputs of a file for batches (inputs, labels) in its target's runtime, and the labels."""
+    if target.name == TFLM.name:  # one process for all batches
         inputs, labels = map(np.concatenate, zip(*batches, strict=True))
         return run_micro(tflite, inputs).outputs, labels
     with isolated(tflite) as file:
@@ -120,14 +120,14 @@ def run(
 
 
 def examples_in(target: Target, latency_s: float, size: int) -> int:
-    """How many of so many test examples a file is scored on: all, unless its runtime is slow."""
+    """The number of test examples on which a file is scored: all ``size``, unless its runtime is slow."""
     if target.name != TFLM.name:
         return size
     return min(size, max(PROOF_EXAMPLES, int(MICRO_SECONDS / latency_s)))
 
 
 def smallest(tflite: bytes, target: Target) -> Packed:
-    """The smallest file for a target, not run yet: for the size that codes come to."""
+    """The smallest file for a target, without running it: to estimate sizes during training."""
     return _pack_gathered(remove_dead_channels(read(tflite)), target, {}, True, Encodings())
 
 
@@ -139,20 +139,21 @@ def prove(
     limits: Limits,
     border: Border = NO_BORDER,
 ) -> tuple[bytes, Proven]:
-    """Packs an int8 file for a target; what does not compute the same there gives way to the next best.
+    """Packs an int8 file for a target and verifies it. A packing that changes outputs is not used.
 
-    The same: identical outputs in TFLite Micro and in LiteRT's XNNPACK; in LiteRT's built-in kernels, which
-    round in other ways for other shapes, at most a step off, or as far as they are from XNNPACK on the int8
-    file. (The other way round where ``target`` says that the built-in kernels are the exact ones.)
+    Outputs must be identical to int8's in TFLite Micro and in LiteRT's XNNPACK. In LiteRT's built-in kernels,
+    which round differently for some shapes, they may differ by one step, or by the difference between these
+    kernels and XNNPACK on the int8 file. (If ``target`` names the built-in kernels as the exact ones, the
+    other way round.)
 
     Args:
-        inputs: int8 [n, ...] to compare on.
-        layers: names of the layers of the file's kernels.
-        border: what the file is finished with; it is run within that.
+        inputs: int8 [n, ...] to compare outputs on.
+        layers: the layers' names, in the order of the file's kernels.
+        border: conversions of inputs and outputs, which are added before the file is run.
 
     Raises:
         LqError: if the target cannot run the int8 file.
-        BudgetMissed: if no file keeps within the limits.
+        BudgetMissed: if no file is within the limits.
     """
     passage = Passage(border, tflite)
     entering, inputs = passage.into(inputs[:PROOF_EXAMPLES])
@@ -228,7 +229,7 @@ def prove(
 def _pack_gathered(
     base: Model, target: Target, forbidden: dict[str, set[str]], gathers: bool, encodings: Encodings
 ) -> Packed:
-    """The smallest packed file, where it may also gather the inputs that are read."""
+    """The smallest packed file. It may gather the inputs that are read, if that makes it smaller."""
 
     def packed(model: Model) -> Packed:
         return pack(model, target.packings, forbidden, needless=target.needless, encodings=encodings)
@@ -244,17 +245,17 @@ def _pack_gathered(
 
 
 def _apart(a: np.ndarray, b: np.ndarray) -> int:
-    """The largest difference in steps; 255 where the shapes differ."""
+    """The largest difference in steps; 255 if the shapes differ."""
     if a.shape != b.shape:
         return 255
     return int(np.abs(a.astype(np.int32) - b).max(initial=0))
 
 
 def _execute_beside(tflite: bytes, target: Target, inputs: np.ndarray, plain: Executed) -> Executed:
-    """Runs a file that is to stand for the int8 file, which ``plain`` is the run of.
+    """Runs a file and compares its outputs with those of the int8 file, ``plain``.
 
     Raises:
-        LqError: if it cannot.
+        LqError: if it cannot run, or its outputs differ.
     """
     executed = execute(tflite, target, inputs)
     _refuse_other(executed, plain, target)
@@ -262,7 +263,7 @@ def _execute_beside(tflite: bytes, target: Target, inputs: np.ndarray, plain: Ex
 
 
 def _refuse_other(executed: Executed, plain: Executed, target: Target) -> None:
-    """Raises an LqError where outputs are not the int8 file's."""
+    """Raises an LqError if outputs differ from the int8 file's."""
     spread = max(_apart(outputs, plain.outputs[target.exact]) for outputs in plain.outputs.values())
     for kernels, outputs in executed.outputs.items():
         allowed = 0 if kernels == target.exact else max(1, spread)
@@ -272,7 +273,7 @@ def _refuse_other(executed: Executed, plain: Executed, target: Target) -> None:
 
 
 def _within(passage: Passage, executed: Executed) -> Executed:
-    """The run of a file within a border with the int8 outputs that it stands for."""
+    """The run of a file with a border, its outputs converted back to int8."""
     outputs = {kernels: passage.out_of(found) for kernels, found in executed.outputs.items()}
     return replace(executed, outputs=outputs)
 
@@ -286,7 +287,7 @@ def _same(tflite: bytes, target: Target, inputs: np.ndarray, plain: Executed) ->
 
 
 def _only(packed: Packed, number: int) -> bytes:
-    """The file with one kernel packed as it is, and all others as int8."""
+    """The file with one kernel packed as chosen, and all others as int8."""
     plain = [as_int8(kernel) for kernel in packed.kernels]
     chosen = [*plain[:number], packed.chosen[number], *plain[number + 1 :]]
     return write(assemble(packed.source, packed.kernels, chosen))
@@ -299,10 +300,10 @@ def _over(
     plain: Executed,
     limits: Limits,
 ) -> str:
-    """Which limit a file is over, in words; empty if none.
+    """The limit that a file exceeds, in words; empty if none.
 
     Args:
-        pair: the file and the int8 file, each with an input.
+        pair: the file and the int8 file, each with one input.
     """
     arena = executed.arena_bytes
     if limits.max_ram is not None and arena is not None and arena > limits.max_ram:
@@ -310,7 +311,7 @@ def _over(
     ratios = [executed.latency_s / plain.latency_s]
     if limits.max_latency is None or ratios[0] <= limits.max_latency:
         return ""
-    for _ in range(4):  # a single measurement may have been disturbed
+    for _ in range(4):  # something else may have slowed down a single measurement
         again, beside = (execute(file, target, np.repeat(x, 50, 0)) for file, x in pair)
         ratios.append(again.latency_s / beside.latency_s)
     if median(ratios) <= limits.max_latency:
@@ -319,7 +320,7 @@ def _over(
 
 
 def _load(packed: Packed, number: int) -> float:
-    """What unpacking a kernel whenever the model runs takes of memory and, about in proportion, of time."""
+    """The memory, and about in proportion the time, that unpacking a kernel takes in each inference."""
     weights = {"int8": 0.0, "sparse": 0.0, "huffman-blocks": 2.0}
     return packed.kernels[number].codes.size * weights.get(packed.packings[number], 1.0)
 

@@ -1,1 +1,1 @@
-"""Studies of many runs."""
+"""Studies with many runs."""

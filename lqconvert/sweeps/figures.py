@@ -1,4 +1,4 @@
-"""The figures of a sweep, drawn with matplotlib from what the runs wrote into the folder."""
+"""The figures of a sweep, drawn with matplotlib from the files of its runs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MARKERS = "osD^vP"
 
 
 def draw(folder: Path, runs: Sequence[Run], sensitivities: Sequence[Sensitivity]) -> list[Path]:
-    """Draws all figures of a sweep into its folder and gives their paths.
+    """Draws all figures of a sweep into its folder and returns their paths.
 
-    Histograms that are there already, and newer than the codes, stay as they are.
+    Histograms that are newer than the codes are not drawn again.
     """
     reports = {
         run.name: json.loads((folder / f"{run.name}.report.json").read_text(encoding="utf-8")) for run in runs
@@ -45,7 +45,7 @@ def draw(folder: Path, runs: Sequence[Run], sensitivities: Sequence[Sensitivity]
 
 @defaults()
 def pareto(path: Path, runs: Sequence[Run], report: dict[str, Any]) -> Path:
-    """Test score against the number of integers and against bytes: a curve a scheme and granularity."""
+    """Test score against the number of integers and against bytes: a curve per scheme and granularity."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     curves = _curves(runs)
@@ -79,7 +79,7 @@ def pareto(path: Path, runs: Sequence[Run], report: dict[str, Any]) -> Path:
 
 @defaults()
 def epochs(path: Path, runs: Sequence[Run], reports: dict[str, Any]) -> Path:
-    """Validation score and loss while fine-tuning: a row a scheme and granularity, a line a penalty."""
+    """Validation score and loss during fine-tuning: a row per scheme and granularity, a line per penalty."""
     curves = _curves(runs)
     figure = Figure(figsize=(10, 0.6 + 2.4 * len(curves)), layout="constrained")
     axes = figure.subplots(len(curves), 2, sharex="row", squeeze=False)
@@ -107,7 +107,7 @@ def epochs(path: Path, runs: Sequence[Run], reports: dict[str, Any]) -> Path:
 
 @defaults()
 def codes(path: Path, kernels: dict[str, np.ndarray]) -> Path:
-    """How often each integer code occurs, for every kernel."""
+    """The frequency of each integer code, for every kernel."""
     columns = min(4, len(kernels))
     rows = -(-len(kernels) // columns)
     figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
@@ -125,7 +125,7 @@ def codes(path: Path, kernels: dict[str, np.ndarray]) -> Path:
 
 @defaults()
 def sensitivity(path: Path, rows: Sequence[Sensitivity]) -> Path:
-    """By how much the score drops when one layer is coarsened: a group of bars for each layer."""
+    """The drop of the score when one layer is coarsened: a group of bars for each layer."""
     layers = list(dict.fromkeys(row.layer for row in rows))
     widths = sorted({row.bits for row in rows})
     size = (8, 1 + 0.35 * len(layers) * max(1, len(widths) / 2))
@@ -144,7 +144,7 @@ def sensitivity(path: Path, rows: Sequence[Sensitivity]) -> Path:
 
 
 def _curves(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of each scheme and granularity, by penalty."""
+    """The runs of each scheme and granularity, sorted by penalty."""
     ordered = sorted(runs, key=lambda run: (run.scheme, run.granularity, run.penalty))
     grouped = groupby(ordered, lambda run: f"{run.scheme}, {run.granularity}")
     return {label: list(group) for label, group in grouped}

@@ -1,9 +1,9 @@
-"""Runs the reference's MNIST experiment and prints its figures beside ours.
+"""Runs the reference's MNIST experiment and prints its figures next to ours.
 
 A. Chinbat, "Learned Quantization Schemes for Data-centric ML Pipelines", TU Berlin, 2025: 784-128-10 on raw
-0..255 pixels, Adam 1e-4, batch 32, 20 epochs, seed 42; from the trained model 20 epochs more with floor
-rounding and scales that start at 100 x float32 epsilon and are trained at the same rate. As there, the test
-split is the validation data; nothing is chosen by it.
+0..255 pixels, Adam 1e-4, batch 32, 20 epochs, seed 42. From the trained model, 20 epochs more with floor
+rounding and scales that start at 100 x float32 epsilon and are trained at the same rate. As in the thesis,
+the test split is the validation data; nothing is chosen by it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lqconvert.quantization.layers import MINIMUM_SCALE
 from lqconvert.quantization.rewrite import rewrite
 from lqconvert.quantization.schemes import Difference, GradientThreshold, Inverse, MaxBin, Scheme
 
-#: Scheme and the reference's (zipped MB, row-wise); it gives no separate figure column-wise.
+#: Scheme and the reference's (zipped MB, row-wise). The reference has no separate figures column-wise.
 RUNS: tuple[tuple[Scheme, str], ...] = (
     (GradientThreshold(limit=None, threshold=1e-10), "0.05 MB, 7x, 24 codes -12..11"),
     (Difference(limit=None, gamma=1e-7), "0.03 MB, 12x, codes -6..2"),
@@ -50,7 +50,7 @@ class Reproduced:
 def reproduce_mnist(
     *, epochs: int = 20, seed: int = 42, done: Callable[[Reproduced], None] = lambda _: None
 ) -> tuple[float, int, list[Reproduced]]:
-    """(float accuracy, bytes of its zipped float32 weights, the eight runs)."""
+    """(float accuracy, bytes of the float32 weights, zipped, the eight runs)."""
     data = load_data("mnist", (784,), 10)
     train, test = _arrays(data.train, data.validation), _arrays(data.test)
     tf_keras.utils.set_random_seed(seed)
@@ -95,14 +95,14 @@ def _arrays(*splits: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fit(model: tf_keras.Model, train: tuple, test: tuple, epochs: int) -> float:
-    """Trains as the reference does and gives the test accuracy."""
+    """Trains as the reference does and returns the test accuracy."""
     model.compile(tf_keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", ["accuracy"])
     model.fit(*train, batch_size=32, epochs=epochs, verbose=0)
     return float(model.evaluate(*test, batch_size=1000, verbose=0)[1])
 
 
 def _zipped(tensors: list[np.ndarray]) -> int:
-    """Bytes of a zip archive of the tensors as the reference writes it: one .npy for each, deflated."""
+    """Bytes of a zip archive of the tensors as the reference writes it: one deflated .npy for each."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for number, tensor in enumerate(tensors):

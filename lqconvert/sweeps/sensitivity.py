@@ -1,4 +1,4 @@
-"""Which layers mind coarse weights: the score when one layer alone is coarsened, nothing being learned."""
+"""The sensitivity of each layer: the score when its weights alone are coarsened, without training."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from lqconvert.quantization.schemes import LSQ
 class Sensitivity:
     """The validation score with one layer's weights at ``bits`` and all others at 8.
 
-    The score is the first metric that budgets judge; ``drop`` is how many points it is under the one with
-    all at 8.
+    The score is the first metric that budgets limit. ``drop`` is the difference in points to the score with
+    8 bits everywhere.
     """
 
     layer: str
@@ -49,8 +49,8 @@ def sensitivities(
 ) -> list[Sensitivity]:
     """Coarsens one layer after the other to each width, by least squared error, without fine-tuning.
 
-    Scored on the validation split, with one scale for each output channel. The graph with simulated
-    quantization is scored, not a file: only differences between layers are of interest.
+    Scores are measured on the validation split, with one scale for each output channel, on the graph with
+    simulated quantization. No file is made: only differences between layers are of interest.
     """
     loaded = load_model(model, input_shape=input_shape, trust_model=trust_model)
     given = load_data(data, input_shapes(loaded), outputs_of(loaded))
@@ -78,7 +78,7 @@ def sensitivities(
         for width in bits:
             narrow = WeightQuantizer(LSQ(limit=2 ** (width - 1) - 1), quantizer.kept_axes)
             coarse = best_scale(narrow, floats)
-            # Values on the coarse grid pass the 8-bit quantizer of the same scale unchanged.
+            # Values on the coarse grid pass through the 8-bit quantizer of the same scale unchanged.
             kernel.assign(narrow.codes(floats, coarse) * coarse)
             quantizer.set_scale(coarse)
             reached = score()

@@ -33,17 +33,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: A run whose process has not been heard of for this long (in seconds) counts as dead and is repeated.
+#: A run whose process has sent no signal for this many seconds counts as dead and is repeated.
 GRACE = 120
-#: The end of a SQLite journal that names another file, which SQLite removes: of transactions over several.
+#: The end of a SQLite journal that names other files, which SQLite would remove: one over several databases.
 JOURNAL_OF_SEVERAL = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One setting and what its exported file measured.
+    """One combination of settings, and the measurements of its exported file.
 
-    ``penalty`` is a factor on the scheme's own; ``integers`` counts the different codes of all kernels.
+    ``penalty`` is a factor on the scheme's default penalty; ``integers`` counts the different codes of all
+    kernels.
     """
 
     scheme: str
@@ -58,7 +59,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What its files in the folder are called."""
+        """The name of its files in the folder."""
         return _name(self.scheme, self.granularity, self.penalty)
 
 
@@ -80,26 +81,27 @@ def sweep(
     settings: Settings | None = None,
     **keywords: Unpack[QuantizeKeywords],
 ) -> list[Run]:
-    """Quantizes a model under every combination of settings; goes on where an earlier sweep stopped.
+    """Quantizes a model with every combination of settings, and continues an earlier sweep.
 
-    A run that comes to nothing is logged as a warning; the next sweep tries it again.
+    A run without a file is logged as a warning, and the next sweep tries it again.
 
     Args:
         model, data: see :func:`lqconvert.quantize`.
-        output: a folder that gets the files of every run, ``sweep.csv`` of all that are done, and by default
-            the study. By default it is called as the model.
-        penalties: factors on each scheme's own penalty (its gamma, or its threshold).
-        storage: an Optuna storage URL, for several machines that share one study; otherwise a SQLite
-            file in the folder. They share the folder, too.
-        done, so_far: called after every run with it, and with all of this grid that are done, in its order.
+        output: a folder for the files of every run, for ``sweep.csv`` with all finished runs, and by default
+            for the study. By default, it has the model's name.
+        penalties: factors on each scheme's default penalty (its gamma, or its threshold).
+        storage: an Optuna storage URL, for several machines that share one study (and the folder). By
+            default, a SQLite file in the folder.
+        done, so_far: called after every run: with this run, and with all finished runs in the order of the
+            grid.
         settings, keywords: as for :func:`lqconvert.quantize`.
 
     Returns:
-        The runs of this grid that came to a file, in its order.
+        The runs that made a file, in the order of the grid.
 
     Raises:
-        LqError: where Optuna is missing, or no run came to a file: what :func:`lqconvert.quantize` raised.
-        KeyboardInterrupt: the run that was interrupted is repeated next time.
+        LqError: if Optuna is missing. If no run made a file: the error of :func:`lqconvert.quantize`.
+        KeyboardInterrupt: the next sweep repeats the interrupted run.
     """
     try:
         import optuna
@@ -110,11 +112,11 @@ def sweep(
     folder = default_output(model, ".sweep") if output is None else Path(output)
     make_folders([folder / "sweep.csv"])
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    common = Settings.of(keywords, settings)  # of all runs
+    common = Settings.of(keywords, settings)  # the same for all runs
     asked = {name: value for name, value in common.changes().items() if name != "trust_model"}
     given = ", ".join(f"{name} {value}" for name, value in sorted(asked.items()))
     study_name = f"{_model_label(model)} on {_data_label(data)}, {given}"
-    # So that two processes neither make the same tables at once nor take the same run.
+    # So that two processes do not make the same tables at once or take the same run.
     lock = FileLock(folder / ".study.lock")
     database = folder / "study.db"
     if storage is None:
@@ -134,7 +136,7 @@ def sweep(
     failed: dict[str, LqError] = {}
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
-        lock.release()  # it is known to be under way from here on
+        lock.release()  # the study knows now that this run is in progress
         scheme = trial.suggest_categorical("scheme", list(SCHEMES))
         granularity = trial.suggest_categorical("granularity", GRANULARITIES)
         penalty = trial.suggest_float("penalty", 1e-9, 1e9, log=True)
@@ -158,17 +160,17 @@ def sweep(
 
     def settings_of(state: TrialState) -> list[dict[str, Any]]:
         trials = study.get_trials(deepcopy=False, states=(state,))
-        # All that a trial is of, where its parameters come one after the other.
+        # The complete settings of a trial: its parameters are added one after the other.
         return [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
 
     def complete() -> list[optuna.trial.FrozenTrial]:
-        """The trials whose files are still there, and not those of a sweep with other settings."""
+        """The trials of a sweep with these settings whose files still exist."""
         trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         files = [_checksum(folder / f"{_name(**trial.params)}.tflite") for trial in trials]
         return [each for each, file in zip(trials, files, strict=True) if file == each.user_attrs["file"]]
 
     def table() -> list[Run]:
-        """The runs of this grid that came to a file, in its order, once they are in the table."""
+        """The runs that made a file, in the order of the grid, after they were written to the table."""
         by_setting = {_name(**trial.params): Run(**trial.user_attrs["run"]) for trial in complete()}
         runs = [by_setting[_name(**setting)] for setting in grid if _name(**setting) in by_setting]
         if runs:
@@ -178,7 +180,7 @@ def sweep(
     while True:
         with lock:
             optuna.storages.fail_stale_trials(study)
-            running = settings_of(TrialState.RUNNING)  # before those that are done: a run may end meanwhile
+            running = settings_of(TrialState.RUNNING)  # before the finished ones: a run may end meanwhile
             made = [trial.params for trial in complete()]
             left = [setting for setting in grid if setting not in made and _name(**setting) not in failed]
             if not left:
@@ -193,7 +195,7 @@ def sweep(
                 if runs:
                     so_far(runs)
                 continue
-        time.sleep(5)  # another process is at the last ones, or died at them
+        time.sleep(5)  # another process has the last runs, or died during them
     with lock:
         runs = table()
     if not runs:
@@ -202,7 +204,7 @@ def sweep(
 
 
 def _refuse_foreign(database: Path) -> None:
-    """Fails where SQLite would write to, or remove, what is not the study's."""
+    """Refuses a database if SQLite would write to, or remove, files that are not the study's."""
     journal = database.with_name(f"{database.name}-journal")
     refuse_links(database, journal, *(database.with_name(f"{database.name}-{end}") for end in ("wal", "shm")))
     try:
@@ -216,7 +218,7 @@ def _refuse_foreign(database: Path) -> None:
 
 
 def _model_label(model: ModelLike) -> str:
-    """A model's name and a checksum: of its file, or of the weights of one in memory."""
+    """A model's name and a checksum: of its file, or of the weights of a model in memory."""
     if isinstance(model, (str, Path)):
         return f"{Path(model).name}{_checksum(Path(model))}"
     return model_label(model)
@@ -229,7 +231,7 @@ def _data_label(data: DataLike) -> str:
 
 
 def _checksum(path: Path) -> str:
-    """Of the content of a file, to tell one of the same name; nothing for a folder or what is no file."""
+    """A checksum of a file's content, to recognize another file of the same name; "" for a folder."""
     if not path.is_file():
         return ""
     checksum = 0
@@ -271,7 +273,7 @@ def _run(
 
 
 def write_csv(path: Path, rows: Sequence[Any]) -> None:
-    """Writes data classes of one kind as a table with a header."""
+    """Writes data classes of one type as a table with a header."""
 
     def write(part: Path) -> None:
         with part.open("w", newline="", encoding="utf-8") as file:

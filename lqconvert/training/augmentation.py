@@ -113,7 +113,7 @@ def choose_augmentation(
     floor = before - TOLERANCE - np.sqrt(max(before * (1 - before), 1 / len(y)) / len(y))
 
     def shifted(images: np.ndarray, shift: float) -> np.ndarray:
-        """Images shifted by the largest distance or not at all in each direction: a ninth of them each way."""
+        """Images shifted by the largest distance or not at all in each direction: nine ways in turn."""
         padded = Augmentation(shift=shift)._padded(tf.constant(images)).numpy()
         height, width = images.shape[1:3]
         rows, columns = padded.shape[1] - height, padded.shape[2] - width

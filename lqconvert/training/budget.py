@@ -265,7 +265,7 @@ class Steering:
         self.filled = self.filled or (self.fits(point) and point.bytes >= self.NEAR * self.target)
         if last.step and last.pressure != point.pressure:
             seen = math.log(last.bytes / point.bytes) / math.log(point.pressure / last.pressure)
-            if self.larger is None and point.pressure < last.pressure:  # learning continued from these weights
+            if self.larger is None and point.pressure < last.pressure:  # it continued from these weights
                 self.comes_back = self.comes_back or seen >= self.COME_BACK
             power = min(max(seen, least), most)
         if self.filled and not self.comes_back:
