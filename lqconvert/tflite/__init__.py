@@ -1,1 +1,1 @@
-""".tflite files: reading, rewriting and packing them, without any runtime."""
+"""Reads, rewrites and packs .tflite files, without any runtime."""

@@ -1,4 +1,4 @@
-"""A .tflite as C++ sources for a microcontroller: the bytes, and what the program around them has to know."""
+"""A .tflite as C++ sources for a microcontroller: the bytes, and the constants that the program needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lqconvert.tflite.interface import Detail, Interface
 from lqconvert.tflite.packing import DECODE
 from lqconvert.utils.text import c_comment, c_identifier, c_include
 
-#: Names that MicroMutableOpResolver spells otherwise than the schema's words, capitalized.
+#: Operator names that MicroMutableOpResolver spells differently from the schema's name in CamelCase.
 _ADDERS = {
     "CONV_2D": "Conv2D",
     "DEPTHWISE_CONV_2D": "DepthwiseConv2D",
@@ -27,7 +27,7 @@ _ADDERS = {
 
 
 def operators(tflite: bytes) -> list[str]:
-    """The operators that a file uses, by their names in the schema; custom ones by their own."""
+    """The operators of a file by their names in the schema. Custom operators have their own names."""
     return sorted({operator.code.shown_name for operator in read(tflite).main.operators})
 
 
@@ -46,7 +46,7 @@ def resolver_lines(names: list[str]) -> list[str]:
 
 
 def with_margin(arena_bytes: int) -> int:
-    """A tenth more than was measured, in whole 16 bytes.
+    """A tenth more than measured, rounded up to a multiple of 16 bytes.
 
     >>> with_margin(6688)
     7360
@@ -55,7 +55,7 @@ def with_margin(arena_bytes: int) -> int:
 
 
 def _ports(symbol: str, side: str, details: Sequence[Detail]) -> list[str]:
-    """The lines on the inputs or outputs: numbered as by the interpreter, where there are several."""
+    """The lines for the inputs or outputs. Several are numbered as the interpreter numbers them."""
     lines = []
     for number, detail in enumerate(details):
         name = side if len(details) == 1 else f"{side}_{number}"
@@ -76,7 +76,7 @@ def including(header: Path) -> str:
     """The line that includes a header.
 
     Raises:
-        LqError: if no source can include a file of such a name.
+        LqError: if no C++ source can include a file of this name.
     """
     try:
         return c_include(header.name)
@@ -87,15 +87,16 @@ def including(header: Path) -> str:
 def c_sources(
     tflite: bytes, path: Path, arena_bytes: int | None, front_code: dict[str, str] | None = None
 ) -> dict[Path, str]:
-    """The .cc and the .h of a file, to be written beside it.
+    """The .cc and the .h of a file.
 
     Args:
-        path: of the .tflite; the sources are named after it, and so are their symbols.
-        arena_bytes: measured on a 64-bit host, whose pointers are twice as long as a microcontroller's.
-        front_code: what the program has to do with the input (see :mod:`lqconvert.tflite.scaling_code`).
+        path: of the .tflite. The sources and their symbols are named after it.
+        arena_bytes: measured on a 64-bit computer, whose pointers are twice as long as a microcontroller's.
+        front_code: code that scales the input, if the program has to (see
+            :mod:`lqconvert.tflite.scaling_code`).
 
     Raises:
-        LqError: if no source can include a file of such a name.
+        LqError: if no C++ source can include a file of this name.
     """
     symbol, header = c_identifier(path.stem), path.with_suffix(".h")
     lines = [

@@ -1,9 +1,9 @@
-"""Removes what an int8 .tflite computes for nothing: channels that are constant or that nobody reads.
+"""Removes dead channels from an int8 .tflite: channels that are constant, or that no operator reads.
 
-Every tensor has a mask over its channels (its last axis): those that the file has to keep. The masks are the
-smallest that fulfil what the operators ask: a linear operator needs the input channels that its kept
-outputs have weights for, operators that work channel by channel need the same channels in and out, all others
-need everything. A channel that is constant is not needed where its part of the sum can go into the bias.
+Every tensor has a mask of the channels (of its last axis) that have to stay. The masks are the smallest ones
+that fulfil what each operator needs: a linear operator needs the input channels for which its kept outputs
+have weights, operators that work channel by channel need the same channels in and out, all others need
+everything. A constant channel is not needed if its part of the sum can be added to the bias.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lqconvert.tflite.editing import add_constant, add_tensor, drop_unused, new_
 from lqconvert.tflite.flatbuffer import size_of
 from lqconvert.tflite.graph import OPERANDS, Model, Operator
 
-#: Give every channel of their output from the same channel of their inputs, and 0 for 0.
+#: Operators that compute each output channel from the same input channel, and 0 from 0.
 CHANNELWISE = {
     *(
         "MAX_POOL_2D",
@@ -33,11 +33,11 @@ CHANNELWISE = {
     ),
     *("RELU", "RELU6", "LEAKY_RELU", "HARD_SWISH", "TANH", "QUANTIZE", "ADD", "SUB", "MUL"),
 }
-#: Of these, those whose output is constant where the input is, and the same.
+#: Those of them that give the same constant for a constant input.
 CONSTANT_KEEPING = {"MAX_POOL_2D", "AVERAGE_POOL_2D", "RESHAPE", "RESIZE_NEAREST_NEIGHBOR"}
-#: The output channel's axis of a kernel, and its input channel's.
+#: The axes of a kernel's output channels and of its input channels.
 KERNEL_AXES = {"CONV_2D": (0, 3), "FULLY_CONNECTED": (0, 1), "TRANSPOSE_CONV": (0, 3)}
-UNKNOWN = 1 << 20  # no int8: a channel that is not known to be constant
+UNKNOWN = 1 << 20  # not a possible code: the channel is not known to be constant
 
 
 @dataclass(eq=False)
@@ -46,7 +46,7 @@ class _Linear:
 
     Attributes:
         source, output, kernel: indices of tensors.
-        codes: the kernel's.
+        codes: the kernel's codes.
         bias: int32, or None where it has none.
     """
 
@@ -74,19 +74,19 @@ class _Linear:
 
     @cached_property
     def used(self) -> np.ndarray:
-        """Whether an output channel has a code that is not 0 for an input channel: bool [out, in]."""
+        """Whether an output channel has a code other than 0 for an input channel: bool [out, in]."""
         return np.asarray(self.taps.any(axis=1))
 
     @cached_property
     def sums(self) -> np.ndarray:
-        """The codes of all taps together: int64 [out, in]."""
+        """The sums of codes over all taps: int64 [out, in]."""
         return np.asarray(self.taps.sum(axis=1, dtype=np.int64))
 
 
 class _Facts:
-    """What the passes ask of a model.
+    """Properties of a model that the functions below need.
 
-    Kinds and kernels are worked out once: while channels are counted and sliced they stay.
+    Kinds and kernels are computed once: counting and slicing channels does not change them.
     """
 
     def __init__(self, model: Model) -> None:
@@ -103,7 +103,7 @@ class _Facts:
         return self.shape(index)[-1] if self.shape(index) else 1
 
     def zero(self, index: int) -> int:
-        """The code that means 0."""
+        """The code for 0."""
         return self.graph.tensors[index].zero_point
 
     def scales(self, index: int) -> np.ndarray:
@@ -113,17 +113,17 @@ class _Facts:
         return self.graph.tensors[index].is_constant
 
     def computed(self, operator: Operator) -> list[int]:
-        """The inputs that are no constants."""
+        """The inputs that are not constants."""
         return [index for index in operator.operands if not self.constant(index)]
 
     def kind(self, operator: Operator) -> str:
-        """The name of an operator that this module can take channels from, else ``opaque``."""
+        """The operator's name if this module can remove channels from it, otherwise ``opaque``."""
         if operator not in self._kinds:
             self._kinds[operator] = self.kind_now(operator)
         return self._kinds[operator]
 
     def linear(self, operator: Operator) -> _Linear:
-        """What there is to know of an operator whose kind is one of OPERANDS."""
+        """The properties of a linear operator (its kind is in OPERANDS)."""
         if operator not in self._linear:
             source, kernel, bias = OPERANDS[operator.name]
             inputs, tensors = operator.inputs, self.graph.tensors
@@ -136,7 +136,7 @@ class _Facts:
         return self._linear[operator]
 
     def kind_now(self, operator: Operator) -> str:
-        """As :meth:`kind`, of the graph as it has become."""
+        """The kind in the current graph, see :meth:`kind`."""
         name, computed = operator.name, self.computed(operator)
         types = {self.graph.tensors[index].type for index in (*computed, *operator.outputs)}
         if types != {"INT8"} or len(operator.outputs) != 1:
@@ -187,11 +187,12 @@ class _Facts:
 
 
 def remove_dead_channels(model: Model) -> Model:
-    """The model without channels that are constant or unread; its outputs are the same, code by code.
+    """The model without channels that are constant or unread. Its outputs are identical, code by code.
 
-    The model as it is where that makes its file no smaller: layers of equal widths share their zero points.
+    If that does not make the file smaller, the model is returned unchanged: layers of equal widths can share
+    their zero points in the file.
 
-    Left as they are: inputs and outputs of the file, and everything around operators that are not known here.
+    Inputs and outputs of the file stay unchanged, and so does everything next to unknown operators.
     """
     smaller = model.copy()
     facts = _Facts(smaller)
@@ -209,12 +210,12 @@ def remove_dead_channels(model: Model) -> Model:
 
 
 def _known(facts: _Facts, known: dict[int, np.ndarray], index: int) -> np.ndarray:
-    """For each channel of a tensor the code that it has everywhere, or UNKNOWN."""
+    """For each channel of a tensor, the code that it always has, or UNKNOWN."""
     return known.get(index, np.full(facts.channels(index), UNKNOWN))
 
 
 def _constants(facts: _Facts) -> dict[int, np.ndarray]:
-    """For each computed tensor, by channel: the code it has everywhere, or UNKNOWN."""
+    """For each computed tensor and channel, the code that it always has, or UNKNOWN."""
     known: dict[int, np.ndarray] = {}
     for operator in facts.operators:
         kind, output = facts.kind(operator), operator.outputs[0]
@@ -243,7 +244,7 @@ def _constants(facts: _Facts) -> dict[int, np.ndarray]:
 
 
 def _foldable(facts: _Facts, linear: _Linear, known: np.ndarray) -> np.ndarray:
-    """Input channels whose part of a linear operator's sums is the same everywhere."""
+    """Input channels that add the same constant to a linear operator's sums at every position."""
     operator = linear.operator
     zero: np.ndarray = np.equal(known, facts.zero(linear.source))
     padded = operator.name == "TRANSPOSE_CONV" or (
@@ -255,7 +256,7 @@ def _foldable(facts: _Facts, linear: _Linear, known: np.ndarray) -> np.ndarray:
 
 
 def _folded(facts: _Facts, linear: _Linear, known: np.ndarray, channels: np.ndarray) -> np.ndarray:
-    """What these constant input channels add to each output channel's sum (int64)."""
+    """The constants (int64) that these input channels add to each output channel's sum."""
     steps = np.where(channels & (known != UNKNOWN), known - facts.zero(linear.source), 0)
     if not steps.any():
         return np.zeros(len(linear.taps), np.int64)
@@ -276,7 +277,7 @@ def _linear_constants(facts: _Facts, linear: _Linear, known: np.ndarray) -> np.n
     exact = sums * factor
     limits = _activation_range(facts, linear.operator, output)
     low, high = (limit - facts.zero(output) for limit in limits)
-    # Runtimes round halves, and what is a rounded half already, each in its own way.
+    # Runtimes differ in how they round halves, and sums that an earlier rounding made a half.
     margin = factor + 1e-6 * (1 + np.abs(exact))
     sure = (np.abs(exact - np.floor(exact) - 0.5) > margin) | (exact < low - 1) | (exact > high + 1)
     codes = np.clip(np.round(exact), low, high) + facts.zero(output)
@@ -284,7 +285,7 @@ def _linear_constants(facts: _Facts, linear: _Linear, known: np.ndarray) -> np.n
 
 
 def _activation_range(facts: _Facts, operator: Operator, output: int) -> tuple[int, int]:
-    """The codes that a fused activation leaves."""
+    """The lowest and highest code after a fused activation."""
     limits = {"RELU": (0.0, np.inf), "RELU6": (0.0, 6.0), "RELU_N1_TO_1": (-1.0, 1.0)}
     low, high = (
         limit / facts.scales(output)[0] + facts.zero(output)
@@ -294,7 +295,7 @@ def _activation_range(facts: _Facts, operator: Operator, output: int) -> tuple[i
 
 
 class _Masks(dict[int, np.ndarray]):
-    """For each computed tensor that an operator was asked about, the channels that have to stay."""
+    """The channels that have to stay, for each computed tensor that an operator was asked about."""
 
     def __init__(self, facts: _Facts) -> None:
         super().__init__()
@@ -309,7 +310,7 @@ class _Masks(dict[int, np.ndarray]):
 
 
 def _needed(facts: _Facts, known: dict[int, np.ndarray]) -> _Masks:
-    """The least masks that fulfil what every operator asks of its inputs and outputs."""
+    """The smallest masks that fulfil what every operator needs of its inputs and outputs."""
     masks = _Masks(facts)
     for index in (*facts.graph.inputs, *facts.graph.outputs):
         masks.need(index, True)
@@ -321,11 +322,11 @@ def _needed(facts: _Facts, known: dict[int, np.ndarray]) -> _Masks:
             return masks
         for channels in masks.values():
             if not channels.any():
-                channels[0] = True  # a tensor of no channels is none
+                channels[0] = True  # a tensor needs at least one channel
 
 
 def _need(facts: _Facts, operator: Operator, known: dict[int, np.ndarray], masks: _Masks) -> None:
-    """What an operator asks for, as its inputs and outputs stand."""
+    """Adds the channels that an operator needs, given the current masks."""
     kind, inputs, (output, *others) = facts.kind(operator), facts.computed(operator), operator.outputs
     if kind == "opaque":
         for index in (*inputs, output, *others):
@@ -338,7 +339,7 @@ def _need(facts: _Facts, operator: Operator, known: dict[int, np.ndarray], masks
             masks.need(index, part)
         masks.need(output, np.concatenate([masks[index] for index in inputs]))
     else:
-        # A flattened tensor repeats its channels: all of a channel stays or goes.
+        # A flattened tensor repeats its channels, so each channel stays or goes as a whole.
         sources = {index: facts.channels(index) for index in inputs}
         for index, count in sources.items():
             masks.need(index, np.asarray(masks[output].reshape(-1, count).any(axis=0)))
@@ -351,7 +352,7 @@ def _need_linear(facts: _Facts, linear: _Linear, known: dict[int, np.ndarray], m
     foldable = _foldable(facts, linear, _known(facts, known, source))
     if linear.depthwise:
         times = len(used) // len(foldable)
-        # The kernel has the same number of outputs for each input, and none without.
+        # A depthwise kernel has the same number of outputs for each input, at least one.
         masks.need(source, np.asarray(masks[output].reshape(-1, times).any(axis=1)))
         masks.need(output, np.repeat(masks[source], times))
     else:
@@ -359,7 +360,7 @@ def _need_linear(facts: _Facts, linear: _Linear, known: dict[int, np.ndarray], m
 
 
 def _slice(facts: _Facts, operator: Operator, known: dict[int, np.ndarray], masks: _Masks) -> None:
-    """Takes the channels that are not kept from an operator's constants."""
+    """Removes the dropped channels from an operator's constants."""
     kind = facts.kind(operator)
     if kind == "RESHAPE":
         _slice_reshape(facts, operator, masks)
@@ -369,13 +370,13 @@ def _slice(facts: _Facts, operator: Operator, known: dict[int, np.ndarray], mask
 
 def _slice_linear(facts: _Facts, linear: _Linear, known: dict[int, np.ndarray], masks: _Masks) -> None:
     operator, output = linear.operator, linear.output
-    if operator.name == "TRANSPOSE_CONV":  # whose first input is the shape of its output
+    if operator.name == "TRANSPOSE_CONV":  # its first input is the shape of its output
         shape = add_constant(facts.model, np.array(_sliced_shape(facts, output, masks), np.int32))
         operator.inputs = (shape, *operator.inputs[1:])
     inputs, outputs = masks[linear.source], masks[output]
     constants = _known(facts, known, linear.source)
     foldable = _foldable(facts, linear, constants)
-    # Not only of the channels that go: a constant one that stays for others' sake needs no weights here.
+    # Also of constant channels that stay because another operator needs them: they need no weights here.
     folded = _folded(facts, linear, constants, foldable)
     if foldable.any() or not inputs.all() or not outputs.all():
         codes = _sliced_kernel(linear, foldable, inputs, outputs).astype(np.int8)
@@ -397,10 +398,10 @@ def _sliced_kernel(
 
 
 def _set(facts: _Facts, index: int, array: np.ndarray, kept: np.ndarray) -> None:
-    """Gives a constant tensor another array, and the scales of the kept output channels."""
+    """Gives a constant tensor another array. ``kept`` selects the scales of output channels."""
     tensor = facts.graph.tensors[index]
     tensor.set_values(array)
-    if tensor.quantization is not None and len(tensor.scales) > 1:  # none at the biases of some files
+    if tensor.quantization is not None and len(tensor.scales) > 1:  # biases in some files have no scales
         scales, zero_points = tensor.scales[kept], tensor.zero_points[kept]
         tensor.quantization = replace(tensor.quantization, scales=scales, zero_points=zero_points)
 
@@ -418,14 +419,14 @@ def _slice_reshape(facts: _Facts, operator: Operator, masks: _Masks) -> None:
 
 
 def _drop_constant_branches(facts: _Facts, known: dict[int, np.ndarray], masks: _Masks) -> None:
-    """Replaces what is constant and only added, subtracted or multiplied; what made it goes."""
+    """Replaces constants that are only added, subtracted or multiplied, and drops what computed them."""
     graph = facts.graph
     for index, codes in known.items():
         kept = codes[masks[index]]
         readers = [operator for operator in facts.operators if index in operator.inputs]
         if index in graph.outputs or np.any(kept == UNKNOWN):
             continue
-        # Something else has to give the sum its shape.
+        # Another input has to have the shape of the result.
         if not all(
             facts.kind_now(reader) in ("ADD", "SUB", "MUL") and {*facts.computed(reader)} - {index}
             for reader in readers
@@ -441,7 +442,7 @@ def _drop_constant_branches(facts: _Facts, known: dict[int, np.ndarray], masks: 
 
 
 def gatherable(model: Model) -> list[int]:
-    """The kernels (by tensor index in the graph) of FULLY_CONNECTED operators that leave inputs unread."""
+    """The kernels (tensor indices in the graph) of FULLY_CONNECTED operators that do not read all inputs."""
     facts = _Facts(model)
     found = []
     for operator in facts.operators:
@@ -453,10 +454,10 @@ def gatherable(model: Model) -> list[int]:
 
 
 def gather_inputs(model: Model, kernels: Iterable[int]) -> Model:
-    """The model with a GATHER of the inputs that are read in front of these FULLY_CONNECTED operators.
+    """The model with a GATHER of the inputs that these FULLY_CONNECTED operators read, in front of each.
 
     Args:
-        kernels: their kernels, of those that :func:`gatherable` gives.
+        kernels: some of those from :func:`gatherable`.
     """
     gathering, wanted = model.copy(), {*kernels}
     facts = _Facts(gathering)

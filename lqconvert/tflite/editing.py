@@ -1,4 +1,4 @@
-"""Editing a :class:`lqconvert.tflite.graph.Model`: new tensors and operators, and what can go."""
+"""Edits a :class:`lqconvert.tflite.graph.Model`: adds tensors and operators, and drops unused parts."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from ai_edge_litert import schema_py_generated as schema
 
 from lqconvert.tflite.graph import DTYPES, Buffer, Graph, Model, Operator, OperatorCode, Quantization, Tensor
 
-#: What is computed has no bytes in the file.
+#: The buffer of computed tensors, which have no bytes in the file.
 COMPUTED = Buffer.of(np.zeros(0, np.uint8))
 
 
 def add_tensor(
     model: Model, kind: str, shape: tuple[int, ...], quantization: Quantization | None = None
 ) -> int:
-    """A new tensor of the main graph that an operator computes; returns its index.
+    """Adds a tensor to the main graph that an operator computes, and returns its index.
 
     Args:
-        kind: its type by the schema's name, such as INT8.
+        kind: its type, by the schema's name, such as INT8.
     """
     model.main.tensors.append(Tensor(kind, shape, COMPUTED, quantization))
     return len(model.main.tensors) - 1
 
 
 def add_constant(model: Model, array: np.ndarray, quantization: Quantization | None = None) -> int:
-    """A new constant tensor of the main graph; returns its index."""
+    """Adds a constant tensor to the main graph, and returns its index."""
     kind = next(kind for kind, dtype in DTYPES.items() if dtype == array.dtype)
     index = add_tensor(model, kind, array.shape, quantization)
     model.main.tensors[index].set_values(array)
@@ -44,7 +44,7 @@ def new_operator(
     version: int = 1,
     custom: str | None = None,
 ) -> Operator:
-    """An operator that is not in the graph yet; its code is found or added.
+    """A new operator, not yet in the graph. Its operator code is found or added.
 
     Args:
         name: the schema's, such as CONV_2D.
@@ -64,14 +64,14 @@ def new_operator(
 
 
 def reshape(model: Model, source: int, target: int) -> Operator:
-    """A RESHAPE of one tensor into another, whose shape is in the options: a tensor of it costs more."""
+    """A RESHAPE of one tensor into another. The shape is in the options, which are smaller than a tensor."""
     options = schema.ReshapeOptionsT()
     options.newShape = np.array(model.main.tensors[target].shape, np.int32)
     return new_operator(model, "RESHAPE", [source], [target], options)
 
 
 def merge_reshapes(model: Model) -> None:
-    """Drops RESHAPEs that another RESHAPE follows, and those that change nothing."""
+    """Drops RESHAPEs that are followed by another RESHAPE, and those that change nothing."""
     graph = model.main
     makers = {operator.outputs[0]: operator for operator in graph.operators if operator.name == "RESHAPE"}
     for operator in makers.values():
@@ -88,20 +88,21 @@ def merge_reshapes(model: Model) -> None:
 
 
 def _alike(before: Tensor, after: Tensor) -> bool:
-    """Whether a RESHAPE between them changes nothing.
+    """Whether a RESHAPE between these tensors changes nothing.
 
-    What a lookup makes has no scale yet: a RESHAPE gives it its kernel's.
+    The result of a lookup may have no scale yet: a RESHAPE gives it the kernel's scale.
     """
     return before.shape == after.shape and np.array_equal(before.scales, after.scales)
 
 
 @dataclass(frozen=True)
 class Needless:
-    """What a file can do without, besides inner names and the converter's notes.
+    """Parts of a file that it can do without, besides inner names and the converter's notes.
 
     Args:
-        signature: it and the names of inputs and outputs, which programs may find these by.
-        bias_scales: those of biases of convolutions. Nobody computes with them, but XNNPACK compares them.
+        signature: the signature with the names of inputs and outputs, by which programs may find them.
+        bias_scales: scales of the biases of convolutions. No kernel computes with them, but XNNPACK compares
+            them.
     """
 
     signature: bool = False
@@ -109,7 +110,7 @@ class Needless:
 
 
 def strip(model: Model, needless: Needless = Needless()) -> None:
-    """Drops what no runtime reads: inner names and the converter's notes, and what else is needless."""
+    """Drops what no runtime reads: inner names, the converter's notes, and the parts in ``needless``."""
     graph = model.main
     kept = set() if needless.signature else {*graph.inputs, *graph.outputs}
     if needless.signature:
@@ -129,7 +130,7 @@ def strip(model: Model, needless: Needless = Needless()) -> None:
 
 
 def drop_unused(model: Model) -> None:
-    """Renumbers tensors, buffers and operator codes to those in use; equal buffers become one."""
+    """Drops unused tensors, buffers and operator codes, merges equal buffers, and renumbers the rest."""
     known = {b"": COMPUTED}
     for number, graph in enumerate(model.graphs):
         signatures = [each for each in model.signatures or [] if each.graph == number]

@@ -1,4 +1,4 @@
-"""Codes as the bytes that a runtime decodes: free of TensorFlow and of .tflite, integers in, bytes out.
+"""Encodes codes as bytes that a runtime decodes. Integers in, bytes out: no TensorFlow, no .tflite.
 
 The formats are those of TensorFlow Lite Micro's DECODE operator, version 1 (kernels/decode_state_*.cc), and
 of INT4 and INT2 tensors. Codes are int8 arrays in the order of the tensor.
@@ -15,13 +15,13 @@ import numpy as np
 
 #: The first byte of a DECODE operator's ancillary data.
 LUT, HUFFMAN, PRUNING = 0, 1, 2
-#: Of DECODE's format and of each kind's, which its kernels check.
+#: The versions of DECODE's format and of each kind's format. Its kernels check them.
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What one output of a DECODE operator reads: the encoded tensor and its ancillary data."""
+    """The inputs of DECODE for one output: the encoded tensor and its ancillary data."""
 
     stream: bytes
     ancillary: bytes
@@ -37,7 +37,7 @@ def _ancillary(kind: int, parameters: bytes, tables: bytes) -> bytes:
 
 
 def entropy_bits(codes: np.ndarray) -> float:
-    """The empirical entropy of all codes together: what no code of single weights goes below.
+    """The empirical entropy of all codes together. No code for single weights takes fewer bits.
 
     >>> entropy_bits(np.array([0, 0, 1, -1]))
     6.0
@@ -47,7 +47,7 @@ def entropy_bits(codes: np.ndarray) -> float:
 
 
 def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Two or four codes a byte (uint8), the first in the low bits: INT4 and INT2 tensors of TFLite.
+    """Two or four codes a byte (uint8), the first one in the low bits, as in TFLite's INT4 and INT2 tensors.
 
     >>> [hex(byte) for byte in pack_bits(np.array([1, 2, -1]), bits=4)]
     ['0x21', '0xf']
@@ -62,7 +62,7 @@ def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack_bits(packed: np.ndarray, bits: int) -> np.ndarray:
-    """The int8 codes in the bytes of :func:`pack_bits`, and those that fill up the last byte."""
+    """The int8 codes in bytes from :func:`pack_bits`, including those that fill up the last byte."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     codes: np.ndarray = (packed.astype(np.uint8)[:, np.newaxis] >> shifts) << np.uint8(8 - bits)
     return np.asarray(codes.ravel().view(np.int8) >> (8 - bits))
@@ -73,9 +73,9 @@ class _Alphabet:
     """The different values of an array.
 
     Attributes:
-        values: in rising order, of the array's type.
-        counts: how often each occurs.
-        places: int64, for each element of the array the place of its value among these.
+        values: in ascending order, of the array's type.
+        counts: the frequency of each value.
+        places: int64, for each element of the array the index of its value in ``values``.
     """
 
     values: np.ndarray
@@ -84,7 +84,7 @@ class _Alphabet:
 
     @classmethod
     def of(cls, array: np.ndarray) -> _Alphabet:
-        """As np.unique does, which sorts: values that lie close together are counted."""
+        """As np.unique, but faster: values in a small range are counted instead of sorted."""
         low = int(array.min())
         shifted = array.ravel().astype(np.int64) - low
         counts = np.bincount(shifted)
@@ -95,9 +95,9 @@ class _Alphabet:
 
 
 def encode_lut(codes: np.ndarray) -> Encoded | None:
-    """Indices of 1 to 7 bits into one table of values, MSB first; None for more than 128 values.
+    """Indices of 1 to 7 bits into one table of values, MSB first. None for more than 128 values.
 
-    The table's stride from channel to channel is 0: a per-channel tensor has the same for all.
+    The table's stride between channels is 0, so all channels of a per-channel tensor use the same table.
     """
     alphabet = _Alphabet.of(codes)
     bits = max(1, int(len(alphabet.values) - 1).bit_length())
@@ -109,17 +109,17 @@ def encode_lut(codes: np.ndarray) -> Encoded | None:
 
 
 def encode_pruning(codes: np.ndarray) -> Encoded:
-    """A bitmap of what is not zero, MSB first, and the values that are not."""
+    """A bitmap of the values that are not zero, MSB first, followed by these values."""
     flat = codes.ravel()
     bitmap = np.packbits(flat != 0).tobytes()
     return Encoded(bitmap, _ancillary(PRUNING, b"", flat[flat != 0].astype(np.int8).tobytes()))
 
 
 def encode_huffman(values: np.ndarray) -> Encoded:
-    """A canonical Huffman code of int8 or int16 values, MSB first, and the table that decodes it.
+    """A canonical Huffman code of int8 or int16 values, MSB first, and the table to decode it.
 
-    The table is a binary tree, a bit a step: of two entries less than two for each value, which have 16 bits
-    (32 for int16 values), and the decoder never puts bits back.
+    The table is a binary tree that is read bit by bit. It has two entries fewer than two for each value. An
+    entry has 16 bits (32 for int16 values). The decoder never puts bits back.
     """
     alphabet = _Alphabet.of(values)
     symbols, lengths = alphabet.values, huffman_lengths(alphabet.counts)
@@ -130,29 +130,29 @@ def encode_huffman(values: np.ndarray) -> Encoded:
     wide = values.dtype == np.int16
     bits = 16 << wide
     mask = (1 << 8 << 8 * wide) - 1
-    # A leaf: the top bit set, four bits of its length at this level, which is 1, and the value.
+    # A leaf: the top bit is set; four bits are its length at this level, which is 1; the rest is the value.
     leaves = [1 << bits - 1 | 1 << bits - 5 | int(symbol) & mask for symbol in symbols]
     table = _tree(list(zip(words.tolist(), lengths.tolist(), leaves, strict=True)))
     stream = _bits(words[alphabet.places], lengths[alphabet.places])
     stream = stream.ljust(_stream_bytes(8 * len(stream)), b"\0")
-    parameters = bytes((wide,))  # the upper half: bits of the first step, less one
+    parameters = bytes((wide,))  # the upper half: the number of bits of the first step, minus one
     return Encoded(stream, _ancillary(HUFFMAN, parameters, np.array(table, f"<u{bits // 8}").tobytes()))
 
 
 def _stream_bytes(bits: int) -> int:
-    """Of a Huffman code of so many bits: the decoder reads words of 32 bits, and one ahead."""
+    """The bytes of a Huffman code of this many bits. The decoder reads 32-bit words, one of them ahead."""
     return 4 * -(-bits // 32) + 4
 
 
 def _huffman_bytes(counts: np.ndarray, wide: bool) -> int:
-    """How many bytes :func:`encode_huffman` takes for values that occur so often."""
+    """The number of bytes that :func:`encode_huffman` takes for values with these counts."""
     bits = int(np.sum(counts * huffman_lengths(counts)))
     entries = max(2, 2 * len(counts) - 2)
     return _stream_bytes(bits) + len(_ancillary(HUFFMAN, b"", b"")) + entries * (4 if wide else 2)
 
 
 def huffman_lengths(counts: np.ndarray) -> np.ndarray:
-    """The length in bits of each value's word in an optimal prefix code; 1 where there is one value."""
+    """The length in bits of each value's word in an optimal prefix code; 1 if there is only one value."""
     if len(counts) == 1:
         return np.ones(1, np.int64)
     root = 2 * len(counts) - 2
@@ -170,13 +170,13 @@ def huffman_lengths(counts: np.ndarray) -> np.ndarray:
 
 
 def _tree(words: list[tuple[int, int, int]]) -> list[int]:
-    """The table for the words (bits, length, leaf) that share a prefix, which is cut off them.
+    """The table for words (bits, length, leaf), after their common prefix was removed.
 
-    Two entries, for a next bit of 0 and 1: the leaf, or the way from the entry to the table to go on in.
+    It has two entries, for a next bit of 0 and 1: a leaf, or the distance from the entry to the next table.
     """
     table = [0, 0]
     for bit in (0, 1):
-        # Where there is one value only, one of the bits does not occur.
+        # If there is only one value, one of the two bits does not occur.
         branch = [word for word in words if word[0] >> (word[1] - 1) == bit] or words
         _, length, leaf = branch[0]
         if length == 1:
@@ -189,11 +189,11 @@ def _tree(words: list[tuple[int, int, int]]) -> list[int]:
 
 def _bits(words: np.ndarray, lengths: np.ndarray) -> bytes:
     """The words one after the other, MSB first."""
-    if lengths.max() > 32:  # of millions of values, the rarest may have such
+    if lengths.max() > 32:  # possible only for the rarest of millions of values
         words = np.stack([words >> 32, words & 0xFFFFFFFF], axis=1).ravel()
         lengths = np.stack([np.maximum(lengths - 32, 0), np.minimum(lengths, 32)], axis=1).ravel()
     ends = np.cumsum(lengths)
-    # Each word lies in 64 bits that begin at a multiple of 32. Those that begin at the same one are joined.
+    # Each word lies in 64 bits that begin at a multiple of 32. Words that begin at the same one are joined.
     places, offsets = np.divmod(ends - lengths, 32)
     shifted = words.astype(np.uint64) << (64 - offsets - lengths).astype(np.uint64)
     firsts = np.flatnonzero(np.diff(places, prepend=-1))
@@ -206,12 +206,12 @@ def _bits(words: np.ndarray, lengths: np.ndarray) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class _Blocks:
-    """Codes as blocks of one length.
+    """Codes, divided into blocks of equal length.
 
     Attributes:
-        book: the different blocks, int8 [blocks, length], in rising order.
-        counts: how often each occurs.
-        numbers: which each block is: int8 where there are 128 at most, else int16.
+        book: the different blocks, int8 [blocks, length], in ascending order.
+        counts: the frequency of each block in the book.
+        numbers: for each block of the codes, its index in the book: int8 up to 128 blocks, otherwise int16.
     """
 
     book: np.ndarray
@@ -220,17 +220,17 @@ class _Blocks:
 
     @property
     def size(self) -> int:
-        """The bytes of the Huffman code of the numbers, and of the book."""
+        """The bytes of the book and of the numbers' Huffman code."""
         return _huffman_bytes(self.counts, self.numbers.dtype == np.int16) + self.book.nbytes
 
     @classmethod
     def of(cls, alphabet: _Alphabet, length: int, most: int) -> _Blocks | None:
-        """None where there are more than ``most`` different ones, or the codes do not come out even."""
+        """None if more than ``most`` blocks differ, or the codes are no whole number of blocks."""
         base = len(alphabet.values)
         if alphabet.places.size % length:
             return None
         places = alphabet.places.astype(np.uint64).reshape(-1, length)
-        keys = places[:, 0]  # numbers of ``length`` digits, which rise as blocks do
+        keys = places[:, 0]  # numbers of ``length`` digits, in the same order as the blocks
         for digit in range(1, length):
             keys = keys * np.uint64(base) + places[:, digit]
         if base**length <= 4 * len(keys):
@@ -251,15 +251,16 @@ class _Blocks:
 def encode_blocks(
     codes: np.ndarray, lengths: Sequence[int], most: int = 4096
 ) -> tuple[Encoded, np.ndarray] | None:
-    """A Huffman code of the numbers of whole blocks of codes: it can spend less than a bit a code.
+    """A Huffman code of the numbers of blocks of codes. It can take less than one bit for a code.
 
     Args:
-        lengths: of blocks. The one is taken that needs the fewest bytes, of several the first.
+        lengths: the possible lengths of blocks. The length with the fewest bytes is used, the first of
+            several.
 
     Returns:
-        the code of the blocks' numbers (int8 where there are 128 at most, else int16), and the int8 codebook
-        [numbers, length]; None where with every length there are more than ``most`` different blocks, or the
-        codes do not come out even.
+        the encoded numbers of blocks (int8 up to 128 blocks, otherwise int16), and the int8 codebook
+        [blocks, length]. None if for every length there are more than ``most`` different blocks, or the codes
+        are no whole number of blocks.
     """
     alphabet = _Alphabet.of(codes)
     found = (_Blocks.of(alphabet, length, most) for length in lengths)
@@ -268,19 +269,19 @@ def encode_blocks(
 
 
 def decode(encoded: Encoded, count: int) -> np.ndarray | None:
-    """So many codes as DECODE makes them (int8, or int16 of a wide Huffman code), of whichever kind.
+    """The first ``count`` codes that DECODE makes of it: int8, or int16 for a wide Huffman code.
 
-    None where these are not the bytes of a format that is known here.
+    None if the bytes have no format that is known here.
     """
     decoders = {LUT: _decode_lut, PRUNING: _decode_pruning, HUFFMAN: _decode_huffman}
     data = encoded.ancillary
-    # No kind spends less than a bit on a code: others would have memory taken for codes that are not there.
+    # Every kind takes at least one bit for a code. Otherwise a file could claim codes that it does not have.
     if len(data) < 16 or data[0] not in decoders or data[4] != VERSION or count > 8 * len(encoded.stream):
         return None
     bits = np.unpackbits(np.frombuffer(encoded.stream, np.uint8))
     try:
         return decoders[data[0]](bits, data[5:16], data[16:], count)
-    except (IndexError, ValueError):  # ends too early
+    except (IndexError, ValueError):  # the data end too early
         return None
 
 
@@ -299,7 +300,7 @@ def _decode_pruning(bits: np.ndarray, parameters: bytes, tables: bytes, count: i
 
 
 def _decode_huffman(bits: np.ndarray, parameters: bytes, tables: bytes, count: int) -> np.ndarray:
-    """From table to table, a bit a step: that is how :func:`encode_huffman` makes them."""
+    """Follows the tables bit by bit, as :func:`encode_huffman` makes them."""
     if parameters[0] >> 4:
         raise ValueError("a first step of several bits")
     wide = parameters[0] & 1

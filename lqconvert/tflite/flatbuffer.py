@@ -1,6 +1,6 @@
-"""From the bytes of a .tflite file to a :class:`lqconvert.tflite.graph.Model`, and back.
+"""Reads a .tflite file into a :class:`lqconvert.tflite.graph.Model`, and writes one.
 
-The one module that knows the classes that flatbuffers generates, which have no types.
+Only this module knows the classes that flatbuffers generates, which have no types.
 """
 
 from __future__ import annotations
@@ -36,55 +36,56 @@ from lqconvert.tflite.graph import (
 
 _T = TypeVar("_T")
 
-#: Tables of a file (operators, tensors, buffers, ...): a large network has some thousands.
+#: The limit for tables of a file (operators, tensors, buffers, ...). A large network has some thousands.
 MOST_TABLES = 200_000
-#: All vectors that are read come to so many times the file's bytes, and to this beside.
+#: The limit for the bytes of all vectors that are read: this many times the file's bytes, plus a constant.
 VECTOR_READS, SHARED_BYTES = 4, 4 << 20
 
 
 def read(tflite: bytes) -> Model:
-    """A file as a model, whose arrays are views of a copy of it.
+    """Reads a file as a model. Its arrays are views of a copy of the file.
 
     Raises:
-        LqError: if the bytes are no .tflite file, are damaged, or refer to what is not there.
+        LqError: if the bytes are no .tflite file, are damaged, or have an index that refers to nothing.
     """
     return _model(_read(_Source(tflite)))
 
 
 @dataclass
 class Touched:
-    """Where in a file its tree lies: the start of every table, and (start, end) of all else that is read."""
+    """The places of a file's content: the start of every table, and (start, end) of everything else."""
 
     tables: list[int] = field(default_factory=list)
     texts: list[tuple[int, int]] = field(default_factory=list)
     vectors: list[tuple[int, int]] = field(default_factory=list)  # of numbers, without their lengths
-    links: list[tuple[int, int]] = field(default_factory=list)  # lengths of vectors, and what these refer by
-    source: bytes = b""  # the copy of the file that the tree's arrays are views of
+    links: list[tuple[int, int]] = field(default_factory=list)  # lengths of vectors, and their references
+    source: bytes = b""  # the copy of the file; the model's arrays are views of it
 
 
 def read_places(tflite: bytes) -> tuple[Model, Touched]:
-    """As :func:`read`, and where it all lies."""
+    """Reads a file as :func:`read` does, and returns also the places of its content."""
     source = _Source(tflite)
     return _model(_read(source)), replace(source.touched, source=source)
 
 
 class _Source(bytes):
-    """A file's bytes while they are read: what the tree may still take, and where it was found."""
+    """A file's bytes while they are read, with the limits that are left and the places that were read."""
 
     def __init__(self, data: bytes) -> None:
         self.touched = Touched()
         self.left = {"tables": min(MOST_TABLES, len(data) // 4), "text": len(data)}
-        # Many tables may refer to one vector: writers share equal ones, and a stranger may share a huge one.
+        # Many tables may refer to one vector: writers share equal vectors, and a stranger may share a huge
+        # one.
         self.left["vectors"] = VECTOR_READS * len(data) + SHARED_BYTES
 
     def take(self, kind: str, amount: int) -> None:
         self.left[kind] -= amount
         if self.left[kind] < 0:
-            raise LqError(f"the .tflite file is damaged (more {kind} than it has room for)")
+            raise LqError(f"the .tflite file is damaged (more {kind} than fit in it)")
 
 
 class _Table(flatbuffers.table.Table):
-    """A table of a :class:`_Source`, which counts what is read of it."""
+    """A table of a :class:`_Source`. It counts what is read."""
 
     def __init__(self, data: bytes, position: int) -> None:
         super().__init__(data, position)
@@ -98,7 +99,7 @@ class _Table(flatbuffers.table.Table):
         text: bytes = super().String(offset)
         self.Bytes.take("text", len(text))
         start = super().Indirect(offset)
-        self.Bytes.touched.texts.append((start, start + 4 + len(text) + 1))  # its length, itself, a zero
+        self.Bytes.touched.texts.append((start, start + 4 + len(text) + 1))  # length, text, a zero
         return text
 
     def VectorLen(self, offset: int) -> int:
@@ -119,7 +120,7 @@ class _Table(flatbuffers.table.Table):
 
 
 def _counting_schema() -> Any:
-    """A copy of the generated reader that makes tables of our kind; the one others import stays as it is.
+    """A copy of the generated reader that makes our tables. The module that others import does not change.
 
     The generated code takes its table class from the module ``flatbuffers``. Replacing it there would change
     every reader in the process, those in other threads too.
@@ -146,13 +147,13 @@ def _read(source: _Source) -> Any:
         _refuse_dangling(flat)
     except LqError:
         raise
-    except Exception as error:  # whatever wild offsets make the schema's reader raise
+    except Exception as error:  # damaged offsets make the generated reader raise anything
         raise LqError(f"the .tflite file is damaged ({type(error).__name__})") from error
     return flat
 
 
 def _refuse_dangling(flat: Any) -> None:
-    """Refuses a file in which an index refers to nothing, or a length or an operator is impossible."""
+    """Refuses a file with an index that refers to nothing, or an impossible length or operator."""
 
     def within(indices: Any, count: int, lowest: int = 0) -> None:
         indices = np.atleast_1d(np.asarray([] if indices is None else indices, np.int64))
@@ -189,7 +190,7 @@ def _refuse_dangling(flat: Any) -> None:
 
 
 def _model(tree: Any) -> Model:
-    """The view of a tree that refers to nothing that is not there."""
+    """The view of a tree in which every index refers to something."""
     buffers = [
         Buffer(_NOTHING if raw.data is None else np.asarray(raw.data, np.uint8)) for raw in tree.buffers
     ]
@@ -261,12 +262,12 @@ def _numbers(vector: Any) -> tuple[int, ...]:
 
 
 def write(model: Model) -> bytes:
-    """The smallest file of a model: without what nothing refers to, and nothing in it twice."""
+    """The smallest file of a model: without unused parts, and without duplicates."""
     return serialize(_dense(model))
 
 
 def size_of(model: Model) -> int:
-    """The bytes of the file that :func:`write` makes of a model, counted without copying its data."""
+    """The size of the file that :func:`write` makes of a model, computed without copying its data."""
     model = _dense(model)
     builder = _Builder(_all_buffers(model), measures=True)
     return len(_finished(builder, model)) + builder.left_out
@@ -279,25 +280,26 @@ def _dense(model: Model) -> Model:
 
 
 def serialize(model: Model) -> bytes:
-    """The file of a model as it stands."""
+    """The file of a model, unchanged."""
     return bytes(_finished(_Builder(_all_buffers(model)), model))
 
 
 class _Builder(flatbuffers.Builder):
-    """Writes equal vectors once, and data for kernels on 16-byte boundaries, as TFLite Micro wants it.
+    """Writes equal vectors once, and aligns data for kernels to 16 bytes, as TFLite Micro needs it.
 
     Args:
-        buffers: what it will write.
-        measures: leave out most of every vector, but so many bytes that all else keeps its alignment.
+        buffers: the buffers of the model.
+        measures: leave out most bytes of every vector, but keep the alignment of everything else.
     """
 
-    #: The largest alignment: where a vector is shorter by a multiple of it, nothing else is padded otherwise.
+    #: The largest alignment. If a vector is shorter by a multiple of it, the padding elsewhere does not
+    #: change.
     ALIGNMENT = 16
 
     def __init__(self, buffers: Sequence[Buffer], *, measures: bool = False) -> None:
         self.contents = {id(buffer.data): buffer.content for buffer in buffers}
         self.measures, self.left_out = measures, 0
-        # Where it has no room it doubles, and copies what it has.
+        # When it is full, it doubles and copies everything.
         super().__init__((1 << 16) + (0 if measures else sum(map(len, self.contents.values()))))
         self.written: dict[tuple[str, bytes], int] = {}
 
@@ -324,7 +326,7 @@ def _finished(builder: _Builder, model: Model) -> memoryview:
 
 
 def _all_buffers(model: Model) -> list[Buffer]:
-    """The model's buffers, the first of which is empty, and those of its new constants."""
+    """The model's buffers, of which the first is empty, and the buffers of its new constants."""
     return _with_new(model.buffers, [tensor.buffer for graph in model.graphs for tensor in graph.tensors])
 
 
@@ -337,7 +339,7 @@ def _with_new(known: Sequence[_T], used: Sequence[_T]) -> list[_T]:
 
 
 def _tree(model: Model) -> Any:
-    """The schema's objects of a model; those that it was read from stay as they are."""
+    """The schema's objects for a model. The objects that it was read from do not change."""
     buffers, codes = _all_buffers(model), _all_codes(model)
     buffer_places = {buffer: place for place, buffer in enumerate(buffers)}
     code_places = {code: place for place, code in enumerate(codes)}
@@ -352,7 +354,7 @@ def _tree(model: Model) -> Any:
 
 
 def _copied(stored: object, kind: type) -> Any:
-    """A copy of one of the schema's objects, or a new one of this kind where there is none."""
+    """A copy of one of the schema's objects, or a new object of this class if there is none."""
     return kind() if stored is None else copy.copy(stored)
 
 
@@ -380,7 +382,7 @@ def _raw_graph(graph: Graph, buffers: dict[Buffer, int], codes: dict[OperatorCod
 def _raw_tensor(tensor: Tensor, buffer: int) -> Any:
     raw, quantization = _copied(tensor.stored, schema.TensorT), tensor.quantization
     raw.type, raw.buffer, raw.name = TYPE_NUMBERS[tensor.type], buffer, tensor.name
-    # No shape at all, LiteRT takes for an unknown one.
+    # LiteRT takes a missing shape for an unknown one.
     raw.shape, raw.sparsity = np.array(tensor.shape, np.int32), tensor.sparsity
     raw.quantization = None
     if quantization is not None:

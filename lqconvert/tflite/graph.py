@@ -1,7 +1,8 @@
-"""A typed view of .tflite files, which reading, packing, removal, inspecting and C sources share.
+"""A typed view of .tflite files for reading, packing, removing channels, inspecting and C sources.
 
-:func:`lqconvert.tflite.flatbuffer.read` makes a :class:`Model` of a file, and ``write`` a file of it. What
-the view has no fields for stays in ``stored``, the schema's own object, and is written as it was read.
+:func:`lqconvert.tflite.flatbuffer.read` makes a :class:`Model` of a file, and ``write`` makes a file of a
+model. What the view has no fields for stays in ``stored``, the schema's own object, and is written as it was
+read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ai_edge_litert import schema_py_generated as schema
 from lqconvert.errors import LqError
 from lqconvert.utils.text import MOST_OF_A_NAME, printable
 
-#: For each linear operator, the places of its input, kernel and bias among its inputs.
+#: For each linear operator, the positions of its input, kernel and bias among its inputs.
 OPERANDS = {
     "CONV_2D": (0, 1, 2),
     "DEPTHWISE_CONV_2D": (0, 1, 2),
@@ -34,7 +35,7 @@ OPERATOR_NAMES = _names(schema.BuiltinOperator)
 TYPE_NAMES = _names(schema.TensorType)
 TYPE_NUMBERS = {name: number for number, name in TYPE_NAMES.items()}
 _ACTIVATION_NAMES = _names(schema.ActivationFunctionType)
-#: Of the types that values are read of and written in.
+#: The types of values that are read and written.
 DTYPES: dict[str, type[np.generic]] = {
     "INT8": np.int8,
     "INT32": np.int32,
@@ -46,21 +47,21 @@ DTYPES: dict[str, type[np.generic]] = {
 
 
 def text_of(name: bytes | None) -> str:
-    """A stored name as text, whatever bytes a stranger gave it; empty where there is none."""
+    """A stored name as text, whatever bytes it has; empty if there is none."""
     return (name or b"").decode(errors="replace")
 
 
 def shown(name: bytes | None) -> str:
-    """A stored name as it is shown: each operator that reads a tensor shows its one."""
+    """A stored name as it is shown, shortened: a tensor's name is shown for each operator that reads it."""
     return printable(name or "", MOST_OF_A_NAME)
 
 
 @dataclass(eq=False)
 class Buffer:
-    """The bytes of constants. They never change: a constant that does gets another buffer.
+    """The bytes of a constant. They never change: a constant that changes gets another buffer.
 
     Attributes:
-        data: uint8, in one dimension; empty for what is computed.
+        data: uint8, one-dimensional; empty for computed tensors.
     """
 
     data: np.ndarray
@@ -75,18 +76,18 @@ class Buffer:
 
     @cached_property
     def content(self) -> bytes:
-        """The data as bytes, whose hash Python keeps: equal buffers are found by it."""
+        """The data as bytes. Python keeps their hash, by which equal buffers are found."""
         return self.data.tobytes()
 
 
 @dataclass(frozen=True, eq=False)
 class Quantization:
-    """How codes become real values: (code - zero point) * scale.
+    """The conversion of codes to real values: (code - zero point) * scale.
 
     Attributes:
-        scales: float32, one or as many as the tensor is long along ``axis``; None where the file has none.
-        zero_points: int64, as many.
-        low, high: the converter's notes of the range (min and max), which no runtime reads.
+        scales: float32, one, or as many as the tensor's length along ``axis``; None if the file has none.
+        zero_points: int64, as many as scales.
+        low, high: the converter's notes of the range (min and max). No runtime reads them.
     """
 
     scales: np.ndarray | None = None
@@ -104,13 +105,13 @@ class Quantization:
 
 @dataclass(eq=False)
 class Tensor:
-    """A tensor: a constant, or what an operator computes or the program gives.
+    """A tensor: a constant, the result of an operator, or an input.
 
     Attributes:
         type: the schema's name, such as INT8.
         shape: no length is negative.
-        name: as stored; :func:`text_of` gives text.
-        sparsity: which codes a sparse constant has, as the schema has it.
+        name: as stored; :func:`text_of` makes text of it.
+        sparsity: the schema's description of a sparse constant.
     """
 
     type: str
@@ -127,26 +128,26 @@ class Tensor:
 
     @property
     def scales(self) -> np.ndarray:
-        """Its scales; empty where it has none."""
+        """Its scales; empty if it has none."""
         scales = None if self.quantization is None else self.quantization.scales
         return np.zeros(0, np.float32) if scales is None else scales
 
     @property
     def zero_points(self) -> np.ndarray:
-        """Its zero points; empty where it has none."""
+        """Its zero points; empty if it has none."""
         points = None if self.quantization is None else self.quantization.zero_points
         return np.zeros(0, np.int64) if points is None else points
 
     @property
     def zero_point(self) -> int:
-        """The code that means 0: the first, where there are several."""
+        """The code for 0: the first zero point, if there are several."""
         return int(self.zero_points[0]) if len(self.zero_points) else 0
 
     def values(self) -> np.ndarray | None:
-        """A constant's values in its shape; None for what is computed or has no type of DTYPES.
+        """A constant's values in its shape. None for a computed tensor, or a type that is not in DTYPES.
 
         Raises:
-            LqError: if the file has not as many bytes as the shape says.
+            LqError: if the file does not have as many bytes as the shape needs.
         """
         if not self.is_constant or self.type not in DTYPES:
             return None
@@ -156,11 +157,11 @@ class Tensor:
             raise LqError("the .tflite file is damaged (a constant does not fill its shape)") from error
 
     def set_values(self, array: np.ndarray) -> None:
-        """Gives the tensor a buffer of its own (others may share its old one) and the array's shape."""
+        """Gives the tensor a new buffer (others may share the old one) and the array's shape."""
         self.buffer, self.shape = Buffer.of(array), array.shape
 
     def index_arrays(self) -> list[np.ndarray]:
-        """The places of a sparse constant's codes, as the file stores them."""
+        """The indices of a sparse constant's codes, as the file stores them."""
         dimensions = [] if self.sparsity is None else self.sparsity.dimMetadata
         vectors = [
             vector
@@ -175,8 +176,8 @@ class OperatorCode:
     """A kind of operator that a file uses.
 
     Attributes:
-        builtin, deprecated: numbers of the schema; files of old converters have only the second.
-        custom: the name of a custom one.
+        builtin, deprecated: numbers in the schema. Files of old converters have only the second.
+        custom: the name of a custom operator.
     """
 
     builtin: int
@@ -192,7 +193,7 @@ class OperatorCode:
 
     @property
     def shown_name(self) -> str:
-        """The schema's name; a custom one's own, fit to be shown."""
+        """The schema's name, or a custom operator's own name, made printable."""
         return shown(self.custom) if self.name == "CUSTOM" else self.name
 
 
@@ -201,9 +202,9 @@ class Operator:
     """An operator of a graph.
 
     Attributes:
-        inputs: indices of tensors of its graph, or -1 for an operand that is left out.
-        outputs: indices of tensors of its graph.
-        options: its settings, as the schema has them.
+        inputs: indices of tensors in its graph, or -1 for an optional input that is missing.
+        outputs: indices of tensors in its graph.
+        options: its settings, as in the schema.
     """
 
     code: OperatorCode
@@ -219,28 +220,28 @@ class Operator:
 
     @property
     def operands(self) -> list[int]:
-        """The inputs that are there."""
+        """The inputs that are not missing."""
         return [index for index in self.inputs if index >= 0]
 
     @property
     def activation(self) -> str:
-        """The schema's name of the fused activation: NONE, RELU, ...; a number where it has none."""
+        """The schema's name of the fused activation: NONE, RELU, ...; a number if it has no name."""
         number = self.option("fusedActivationFunction")
         return _ACTIVATION_NAMES.get(number, str(number))
 
     def option(self, name: str) -> int:
-        """A number among its options, by the schema's name."""
+        """A number in its options, by the schema's name."""
         return int(getattr(self.options, name))
 
     def set_option(self, name: str, value: object) -> None:
-        """Changes one of its options, which other models may share."""
+        """Changes one of its options, without changing other models that share them."""
         self.options = copy.copy(self.options)
         setattr(self.options, name, value)
 
 
 @dataclass(eq=False)
 class Graph:
-    """A graph: the main one, or what an operator of control flow calls. Operators are in their order."""
+    """The main graph, or one that an operator of control flow calls. Operators are in execution order."""
 
     tensors: list[Tensor] = field(default_factory=list)
     operators: list[Operator] = field(default_factory=list)
@@ -255,7 +256,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output by the name that a program finds it by."""
+    """An input or output, with the name by which programs find it."""
 
     name: bytes | None
     tensor: int  # index in the signature's graph
@@ -275,13 +276,13 @@ class Signature:
 
 @dataclass(eq=False)
 class Model:
-    """A file. Every index in it refers to something, and there is at least one graph.
+    """A .tflite file. Every index in it refers to something, and there is at least one graph.
 
     Attributes:
         graphs: the main one first.
-        codes: of operators, in the file's order; those of new operators are added when it is written.
-        buffers: in the file's order; those of new constants are added when it is written.
-        signatures, metadata: None where the file has no such list, which is not the same as an empty one.
+        codes: of operators, in the file's order. Those of new operators are added when it is written.
+        buffers: in the file's order. Those of new constants are added when it is written.
+        signatures, metadata: None if the file has no such list, which differs from an empty list.
     """
 
     graphs: list[Graph]
@@ -294,18 +295,18 @@ class Model:
 
     @classmethod
     def empty(cls) -> Model:
-        """A file of one graph with nothing in it."""
+        """A file with one empty graph."""
         stored = schema.ModelT()
         stored.version = 3
         return cls([Graph()], buffers=[Buffer.of(np.zeros(0, np.uint8))], stored=stored)
 
     @property
     def main(self) -> Graph:
-        """The graph that runs."""
+        """The graph that programs run."""
         return self.graphs[0]
 
     def copy(self) -> Model:
-        """Another model to be edited; both share what never changes, such as buffers."""
+        """A copy that can be edited. Both share what never changes, such as buffers."""
         signatures = self.signatures and [
             replace(each, inputs=[*each.inputs], outputs=[*each.outputs]) for each in self.signatures
         ]

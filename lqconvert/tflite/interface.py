@@ -1,4 +1,4 @@
-"""The inputs and outputs of a .tflite file, and what real values are in them."""
+"""The inputs and outputs of a .tflite file, and the conversion of their codes to real values."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lqconvert.errors import LqError
 from lqconvert.tflite.flatbuffer import read
 from lqconvert.tflite.graph import DTYPES, Tensor, text_of
 
-#: Values of an input or output of a file for TFLite Micro, which is read before it is run.
+#: The largest number of values in an input or output of a file for TFLite Micro, checked before it is run.
 LARGEST_INPUT = 1 << 24
 
 
 class Scale(NamedTuple):
-    """How codes become real values, (code - zero point) * scale; scale 0 where the values are no codes."""
+    """The conversion of codes to real values, (code - zero point) * scale. Scale 0: not quantized."""
 
     scale: float
     zero_point: int
@@ -31,9 +31,9 @@ class _Detail(TypedDict):
 
 
 class Detail(_Detail, total=False):
-    """An input or output as LiteRT's interpreter tells of one."""
+    """An input or output, as LiteRT's interpreter describes it."""
 
-    index: int  # of the tensor; the interpreter alone tells it
+    index: int  # of the tensor; only the interpreter gives it
 
 
 def code_range(detail: Detail) -> tuple[int, int]:
@@ -43,12 +43,12 @@ def code_range(detail: Detail) -> tuple[int, int]:
 
 
 class Interface:
-    """The inputs and outputs of a .tflite file, and what real values are in them.
+    """The inputs and outputs of a .tflite file, and the conversion of their codes to real values.
 
-    Where a file has several inputs or outputs, an example is all of them, flattened, one behind the other.
+    If a file has several inputs or outputs, an example contains all of them, flattened and concatenated.
 
     Attributes:
-        inputs, outputs: as LiteRT's interpreter tells of them.
+        inputs, outputs: as LiteRT's interpreter describes them.
     """
 
     def __init__(self, inputs: list[Detail], outputs: list[Detail]) -> None:
@@ -56,7 +56,7 @@ class Interface:
 
     @classmethod
     def of(cls, tflite: bytes) -> Interface:
-        """That of a file which LiteRT may not run: one for TFLite Micro.
+        """The interface of a file that LiteRT may not be able to run: one for TFLite Micro.
 
         Raises:
             LqError: if the file is damaged.
@@ -69,7 +69,7 @@ class Interface:
 
     @property
     def example_shape(self) -> tuple[int, ...]:
-        """The shape of an example as :meth:`invoke` takes it."""
+        """The shape of an example for :meth:`invoke`."""
         shapes = [tuple(int(n) for n in detail["shape"][1:]) for detail in self.inputs]
         return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
 
@@ -85,18 +85,18 @@ class Interface:
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """The shape of what an example gives; of several outputs all values together."""
+        """The shape of an example's output; with several outputs, all values together."""
         shapes = [tuple(int(n) for n in detail["shape"][1:]) for detail in self.outputs]
         return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
 
     @property
     def output_units(self) -> int:
-        """The last axis of that."""
+        """The last axis of the output."""
         return self.output_shape[-1] if self.output_shape else 1
 
     @property
     def quantizations(self) -> tuple[dict[str, Scale], dict[str, Scale]]:
-        """Scales of the inputs and of the outputs, by name; (0, 0) of what is not quantized."""
+        """Scales of the inputs and of the outputs, by name; (0, 0) if they are not quantized."""
         inputs, outputs = (
             {d["name"]: Scale(float(d["quantization"][0]), int(d["quantization"][1])) for d in side}
             for side in (self.inputs, self.outputs)
@@ -105,21 +105,21 @@ class Interface:
 
     @property
     def output_steps(self) -> np.ndarray:
-        """The scale of the output; of several outputs that of each value of an example."""
+        """The scale of the output; with several outputs, the scale of each value of an example."""
         scales = [detail["quantization"][0] for detail in self.outputs]
         if len(scales) == 1:
             return np.array(scales[0], np.float32)
         return np.repeat(scales, [int(np.prod(detail["shape"][1:])) for detail in self.outputs])
 
     def random_examples(self, count: int) -> np.ndarray:
-        """Inputs as :meth:`Runner.invoke` takes them: any codes or values in 0..1, and 0 or 1 for indices."""
+        """Random inputs for :meth:`Runner.invoke`: codes, values in 0..1, and 0 or 1 for indices."""
         rng = np.random.default_rng(0)
         shapes = [(count, *(int(n) for n in detail["shape"][1:])) for detail in self.inputs]
         pairs = zip(shapes, self.inputs, strict=True)
         return together([_random(rng, shape, detail) for shape, detail in pairs])
 
     def quantize(self, x: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-        """Real inputs [n, ...] (of each input, where there are several) as the file takes them."""
+        """Real inputs [n, ...] (a list for several inputs) in the file's own types."""
         return coded([x] if len(self.inputs) == 1 else x, self.inputs)  # type: ignore[list-item,arg-type]
 
     def dequantize(self, y: np.ndarray) -> np.ndarray:
@@ -128,7 +128,7 @@ class Interface:
 
 
 def split(examples: np.ndarray, shapes: Sequence[np.ndarray | Sequence[int]]) -> list[np.ndarray]:
-    """Examples [n, total] as the tensors [n, ...] that they hold; the shapes have a batch axis in front."""
+    """Examples [n, total], split into their tensors [n, ...]. The shapes begin with a batch axis."""
     if len(shapes) == 1:
         return [examples]
     ends = np.cumsum([int(np.prod(shape[1:])) for shape in shapes])
@@ -137,18 +137,18 @@ def split(examples: np.ndarray, shapes: Sequence[np.ndarray | Sequence[int]]) ->
 
 
 def coded(parts: Sequence[np.ndarray], details: Sequence[Detail]) -> np.ndarray:
-    """Examples with the codes of real values [n, ...] of each input, or output, in one array."""
+    """Real values [n, ...] of each input or output as codes, in one array of examples."""
     return together([_quantized(part, detail) for part, detail in zip(parts, details, strict=True)])
 
 
 def real(examples: np.ndarray, details: Sequence[Detail]) -> list[np.ndarray]:
-    """The real values (float32 [n, ...]) of each input, or output, that examples have the codes of."""
+    """The real values (float32 [n, ...]) of each input or output in examples of codes."""
     parts = split(examples, [detail["shape"] for detail in details])
     return [_dequantized(part, detail) for part, detail in zip(parts, details, strict=True)]
 
 
 def together(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Of one input or output as it is; of several flat, one behind the other."""
+    """A single input or output as it is; several are flattened and concatenated."""
     return parts[0] if len(parts) == 1 else np.concatenate([x.reshape(len(x), -1) for x in parts], axis=1)
 
 

@@ -1,4 +1,4 @@
-"""The types of a file's inputs and outputs: what stands at the border of an int8 file to make them others."""
+"""The types of a file's inputs and outputs: operators around an int8 file that convert them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from lqconvert.tflite.flatbuffer import read, write
 from lqconvert.tflite.graph import Model, Port, Quantization, Tensor
 from lqconvert.tflite.interface import Interface, coded, real
 
-#: The types that inputs and outputs of real values can have.
+#: The possible types of inputs and outputs with real values.
 TYPES = ("int8", "uint8", "int16", "float32")
-#: An int8 step is so many of an int16 border's: then all int8 codes have exact ones there, at zero point 0.
+#: An int8 step is this many steps of an int16 border. So all int8 codes have exact int16 codes at zero point
+#: 0.
 INT16_STEPS = 128
-#: What float32 may be off, as a share of an int8 step.
+#: The largest rounding error of float32, as a share of an int8 step.
 FLOAT_NOISE = 1e-3
 
 
 @dataclass(frozen=True)
 class Border:
-    """Gives a finished int8 file inputs and outputs of another type; indices stay.
+    """Gives an int8 file inputs and outputs of another type. Indices stay as they are.
 
     Args:
         io: one of TYPES.
-        front: what a float32 input passes before it is quantized, where the model begins behind that.
+        front: a scaling of a float32 input before it is quantized, if the model begins behind a front.
     """
 
     io: str = "int8"
@@ -39,7 +40,7 @@ class Border:
             raise LqError(f"io '{self.io}': is none of {', '.join(TYPES)}")
 
     def around(self, tflite: bytes) -> bytes:
-        """The file within this border, its inputs and outputs under the names that they had."""
+        """The file with this border. Inputs and outputs keep their names."""
         if self.io == "int8":
             return tflite
         model = read(tflite)
@@ -54,9 +55,9 @@ class Border:
         return write(model)
 
     def _passed(self, model: Model, inner: int, *, inward: bool) -> int:
-        """Puts operators between an int8 input or output and a new tensor outside of it, which it returns.
+        """Adds operators between an int8 input or output and a new outer tensor, whose index it returns.
 
-        What is of another type is its own.
+        A tensor of another type than int8 is its own outer tensor.
         """
         graph = model.main
         tensor = graph.tensors[inner]
@@ -83,7 +84,7 @@ class Border:
         return outer
 
     def _quantization(self, inner: Tensor) -> Quantization | None:
-        """Of a tensor outside of an int8 tensor."""
+        """The quantization of the outer tensor of an int8 tensor."""
         if self.io == "float32":
             return None
         if self.io == "uint8":
@@ -96,16 +97,16 @@ def _moved(ports: list[Port], moved: dict[int, int]) -> list[Port]:
 
 
 def border_of(front: Front | None, io: str | None = None) -> Border:
-    """The border of a model behind a front: float32 by default, with the front in it; else int8."""
+    """The border of a model behind a front. By default float32 with a front in it, and int8 without."""
     io = io or ("int8" if front is None else "float32")
     return Border(io, front if io == "float32" else None)
 
 
 class Passage:
-    """What examples are inside and outside of a file's border.
+    """Converts examples between the outside and the inside of a file's border.
 
     Attributes:
-        inner, outer: the inputs and outputs of the int8 file, and of that within the border.
+        inner, outer: the inputs and outputs of the int8 file, and of the file with the border.
     """
 
     def __init__(self, border: Border, tflite: bytes) -> None:
@@ -113,7 +114,7 @@ class Passage:
         self.inner, self.outer = Interface.of(tflite), Interface.of(border.around(tflite))
 
     def into(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs [n, ...] of the file within the border, near int8 ones, and the int8 ones they come to."""
+        """Outer inputs [n, ...] close to these int8 ones, and the int8 inputs that the file makes of them."""
         if self.border.io == "int8":
             return codes, codes
         front, parts = self.border.front, real(codes, self.inner.inputs)
@@ -122,10 +123,10 @@ class Passage:
         return outside, coded(parts if front is None else [front(parts[0])], self.inner.inputs)
 
     def out_of(self, outputs: np.ndarray) -> np.ndarray:
-        """The int8 outputs [n, ...] that come to those of the file within the border.
+        """The int8 outputs [n, ...] that are converted to these outer ones.
 
         Raises:
-            LqError: if none come to them, to a step of the border.
+            LqError: if no int8 outputs are, within a step of the border.
         """
         if self.border.io == "int8":
             return outputs
@@ -137,5 +138,5 @@ class Passage:
         ):
             step = outer["quantization"][0] or FLOAT_NOISE * inner["quantization"][0]
             if np.abs(part - same).max(initial=0) > 1.001 * step:
-                raise LqError(f"its {self.border.io} outputs are none of int8's")
+                raise LqError(f"its {self.border.io} outputs fit no int8 outputs")
         return codes

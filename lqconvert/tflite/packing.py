@@ -1,4 +1,4 @@
-"""From an int8 .tflite to the smallest one that a runtime executes with the same result, tensor by tensor."""
+"""Packs an int8 .tflite, tensor by tensor: the smallest file that a runtime executes with equal results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lqconvert.tflite.graph import OPERANDS, Buffer, Graph, Model, Operator, Qua
 
 #: The custom operator that TFLite Micro registers with AddDecode().
 DECODE = "TFLM_DECODE"
-#: No packing adds more to a file beside what it stores: what stores so much more need not be tried.
+#: No packing has more overhead than this in a file, so an encoding that is larger by more cannot win.
 MOST_BESIDE = 800
 
 
@@ -39,12 +39,12 @@ class Kernel:
 
     Attributes:
         tensor: its index in the main graph.
-        operator: the first that reads it, by the schema's name.
-        buffer: where the codes are.
+        operator: the first one that reads it, by the schema's name.
+        buffer: the buffer of its codes.
         codes: int8, in the shape of the tensor.
-        scales: how many.
-        consumers: how many operators read it.
-        name: of its layer, where the file has been given names.
+        scales: the number of its scales.
+        consumers: the number of operators that read it.
+        name: of its layer, if names were given to the file.
     """
 
     tensor: int
@@ -58,26 +58,26 @@ class Kernel:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A kernel as a packing stores it. The base is for int8: a byte a code.
+    """A kernel as a packing stores it. The base class is for int8: one byte a code.
 
     Attributes:
         packing: the packing's name.
-        size: the bytes of the codes as they are stored, tables included.
+        size: the bytes of the stored codes, with tables.
     """
 
     packing: str
     size: int
 
     def write(self, model: Model, kernel: Kernel) -> None:
-        """Stores the kernel so in a model, in place."""
+        """Changes a model in place, so that it stores the kernel in this way."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """A way to store a kernel. The base stores it as it is: a byte a code.
+    """A way to store a kernel. The base class stores it as int8: one byte a code.
 
     Args:
-        operators: those whose kernels the runtime executes so.
+        operators: those whose kernels the runtime executes in this form.
     """
 
     operators: Collection[str] = tuple(OPERANDS)
@@ -87,12 +87,12 @@ class Packing:
         return kernel.operator in self.operators
 
     def encode(self, kernel: Kernel) -> Stored | None:
-        """What is to be stored, or None where the codes have no such form."""
+        """The encoded kernel, or None if the codes have no such form."""
         return as_int8(kernel)
 
 
 def as_int8(kernel: Kernel) -> Stored:
-    """A kernel as it is."""
+    """A kernel as int8."""
     return Stored(INT8.name, kernel.codes.nbytes)
 
 
@@ -114,8 +114,8 @@ class Narrow(Packing):
     """INT4 or INT2 tensors: two or four codes a byte.
 
     Args:
-        per_channel: operators that the runtime executes with a scale for each channel.
-        per_tensor: whether it executes them with one scale.
+        per_channel: operators that the runtime executes with one scale for each channel.
+        per_tensor: whether the runtime executes them with one scale.
     """
 
     operators: Collection[str] = ("FULLY_CONNECTED",)
@@ -131,7 +131,7 @@ class Narrow(Packing):
         low, high = int(kernel.codes.min()), int(kernel.codes.max())
         half = 1 << (self.bits - 1)
         scales = kernel.operator in self.per_channel if kernel.scales > 1 else self.per_tensor
-        # XNNPACK leaves rows that do not fill their bytes to other kernels, which round in another way.
+        # If rows do not fill their bytes, XNNPACK leaves them to other kernels, which round differently.
         rows = kernel.operator != "FULLY_CONNECTED" or kernel.codes.shape[-1] % (8 // self.bits) == 0
         return super().fits(kernel) and scales and rows and -half <= low and high < half
 
@@ -141,19 +141,19 @@ class Narrow(Packing):
 
 
 class _Unpacked(Packing):
-    """Base of packings that an operator in front of the kernel's consumer undoes."""
+    """Base class of packings that an operator in front of the kernel's consumer unpacks."""
 
     def fits(self, kernel: Kernel) -> bool:
         return super().fits(kernel) and kernel.consumers == 1
 
 
 def _consumer(graph: Graph, kernel: Kernel) -> int:
-    """The place of the first operator that reads a kernel."""
+    """The index of the first operator that reads a kernel."""
     return next(place for place, each in enumerate(graph.operators) if kernel.tensor in each.inputs)
 
 
 def _insert(model: Model, kernel: Kernel, operators: Sequence[Operator]) -> None:
-    """Puts operators, the last of which makes the kernel, in front of its consumer."""
+    """Inserts operators in front of a kernel's consumer. The last one makes the kernel."""
     graph = model.main
     graph.tensors[kernel.tensor].buffer = COMPUTED
     place = _consumer(graph, kernel)
@@ -162,13 +162,13 @@ def _insert(model: Model, kernel: Kernel, operators: Sequence[Operator]) -> None
 
 @dataclass(frozen=True, eq=False)
 class SparseCodes(Stored):
-    """The codes that are not zero, and their places along an axis.
+    """The codes that are not zero, and their indices along an axis.
 
     Attributes:
         axis: of the kernel.
-        segments: where each row of the axis begins among the codes, and where the last one ends.
-        indices: of each code its place in its row.
-        codes: those that are not zero, row by row.
+        segments: for each row of the axis, the index of its first code, and finally the number of codes.
+        indices: for each code, its index in its row.
+        codes: the codes that are not zero, row by row.
     """
 
     axis: int
@@ -203,18 +203,19 @@ class SparseCodes(Stored):
 
 @dataclass(frozen=True)
 class Sparse(_Unpacked):
-    """The codes that are not zero and their places in the rows of one axis, for LiteRT's DENSIFY.
+    """The codes that are not zero and their indices in the rows of one axis, for LiteRT's DENSIFY.
 
-    Unpacked once, when the file is loaded. XNNPACK fails to prepare a FULLY_CONNECTED operator behind it (it
-    looks for the kernel in the file), so that becomes the CONV_2D of one pixel that it equals.
+    The kernel is unpacked once, when the file is loaded. XNNPACK fails to prepare a FULLY_CONNECTED operator
+    behind DENSIFY (it looks for the kernel in the file), so that operator becomes an equal CONV_2D of one
+    pixel.
     """
 
     name: ClassVar[str] = "sparse"
 
     def encode(self, kernel: Kernel) -> SparseCodes | None:
-        """Along the axis that costs the least."""
+        """The encoding along the axis that takes the fewest bytes."""
         kept = int(np.count_nonzero(kernel.codes))
-        if not kept or 2 * kept >= kernel.codes.size:  # DENSIFY wants some; each takes two bytes at least
+        if not kept or 2 * kept >= kernel.codes.size:  # DENSIFY needs one; each takes two bytes
             return None
         mask = kernel.codes != 0
         axis = min(range(mask.ndim), key=lambda axis: _sparse_bytes(mask, kept, axis))
@@ -239,7 +240,7 @@ def _size(stored: Stored) -> int:
 
 
 def _as_convolution(model: Model, kernel: Kernel) -> None:
-    """Makes a FULLY_CONNECTED operator a CONV_2D of one pixel, between two RESHAPEs."""
+    """Replaces a FULLY_CONNECTED operator by a CONV_2D of one pixel, between two RESHAPEs."""
     graph, (outputs, inputs) = model.main, kernel.codes.shape
     place = _consumer(graph, kernel)
     connected = graph.operators[place]
@@ -282,13 +283,13 @@ def _index_vector(numbers: np.ndarray) -> tuple[int, object]:
 
 @dataclass(frozen=True, eq=False)
 class DecodedCodes(Stored):
-    """What TFLite Micro's DECODE reads."""
+    """The inputs of TFLite Micro's DECODE."""
 
     encoded: encoding.Encoded
 
     def write(self, model: Model, kernel: Kernel) -> None:
         tensor = model.main.tensors[kernel.tensor]
-        # DECODE refuses another axis, even where there is nothing along it.
+        # DECODE refuses another axis, even if the scales have length 1 along it.
         if kernel.scales == 1 and tensor.quantization is not None:
             tensor.quantization = replace(tensor.quantization, axis=0)
         _insert(model, kernel, [decode(model, self.encoded, kernel.tensor)])
@@ -304,7 +305,7 @@ def decode(model: Model, encoded: encoding.Encoded, output: int) -> Operator:
 
 @dataclass(frozen=True)
 class Lut(_Unpacked):
-    """Indices of 1 to 7 bits into a table of the values."""
+    """Indices of 1 to 7 bits into a table of values."""
 
     name: ClassVar[str] = "lut"
 
@@ -315,7 +316,7 @@ class Lut(_Unpacked):
 
 @dataclass(frozen=True)
 class Huffman(_Unpacked):
-    """A word of a Huffman code for each code."""
+    """One word of a Huffman code for each code."""
 
     name: ClassVar[str] = "huffman"
 
@@ -337,7 +338,7 @@ class Pruning(_Unpacked):
 
 @dataclass(frozen=True, eq=False)
 class BlockCodes(Stored):
-    """What DECODE makes the blocks' numbers of, and the codebook that GATHER looks them up in.
+    """The encoded block numbers for DECODE, and the codebook for GATHER.
 
     Attributes:
         book: int8 [blocks, codes].
@@ -363,10 +364,10 @@ class BlockCodes(Stored):
 
 @dataclass(frozen=True)
 class HuffmanBlocks(_Unpacked):
-    """A word of a Huffman code for each block of codes: less than a bit for a code where most are zero.
+    """One word of a Huffman code for each block of codes: less than a bit a code if most are zero.
 
-    DECODE makes the blocks' numbers, GATHER looks them up in a codebook. Takes more memory while it runs:
-    four bytes for each number beside the kernel itself.
+    DECODE makes the block numbers, and GATHER looks them up in a codebook. At run time this takes four bytes
+    of memory for each number, in addition to the kernel.
     """
 
     name: ClassVar[str] = "huffman-blocks"
@@ -408,16 +409,16 @@ def kernels(model: Model) -> list[Kernel]:
 
 
 def name_kernels(model: Model, layers: Sequence[str]) -> None:
-    """Names the kernels after their layers: whatever is taken out of the file, they are known."""
+    """Names the kernels after their layers, so that they can be found after other kernels were removed."""
     found = kernels(model)
     if len(found) != len(layers):
-        raise LqError(f"the file has {len(found)} kernels, but there are {len(layers)} names of layers")
+        raise LqError(f"the file has {len(found)} kernels, but {len(layers)} names of layers are given")
     for kernel, layer in zip(found, layers, strict=True):
         model.main.tensors[kernel.tensor].name = layer.encode()
 
 
 class Encodings:
-    """What packings make of kernels, each worked out once for as long as the kernel's codes stay."""
+    """The encodings of kernels, each computed once while the kernel's codes stay the same."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Packing, Buffer, tuple[int, ...], str], Stored | None] = {}
@@ -431,11 +432,11 @@ class Encodings:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A packed file: its kernels, and how each is stored.
+    """A packed file: its kernels, and how each of them is stored.
 
     Attributes:
         source: the int8 file.
-        size: of the packed one, in bytes.
+        size: of the packed file, in bytes.
     """
 
     source: Model
@@ -457,7 +458,7 @@ class Packed:
         return size_of(assemble(self.source, self.kernels, self.chosen))
 
     def bytes_of(self, number: int) -> tuple[int, int]:
-        """The bytes of a kernel's codes as they are stored, tables included, and what else that adds."""
+        """The bytes of a kernel's stored codes, with tables, and of its overhead elsewhere in the file."""
         kernel, stored = self.kernels[number], self.chosen[number]
         plain = [*self.chosen[:number], as_int8(kernel), *self.chosen[number + 1 :]]
         gained = size_of(assemble(self.source, self.kernels, plain)) - self._size_with_names
@@ -472,12 +473,12 @@ def pack(
     needless: Needless = Needless(),  # noqa: B008
     encodings: Encodings | None = None,
 ) -> Packed:
-    """The smallest file: every kernel is stored as it takes the fewest bytes of the whole file.
+    """The smallest file: every kernel is stored in the way for which the whole file has the fewest bytes.
 
     Args:
         model: an int8 file.
-        packings: what the runtime executes.
-        forbidden: names of packings that a kernel, by its name, may not have.
+        packings: those that the runtime executes.
+        forbidden: by kernel name, the names of packings that it may not have.
         needless: what else the file can do without.
         encodings: of files that have most kernels in common with this one.
     """
@@ -485,7 +486,7 @@ def pack(
     options = [_options(kernel, packings, forbidden.get(kernel.name, ()), encodings) for kernel in found]
     chosen = [as_int8(kernel) for kernel in found]
     best = size_of(assemble(model, found, chosen, needless))
-    # Twice: the first kernel to use an operator pays for its entry in the file.
+    # Twice, because the first kernel with an operator pays for the operator's entry in the file.
     for _ in range(2):
         for n in sorted(range(len(found)), key=lambda n: -found[n].codes.size):
             for stored in options[n]:
@@ -501,7 +502,7 @@ def pack(
 def _options(
     kernel: Kernel, packings: Sequence[Packing], forbidden: Collection[str], encodings: Encodings
 ) -> list[Stored]:
-    """The ways in which a kernel can be stored in fewer bytes than its codes have, the smallest first."""
+    """The ways to store a kernel in fewer bytes than as int8, the smallest one first."""
     allowed = [packing for packing in packings if packing.name not in forbidden and packing.fits(kernel)]
     stored = [encodings.of(kernel, packing) for packing in allowed]
     smaller = [each for each in stored if each is not None and each.size < kernel.codes.size]
@@ -514,7 +515,7 @@ def assemble(
     chosen: Sequence[Stored],
     needless: Needless = Needless(),  # noqa: B008
 ) -> Model:
-    """A copy of an int8 file in which its kernels are stored as chosen, and that has nothing needless."""
+    """A copy of an int8 file with its kernels stored as chosen, without needless parts."""
     packed = model.copy()
     for kernel, stored in zip(found, chosen, strict=True):
         stored.write(packed, kernel)

@@ -1,4 +1,4 @@
-"""Code for programs around a file that leaves the scaling of its input's columns to them."""
+"""Code that scales input columns, for programs whose file does not do it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _TEMPLATES = {"c": _C, "python": _PYTHON, "kotlin": _KOTLIN_CODE}
 
 
 def left_out(front: Front | None, border: Border, tflite: bytes) -> dict[str, str] | None:
-    """The code in "c", "python" and "kotlin" for a front that an int8 file has not within its border."""
+    """The code in "c", "python" and "kotlin", if an int8 file does not have the front within its border."""
     if front is None or border.front is not None:
         return None
     (detail,) = Interface.of(border.around(tflite)).inputs
@@ -49,7 +49,7 @@ def left_out(front: Front | None, border: Border, tflite: bytes) -> dict[str, st
 
 
 def front_code(front: Front, detail: Detail, language: str) -> str:
-    """A function from real values in columns to the codes of an input, as its interface tells of that."""
+    """A function that converts real values in columns to codes of an input."""
     scale, zero_point = detail["quantization"]
     (low, high), kind = code_range(detail), np.dtype(detail["dtype"]).name
     center, factor = front.arrays
@@ -67,5 +67,5 @@ def front_code(front: Front, detail: Detail, language: str) -> str:
 
 
 def _text(number: np.float32) -> str:
-    """A float32 in digits that give it back, with a point or an exponent."""
+    """A float32 in digits that convert back to the same number, with a point or an exponent."""
     return repr(float(str(number)))

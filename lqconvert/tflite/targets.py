@@ -1,4 +1,4 @@
-"""The runtimes that files are made for, and what each executes, as measured."""
+"""The runtimes that files are made for, and the packings that each was measured to execute."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Target:
     """A runtime.
 
     Args:
-        packings: how it can store a kernel besides int8.
-        package: the Python package whose interpreter stands for it.
-        needless: what its files can do without.
-        exact: the set of its kernels in which files have to compute what int8 does, to the bit.
+        packings: the ways in which it can store a kernel, in addition to int8.
+        package: the Python package with its interpreter.
+        needless: parts that its files can do without.
+        exact: the set of kernels in which files have to give int8's outputs exactly.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Target:
         return f"{self.package} {importlib.metadata.version(self.package)}"
 
     def check_installed(self) -> None:
-        """Raises an LqError where the interpreter that stands for the runtime is missing."""
+        """Raises an LqError if the runtime's interpreter is not installed."""
         try:
             importlib.metadata.version(self.package)
         except importlib.metadata.PackageNotFoundError as error:
@@ -42,15 +42,15 @@ class Target:
             raise LqError(f"{what}: pip install {self.package} (x86-64 Linux)") from error
 
 
-#: INT4 convolutions are not among them: XNNPACK takes four to seven times as long for them as for int8.
-#: XNNPACK takes INT2 with a scale for each channel only.
+#: INT4 convolutions are not included, because XNNPACK takes four to seven times as long for them as for int8.
+#: XNNPACK takes INT2 only with a scale for each channel.
 INT2 = Narrow(bits=2, per_tensor=False)
 LITERT = Target("litert", "ai-edge-litert", (Sparse(), Narrow(bits=4), INT2))
 TFLM = Target(
     "tflm",
     "tflite-micro",
     (
-        # Of FULLY_CONNECTED kernels only those with one scale.
+        # FULLY_CONNECTED kernels only with one scale.
         Narrow(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), 4, ("CONV_2D", "DEPTHWISE_CONV_2D")),
         *(Lut(), Huffman(), Pruning(), HuffmanBlocks()),
     ),
@@ -64,9 +64,9 @@ def target(name: str, *, int4_convolutions: bool = False, strip_all: bool = Fals
     """A target by name.
 
     Args:
-        int4_convolutions: for LiteRT, where size counts more than time, and a step of rounding in XNNPACK
-            that is not int8's is no matter.
-        strip_all: drop the signature and the names of inputs and outputs, too.
+        int4_convolutions: for LiteRT, if size is more important than time, and outputs of XNNPACK may differ
+            from int8's by one step.
+        strip_all: also drop the signature and the names of inputs and outputs.
 
     Raises:
         LqError: if there is no such target.
@@ -80,7 +80,7 @@ def target(name: str, *, int4_convolutions: bool = False, strip_all: bool = Fals
 
 
 def find_targets(targets: str | Target | Sequence[str | Target]) -> tuple[Target, ...]:
-    """Targets that are given by name, as :func:`target` gave them, or both; one, or several.
+    """The targets for one or several names or objects from :func:`target`.
 
     >>> [target.name for target in find_targets(["tflm", LITERT])]
     ['tflm', 'litert']
