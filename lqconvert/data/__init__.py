@@ -1,1 +1,1 @@
-"""What ``--data`` names, as splits; how inputs are preprocessed."""
+"""Finds the data that ``--data`` names, splits them, and preprocesses inputs."""

@@ -1,4 +1,4 @@
-"""Data in memory: arrays, dicts of arrays by name, and tf.data.Datasets, as training and test part."""
+"""Data in memory (arrays, dicts of arrays, tf.data.Datasets) as a training and a test part."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ class Dataset(Protocol):
     def cardinality(self) -> Any: ...
 
 
-#: Inputs or labels. A dict has an array for each of several inputs or outputs, by their names.
+#: Inputs or labels. A dict has an array for each input or output, by name.
 Columns: TypeAlias = np.ndarray | Mapping[str, np.ndarray]
-#: x, (x, y), or a tf.data.Dataset of examples or of batches of them.
+#: x, (x, y), or a tf.data.Dataset of examples or of batches.
 Examples: TypeAlias = np.ndarray | tuple[Columns, Columns] | Dataset
-#: What data can be given as. A dict has the names that a .npz has: x and y, or x_train, ...
+#: The possible forms of data. A dict has the names of a .npz: x and y, or x_train, ...
 DataLike: TypeAlias = str | Path | Data | Examples | tuple[Examples, Examples] | Mapping[str, np.ndarray]
 
-#: What messages call data in memory.
+#: The name of data in memory in messages.
 ARRAYS = "the arrays"
-#: Labels of one output as an array; of several by name, in order, or as columns of one array.
+#: Labels of one output as an array. Labels of several by name, in order, or as columns of one array.
 Labels: TypeAlias = Any
-#: Inputs (a dict where they were given by name) and labels, None where there are none.
+#: Inputs (a dict if they were given by name) and labels (None without labels).
 Arrays: TypeAlias = tuple[Any, Labels]
-#: Of how many examples the inputs count for a checksum.
+#: The number of examples whose inputs are part of a checksum.
 CHECKED = 256
 
 
 def data_name(data: DataLike) -> str:
-    """What messages call data: its file or name, or the arrays."""
+    """The name of data in messages: its file or name, or "the arrays"."""
     if isinstance(data, (str, Path)):
         return str(data)
     return data.name if isinstance(data, Data) else ARRAYS
 
 
 def train_and_test(name: str, data: Any, ranks: Mapping[str, int]) -> tuple[Arrays, Arrays]:
-    """(x, y) of train and of test, which is empty where only one part is given.
+    """(x, y) of the training part and of the test part, which is empty if only one part is given.
 
     Args:
-        name: what messages name.
+        name: the name of the data in messages.
         data: x, (x, y), a tf.data.Dataset, or a pair (train, test) of these.
         ranks: of the model's inputs by name, without the batch axis.
     """
@@ -68,10 +68,10 @@ def train_and_test(name: str, data: Any, ranks: Mapping[str, int]) -> tuple[Arra
 
 
 def arrays_of(name: str, value: Any) -> Any:
-    """An array, or a dict of arrays, of what can be made one.
+    """An array, or a dict of arrays, made from the value.
 
     Raises:
-        LqError: where rows are of different lengths, or there are no rows.
+        LqError: if rows have different lengths, or there are no rows.
     """
     if isinstance(value, Mapping):
         return {key: arrays_of(f"{name}: {key}", each) for key, each in value.items()}
@@ -85,7 +85,7 @@ def arrays_of(name: str, value: Any) -> Any:
 
 
 def checksum(data: Any) -> int:
-    """Of data in memory, to tell other data from the same: of Data, some of its inputs and all labels."""
+    """A checksum of data in memory, to recognize other data. Of Data, some inputs and all labels are read."""
     if isinstance(data, Data):
         return checksum([(split.arrays(CHECKED)[0], split.y) for split in (data.train, data.test)])
     if isinstance(data, Mapping):
@@ -108,7 +108,7 @@ def _pair(name: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _stacked(name: str, dataset: Any, ranks: Mapping[str, int]) -> Arrays:
-    """A tf.data.Dataset of examples x or (x, y), or of batches of them, in memory."""
+    """A tf.data.Dataset of examples x or (x, y), or of batches, as arrays."""
     import tensorflow as tf
 
     if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
@@ -131,7 +131,7 @@ def _stacked(name: str, dataset: Any, ranks: Mapping[str, int]) -> Arrays:
 
 
 def _is_batch(x: Any, ranks: Mapping[str, int]) -> bool:
-    """Whether inputs have an axis of examples."""
+    """Whether the inputs have a batch axis."""
     if isinstance(x, dict) and len(ranks) > 1:
         return any(np.ndim(x[name]) > rank for name, rank in ranks.items() if name in x)
     only = next(iter(x.values())) if isinstance(x, dict) else x

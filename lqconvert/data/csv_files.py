@@ -1,4 +1,4 @@
-"""Tables in a .csv: a row for each example, columns of input values and columns of labels."""
+"""Tables in a .csv: a row for each example, with columns for inputs and labels."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ import numpy as np
 from lqconvert.errors import LqError
 from lqconvert.utils.input_files import read_bytes
 
-#: A file of more bytes is better an .npz, which takes a tenth of the memory to read.
+#: The size limit. A larger table should be an .npz, which takes a tenth of the memory to read.
 LARGEST_TABLE = 64 << 20
-#: What the column of labels is called, where it has none of the outputs' names.
+#: Possible names of the label column, if no column has the name of an output.
 LABELS = ("y", "target", "label", "class")
 
 
 def load_csv(path: Path, inputs: int, outputs: list[str]) -> tuple[np.ndarray, Any, tuple[str, ...]]:
     """The examples of a table.
 
-    Labels are the columns that have the names of outputs; else the one that is called y, target, label or
-    class; else what is behind the inputs.
+    Labels are the columns that have the names of outputs. Without such columns, they are the column called y,
+    target, label or class, or else the columns after the inputs.
 
     Args:
-        inputs: how many values the model takes.
+        inputs: the number of input values of the model.
         outputs: the names of its outputs.
 
     Returns:
-        x float32 [n, inputs]; the labels [n] or [n, k], by output where there are several, or None; and a
-        line that says which columns they are.
+        x float32 [n, inputs]; the labels [n] or [n, k], by output if there are several, or None; and a line
+        that names the label columns.
 
     Raises:
-        LqError: if it cannot be read, or has another number of columns.
+        LqError: if the table cannot be read, or has another number of columns.
     """
     text = read_bytes(path, LARGEST_TABLE).decode("utf-8-sig", "replace")
     reader = csv.reader(io.StringIO(text))
@@ -47,13 +47,13 @@ def load_csv(path: Path, inputs: int, outputs: list[str]) -> tuple[np.ndarray, A
 
 
 class _Table:
-    """The rows of a table while they are read: little more is kept than their numbers."""
+    """The rows of a table while they are read. Little more than their numbers is kept in memory."""
 
     def __init__(self, path: Path, reader: Iterator[list[str]], inputs: int, outputs: list[str]) -> None:
         self.path, self.reader, self.inputs, self.outputs = path, reader, inputs, outputs
         self.values: array[float] = array("f")
         self.cells: list[list[str]] = []
-        self.known: dict[str, str] = {}  # labels repeat
+        self.known: dict[str, str] = {}  # labels repeat, so each text is stored once
 
     def read(self) -> tuple[np.ndarray, Any, tuple[str, ...]]:
         first = next((row for row in self.reader if row), None)
@@ -98,7 +98,7 @@ class _Table:
 
 
 def _targets(names: list[str], has_header: bool, inputs: int, outputs: list[str]) -> list[int]:
-    """The places of the columns of labels."""
+    """The indices of the label columns."""
     if has_header:
         for wanted in (set(outputs), set(LABELS)):
             found = [place for place, name in enumerate(names) if name in wanted or name.lower() in wanted]
@@ -108,7 +108,7 @@ def _targets(names: list[str], has_header: bool, inputs: int, outputs: list[str]
 
 
 def _labels(cells: list[str]) -> np.ndarray:
-    """Whole numbers, numbers, or names."""
+    """Labels as integers, as floats, or as names."""
     for kind in (int, float):
         try:
             return np.array([kind(cell) for cell in cells])

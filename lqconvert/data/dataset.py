@@ -1,4 +1,4 @@
-"""Examples with random access, and batches of them: train to learn from, validation to steer by, and test."""
+"""Examples with random access, and batches of them, in three splits: train, validation and test."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Split:
     """Examples with random access.
 
     Attributes:
-        y: the labels [n, ...]; float32 [n, 0] where there are none.
-        fetch: (indices int64 [b]) -> x raw [b, ...]: what may not fit in memory at once.
-        signature: the tf.TensorSpecs of one batch (x, y) without the batch axis: (shape, dtype) each.
-        parts: the shapes of several inputs, which lie flat in x, one behind the other.
+        y: the labels [n, ...]; float32 [n, 0] without labels.
+        fetch: (indices int64 [b]) -> raw x [b, ...]. All examples together may not fit in memory.
+        signature: (shape, dtype) of x and of y in a batch, without the batch axis.
+        parts: the shapes of several inputs, which are flattened and concatenated in x.
     """
 
     y: np.ndarray
@@ -41,9 +41,9 @@ class Split:
     def batches(
         self, batch_size: int, *, shuffle_seed: int | None = None, preprocessing: Preprocessing | None = None
     ) -> tf.data.Dataset:
-        """Batches (index int64 [b], x, y); x is raw, or float32 and preprocessed where that is given.
+        """Batches (index int64 [b], x, y). x is raw, or float32 if it is preprocessed.
 
-        Where there are several inputs, x is a tuple of them.
+        With several inputs, x is a tuple of them.
         """
         import tensorflow as tf
 
@@ -66,14 +66,14 @@ class Split:
         given: range = range(1),
         preprocessing: Preprocessing | None = None,
     ) -> tf.data.Dataset:
-        """Endless batches (step, part, size, index, x, y) in random order, each pass in another one.
+        """Endless batches (step, part, size, index, x, y). Each pass has another random order.
 
-        A batch depends on ``seed``, TensorFlow's global one, and its step alone: a stream can begin at any
-        ``start``, for the little that drawing the places before it takes.
+        A batch depends only on ``seed``, TensorFlow's global seed, and its step. So a stream can begin at any
+        ``start``: only the order of the examples before it is computed.
 
         Args:
-            parts: into how many each batch is dealt: example n of it goes to part n modulo ``parts``.
-            given: the parts to give, one after the other.
+            parts: the number of parts of each batch. Example n is in part n modulo ``parts``.
+            given: the parts to return, one after the other.
 
         Returns:
             step, part and size (of the whole batch) int64 []; index int64 [b], x and y of the part.
@@ -122,7 +122,7 @@ class Split:
         return self.fetch(first), self.y[first]
 
     def pick(self, indices: np.ndarray) -> Split:
-        """The examples at the given positions."""
+        """The examples at these indices."""
         return replace(self, y=self.y[indices], fetch=lambda index: self.fetch(indices[index]))
 
     def relabelled(self, y: np.ndarray) -> Split:
@@ -131,7 +131,7 @@ class Split:
         return replace(self, y=y, signature=(x, (y.shape[1:], y.dtype.name)))
 
     def with_more(self, other: Split) -> Split:
-        """These examples and, behind them, those of another split of the same data."""
+        """These examples, followed by those of another split of the same data."""
         size = self.size
 
         def fetch(index: np.ndarray) -> np.ndarray:
@@ -149,10 +149,10 @@ class Data:
     """The three splits of one data set.
 
     Attributes:
-        heads: what the model's outputs are for; the labels are theirs.
-        integer_pixels: the raw inputs are integers in 0..255.
-        own_test: the source has a test part; else it was taken from the training part.
-        notes: what the user is to know of the data, a line each.
+        heads: the tasks of the model's outputs. The labels are in their form.
+        integer_pixels: whether the raw inputs are integers in 0..255.
+        own_test: whether the source has a test part. If not, it was taken from the training part.
+        notes: lines that the user should know about the data.
     """
 
     name: str
@@ -166,7 +166,7 @@ class Data:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Examples by split."""
+        """The number of examples in each split."""
         return {"train": self.train.size, "validation": self.validation.size, "test": self.test.size}
 
     @property
@@ -174,7 +174,7 @@ class Data:
         return self.heads.labelled
 
     def held_against_float(self, head: Head) -> Data:
-        """Without the labels of an output: the float model's answers are the truth."""
+        """The data without the labels of an output, which is then compared with the float model's outputs."""
         place = self.heads.heads.index(head)
         heads = list(self.heads)
         heads[place] = replace(head, task="raw", label_size=0, judged=TASKS["raw"][:1])
@@ -188,7 +188,7 @@ class Data:
         return replace(self, train=train, validation=validation, test=test, heads=Heads(tuple(heads)))
 
     def retargeted(self, target: Callable[[np.ndarray], np.ndarray]) -> Data:
-        """With what is reconstructed in another form: the labels hold the raw inputs at first."""
+        """The data with converted targets of reconstructions. At first, the targets are the raw inputs."""
         places = [place for place, head in enumerate(self.heads) if head.task == "reconstruction"]
         if not places:
             return self
@@ -208,10 +208,10 @@ class Data:
 
     @property
     def class_names(self) -> list[str]:
-        """Of the only output, where it has classes with names."""
+        """The class names of the only output, if there are any."""
         return list(self.heads.single.class_names) if self.heads.single else []
 
 
 def as_numpy(x: Any) -> Any:
-    """A batch's inputs as an array, or as a list of arrays where there are several."""
+    """The inputs of a batch as an array, or as a list of arrays if there are several inputs."""
     return [part.numpy() for part in x] if isinstance(x, tuple) else x.numpy()

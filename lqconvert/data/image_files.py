@@ -1,4 +1,4 @@
-"""Image files in a folder or a .zip, by number: of a million of them little more is kept than their names."""
+"""Image files in a folder or a .zip, by number. Little more than their names is kept in memory."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
 LARGEST_FILE, LARGEST_ARCHIVE = 64 << 20, 1 << 40
-#: Of a zip with a million images.
+#: The limits for a zip: one with a million images fits.
 CATALOGUE_BYTES = 160 << 20
 MOST_ENTRIES, DEEPEST = 4_000_000, 32
-#: Of an image, in all of its frames; cameras make a tenth of it.
+#: The limit for the pixels of an image, over all frames. Images from cameras have a tenth of it.
 MOST_PIXELS = 1 << 27
-#: What reading a file raises where it is damaged or gone.
+#: Errors from reading a file that is damaged or gone.
 UNREADABLE = (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error)
 
 
 class ImageFolder:
-    """The images in folders within a folder, sorted by name."""
+    """The images in subfolders of a folder, sorted by name."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,7 +43,7 @@ class ImageFolder:
         return len(self.names)
 
     def name(self, number: int) -> str:
-        """Relative to the folder."""
+        """The path in the folder."""
         return self.names[number]
 
     def read(self, number: int) -> bytes:
@@ -51,13 +51,13 @@ class ImageFolder:
 
 
 class ZippedImages:
-    """The images in folders within a .zip, sorted by name; none beyond 64 MB.
+    """The images in folders within a .zip, sorted by name, without files larger than 64 MB.
 
     Raises:
-        LqError: if it is none.
+        LqError: if it is no zip file.
     """
 
-    #: What zipfile has to know of a file to read it: its own catalogue takes half a kilobyte for each.
+    #: Data for zipfile to read a file. (zipfile's own catalogue takes half a kilobyte for each file.)
     ENTRY = ("header_offset", "compress_size", "file_size", "CRC", "compress_type", "flag_bits")
 
     def __init__(self, path: Path) -> None:
@@ -72,19 +72,19 @@ class ZippedImages:
         self.names = _Names(names)
         entries = ([getattr(catalogue[name], field) for field in self.ENTRY] for name in names)
         self.entries = np.fromiter(entries, np.dtype((np.int64, len(self.ENTRY))), len(names))
-        # Names in Windows' spelling, or in one that some zippers add.
+        # Names with Windows' separators, or with a prefix that some programs add.
         spelled = ((number, catalogue[name].orig_filename) for number, name in enumerate(names))
         self.spelled = {number: name for number, name in spelled if name != names[number]}
         catalogue.clear()
         self.archive.filelist.clear()
-        # Python 3.12's first releases seek from wherever another thread left the file.
+        # In Python 3.12's first releases, threads move each other's file position.
         self.one_at_a_time = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.names)
 
     def name(self, number: int) -> str:
-        """Within the archive."""
+        """The path in the archive."""
         return self.names[number]
 
     def read(self, number: int) -> bytes:
@@ -97,12 +97,12 @@ class ZippedImages:
 
 
 def _files_in(path: Path) -> Iterator[str]:
-    """Names of all files below a folder, relative to it.
+    """The paths of all files below a folder, relative to it.
 
-    Links are followed, but into each folder once, by the shortest way: folders may link to each other.
+    Links are followed, but each folder is entered once, by the shortest path: links may form circles.
 
     Raises:
-        LqError: if there are more than any data set has.
+        LqError: if there are more files than any data set has.
     """
     seen, waiting, count = set(), deque([("", 0)]), 0
     while waiting:
@@ -114,7 +114,7 @@ def _files_in(path: Path) -> Iterator[str]:
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(path / folder) as entries:
                 found = sorted(entries, key=lambda entry: entry.name)
-        except OSError:  # gone meanwhile, or not ours to read
+        except OSError:  # removed in the meantime, or not readable
             continue
         count += len(found)
         if count > MOST_ENTRIES or depth > DEEPEST:
@@ -131,8 +131,8 @@ def decoded(data: bytes, channels: int) -> tf.Tensor:
     """An image file as uint8 [height, width, 1 or 3].
 
     Raises:
-        ValueError: if it has a palette that TensorFlow would not look up, or too many pixels.
-        tf.errors.InvalidArgumentError: if it is damaged, or of no kind that TensorFlow knows.
+        ValueError: if it has a palette that TensorFlow would ignore, or too many pixels.
+        tf.errors.InvalidArgumentError: if it is damaged, or of a format that TensorFlow does not know.
     """
     import tensorflow as tf
 
@@ -146,12 +146,12 @@ def decoded(data: bytes, channels: int) -> tf.Tensor:
     except tf.errors.InvalidArgumentError:
         if channels == 3:
             raise
-    # TensorFlow makes .bmp, .gif and CMYK gray in no other way.
+    # For .bmp, .gif and CMYK, TensorFlow has no other way to convert to gray.
     return tf.image.rgb_to_grayscale(tf.io.decode_image(data, channels=3, expand_animations=False))
 
 
 def _pixels(data: bytes) -> int:
-    """How many pixels an image file says that it has; none where it does not say so."""
+    """The number of pixels according to the file's header; 0 if it has none."""
     import tensorflow as tf
 
     if data[:8] == b"\x89PNG\r\n\x1a\n":
@@ -167,7 +167,7 @@ def _pixels(data: bytes) -> int:
 
 
 def _gif_pixels(data: bytes) -> int:
-    """Of all frames of a .gif together: TensorFlow unpacks them all, whichever are asked for."""
+    """The pixels of all frames of a .gif: TensorFlow always unpacks all of them."""
 
     def behind_colors(at: int, flags: int) -> int:
         return at + (3 << ((flags & 7) + 1) if flags & 128 else 0)
@@ -186,12 +186,12 @@ def _gif_pixels(data: bytes) -> int:
             pixels += math.prod(struct.unpack_from("<HH", data, at + 5))
             at = behind_blocks(behind_colors(at + 10, data[at + 9]) + 1)
     except (IndexError, struct.error):
-        pass  # truncated: TensorFlow says so
+        pass  # it is truncated; TensorFlow will report it
     return pixels
 
 
 def _has_colors(bmp: bytes) -> bool:
-    """Whether a .bmp has a palette other than 256 grays, from black to white."""
+    """Whether a .bmp has a palette other than 256 grays from black to white."""
     (header,), (bits,) = struct.unpack_from("<I", bmp, 14), struct.unpack_from("<H", bmp, 28)
     if bits > 8:
         return False
@@ -202,13 +202,13 @@ def _has_colors(bmp: bytes) -> bool:
 
 def _is_image(name: str) -> bool:
     path = PurePath(name)
-    # Not what macOS, Jupyter and others leave beside images: __MACOSX/cats/._1.jpg, cats/.checkpoints/1.jpg.
+    # Without files that macOS, Jupyter and others add: __MACOSX/cats/._1.jpg, cats/.checkpoints/1.jpg.
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     return path.suffix.lower() in SUFFIXES and len(path.parts) > 1 and not hidden
 
 
 class _Names:
-    """Names by number, in little more memory than their bytes take."""
+    """Names by number, in little more memory than their bytes need."""
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]

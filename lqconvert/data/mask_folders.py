@@ -1,4 +1,4 @@
-"""Images and their masks in two folders: images/1.png and masks/1.png, perhaps below train and test."""
+"""Images and their masks in two folders: images/1.png and masks/1.png, optionally below train and test."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from lqconvert.data.image_files import UNREADABLE, ImageFolder, ZippedImages, de
 from lqconvert.errors import LqError
 
 IMAGES, MASKS = ("images", "image", "imgs"), ("masks", "mask", "labels", "annotations")
-#: What the names of masks may end in, beside those of their images.
+#: Endings that the name of a mask may have, in addition to its image's name.
 ENDINGS = ("_mask", "_label", "_labels", "_seg")
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The numbers of images and of their masks in a folder, in order."""
+    """The numbers of the images in a folder, and of their masks, in the same order."""
 
     images: list[int]
     masks: list[int]
 
 
 def find_pairs(path: Path, files: ImageFolder | ZippedImages) -> Pairs | None:
-    """The images that have masks; None where there are no two such folders.
+    """The images that have masks; None if there are no two such folders.
 
     Raises:
         LqError: if an image has no mask.
@@ -46,7 +46,7 @@ def find_pairs(path: Path, files: ImageFolder | ZippedImages) -> Pairs | None:
         return None
     alone = [number for key, number in images.items() if key not in masks]
     if alone:
-        raise LqError(f"{path}: {files.name(alone[0])} has no mask of its name")
+        raise LqError(f"{path}: {files.name(alone[0])} has no mask of the same name")
     return Pairs(list(images.values()), [masks[key] for key in images])
 
 
@@ -56,7 +56,7 @@ def read_masks(
     """Masks as class numbers, uint8 [n, height, width]: gray levels, or 0 and 255 for two classes.
 
     Args:
-        shape: (height, width) that they are brought to, by the nearest pixel.
+        shape: (height, width) to which they are resized, by the nearest pixel.
     """
     import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""How a model's inputs were made of raw values, and finding it out."""
+"""The preprocessing that turns raw values into a model's inputs, and its detection."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lqconvert.tasks import TASKS, Head
 
 @dataclass(frozen=True)
 class Front:
-    """A scaling of columns (the last axis) in front of the quantization: ``(x - center) * factor``.
+    """A scaling of columns (of the last axis) in front of the quantized model: ``(x - center) * factor``.
 
-    In this form a column that is constant, or far from 0, loses nothing in float32.
+    In this form, float32 is exact enough also for columns that are constant or far from 0.
     """
 
     center: tuple[float, ...]
@@ -31,26 +31,26 @@ class Front:
         return np.array(self.center, np.float32), np.array(self.factor, np.float32)
 
     def __call__(self, x: Any) -> Any:
-        """Float32 values [..., columns], an array's or a tensor's, scaled."""
+        """Scales float32 values [..., columns] in an array or a tensor."""
         center, factor = self.arrays
         return (x - center) * factor
 
     def undone(self, scaled: np.ndarray) -> np.ndarray:
-        """Float32 values that come to the scaled ones, as nearly as float32 has them."""
+        """Float32 values that are scaled to these values, as exactly as float32 allows."""
         factor = np.array(self.factor)
         return (scaled / np.where(factor, factor, np.inf) + np.array(self.center)).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the model was trained on: ``x = raw * scale + offset``, and what ``front`` makes of that."""
+    """The scaling for which the model was trained: ``x = raw * scale + offset``, then ``front``."""
 
     scale: float = 1.0
     offset: float = 0.0
     front: Front | None = None
 
     def __call__(self, raw: Any) -> Any:
-        """Float32 values, an array's or a tensor's, preprocessed."""
+        """Float32 values, preprocessed, from an array or a tensor."""
         x = raw * self.scale + self.offset
         return x if self.front is None else self.front(x)
 
@@ -75,7 +75,7 @@ class Preprocessing:
         return names[0] if names else f"{self.scale:g},{self.offset:g}"
 
     def refuse_indices(self, names: Iterable[str]) -> None:
-        """An LqError that names the first of the inputs that take indices, unless inputs stay as they are."""
+        """Raises an LqError for an input that takes indices, unless inputs are used as they are."""
         for name in names if self != Preprocessing() else ():
             raise LqError(
                 f"--preprocess: input '{name}' takes indices, which are not scaled; leave it out, and scale "
@@ -84,10 +84,11 @@ class Preprocessing:
 
     @property
     def pixel_range(self) -> tuple[float, float] | None:
-        """The input range that makes the file take raw pixels as they are (minus 128), or None.
+        """The input range with which the file takes raw pixels (int8 = pixel - 128), or None.
 
-        x = raw * scale + offset is the int8 code raw - 128 at zero point -128 - offset / scale. Where that is
-        no integer (-1-1 has -0.5) it is rounded, a shift of at most half a pixel step that is learned around.
+        With the zero point -128 - offset / scale, the int8 code of raw * scale + offset is raw - 128. If that
+        is no integer (-1-1 has -0.5), it is rounded. Then inputs are shifted by at most half a pixel step,
+        and fine-tuning adapts to that.
         """
         zero_point = self.pixel_zero_point
         if not -128 <= zero_point <= 127:
@@ -96,26 +97,26 @@ class Preprocessing:
 
     @property
     def pixel_zero_point(self) -> int:
-        """The zero point at which the code of a raw pixel is nearest to raw - 128."""
+        """The zero point with which the code of a raw pixel is closest to raw - 128."""
         return round(-128 - self.offset / self.scale)
 
     @property
     def pixel_shift(self) -> float:
-        """By how many pixel steps :attr:`pixel_range` shifts the input; 0 where the folding is exact."""
+        """The shift of inputs by :attr:`pixel_range`, in pixel steps; 0 if the zero point is exact."""
         return self._shift(self.pixel_zero_point, -128)
 
     def off_ties(self, zero_point: int, lowest: int = -128) -> Preprocessing:
-        """The same, a hundredth of the way nearer to codes that are raw pixels and ``lowest``.
+        """The same preprocessing, moved a hundredth of the way to codes that are raw + ``lowest``.
 
-        Half a step off (-1-1), every pixel lies between two codes, and the noise of float32 decides. So each
-        comes to raw + lowest, which is what devices feed a file of that zero point. Where pixels are codes
-        as they are, or no codes at all, nothing changes.
+        With a shift of half a step (-1-1), every pixel lies between two codes, and rounding errors of float32
+        would decide. After the move, each pixel becomes raw + lowest, which is what devices feed to a file
+        with this zero point. If pixels are exact codes, or no codes at all, nothing changes.
         """
         shift = self._shift(zero_point, lowest)
         return replace(self, offset=self.offset - 0.01 * shift * self.scale) if abs(shift) < 0.51 else self
 
     def _shift(self, zero_point: int, lowest: int) -> float:
-        """By how many codes pixels are above raw + lowest."""
+        """The number of codes by which pixels are above raw + lowest."""
         return self.offset / self.scale + zero_point - lowest
 
 
@@ -128,12 +129,12 @@ PREPROCESSINGS = {
 
 @dataclass(frozen=True)
 class Choice:
-    """The preprocessing under which a model does best, and how it does.
+    """The preprocessing with which a model scores best, and its scores.
 
     Attributes:
-        scores: of each that is known, the mean over the heads of what budgets judge (R² counts from -1 on).
-        target: what the inputs are to go through to be what a model reconstructs.
-        doubts: the outputs that are no better than chance, though others are.
+        scores: for each known preprocessing, the mean over the heads of the judged metric (R² at least -1).
+        target: the preprocessing of the targets of a reconstruction.
+        doubts: the outputs that are no better than chance, if others are better.
     """
 
     preprocessing: Preprocessing
@@ -144,12 +145,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Fit:
-    """How an output does on examples."""
+    """The score of an output on examples."""
 
     score: float
-    noise: float  # of scores that count as alike
-    chance: float  # what a score has to be above
-    likelihood: float  # decides among those
+    noise: float  # scores that differ by less count as equal
+    chance: float  # the score of a guess; a model has to be better
+    likelihood: float  # decides between equal scores
     target: Preprocessing = Preprocessing()
 
     @classmethod
@@ -164,7 +165,7 @@ class _Fit:
             return max(fits, key=lambda fit: fit.score)
         score = measured(head, outputs, labels)
         chance = 0.5 if head.task == "multi-label" else 0.0
-        if head.task == "segmentation":  # the most frequent class everywhere
+        if head.task == "segmentation":  # a guess: the most frequent class everywhere
             counts = np.bincount(labels.ravel())
             chance = counts.max() / counts.sum() / np.count_nonzero(counts)
         return cls(score, 0.0, float(chance), score)
@@ -181,14 +182,14 @@ class _Fit:
             score, guess = METRICS["accuracy"].measure(outputs, labels, 0.5), present.max() / len(labels)
             independent = len(labels)
         noise = 3 * math.sqrt(max(score * (1 - score), 1 / independent) / independent)
-        # Few examples tell little, but a perfect model is never a guess.
+        # With few examples chance is uncertain, but a perfect model is never a guess.
         above = min(3 * math.sqrt(guess * (1 - guess) / independent), (1 - guess) / 2)
         likelihoods = log_probabilities(outputs)[np.arange(len(labels)), labels]
         return cls(score, noise, float(guess + above), float(np.mean(likelihoods)))
 
 
 def measured(head: Head, outputs: np.ndarray, labels: np.ndarray) -> float:
-    """The first metric that is judged, where more is better; R² from -1 on."""
+    """The first judged metric, with more being better; R² at least -1."""
     metric = METRICS[TASKS[head.task][0]]
     return max(metric.measure(outputs, labels, head.threshold), -1.0)
 
@@ -196,13 +197,13 @@ def measured(head: Head, outputs: np.ndarray, labels: np.ndarray) -> float:
 def choose_preprocessing(
     predict: Callable[[np.ndarray], np.ndarray], data: Data, *, samples: int = 2000
 ) -> Choice:
-    """Scores the float model under each known preprocessing on the validation split.
+    """Scores the float model with each known preprocessing on the validation split.
 
-    Among scores that differ by less than their sampling error the likelihood of the labels decides:
-    a ReLU network without large biases classifies scaled inputs alike, but with wrong confidence.
+    If scores differ by less than their sampling error, the likelihood of the labels decides: a ReLU network
+    without large biases predicts the same classes for scaled inputs, but with a wrong confidence.
 
     Raises:
-        LqError: if none of the outputs that have labels is clearly better than chance under any.
+        LqError: if no output with labels is clearly better than chance with any preprocessing.
     """
     part = data.validation.pick(np.arange(min(samples, data.validation.size)))
     labels = data.heads.cut_labels(part.y)

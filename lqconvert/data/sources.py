@@ -1,6 +1,6 @@
-"""Data sets: from what the user names, or has in memory, to three splits that never mix, in raw values.
+"""Data sets: from a name or data in memory to three separate splits of raw values.
 
-Train is fine-tuned on, validation (carved from train) steers every choice, test is reported once.
+Train is for fine-tuning. Validation (a part of train) steers all choices. Test is reported once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from lqconvert.utils.npz import load_npy, load_npz
 
 KERAS_DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 TRAIN_FOLDERS, TEST_FOLDERS = ("train", "training"), ("test", "testing", "val", "valid", "validation")
-#: Decoded images are kept up to this many bytes; what is beyond is decoded whenever it is asked for.
+#: Decoded images are kept in memory up to this many bytes. The others are decoded each time they are used.
 CACHED_BYTES = 1 << 28
 
 
@@ -47,23 +47,23 @@ def load_data(
     outputs: int | tuple[int | None, ...] | Sequence[Output],
     wishes: Wishes | None = None,
 ) -> Data:
-    """Finds, checks and splits a data set, and finds out what each output of the model is for.
+    """Finds, checks and splits a data set, and detects the task of each output of the model.
 
     Args:
         data: a name (digits, mnist, fashion_mnist, cifar10, cifar100), a .npz, a .npy, a .csv, a folder or
-            zip of class folders of images (or of images and masks), tfds:NAME, or module:function. Or data
-            in memory: (x, y), a tf.data.Dataset of such examples or batches, a pair (train, test) of these,
-            x alone, or a dict of arrays that are named as in a .npz. Data that this function gave stay as
+            zip with class folders of images (or with images and masks), tfds:NAME, or module:function. Or
+            data in memory: (x, y), a tf.data.Dataset of examples or batches, a pair (train, test) of these, x
+            alone, or a dict of arrays with the names of a .npz. Data from an earlier call are returned as
             they are, if they fit the model.
-        input_shape: the model's, without the batch axis; by name where it may have several inputs.
-        outputs: the model's, or the shape of its only one, without the batch axis, or the length of that.
-        wishes: what the user says of the outputs' tasks.
+        input_shape: the model's input shape, without the batch axis; by name if it may have several inputs.
+        outputs: the model's outputs. Or the shape of its only output, without the batch axis, or its length.
+        wishes: the user's choices of tasks and metrics.
 
-    For several inputs the data are a .npz of an array for each, by the inputs' names (NAME, or NAME_train and
-    NAME_test). So are the labels of several outputs (NAME or y_NAME); one array y may hold them all, as
-    columns one behind the other. In memory x and y may be dicts of arrays by these names.
+    For several inputs, the data are a .npz with an array for each, by the inputs' names (NAME, or NAME_train
+    and NAME_test). The same holds for labels of several outputs (NAME or y_NAME); or one array y has the
+    labels of all outputs in its columns. In memory, x and y may be dicts of arrays with these names.
 
-    The split is always the same, whatever the seed of a run: a float model may have been trained on it.
+    The split does not depend on the seed of a run, because a float model may have been trained on it.
 
     Raises:
         LqError: if the data cannot be found or read, or do not fit the model.
@@ -96,7 +96,7 @@ def load_data(
         held_out = max(train.x.size // 5, 5)
         splits = [splits[0].pick(order[held_out:]), splits[0].pick(order[:held_out])]
     order = np.random.default_rng(0).permutation(splits[0].size)
-    # Enough to tell a drop from noise: a quarter of a small set, a tenth of a large one.
+    # Enough to distinguish a drop from noise: a quarter of a small set, a tenth of a large one.
     held_out = max(5, min(splits[0].size // 4, max(2000, splits[0].size // 10), 5000))
     return Data(
         spec,
@@ -113,9 +113,9 @@ def load_data(
 def _fitted(
     data: Data, inputs: Mapping[str, tuple[int | None, ...]], outputs: list[Output], wishes: Wishes
 ) -> Data:
-    """Data that were loaded before, for the outputs of this model."""
+    """Data that were loaded earlier, checked for this model."""
     if wishes != Wishes():
-        raise LqError(f"{data.name}: tasks and metrics of its outputs were settled when it was loaded")
+        raise LqError(f"{data.name}: these data are loaded already, so tasks and metrics cannot be chosen")
     shapes, own = list(inputs.values()), data.train.parts or (data.train.signature[0][0],)
     fits = len(own) == len(shapes) and all(map(_fits, own, shapes))
     if not fits:
@@ -123,7 +123,7 @@ def _fitted(
         raise LqError(f"{data.name}: inputs of shape {', '.join(map(str, own))}, but the model takes {taken}")
     known = [head.output for head in data.heads]
     if [(each.size, each.classes) for each in known] != [(each.size, each.classes) for each in outputs]:
-        raise LqError(f"{data.name}: was loaded for a model of other outputs")
+        raise LqError(f"{data.name}: these data were loaded for a model with other outputs")
     heads = tuple(replace(head, output=output) for head, output in zip(data.heads, outputs, strict=True))
     return replace(data, heads=Heads(heads))
 
@@ -134,18 +134,18 @@ def _fits(shape: tuple[int, ...], taken: tuple[int | None, ...]) -> bool:
 
 @dataclass(frozen=True)
 class _Part:
-    """The training or the test part of a source: its examples, without labels, and these as given."""
+    """The training or the test part of a source: its examples without labels, and the labels as given."""
 
     x: Split
     y: Labels
-    inputs: np.ndarray  # [n, ...] in memory; of files, and of several inputs, only as long
+    inputs: np.ndarray  # [n, ...]; for files and for several inputs, an empty array of the same length
 
 
 @dataclass(frozen=True)
 class _Source:
     train: _Part
     test: _Part
-    pixels: bool  # integers in 0..255
+    pixels: bool  # whether inputs are integers in 0..255
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -182,7 +182,7 @@ def _source(
 
 
 def _labels_of(spec: str, labels: Labels, output: Output, outputs: list[Output]) -> np.ndarray | None:
-    """The labels of an output, as they were given; None where there are none."""
+    """The labels of an output as they were given; None without labels."""
     if labels is None:
         return None
     if isinstance(labels, dict):
@@ -205,7 +205,7 @@ def _labels_of(spec: str, labels: Labels, output: Output, outputs: list[Output])
 
 
 def _joined_labels(spec: str, heads: Heads, part: _Part, outputs: list[Output]) -> np.ndarray:
-    """All labels of a part as :class:`Heads` joins them."""
+    """All labels of a part, in the form of :class:`Heads`."""
     count, columns = part.x.size, []
     for head in heads:
         labels = _labels_of(spec, part.y, head.output, outputs)
@@ -223,7 +223,7 @@ def _joined_labels(spec: str, heads: Heads, part: _Part, outputs: list[Output]) 
 def _reconstruction_labels(
     spec: str, head: Head, labels: np.ndarray | None, inputs: np.ndarray
 ) -> np.ndarray:
-    """The inputs, and of each example whether it is an anomaly (NaN where that is not known)."""
+    """The inputs, and for each example whether it is an anomaly (NaN if that is not known)."""
     anomalies = np.full(len(inputs), np.nan, np.float32)
     if labels is not None and labels.size == len(labels):
         if len(labels) != len(inputs):
@@ -231,17 +231,17 @@ def _reconstruction_labels(
         anomalies = labels.reshape(-1).astype(np.float32)
     flat = inputs.reshape(len(inputs), -1).astype(np.float32)
     if flat.shape[1] != head.output.size:
-        wanted = f"what is reconstructed has {head.output.size}"
+        wanted = f"the reconstruction has {head.output.size}"
         raise LqError(f"{spec}: inputs of {flat.shape[1]} values, but {wanted}")
     return np.concatenate([flat, anomalies[:, np.newaxis]], axis=1)
 
 
-#: Train and test, and what the user is to know of them.
+#: Train and test, and notes for the user.
 Found = tuple[tuple[Arrays, Arrays], tuple[str, ...]]
 
 
 def _arrays(data: Any, input_shape: tuple[int | None, ...], outputs: list[Output]) -> Found:
-    """(x, y) of train and of test (empty where the source has none), as they lie in the source."""
+    """(x, y) of train and of test (empty if the source has none), as in the source."""
     if isinstance(data, Mapping):
         return _by_name(ARRAYS, arrays_of(ARRAYS, data), outputs)
     if not isinstance(data, str):
@@ -256,7 +256,7 @@ def _arrays(data: Any, input_shape: tuple[int | None, ...], outputs: list[Output
 
 
 def _of_one_input(name: str, data: Any, rank: int) -> tuple[Arrays, Arrays]:
-    """(x, y) of train and of test; x may have been given by the input's name."""
+    """(x, y) of train and of test. x may be a dict with the input's name."""
 
     def single(x: Any) -> Any:
         if not isinstance(x, dict):
@@ -291,7 +291,7 @@ def _named(spec: str, path: Path, input_rank: int) -> tuple[Arrays, Arrays]:
 
 
 def _several(data: Any, inputs: dict[str, tuple[int, ...]], outputs: list[Output]) -> Found:
-    """(x, y) of train and of test, x float32 [n, total]: the inputs flat, one behind the other."""
+    """(x, y) of train and of test. x is float32 [n, total], with the inputs flattened and concatenated."""
     if isinstance(data, str):
         path = Path(data)
         if path.suffix != ".npz" or not path.exists():
@@ -329,7 +329,7 @@ def _several_by_name(
 def _side_by_side(
     source: str | Path, arrays: dict[str, np.ndarray], inputs: dict[str, tuple[int, ...]], suffix: str
 ) -> np.ndarray:
-    """The inputs, taken from the arrays, flat and one behind the other."""
+    """The inputs, removed from the arrays, flattened and concatenated."""
     parts = []
     for name, shape in inputs.items():
         x = _array(f"{source}: {name + suffix}", arrays.pop(name + suffix))
@@ -342,7 +342,7 @@ def _side_by_side(
 
 
 def _by_name(source: str | Path, arrays: dict[str, np.ndarray], outputs: list[Output]) -> Found:
-    """(x, y) of train and of test, by the names that a .npz has."""
+    """(x, y) of train and of test, from arrays with the names of a .npz."""
     held = ", ".join(arrays) or "nothing"
 
     def part(suffix: str) -> Arrays | None:
@@ -360,7 +360,7 @@ def _by_name(source: str | Path, arrays: dict[str, np.ndarray], outputs: list[Ou
 
 
 def _labels(path: str | Path, arrays: dict[str, np.ndarray], suffix: str, outputs: list[Output]) -> Labels:
-    """The labels of a part, taken from the arrays: by name where there are several outputs."""
+    """The labels of a part, removed from the arrays; by name if there are several outputs."""
     names = [output.name for output in outputs if output.name]
     found = {}
     for name in names if len(names) > 1 else []:
@@ -380,7 +380,7 @@ def _unused(path: str | Path, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
 
 
 def _array(source: str, array: np.ndarray, *, named: bool = False) -> np.ndarray:
-    """The array, if it is one of numbers (or of classes' names) with an axis of examples."""
+    """The array, checked to hold numbers (or class names) with a batch axis."""
     if array.ndim == 0 or array.dtype.kind not in ("uifbUS" if named else "uifb"):
         raise LqError(f"{source}: a {array.dtype} of shape {array.shape}; give numbers, one row an example")
     return array
@@ -396,9 +396,9 @@ def _keras_dataset(name: str) -> tuple[Arrays, Arrays]:
     import tf_keras
 
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # says that it downloads
+        with contextlib.redirect_stdout(sys.stderr):  # it prints that it downloads
             train, test = getattr(tf_keras.datasets, name).load_data()
-    except Exception as error:  # whatever urllib and Keras raise without a network
+    except Exception as error:  # without a network, urllib and Keras raise anything
         raise LqError(
             f"{name}: not found and not to be downloaded. Put {name}.npz (x_train, y_train, x_test, y_test) "
             f"into {cache}, or into the folder that LQCONVERT_DATA names."
@@ -417,10 +417,10 @@ def _tfds(name: str) -> tuple[Arrays, Arrays]:
 
 
 def _function(spec: str, input_rank: int) -> tuple[Arrays, Arrays]:
-    """What the user's function returns: x, (x, y), a tf.data.Dataset, or a pair (train, test) of those.
+    """The result of the user's function: x, (x, y), a tf.data.Dataset, or a pair (train, test) of those.
 
-    Every other way out of it is an error, an exit too: nothing that went on from there would be known. Only a
-    function that ends the whole process (os._exit) is out of reach.
+    If the function ends in any other way, also by an exit, that is an error. Only a function that ends the
+    whole process (os._exit) cannot be caught.
     """
     module, _, function = spec.partition(":")
     folder = os.getcwd()
@@ -446,7 +446,7 @@ def _part(
     same_size = len(x) == 0 or np.prod(x.shape[1:]) == np.prod([n or 1 for n in input_shape])
     fits = len(shape) == len(x.shape[1:]) == len(input_shape) and shape == x.shape[1:]
     if not fits:
-        # A flat model of images, or a channel axis of 1 that one side leaves out.
+        # A flat model of images, or a channel axis of 1 that only one of them has.
         squeezed = [n for n in x.shape[1:] if n != 1] == [n for n in input_shape if n != 1]
         if not same_size or not (len(input_shape) == 1 or squeezed):
             raise LqError(f"{spec}: inputs of shape {x.shape[1:]}, but the model takes {input_shape}")
@@ -459,7 +459,7 @@ def _part(
         x = x.astype(np.uint8)
     kept = x.dtype if x.dtype in (np.uint8, np.float32) else np.dtype(np.float32)
     specs = ((tuple(shape), kept.name), ((0,), "float32"))
-    # Other integers become floats as they are asked for: of int8 that is four times as much.
+    # Other integers become floats when they are used: int8 as floats would take four times the memory.
     split = Split(
         np.zeros((len(x), 0), np.float32), lambda index: x[index].astype(kept, copy=False), specs, parts
     )
@@ -469,7 +469,7 @@ def _part(
 def _image_folders(
     path: Path, input_shape: tuple[int | None, ...], output: Output, wishes: Wishes
 ) -> _Source:
-    """Train and test splits of a folder or zip of class folders, decoded as they are asked for."""
+    """Train and test splits from a folder or zip of class folders. Images are decoded when they are used."""
     if len(input_shape) != 3 or input_shape[2] not in (1, 3):
         raise LqError(f"{path}: a folder of images, but the model takes {input_shape}, not images")
     if None in input_shape:
@@ -477,7 +477,7 @@ def _image_folders(
     files: ImageFolder | ZippedImages = ImageFolder(path) if path.is_dir() else ZippedImages(path)
     if not len(files):
         raise LqError(f"{path}: no images in class folders, such as cats/1.jpg or train/cats/1.jpg")
-    folders, parts = [], np.full(len(files), -1)  # of each image its class, and the place in TEST_FOLDERS
+    folders, parts = [], np.full(len(files), -1)  # for each image, its class and its part in TEST_FOLDERS
     depths: dict[int, str] = {}
     for number in range(len(files)):
         *above, folder, _ = PurePath(files.name(number)).parts
@@ -513,7 +513,7 @@ def _masked_images(
     input_shape: tuple[int | None, ...],
     output: Output,
 ) -> _Source:
-    """Train and test splits of images in one folder and their masks in another."""
+    """Train and test splits from images in one folder and masks in another."""
     images = np.array(pairs.images)
     masks = read_masks(path, files, pairs.masks, output.shape[:2], max(output.classes, 2))
     fetch = _decoding(path, files, input_shape)  # type: ignore[arg-type]
@@ -532,7 +532,7 @@ def _image_part(
     labels: np.ndarray,
     shape: tuple[int | None, ...],
 ) -> _Part:
-    """The images of these numbers, which are decoded as they are asked for."""
+    """The images of these numbers. They are decoded when they are used."""
     specs: Any = ((shape, "uint8"), ((0,), "float32"))
     unlabelled = np.zeros((len(numbers), 0), np.float32)
     inputs = np.broadcast_to(np.uint8(0), (len(numbers), *shape))  # type: ignore[arg-type]
@@ -542,16 +542,16 @@ def _image_part(
 def _classes(
     path: Path, folders: list[str], output: Output, wishes: Wishes
 ) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The names of the model's classes, where they are known, and the class that each folder is of.
+    """The names of the model's classes, if they are known, and the class of each folder.
 
-    The folders may be some of the classes only: their names then say which, by ``--classes`` or as numbers.
+    If there are folders for some classes only, the folders' names must be class names, or numbers.
     """
     if wishes.classes:
         missing = [name for name in folders if name not in wishes.classes]
         if missing:
             raise LqError(f"{path}: folder {missing[0]} is none of the names in --classes")
         return wishes.classes, {name: wishes.classes.index(name) for name in folders}
-    # What gives images has classes of its own: folders can only say what is an anomaly.
+    # The output is an image, so folders can only tell normal examples and anomalies apart.
     classes = output.classes if output.positions == 1 else 2
     numbered = all(name.isascii() and name.isdigit() and int(name) < classes for name in folders)
     if numbered and len(folders) < classes:
@@ -567,7 +567,7 @@ def _classes(
 def _decoding(
     path: Path, files: ImageFolder | ZippedImages, shape: tuple[int, int, int]
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """(numbers [b]) -> images uint8 [b, ...], of which the first are kept."""
+    """(numbers [b]) -> images uint8 [b, ...]. The first ones are kept in memory."""
     import tensorflow as tf
 
     cache = np.zeros((min(len(files), CACHED_BYTES // math.prod(shape)), *shape), np.uint8)
@@ -579,7 +579,7 @@ def _decoding(
         except (LqError, tf.errors.InvalidArgumentError, *UNREADABLE) as error:
             raise LqError(f"{path}: {files.name(number)} is not a readable image") from error
         if tuple(image.shape) != shape:
-            with tf.device("CPU"):  # one image at a time is no work for a GPU
+            with tf.device("CPU"):  # single images are too little work for a GPU
                 image = tf.cast(tf.round(tf.image.resize(image, shape[:2])), tf.uint8)
         return image.numpy()
 

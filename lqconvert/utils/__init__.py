@@ -1,1 +1,1 @@
-"""What every package uses: text, files, worker processes, compression, the terminal."""
+"""Used by every package: text, files, worker processes, compression, the terminal."""

@@ -1,4 +1,4 @@
-"""What a file comes to once it is deflated: the size of a download."""
+"""The deflated size of a file: the size of a download."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterator
 
 STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FILTERED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)
 
-#: zlib's window bits for a zlib stream, and for one in gzip's wrapping.
+#: zlib's window bits for a zlib stream, and for a stream in gzip's format.
 ZLIB, GZIP = 15, 31
 
 
 def deflated(data: bytes) -> int:
-    """Bytes of the best deflate stream (which any inflater reads)."""
+    """The size of the smallest deflate stream (which every inflater can read)."""
     return min(sum(map(len, _stream(data, strategy, ZLIB))) for strategy in STRATEGIES)
 
 
 def gzipped(data: bytes) -> bytes:
-    """The data as a .gz file of the best deflate stream."""
+    """The data as a .gz file with the smallest deflate stream."""
     return min((b"".join(_stream(data, strategy, GZIP)) for strategy in STRATEGIES), key=len)
 
 

@@ -1,4 +1,4 @@
-"""The kinds of file that the commands write, and how one of lqconvert's own is told from another's."""
+"""The kinds of files that the commands write, and how lqconvert recognizes its own files."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-#: So many bytes of a file are looked at.
+#: The number of bytes at the beginning of a file that are read for this.
 HEAD = 1 << 13
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file is called, and what it begins with.
+    """A kind of file: its suffixes, and how it begins.
 
     Args:
-        suffixes: its name ends in one of them, in lower case.
-        begins: says whether a file that begins so was written by lqconvert, or by a tool of the same trade.
-        holds: of a folder: says whether a name in it is one of lqconvert's.
+        suffixes: the possible endings of its name, in lower case.
+        begins: whether a file with this beginning was written by lqconvert, or by a tool of this kind.
+        holds: for folders: whether a file of this name in it is lqconvert's.
     """
 
     suffixes: tuple[str, ...] = ()
@@ -26,7 +26,7 @@ class Kind:
     holds: Callable[[str], bool] | None = None
 
     def is_own(self, path: Path) -> bool:
-        """Whether nothing is lost where a file or folder of this kind takes the path."""
+        """Whether nothing is lost if a file or folder of this kind replaces what is at the path."""
         try:
             if self.holds is not None:
                 names = [each.name for each in path.iterdir()]

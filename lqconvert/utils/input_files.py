@@ -1,4 +1,4 @@
-"""Opens what a stranger hands over: a path may lead to a device, a pipe, a folder, or bytes without end."""
+"""Opens files from strangers: a path may lead to a device, a pipe, a folder, or an endless file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import BinaryIO
 
 from lqconvert.errors import LqError
 
-#: Of a whole file: no network for phones is near it.
+#: The size limit of a file. No network for phones is nearly as large.
 LARGEST_FILE = 4 << 30
-#: Of a file of settings or results.
+#: The size limit of a file with settings or results.
 LARGEST_TEXT = 16 << 20
-#: A pipe without a writer would hold up ``open`` itself, and a terminal could take over the process.
+#: A pipe without a writer would block ``open`` itself, and a terminal could take over the process.
 FLAGS = os.O_RDONLY
 for _name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"):
     FLAGS |= getattr(os, _name, 0)
@@ -28,26 +28,26 @@ KINDS = {
 
 
 def open_regular(path: str | Path, limit: int = LARGEST_FILE) -> BinaryIO:
-    """The file at a path, or behind a link there, open for reading.
+    """The file at a path, or at the end of a link, opened for reading.
 
     Args:
-        limit: how many bytes it may have.
+        limit: its largest number of bytes.
 
     Raises:
-        LqError: if there is none, or it is larger, or no plain file.
+        LqError: if there is none, or it is larger, or no regular file.
     """
     try:
-        _check(path, os.stat(path), limit)  # to open some devices does something
+        _check(path, os.stat(path), limit)  # first, because opening some devices has effects
         file = os.open(path, FLAGS)
         try:
-            _check(path, os.fstat(file), limit)  # it may be another one by now
+            _check(path, os.fstat(file), limit)  # again, because it may be another file now
             return os.fdopen(file, "rb")
         except BaseException:
             os.close(file)
             raise
     except FileNotFoundError as error:
         raise LqError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:  # ValueError: no path has a zero byte
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise LqError(f"{path}: cannot be read ({_reason(error)})") from error
 
 
@@ -60,7 +60,7 @@ def read_bytes(path: str | Path, limit: int = LARGEST_FILE) -> bytes:
     with open_regular(path, limit) as file:
         try:
             data = file.read(os.fstat(file.fileno()).st_size + 1)
-            while more := file.read(1 << 20):  # it grows, or is one of those whose size says nothing
+            while more := file.read(1 << 20):  # it grows, or the system gives no size for it
                 data += more
                 if len(data) > limit:
                     break
@@ -80,15 +80,15 @@ def read_text(path: str | Path, limit: int = LARGEST_TEXT) -> str:
     try:
         return read_bytes(path, limit).decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise LqError(f"{path}: no text in UTF-8 ({error.reason} at byte {error.start:,})") from error
+        raise LqError(f"{path}: not a text in UTF-8 ({error.reason} at byte {error.start:,})") from error
 
 
 def check_catalogue(path: str | Path, file: BinaryIO, limit: int) -> None:
-    """Refuses a zip whose catalogue has more bytes: Python takes ten times as many to read it."""
+    """Refuses a zip with a larger catalogue: Python needs ten times its bytes to read it."""
     end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
     size = end[zipfile._ECD_SIZE] if end else 0  # type: ignore[attr-defined]
     if size > limit:
-        raise LqError(f"{path}: a zip with a catalogue of {size:,} bytes, for which {limit:,} are enough")
+        raise LqError(f"{path}: a zip with a catalogue of {size:,} bytes, more than {limit:,}")
 
 
 def _check(path: str | Path, status: os.stat_result, limit: int) -> None:
@@ -100,7 +100,7 @@ def _check(path: str | Path, status: os.stat_result, limit: int) -> None:
 
 
 def _too_large(path: str | Path, size: int, limit: int) -> str:
-    return f"{path}: {size:,} bytes are more than lqconvert reads ({limit:,})"
+    return f"{path}: {size:,} bytes, more than lqconvert reads ({limit:,})"
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Arrays in .npy and .npz files of strangers: no pickles, and no more memory than the file has a claim to."""
+"""Reads arrays in .npy and .npz files from strangers: no pickles, and limited memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from lqconvert.errors import LqError, first_line
 from lqconvert.utils.input_files import check_catalogue, open_regular
 
-#: An .npz may always unpack to this, ...
+#: An .npz may always unpack to this many bytes, ...
 UNSUSPICIOUS = 256 << 20
-#: ... and beyond it to so many times its own bytes: what shrinks better, such as one-hot labels, is small.
+#: ... and to this multiple of its own size. Arrays that shrink more, such as one-hot labels, are small.
 LARGEST_RATIO = 10
 MOST_MEMBERS, CATALOGUE_BYTES = 100_000, 16 << 20
 LARGEST_ARRAYS = 1 << 40  # data sets may be larger than models
@@ -24,7 +24,7 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz, by name.
 
     Raises:
-        LqError: if it is damaged, holds Python objects, or unpacks to far more than it has.
+        LqError: if it is damaged, holds Python objects, or unpacks to far more bytes than it has.
     """
     try:
         with open_regular(path, LARGEST_ARRAYS) as file:
@@ -42,7 +42,7 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
             return arrays
     except LqError:
         raise
-    except Exception as error:  # whatever damaged bytes make zipfile, zlib and NumPy raise
+    except Exception as error:  # damaged bytes make zipfile, zlib and NumPy raise anything
         raise LqError(f"{path}: not a readable .npz of plain arrays ({first_line(error)})") from error
 
 
@@ -59,12 +59,12 @@ def load_npy(path: Path) -> np.ndarray:
             return _read(stream, size)
     except LqError:
         raise
-    except Exception as error:  # whatever damaged bytes make NumPy raise
+    except Exception as error:  # damaged bytes make NumPy raise anything
         raise LqError(f"{path}: not a readable .npy array ({first_line(error)})") from error
 
 
 def _read(stream: Any, size: int) -> np.ndarray:
-    """The array in a stream of ``size`` bytes, once its header has been found to fit them."""
+    """The array in a stream of ``size`` bytes. It is read only if its header fits this size."""
     start = _Remembering(stream)
     version = np.lib.format.read_magic(start)  # type: ignore[arg-type]
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -86,7 +86,7 @@ def _read(stream: Any, size: int) -> np.ndarray:
 
 
 class _Remembering:
-    """A stream that knows how far it has been read: a zip's member cannot always tell."""
+    """A stream that remembers its position: a member of a zip cannot always tell it."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream, self.position = stream, 0

@@ -1,4 +1,4 @@
-"""Writing what a run made: all of its files appear, whole, or none."""
+"""Writes the files of a run: either all of them appear, complete, or none."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ except ImportError:  # Windows
 
 #: Writes a file's content to a path.
 Writer = Callable[[Path], object]
-#: What a file that is being written is called meanwhile, beside its place, around a random middle.
+#: While a file is written, its name has this prefix and suffix around a random middle.
 PREFIX, SUFFIX = ".lqconvert-", ".part"
-#: Those of this process, and its locks: what ends it at once removes them.
+#: Such files of this process, and their locks. A process that ends at once removes them.
 UNFINISHED: set[Path] = set()
 
 
 @dataclass(frozen=True)
 class Paths:
-    """What the files of a run are called: all but the page after the .tflite for the first target.
+    """The names of a run's files. All but the page are derived from the first target's .tflite.
 
     Args:
         targets: their names.
-        sources: of which of them a .cc and a .h are written, too.
-        gzip: every .tflite is written as a .tflite.gz, too.
+        sources: the targets for which a .cc and a .h are written, too.
+        gzip: every .tflite is also written as a .tflite.gz.
     """
 
     first: Path
@@ -60,11 +60,11 @@ class Paths:
 
     @property
     def checkpoint(self) -> Path:
-        """Of a run that is under way or was interrupted: not there after one that has ended."""
+        """The checkpoint of a run in progress or interrupted. A finished run leaves none."""
         return self.first.with_suffix(".resume.npz")
 
     def for_targets(self) -> list[Path]:
-        """Those that hold a target's file in one form or another."""
+        """The files that contain a target's file in some form."""
         paths = []
         for target in dict.fromkeys(self.targets):
             path = self.tflite(target)
@@ -80,11 +80,11 @@ class Paths:
         return [*self.for_targets(), self.codes, *page, self.report]
 
     def check(self) -> None:
-        """Fails before any work is done where the files could not be written. Makes no folder."""
+        """Raises an error before any work is done if a file cannot be written. Creates no folder."""
         first, page = self.first, self.page
         if first.is_dir():
             raise LqError(f"{first}: is a folder; give the name of a .tflite file")
-        if first.suffix != ".tflite":  # also: what stands behind a dot would be left out of the other names
+        if first.suffix != ".tflite":  # other names would lose what follows a dot
             raise LqError(f"{first}: give the name of a .tflite file")
         if page is not None and page.suffix.lower() not in (".html", ".htm"):
             raise LqError(f"{page}: give the report a name that ends in .html")
@@ -102,24 +102,24 @@ class Paths:
 
 
 def _refuse_irregular(path: Path) -> None:
-    """A link is replaced as such; a folder, or a device such as /dev/null, is not."""
+    """A link can be replaced; a folder, or a device such as /dev/null, cannot."""
     if path.is_dir():
         raise LqError(f"{path}: is a folder; a file of that name is to be written")
     folder = path.parent.resolve()
-    streams = folder == Path("/dev") or folder.is_relative_to("/proc")  # stdout may well be a file
+    streams = folder == Path("/dev") or folder.is_relative_to("/proc")  # stdout may be a regular file
     if streams or (path.exists() and not path.is_file()):
         raise LqError(f"{path}: is no file that could be replaced; give another name")
 
 
 def refuse_links(*paths: Path) -> None:
-    """Fails where one of the files, which are written in place, is a link: what it leads to is another's."""
+    """Raises an error if one of these files is a link: it would be written in place, through the link."""
     for path in paths:
         if path.is_symlink():
             raise LqError(f"{path}: is a link, and would be written through; remove it")
 
 
 def make_folders(paths: Iterable[Path]) -> None:
-    """Makes the folders of files that are to be written."""
+    """Creates the folders of files that will be written."""
     for path in paths:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,10 +128,10 @@ def make_folders(paths: Iterable[Path]) -> None:
 
 
 def write_all(writers: dict[Path, Writer]) -> None:
-    """Writes every file under another name first: either all of them appear, whole, or none.
+    """Writes every file under another name first, so that either all of them appear, complete, or none.
 
-    That name is random and its file new, so that nothing that lies there is written to. Of what a killed
-    process left, the folders are cleaned.
+    That name is random and its file is new, so no existing file is written to. Files that a killed process
+    left in the folders are removed.
     """
     written: list[tuple[Path, Path]] = []
     try:
@@ -152,7 +152,7 @@ def write_all(writers: dict[Path, Writer]) -> None:
 
 @contextlib.contextmanager
 def _part(folder: Path) -> Iterator[Path]:
-    """A new, empty file in a folder, locked while it is written, and removed if it is still there then."""
+    """A new, empty file in a folder. It is locked while it is written, and removed if it is not renamed."""
     path = folder / f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"
     UNFINISHED.add(path)
     opened = -1
@@ -167,25 +167,25 @@ def _part(folder: Path) -> Iterator[Path]:
 
 
 def _created(path: Path) -> int:
-    """Makes a file that was not there, and locks it: what keeps the lock, or -1 where there are no locks."""
+    """Creates a new file and locks it. Returns the lock's descriptor, or -1 if there are no locks."""
     while True:
         opened = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o666)
         if fcntl is None:
-            os.close(opened)  # an open file could not be renamed
+            os.close(opened)  # because an open file could not be renamed
             return -1
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(opened, fcntl.LOCK_EX)
         if os.fstat(opened).st_nlink:
             return opened
-        os.close(opened)  # another process took it for one that is left, just before it was locked
+        os.close(opened)  # another process removed it, just before it was locked
 
 
 def _clean(folder: Path) -> None:
-    """Removes what processes left that were killed as they wrote: nobody holds its lock."""
+    """Removes files of processes that were killed while they wrote: nobody holds their locks."""
     if fcntl is None:
         return
     for path in folder.glob(f"{PREFIX}*{SUFFIX}"):
-        with contextlib.suppress(OSError):  # of another user, or just gone
+        with contextlib.suppress(OSError):  # another user's, or removed in the meantime
             opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 if stat.S_ISREG(os.fstat(opened).st_mode):
@@ -196,7 +196,7 @@ def _clean(folder: Path) -> None:
 
 
 def discard() -> None:
-    """Removes what is half written, for a process that is about to end without a word."""
+    """Removes unfinished files, for a process that ends at once."""
     for path in list(UNFINISHED):
         with contextlib.suppress(OSError):
             path.unlink()

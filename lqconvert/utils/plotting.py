@@ -1,4 +1,4 @@
-"""matplotlib with its own settings: what others set, and how layers are called, decides nothing here."""
+"""matplotlib with its own settings: the user's settings and the names of layers have no effect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import matplotlib
 
 @contextmanager
 def defaults(style: dict[Any, Any] | None = None) -> Iterator[None]:
-    """matplotlib's own settings with a style's; names of layers are no formulas."""
+    """A context with matplotlib's own settings and a style. Layers' names are not read as formulas."""
     own = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
     with matplotlib.rc_context(own | {"text.parse_math": False} | (style or {})):
         yield

@@ -1,7 +1,7 @@
-"""All that the tool prints goes out here: names cannot do more on a terminal or in a job's log than be read.
+"""All output of the commands. Names can only be read on a terminal or in a job's log, and have no effect.
 
-Nobody else makes a Console or a Table of Rich's, or prints: tests hold that. What others print (click,
-warnings, tracebacks, libraries) goes through the streams that :func:`install` puts in place.
+Only this module makes a Console or a Table of Rich, or prints; tests check this. Output from others (click,
+warnings, tracebacks, libraries) goes through the streams of :func:`install`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lqconvert.errors import LqError
 from lqconvert.utils.text import MOST_SHOWN, printable, to_json
 
 _CODE = r"\x1b\[[\d;?]*[A-Za-z]"
-#: What begins as a command to GitHub's runners: a colon before all but spaces and colours.
+#: The beginning of a command to GitHub's runners: a colon, after nothing but spaces and colours.
 _COMMAND = re.compile(rf"(\n(?:[^\S\n]|{_CODE})*):")
 _FRESH = re.compile(rf"(?:[^\S\n]|{_CODE})*")
 
@@ -33,18 +33,18 @@ _FRESH = re.compile(rf"(?:[^\S\n]|{_CODE})*")
 class Stream(io.TextIOBase):
     """A text stream that shows control characters instead of passing them on.
 
-    Lines do not begin with ``:`` and nothing has ``##`` in it: CI systems take commands from the output of a
-    job by ``::NAME``, ``##[NAME]`` and ``##vso[``. What the encoding does not have is escaped. A reader who
-    left is not written to any more; the work goes on, and its exit code stays what it is.
+    CI systems take commands from a job's output: ``::NAME``, ``##[NAME]`` and ``##vso[``. So no line begins
+    with ``:``, and ``##`` does not occur. Characters that the encoding does not have are escaped. If the
+    reader is gone, nothing more is written, but the work continues, and the exit code does not change.
     """
 
     def __init__(self, raw: TextIO, *, needed: bool = True) -> None:
         self.raw, self.needed = raw, needed
-        self._before = "\n"  # the last character; a line's end, too, where only spaces and colours followed
+        self._before = "\n"  # the last character; still a newline after spaces and colours at a line's start
 
     @classmethod
     def of(cls, stream: TextIO, *, needed: bool = True) -> Stream:
-        stream = getattr(stream, "rich_proxied_file", stream)  # a progress bar's stand-in
+        stream = getattr(stream, "rich_proxied_file", stream)  # while a progress bar is shown
         return stream if isinstance(stream, cls) else cls(stream, needed=needed)
 
     @property
@@ -59,20 +59,20 @@ class Stream(io.TextIOBase):
         return self.raw.fileno()
 
     def isatty(self) -> bool:
-        return False  # others' progress bars and colours are not shown; `colored` is for our own
+        return False  # so that others show no progress bars and colours; `colored` is for our own
 
     def writable(self) -> bool:
         return True
 
     def write(self, text: str) -> int:
-        if not isinstance(text, str):  # what tells the two kinds of streams apart tries this
+        if not isinstance(text, str):  # a common test whether a stream is for text
             raise TypeError("text is written here; bytes go to the buffer")
         lines = text.replace("\r\n", "\n").replace("\r", "\n")
         self.put(re.sub(r"[^\n\t]+", lambda match: printable(match[0]), lines))
         return len(text)
 
     def put(self, text: str) -> None:
-        """Writes what has control characters of our own, at once."""
+        """Writes text with our own control characters, at once."""
         marked = re.sub("(?<=#)#", r"\\x23", self._before + text)
         safe = _COMMAND.sub(r"\1\\x3a", marked)[len(self._before) :]
         self._remember(text)
@@ -93,7 +93,7 @@ class Stream(io.TextIOBase):
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """What cannot be written is an error, if the reader is there and nothing but this tells of it."""
+        """Raises an error for output that cannot be written, if the output is needed and has a reader."""
         try:
             yield
         except (OSError, ValueError) as error:  # ValueError: closed
@@ -102,7 +102,7 @@ class Stream(io.TextIOBase):
                 raise LqError(f"the output cannot be written ({error.strerror})") from error
 
     def _drop(self) -> None:
-        """Writes to nowhere from now on, what is buffered, too: it would fail again when Python ends."""
+        """Discards all further output, and what is buffered: it would fail again when Python ends."""
         with contextlib.suppress(OSError, ValueError):
             number, null = self.raw.fileno(), os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, number)
@@ -111,12 +111,12 @@ class Stream(io.TextIOBase):
 
     @property
     def buffer(self) -> io.BufferedIOBase:
-        """For those who write bytes, as click does for the completion of commands."""
+        """For code that writes bytes, as click does for command completion."""
         return _Bytes(self)
 
     @property
     def colored(self) -> TextIO:
-        """The same stream for Rich, which writes control characters of its own where it is a terminal."""
+        """The same stream for Rich, which may write its own control characters if it is a terminal."""
         return cast(TextIO, _Colored(self))
 
 
@@ -148,11 +148,11 @@ class _Colored:
 
 
 def install() -> None:
-    """Puts such streams in the place of stdout and stderr, once, where a command begins."""
+    """Replaces stdout and stderr by such streams, once, when a command begins."""
     _open_closed()
     for number, name in enumerate(("stdout", "stderr"), 1):
         stream = getattr(sys, name)
-        if stream is None:  # was closed
+        if stream is None:  # it was closed
             stream = os.fdopen(number, "w", encoding="utf-8", closefd=False)
         setattr(sys, name, Stream.of(stream, needed=name == "stdout"))
     if sys.stdin is None:
@@ -160,7 +160,7 @@ def install() -> None:
 
 
 def _open_closed() -> None:
-    """Opens those of the first three files that are closed: the next to be opened would take their places."""
+    """Opens the first three file descriptors if they are closed. Other files would get their numbers."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -172,11 +172,11 @@ def _open_closed() -> None:
 
 
 def move_stderr() -> None:
-    """Leaves stderr to our own messages: what libraries write to the file behind it is not shown."""
+    """Keeps stderr for our own messages. Libraries' output to the file descriptor is not shown."""
     stream = Stream.of(sys.stderr)
     try:
         native = stream.fileno() == 2
-    except (OSError, ValueError):  # a captured stderr
+    except (OSError, ValueError):  # stderr is captured
         return
     if native:
         raw = os.fdopen(os.dup(2), "w", buffering=1, encoding=stream.encoding, errors="backslashreplace")
@@ -193,13 +193,13 @@ def say(*lines: object, err: bool = False) -> None:
 
 
 def spelled(text: str) -> str:
-    """Markdown or XML for stdout: what its encoding does not have is spelled as these spell characters."""
+    """Markdown or XML for stdout. Characters that its encoding lacks are written as character references."""
     encoding = Stream.of(sys.stdout).encoding
     return text.encode(encoding, "xmlcharrefreplace").decode(encoding)
 
 
 class Console(rich.console.Console):
-    """Rich's console, for which no text has markup, emoji or control characters."""
+    """Rich's console, without markup, emoji and control characters in any text."""
 
     def __init__(self, *, stderr: bool = False, **settings: Any) -> None:
         stream = Stream.of(sys.stderr, needed=False) if stderr else Stream.of(sys.stdout)
@@ -209,7 +209,7 @@ class Console(rich.console.Console):
         return super().render_str(printable(text, MOST_SHOWN), **settings | _AS_IT_IS)
 
     def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
-        """Segments, of which only those that say so control the terminal."""
+        """Segments. Only those that are marked as control segments control the terminal."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=_lines(segment.text))
 
@@ -222,7 +222,7 @@ def _lines(text: str) -> str:
 
 
 def plain(renderable: Any) -> Any:
-    """What a console of any settings prints as it is: strings and texts are one printable line each."""
+    """An object that any console prints unchanged: strings and texts become one printable line each."""
     if isinstance(renderable, str):
         return Text(printable(renderable, MOST_SHOWN))
     if isinstance(renderable, Text):
@@ -232,7 +232,7 @@ def plain(renderable: Any) -> Any:
 
 
 class Table(rich.table.Table):
-    """Rich's table, for which the text of no cell has markup, emoji or control characters."""
+    """Rich's table, without markup, emoji and control characters in any cell."""
 
     def __init__(self, *headers: str, title: str | None = None, **settings: Any) -> None:
         text = None if title is None else Text(printable(title, MOST_SHOWN), style="table.title")
@@ -246,10 +246,10 @@ class Table(rich.table.Table):
 
 
 def narrow(*headers: str, whole: Sequence[str] = ()) -> Table:
-    """A table for 80 columns: it has no frame, and cells fold, but are not cut short.
+    """A table for 80 columns. It has no frame, and its cells are folded instead of cut.
 
     Args:
-        whole: headers of columns that fold last.
+        whole: headers of columns that are folded last.
     """
     table = Table(*headers, box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for header, column in zip(headers, table.columns, strict=True):
@@ -258,9 +258,9 @@ def narrow(*headers: str, whole: Sequence[str] = ()) -> Table:
 
 
 class Shown:
-    """Base of what commands answer: data classes that print themselves."""
+    """Base class of the commands' results: data classes that print themselves."""
 
-    folds: ClassVar[bool] = False  # lines that are longer than the console is wide
+    folds: ClassVar[bool] = False  # whether lines longer than the console are folded
 
     def to_json(self) -> str:
         return to_json(dataclasses.asdict(self))  # type: ignore[call-overload]
@@ -270,7 +270,7 @@ class Shown:
         raise NotImplementedError
 
     def print(self, console: rich.console.Console) -> None:
-        """Prints it for people to read; what is in names is shown, and not obeyed."""
+        """Prints the result for people. Control characters in names are shown and have no effect."""
         for each in self.shown():
-            # Other lines stay whole: what cuts them is the terminal.
+            # Other lines are not folded: the terminal wraps them.
             console.print(plain(each), soft_wrap=not (self.folds or isinstance(each, Table)), **_AS_IT_IS)

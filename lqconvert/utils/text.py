@@ -1,9 +1,9 @@
-"""Names are not text: what strangers' files call things, made fit to be shown; an escape for each format.
+"""Makes names from strangers' files printable, and escapes them for each format.
 
-A name from a file, a path, a message of a library that quotes them: all may hold what a terminal obeys, what
-turns text around, what ends a line, or what a format takes for its own signs. Nothing is shown that did not
-go through here; :mod:`lqconvert.utils.terminal` prints, and :class:`lqconvert.errors.LqError` words its
-message so.
+A name from a file, a path, or a library's message that quotes them may contain anything: commands to a
+terminal, characters that reverse the text, line ends, or signs with a meaning in a format. All text that is
+shown passes through this module. :mod:`lqconvert.utils.terminal` prints it, and
+:class:`lqconvert.errors.LqError` applies it to its own message.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import re
 import unicodedata
 from typing import Any
 
-#: Characters of a line, a table's cell or a message that are shown: names can be as long as their file.
+#: The largest number of characters of a line, a cell or a message. A name can be as long as its file.
 MOST_SHOWN = 4000
-#: And of a name out of a file that is told many times, such as a tensor's by each operator that reads it.
+#: The limit for names that are shown many times, such as a tensor's name for each operator that reads it.
 MOST_OF_A_NAME = 1000
-#: What stands for the rest in the middle; the end of a message says what to do about it.
+#: Replaces the middle of a long text. The end of a message often says what to do.
 _LEFT_OUT = " ... "
 
 
 def printable(text: object, most: int | None = None) -> str:
-    """Anything as one line of characters that are seen; others are escaped, as ``\\x1b`` or ``\\u202e``.
+    """Anything as one line of visible characters. Others are escaped, as ``\\x1b`` or ``\\u202e``.
 
-    Escaped are control characters, newlines too, what formats or turns text around, surrogates, and what is
-    private or unassigned. What is printable stays as it is, so nothing is escaped twice.
+    These are control characters, newlines, characters that format or reverse text, surrogates, and characters
+    that are private or unassigned. Printable text does not change, so nothing is escaped twice.
 
     Args:
-        most: of its characters are left, from the beginning and the end.
+        most: the largest number of characters, from the beginning and the end.
 
     >>> printable("a\\x1b[31m\\nb\\u202e")
     'a\\\\x1b[31m\\\\nb\\\\u202e'
@@ -52,24 +52,24 @@ def _shortened(text: str, most: int | None) -> str:
 def _visible(character: str) -> str:
     if character.isprintable() or unicodedata.category(character) == "Zs":  # spaces of any width
         return character
-    if "\udc80" <= character <= "\udcff":  # a byte of a file name that is no UTF-8
+    if "\udc80" <= character <= "\udcff":  # a byte of a file name that is not UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:
-    """As JSON of ASCII alone, in which nothing is a command to what runs jobs and reads their output.
+    """As JSON in ASCII. It contains no text that CI systems take for a command.
 
     >>> print(to_json("##[error] \\x1b", None))
     "#\\u0023[error] \\u001b"
     """
     text = json.dumps(_without_nan(value), indent=indent)
-    # Only texts have either. Lone surrogates are what many readers refuse; pairs of them are characters.
+    # Only texts have either. Many readers refuse lone surrogates; pairs of them are characters.
     return _LONE.sub(_spelled, text).replace("##", "#\\u0023")
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
+    """NaN becomes null, because JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _without_nan(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -85,12 +85,12 @@ def _spelled(match: re.Match[str]) -> str:
     return f"\\{match[0]}" if match[1] else match[0]
 
 
-#: What Markdown and GitHub's additions to it leave alone, if no "www." makes it a link.
+#: Characters that have no meaning in Markdown and GitHub's additions, except in a link with "www.".
 _PLAIN = re.compile(r"(?!.*www\.)[\w ,%()/=+.-]*", re.I)
 
 
 def markdown(text: object, *, code: bool = False) -> str:
-    """Text for a cell of a Markdown table: without markup, links, mentions or HTML of its own.
+    """Text for a cell of a Markdown table. It makes no markup, links, mentions or HTML.
 
     >>> markdown("6,016 bytes, at most 6,144"), markdown("a.tflite", code=True), markdown("a|<b>")
     ('6,016 bytes, at most 6,144', '`a.tflite`', '<code>a&#124;&#60;b&#62;</code>')
@@ -98,18 +98,18 @@ def markdown(text: object, *, code: bool = False) -> str:
     shown = printable(text, MOST_SHOWN)
     if shown.strip() and _PLAIN.fullmatch(shown):
         return f"`{shown}`" if code else shown.replace("_", "\\_")
-    # Within <code> GitHub looks for no mentions, links or emoji; and what could be markup is spelled.
+    # Within <code>, GitHub makes no mentions, links or emoji. Characters of markup are spelled as references.
     spelled = re.sub(r"[^\w ,%()=+-]|_", lambda match: f"&#{ord(match[0])};", shown)
     return f"<code>{spelled}</code>"
 
 
 def xml(text: object) -> str:
-    """Text without characters that XML does not have, which ElementTree writes all the same."""
+    """Text without the characters that XML does not allow. ElementTree would write them."""
     return printable(text)
 
 
 def c_comment(text: object) -> str:
-    """Text for a // comment of C, which neither ends nor runs on into the next line.
+    """Text for a // comment in C that neither ends the comment nor continues in the next line.
 
     >>> c_comment("x\\n#error y *" + chr(92))
     'x_n_error y __'
@@ -118,7 +118,7 @@ def c_comment(text: object) -> str:
 
 
 def c_identifier(text: object) -> str:
-    """The same as (part of) a name of C.
+    """Text as (a part of) an identifier in C.
 
     >>> c_identifier("my-model 2"), c_identifier("2nd")
     ('my_model_2', '_2nd')
@@ -131,7 +131,7 @@ def c_include(name: str) -> str:
     """The line that includes a header.
 
     Raises:
-        ValueError: if the file's name has signs that mean more in one.
+        ValueError: if the file's name has characters with a special meaning in the line.
     """
     if printable(name) != name or re.search(r'["\\<>?*]', name):
         raise ValueError(name)
@@ -139,7 +139,7 @@ def c_include(name: str) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """Text as a cell that spreadsheets take for no formula; numbers as they are."""
+    """Text for a cell that spreadsheets do not take for a formula. Numbers stay as they are."""
     if not isinstance(value, str):
         return value
     shown = printable(value)

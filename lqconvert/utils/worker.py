@@ -1,7 +1,7 @@
-"""Modules of lqconvert in processes of their own: what may crash, hang or take all memory does so alone.
+"""Runs modules of lqconvert in their own processes: a crash, a hang or a lack of memory ends only these.
 
-A child ends with its parent, even where that is killed, and has limits that it sets itself before it looks at
-anything (:func:`confine`, :class:`Stopwatch`).
+A child process ends with its parent, even if the parent is killed. It sets its own limits before it reads any
+data (:func:`confine`, :class:`Stopwatch`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-#: The parent's process number, for children that watch it.
+#: The environment variable with the parent's process number.
 PARENT = "LQCONVERT_PARENT"
 #: Linux's prctl(PR_SET_PDEATHSIG, ...).
 _PARENT_DEATH_SIGNAL = 1
@@ -26,17 +26,17 @@ _PARENT_DEATH_SIGNAL = 1
 
 @contextmanager
 def started(name: str, *arguments: object, **pipes: Any) -> Iterator[subprocess.Popen[Any]]:
-    """Starts ``lqconvert.NAME`` with arguments, of which paths are to be absolute; the block's end kills it.
+    """Starts ``lqconvert.NAME`` with arguments; paths must be absolute. The block's end kills the process.
 
-    In an empty folder: Python imports from the working folder first, where a stranger's files may lie. The
-    block must end in the thread that began it: on Linux a child is killed when that thread ends.
+    It runs in an empty folder: Python imports from the working folder first, and a stranger's files may be
+    there. The block must end in the thread that began it: on Linux a child is killed when that thread ends.
     """
     command = [sys.executable, "-m", f"lqconvert.{name}", *map(str, arguments)]
     paths = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in paths if path),
-        "OPENBLAS_NUM_THREADS": "1",  # threads claim address space
+        "OPENBLAS_NUM_THREADS": "1",  # threads reserve address space
         PARENT: str(os.getpid()),
     }
     with tempfile.TemporaryDirectory() as empty:
@@ -52,7 +52,7 @@ def started(name: str, *arguments: object, **pipes: Any) -> Iterator[subprocess.
 
 def _close(pipe: IO[Any] | None) -> None:
     if pipe is not None:
-        with suppress(OSError):  # what was still to be written has no reader
+        with suppress(OSError):  # unwritten data have no reader
             pipe.close()
 
 
@@ -60,7 +60,7 @@ def run_module(name: str, *arguments: object, timeout: float) -> subprocess.Comp
     """Runs ``lqconvert.NAME`` to its end; see :func:`started`.
 
     Raises:
-        subprocess.TimeoutExpired: after so many seconds; the process is ended then.
+        subprocess.TimeoutExpired: after ``timeout`` seconds. Then the process is ended.
     """
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with started(name, *arguments, errors="replace", text=True, **streams) as child:
@@ -69,13 +69,13 @@ def run_module(name: str, *arguments: object, timeout: float) -> subprocess.Comp
 
 
 def confine(memory: int) -> None:
-    """Ties this process, a child, to its parent's life and to so many bytes of memory for data.
+    """Makes this child process end with its parent, and limits its memory for data.
 
-    What a platform does not offer is left out: Windows has neither, macOS has no bound on memory.
+    What a platform does not support is left out: Windows supports neither, macOS has no memory limit.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-        if os.getppid() != int(os.environ.get(PARENT, os.getppid())):  # it died before
+        if os.getppid() != int(os.environ.get(PARENT, os.getppid())):  # the parent has died already
             os._exit(1)
     try:
         import resource
@@ -88,13 +88,13 @@ def confine(memory: int) -> None:
 
 
 class Stopwatch:
-    """Ends this process, by SIGPROF, where a step of its work takes too much processor time.
+    """Ends this process, by SIGPROF, if a step of its work takes too much processor time.
 
-    The first step, on inputs that the tool chose, says what later ones may take: twenty times as much and a
-    second, and ten times as much on average and half a minute.
+    The first step, on inputs that lqconvert chose, sets the limits. Each later step may take twenty times as
+    long plus a second. On average, later steps may take ten times as long, plus half a minute in all.
 
     Args:
-        first: seconds for the first step.
+        first: the limit in seconds of the first step.
     """
 
     def __init__(self, first: float) -> None:
@@ -127,7 +127,7 @@ def took_too_long(returncode: int) -> bool:
 
 
 def ended_by(returncode: int) -> str:
-    """How a child ended that did not end by itself."""
+    """How a child ended that was ended by a signal."""
     if took_too_long(returncode):
-        return "it ran for too long (over 20 times its first run on zeros, or that run over its limit)"
+        return "it ran for too long (over 20 times its first run on zeros, or that run took too long)"
     return f"it ended with signal {-returncode}"
