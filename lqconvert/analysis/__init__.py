@@ -1,1 +1,1 @@
-"""What is in a file, where its bytes go, and how good it is."""
+"""What a file contains, where its bytes go, and how accurate it is."""

@@ -1,4 +1,4 @@
-"""Other architectures that a Keras model could have, and what each would save: read off its graph."""
+"""Other architectures for a Keras model, with the bytes that each would save, computed from its graph."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import Any
 
 from lqconvert.keras_loader.layer_kinds import class_name, kind_of
 
-#: A layer with this share of all parameters is worth making narrower.
+#: Making a layer narrower is suggested if it has at least this share of all parameters.
 LARGE = 0.1
 
 
 @dataclass(frozen=True)
 class Change:
-    """Another architecture in a layer's place: parameters before and after."""
+    """A change of the architecture, with the number of parameters before and after it."""
 
     what: str
     before: int
     after: int
-    biases: int = 0  # how many fewer of these are biases
-    scales: int = 0  # how many scales of kernels it adds
-    operators: int = 0  # and how many operators
+    biases: int = 0  # the number of removed parameters that are biases
+    scales: int = 0  # the number of kernel scales that it adds
+    operators: int = 0  # the number of operators that it adds
 
     @property
     def text(self) -> str:
         return f"{self.what}: {self.before:,} -> {self.after:,} parameters"
 
     def saved_bytes(self, operator: int) -> int:
-        """In an int8 file: weights are int8, biases int32; a bias has a scale for each of its kernel's.
+        """Bytes saved in an int8 file. Weights are int8, biases int32 with as many scales as their kernel.
 
         Args:
-            operator: the bytes that one takes there, with its tensors.
+            operator: the bytes of an operator, with its tensors.
         """
         return self.before - self.after + 3 * self.biases - 8 * self.scales - operator * self.operators
 
 
 def changes(model: Any) -> list[Change]:
-    """What would make a flat functional tf_keras model smaller, with the parameters worked out.
+    """Changes that would make a flat functional tf_keras model smaller, with their parameters.
 
-    Any of them is another model, to be trained again: nothing says what it costs in accuracy.
+    Each gives another model that has to be trained again. Its accuracy is not estimated.
     """
     total = model.count_params()
     found: list[Change] = []
@@ -64,12 +64,12 @@ def _source(layer: Any) -> Any:
 
 
 def _pooled(dense: Any) -> Iterator[Change]:
-    """GlobalAveragePooling in place of the Flatten in front of a Dense."""
+    """GlobalAveragePooling instead of the Flatten in front of a Dense."""
     flatten = _source(dense)
     shape: tuple[int, ...] = flatten.input_shape[1:] if class_name(flatten) == "Flatten" else ()
     if len(shape) not in (2, 3) or math.prod(shape[:-1]) == 1:
         return
-    if class_name(_source(flatten)) == "InputLayer":  # the mean of an image says nothing
+    if class_name(_source(flatten)) == "InputLayer":  # the mean of an image contains no information
         return
     pooling = f"GlobalAveragePooling{len(shape) - 1}D"
     before = dense.count_params()
@@ -80,7 +80,7 @@ def _pooled(dense: Any) -> Iterator[Change]:
 
 
 def _separable(conv: Any) -> Iterator[Change]:
-    """A filter for each channel and a sum over channels in place of a filter for each pair of them."""
+    """A filter for each channel and a sum over channels, instead of a filter for each pair of channels."""
     taps, (inputs, outputs) = math.prod(conv.kernel_size), (conv.input_shape[-1], conv.filters)
     if taps == 1 or conv.groups > 1:
         return
@@ -92,7 +92,7 @@ def _separable(conv: Any) -> Iterator[Change]:
 
 
 def _narrower(dense: Any, model: Any) -> Iterator[Change]:
-    """Half the units of a hidden Dense that Dense layers alone read."""
+    """Half the units of a hidden Dense that only Dense layers read."""
     readers, behind = [], [dense]
     while behind:
         layer = behind.pop()

@@ -1,4 +1,4 @@
-"""Whose every byte of a .tflite is: a layer's weights, biases and scales, the graph's, names', or padding."""
+"""The owner of every byte of a .tflite: a layer's weights, biases or scales, the graph, names, padding."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from lqconvert.analysis.inspect_tflite import Allowance, ConstantRow, Constants,
 from lqconvert.tflite.flatbuffer import Touched, read_places
 from lqconvert.tflite.graph import OPERANDS, Model, Operator, Tensor
 
-#: What bytes are for, in the order in which they are told; together they are the file.
+#: The uses of bytes, in the order in which they are shown. Together they are the file.
 KINDS = ("weights", "biases", "scales", "unread", "graph", "names", "padding")
-#: Rows of bytes that are no layer's: scales of what is computed, and the rest.
+#: Rows for bytes that belong to no layer: scales of computed tensors, and the rest.
 ACTIVATIONS, UNREAD, GRAPH, NAMES, PADDING = (
     f"({what})" for what in ("activations", "unread", "graph", "names", "padding")
 )
 
 
-#: Gives arrays of the file to a row, for a kind of use.
+#: Assigns arrays of the file to a row, for a kind of use.
 _Claim = Callable[[Iterable[np.ndarray], str, str], None]
 
 
 @dataclass
 class Account:
-    """The bytes of a file by owner, and what the owners have."""
+    """The bytes of a file by owner, and the owners' weights and biases."""
 
     model: Model
     bytes: Counter[tuple[str, str]]  # by (row, kind)
     constants: dict[str, list[ConstantRow]] = field(default_factory=dict)  # the weights of each layer's row
-    biases: Counter[str] = field(default_factory=Counter)  # how many each has
-    kernels: dict[int, str] = field(default_factory=dict)  # rows of the first graph's tensors with weights
+    biases: Counter[str] = field(default_factory=Counter)  # the number of biases of each
+    kernels: dict[int, str] = field(default_factory=dict)  # the row of each kernel tensor of the main graph
 
     def rows(self) -> list[str]:
         return list(dict.fromkeys(row for row, _ in self.bytes))
@@ -46,11 +46,11 @@ class Account:
 
 
 def account(tflite: bytes, layers: Mapping[int, str] = {}) -> Account:
-    """Says whose every byte of a file is; what several share is the first one's.
+    """Assigns every byte of a file to an owner. Shared bytes belong to the first owner.
 
     Args:
-        layers: names for operators, by the tensor of their kernel in the first graph; others are called by
-            their place and kind.
+        layers: names for operators, by the tensor of their kernel in the main graph. Other operators are
+            named by their place and kind.
 
     Raises:
         LqError: if it is no .tflite file, or damaged.
@@ -86,7 +86,7 @@ def account(tflite: bytes, layers: Mapping[int, str] = {}) -> Account:
 def _claim_constants(
     found: Account, number: int, layers: Mapping[int, str], allowance: Allowance, claim: _Claim
 ) -> None:
-    """What the operators of a graph compute with."""
+    """Assigns the constants of a graph's operators."""
     graph = found.model.graphs[number]
     constants, seen = Constants(graph, allowance), set()
     for place, operator in constants.readers:
@@ -120,7 +120,7 @@ def _bias(operator: Operator) -> int:
 
 
 def _setting(constant: ConstantRow) -> bool:
-    """Whether a constant is a shape, an axis or the like: numbers that nothing is multiplied by."""
+    """Whether a constant is a shape, an axis or the like, and no weight."""
     return constant.tensor.type in ("INT32", "INT64", "BOOL", "STRING") and not constant.tensor.scales
 
 
@@ -131,7 +131,7 @@ def _quantization(tensor: Tensor) -> list[np.ndarray]:
 
 
 def _tables(tflite: bytes, touched: Touched) -> Iterable[tuple[int, int]]:
-    """Where tables are, and what says where their fields are, which many may share."""
+    """The places of tables, and of the lists of their fields, which many tables may share."""
     for table in set(touched.tables):
         fields = table - struct.unpack_from("<i", tflite, table)[0]
         length, size = struct.unpack_from("<HH", tflite, fields)
@@ -140,7 +140,7 @@ def _tables(tflite: bytes, touched: Touched) -> Iterable[tuple[int, int]]:
 
 
 def _owned(spans: Mapping[tuple[int, int], tuple[str, str]], size: int) -> Counter[tuple[str, str]]:
-    """How many bytes of a file each owner of spans has; of several the first. The rest is padding."""
+    """The number of bytes of each owner. Shared bytes are the first owner's; the rest is padding."""
     numbered = [(max(first, 0), min(end, size), n) for n, (first, end) in enumerate(spans)]
     starting = sorted(each for each in numbered if each[0] < each[1])
     owners, owned = list(spans.values()), Counter[tuple[str, str]]()

@@ -1,4 +1,4 @@
-"""Whether a file keeps its budgets, for builds that are to fail where it does not."""
+"""Checks whether a file holds its budgets, so that a build can fail if it does not."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One budget: what the file takes or gives, beside what it may or has to."""
+    """The result for one budget: the measured value and the limit."""
 
     budget: str
-    value: float | None  # bytes, or a share; None where there is only a reason
+    value: float | None  # bytes, or a metric; None if there is only a reason
     limit: float | None
     holds: bool
     text: str  # value and limit in words
@@ -41,24 +41,24 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What a file measured, as far as it was asked for: what later files are held against."""
+    """The measurements of a file that were asked for. Later files are compared with them."""
 
     target: str
     size: int  # bytes of the .tflite
     deflated_bytes: int
     arena_bytes: int | None = None
     scores: dict[str, float] = field(default_factory=dict)  # on the test split, by label
-    examples: int | None = None  # of the test split that were run
+    examples: int | None = None  # the number of test examples that were run
 
     def to_json(self) -> str:
         return to_json(dataclasses.asdict(self)) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> Measurements:
-        """Reads what :meth:`to_json` gave.
+        """Reads what :meth:`to_json` wrote.
 
         Raises:
-            LqError: if the file is not there, or not one of that kind.
+            LqError: if there is no such file, or its content is something else.
         """
         try:
             text = read_text(path)
@@ -71,7 +71,7 @@ class Measurements:
             required = {name: fields[name] for name in kinds}
             rest = {name: fields.get(name) for name in optional}
             scores = dict(fields.get("scores") or {})
-            if fields.get("accuracy") is not None:  # of an older version
+            if fields.get("accuracy") is not None:  # written by an older version
                 scores["accuracy"] = fields["accuracy"]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise LqError(f"{path}: not what --save-baseline writes") from error
@@ -93,7 +93,7 @@ class Check(Shown):
 
     @property
     def holds(self) -> bool:
-        """Whether all budgets hold; so they do where none was given."""
+        """Whether all budgets hold. True if there are none."""
         return all(verdict.holds for verdict in self.verdicts)
 
     def shown(self) -> Iterator[Text]:
@@ -108,7 +108,7 @@ class Check(Shown):
         return to_json({"holds": self.holds} | dataclasses.asdict(self))
 
     def to_markdown(self) -> str:
-        """A table, such as a job summary shows."""
+        """A table, for example for a job summary."""
         rows = [
             f"| {'✅' if each.holds else '❌'} | {markdown(each.budget)} | {markdown(each.text)} |"
             for each in self.verdicts
@@ -116,7 +116,7 @@ class Check(Shown):
         return "\n".join([f"| | {markdown(self.file, code=True)} | |", "| --- | --- | --- |", *rows])
 
     def to_junit(self) -> str:
-        """XML as CI servers read it: a test case for each budget."""
+        """XML for CI servers, with a test case for each budget."""
         failed = sum(not verdict.holds for verdict in self.verdicts)
         counts = {"tests": str(len(self.verdicts)), "failures": str(failed)}
         suite = ElementTree.Element("testsuite", {"name": "lqconvert check"} | counts)
@@ -127,7 +127,7 @@ class Check(Shown):
             else:
                 ElementTree.SubElement(case, "failure", message=xml(verdict.text))
         ElementTree.indent(suite)
-        # Not "unicode", of which ElementTree says that it is the locale's encoding.
+        # Not "unicode": ElementTree would declare the locale's encoding.
         return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True).decode() + "\n"
 
 
@@ -145,25 +145,25 @@ def check(
     preprocess: Preprocessing | None = None,
     wishes: Wishes | None = None,
 ) -> Check:
-    """Holds a .tflite against budgets. TensorFlow is imported only where it is scored.
+    """Checks a .tflite against budgets. Imports TensorFlow only if the file is scored.
 
     Args:
         file: a .tflite of any tool.
-        target: "litert" or "tflm": that it runs the file is a budget, too, where it is given. By default
-            tflm where there is a budget of RAM, and what :func:`lqconvert.evaluate` takes otherwise.
+        target: "litert" or "tflm". If given, it is also a budget that this runtime can run the file. By
+            default tflm if there is a budget of RAM, and otherwise the default of :func:`lqconvert.evaluate`.
         max_size: bytes of the file.
-        max_ram: bytes of TFLite Micro's tensor arena, as measured on this machine.
-        limits: what metrics have to reach on the test split, by name ({"accuracy": 0.97, "MAE": 3.0}): at
-            least, or at most where they are errors. Where there are several outputs each of them that has it.
-        max_drop: points that each metric which budgets judge (:mod:`lqconvert.tasks`) may be under
-            ``baseline``, on the same examples, or under what ``against`` says.
+        max_ram: bytes of TFLite Micro's tensor arena, measured on this machine.
+        limits: limits of metrics on the test split, by name ({"accuracy": 0.97, "MAE": 3.0}): lower limits,
+            or upper limits for errors. They hold for each output that has the metric.
+        max_drop: how many points each judged metric (:mod:`lqconvert.tasks`) may be below ``baseline`` on the
+            same examples, or below the value in ``against``.
         baseline: a float model, its file or one in memory, or a .tflite.
-        against: what an earlier file measured: neither size nor arena may have grown since.
+        against: the measurements of an earlier file. Size and arena must not have grown since.
         data: labelled data; see :func:`lqconvert.load_data`.
         preprocess, wishes: see :func:`lqconvert.evaluate`.
 
     Raises:
-        LqError: if a file or the data cannot be read, or a budget cannot be told.
+        LqError: if a file or the data cannot be read, or a budget cannot be checked with them.
     """
     path, tflite = Path(file), _read(file)
     if max_ram is not None or (against is not None and against.arena_bytes is not None):
@@ -176,7 +176,7 @@ def check(
     if against is not None:
         verdicts.append(_at_most("growth", len(tflite), against.size, "bytes"))
     if target is not None or data is not None:
-        # Here, because it takes TensorFlow, which a check of bytes can do without.
+        # Imported here because it needs TensorFlow, which a check of bytes does not need.
         from lqconvert.analysis.runnable import open_file
 
         try:
@@ -196,7 +196,7 @@ def check(
         ]
     if data is not None:
         files = [opened] if baseline is None else [opened, open_file(baseline)]
-        # Of the same examples, where it is held against what another file reached on them.
+        # On as many examples as the other file was scored on, if it is compared with that.
         count = (
             against.examples if against is not None and max_drop is not None and baseline is None else None
         )
@@ -235,7 +235,7 @@ def _refuse(
     against: Measurements | None,
     data: DataLike | None,
 ) -> None:
-    """Refuses what cannot be told from what was given."""
+    """Raises an LqError for a budget that cannot be checked with these arguments."""
     if max_ram is not None and target == LITERT.name:
         raise LqError("--max-ram: LiteRT has no arena of a fixed size; it goes with --target tflm")
     if against is not None and target not in (None, against.target):
@@ -254,7 +254,7 @@ class _Scored:
 
     scores: list[tuple[Score, ...]]
     examples: int
-    judged: list[str]  # labels of the scores that budgets judge
+    judged: list[str]  # labels of the scores that budgets limit
 
 
 def _scored(
@@ -268,8 +268,8 @@ def _scored(
 ) -> _Scored | None:
     """The files' scores on the same test examples (``count`` of them, if given).
 
-    Outputs without labels are held against the second file's. Where there is none, and nobody asked for
-    scores, there are none: a project may name its data for all commands.
+    Outputs without labels are compared with the second file's outputs. If there is no second file, and no
+    score is limited, there are no scores: a project may set its data for all commands.
     """
     from lqconvert.analysis.evaluate import data_for, measure, preprocessing_of, shared_examples
     from lqconvert.analysis.runnable import aligned
@@ -286,7 +286,7 @@ def _scored(
     examples = shared_examples(files, loaded, count)
     ways = [preprocess or preprocessing_of(each, loaded) for each in files]
     outputs = [measure(each, loaded, way, examples)[1] for each, way in zip(files, ways, strict=True)]
-    teacher = outputs[1] if len(files) > 1 else None  # the truth where there are no labels
+    teacher = outputs[1] if len(files) > 1 else None  # outputs without labels are compared with it
     scores = [loaded.heads.scores(each, loaded.test.y[examples], teacher) for each in outputs]
     return _Scored(scores, len(examples), loaded.heads.criterion_labels)
 
@@ -301,7 +301,7 @@ def _of_limits(limits: dict[str, float], scored: _Scored) -> list[Verdict]:
             raise LqError(f"--{metric.option}: there is no {name} of such data, but {there}")
         for score in own:
             words = f"{score.text}, at {'most' if metric.error else 'least'} {metric.text(limit)} {on}"
-            # Shares of the same examples differ by whole examples: what a limit rounds to is no drop.
+            # Scores of the same examples differ by whole examples, so a rounded limit is no drop.
             holds = score.value <= limit + 1e-9 if metric.error else score.value >= limit - 1e-9
             verdicts.append(Verdict(score.label, score.value, limit, holds, words))
     return verdicts

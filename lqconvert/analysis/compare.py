@@ -1,4 +1,4 @@
-"""Files side by side on the same examples, each in its own runtime."""
+"""Compares files on the same examples, each in its own runtime."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ from lqconvert.tflite.targets import TFLM
 from lqconvert.utils.terminal import Shown, Table
 from lqconvert.utils.text import to_json
 
-#: Examples that the noise of layers is measured on.
+#: The number of examples on which the noise of layers is measured.
 NOISE_EXAMPLES = 64
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A file beside the first one."""
+    """The measurements of a file, and its differences from the first file."""
 
     evaluation: Evaluation
-    agreement: float | None  # share of examples of the same top class; None without classes, and of the first
-    snr_db: float | None  # of the outputs, the first file's being the signal; None for the first itself
-    layers: list[LayerNoise]  # of the first file's layers; empty where either runs in TFLite Micro only
+    agreement: float | None  # share of equal top classes; None without classes, and for the first
+    snr_db: float | None  # of the outputs, with the first file's as the signal; None for the first file
+    layers: list[LayerNoise]  # of the first file's layers; empty if one of both runs in TFLite Micro only
 
 
 @dataclass(frozen=True)
 class Comparison(Shown):
-    """What :func:`compare` found, in the order in which the files were given."""
+    """The result of :func:`compare`, in the order of the files."""
 
     data: str
     files: list[Compared]
 
     def to_json(self) -> str:
-        """As JSON, in which an infinite ratio is "inf"."""
+        """As JSON, with an infinite ratio as "inf"."""
         return to_json(_finite(dataclasses.asdict(self)))
 
     def shown(self) -> Iterator[str | Table]:
@@ -81,7 +81,7 @@ class Comparison(Shown):
             yield f"  {each.evaluation.file}: {each.evaluation.preprocess}, {each.evaluation.runtime}"
 
     def _layers(self) -> list[Table]:
-        """The noise of the layers, a column for each file that has it."""
+        """The noise of the layers, with a column for each file that has it."""
         numbered = [(number, each) for number, each in enumerate(self.files, 1) if each.layers]
         if not numbered:
             return []
@@ -107,18 +107,17 @@ def compare(
     input_shape: tuple[int, ...] | None = None,
     trust_model: bool = False,
 ) -> Comparison:
-    """Measures files on the same test examples, and each beside the first.
+    """Measures files on the same test examples, and compares each with the first.
 
     Args:
-        files: two or more .tflite files of any tools, and Keras models, files or in memory (which run as
+        files: two or more .tflite files of any tools, or Keras models, files or in memory (which run as
             float32 .tflite).
-        data: see :func:`lqconvert.load_data`; without labels there are no scores.
-        preprocess: what all of them were trained on; by default found out for each (see
-            :func:`lqconvert.evaluate`).
+        data: see :func:`lqconvert.load_data`. Without labels there are no scores.
+        preprocess: for all files. By default it is detected for each file (see :func:`lqconvert.evaluate`).
         wishes, input_shape, trust_model: see :func:`lqconvert.evaluate`.
 
     Raises:
-        LqError: if a file or the data cannot be read or run, or they do not fit together.
+        LqError: if a file or the data cannot be read or run, or do not fit together.
     """
     opened = aligned([open_file(file, input_shape=input_shape, trust_model=trust_model) for file in files])
     loaded = data_for(opened, data, wishes)
@@ -130,7 +129,7 @@ def compare(
     compared = []
     for number, (evaluation, outputs) in enumerate(measured):
         if outputs.shape != reference.shape:
-            raise LqError(f"{opened[number].name}: its outputs are of another shape than {opened[0].name}'s")
+            raise LqError(f"the outputs of {opened[number].name} and {opened[0].name} have different shapes")
         both = [(opened[0], wanted[0]), (opened[number], wanted[number])]
         compared.append(
             Compared(
@@ -158,7 +157,7 @@ def _noise(
 
 
 def _likeness(file: Compared) -> str:
-    """How near the outputs are to the first file's: the share of like answers, or a ratio in decibels."""
+    """The similarity to the first file's outputs: the share of equal answers, or a ratio in decibels."""
     if file.agreement is not None:
         return f"{file.agreement:.2%}"
     if file.snr_db is None or file.snr_db == math.inf:
@@ -173,7 +172,7 @@ def _text(snr: float | None) -> str:
 
 
 def _finite(value: object) -> object:
-    """The same with text for what JSON has no number for."""
+    """The same value, with text for numbers that JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list):

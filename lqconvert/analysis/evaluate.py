@@ -1,4 +1,4 @@
-"""One file, a .tflite of any tool or a float model, measured in the runtime that executes it."""
+"""Measures a file, a .tflite of any tool or a float model, in the runtime that executes it."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from lqconvert.utils.compression import deflated
 from lqconvert.utils.terminal import Shown, Table
 from lqconvert.utils.text import to_json
 
-#: Operators that look rows up, and the place of the indices among their inputs.
+#: Operators that look up rows, and the position of the indices among their inputs.
 LOOKUPS = {"GATHER": 1, "EMBEDDING_LOOKUP": 0}
 
 
 @dataclass(frozen=True)
 class Evaluation(Shown):
-    """What a file measured. Latency and arena are those of this machine."""
+    """The measurements of a file. Latency and arena are those of this machine."""
 
     file: str
     target: str
     runtime: str  # package and version
-    size: int  # bytes of the .tflite; of a Keras model, of its float32 .tflite
+    size: int  # bytes of the .tflite; for a Keras model, of its float32 .tflite
     deflated_bytes: int
-    scores: tuple[Score, ...]  # of the test split; none without labels
-    examples: int  # that it was scored on
+    scores: tuple[Score, ...]  # on the test split; empty without labels
+    examples: int  # the number of examples that it was scored on
     preprocess: str
     latency_s: float
     arena_bytes: int | None  # None for LiteRT, which has no arena of a fixed size
 
     @property
     def score(self) -> float | None:
-        """The first of them."""
+        """The first score."""
         return self.scores[0].value if self.scores else None
 
     def to_json(self) -> str:
-        """As JSON; the first score is at hand for scripts."""
+        """As JSON. The first score has an entry of its own, for scripts."""
         first = {"score": self.score, "score_name": self.scores[0].label if self.scores else ""}
         return to_json(dataclasses.asdict(self) | first)
 
@@ -84,15 +84,16 @@ def evaluate(
     Args:
         file: a .tflite of any tool, or a Keras model: its file, or one in memory.
         data: labelled data, see :func:`lqconvert.load_data`.
-        target: "litert" or "tflm"; by default litert, unless only TFLite Micro runs the file.
-        preprocess: what the model was trained on. By default that under which pixels fill the range of a
-            quantized input, or else the one of the best score on the validation split; none where
-            the data are no pixels and no better than chance under any.
-        wishes: what the user says of the outputs' tasks.
+        target: "litert" or "tflm". By default litert, unless only TFLite Micro can run the file.
+        preprocess: the model's preprocessing. By default, for a quantized input the one with which pixels
+            fill its range; otherwise the one with the best score on the validation split. None is used if the
+            data are no pixels and every preprocessing is no better than chance.
+        wishes: the user's choices of tasks and metrics.
         input_shape, trust_model: see :func:`lqconvert.load_model`.
 
     Raises:
-        LqError: if the file or the data cannot be read, do not fit together, or the target does not run it.
+        LqError: if the file or the data cannot be read, do not fit together, or the target cannot run the
+            file.
     """
     (opened,) = aligned([open_file(file, target=target, input_shape=input_shape, trust_model=trust_model)])
     loaded = data_for([opened], data, wishes)
@@ -103,7 +104,7 @@ def evaluate(
 
 
 def data_for(files: Sequence[Runnable], data: DataLike, wishes: Wishes | None = None) -> Data:
-    """The data set, loaded for files that all take and give the same."""
+    """The data set, loaded for files with equal inputs and outputs."""
     first, *others = files
     for other in others:
         if _ports(other) != _ports(first):
@@ -122,7 +123,7 @@ def data_for(files: Sequence[Runnable], data: DataLike, wishes: Wishes | None = 
 
 
 def _ports(file: Runnable) -> str:
-    """What a file takes and gives, in words; names count where there are several inputs."""
+    """A file's inputs and outputs, in words. Names count if there are several inputs."""
     shapes = file.interface.input_shapes
     inputs = [
         f"{plain_name(name)} {dimensions(shape)}" if len(shapes) > 1 else dimensions(shape)
@@ -132,7 +133,7 @@ def _ports(file: Runnable) -> str:
 
 
 def preprocessing_of(file: Runnable, data: Data) -> Preprocessing:
-    """What a file wants its inputs preprocessed with, see :func:`evaluate`."""
+    """The preprocessing for a file's inputs, see :func:`evaluate`."""
     details = file.interface.inputs
     scale, zero_point = details[0]["quantization"]
     if len(details) > 1 or _index_inputs(file):
@@ -147,7 +148,7 @@ def preprocessing_of(file: Runnable, data: Data) -> Preprocessing:
         return Preprocessing()
     try:
         return _choose(file, data).preprocessing
-    except LqError:  # no better than chance: it may just be bad, which is for its score to say
+    except LqError:  # no better than chance: perhaps the model is bad, which its score will show
         if data.integer_pixels:
             raise
         return Preprocessing()
@@ -159,7 +160,7 @@ def _choose(file: Runnable, data: Data) -> Choice:
 
 
 def fed(file: Runnable, data: Data, preprocess: Preprocessing) -> Preprocessing:
-    """The preprocessing by which pixels come to the codes that devices feed a file of a quantized input."""
+    """The preprocessing with which pixels become the codes that devices feed to a quantized input."""
     first = file.interface.inputs[0]
     scale, zero_point = first["quantization"]
     if not data.integer_pixels or not scale or not math.isclose(scale, preprocess.scale, rel_tol=1e-3):
@@ -168,9 +169,9 @@ def fed(file: Runnable, data: Data, preprocess: Preprocessing) -> Preprocessing:
 
 
 def _index_inputs(file: Runnable) -> list[str]:
-    """The inputs of a file that take integers which are no codes, or that are looked up."""
+    """The inputs of a file that are looked up, or that take integers without a scale."""
     graph = read(file.tflite).main
-    inputs = {index: place for place, index in enumerate(graph.inputs)}  # and what they are cast to
+    inputs = {index: place for place, index in enumerate(graph.inputs)}  # and the tensors they are cast to
     looked_up = set()
     for operator in graph.operators:
         name, operands = operator.name, operator.inputs
@@ -187,9 +188,9 @@ def _index_inputs(file: Runnable) -> list[str]:
 
 
 def shared_examples(files: Sequence[Runnable], data: Data, count: int | None = None) -> np.ndarray:
-    """Positions of so many test examples, or of all that the files can be scored on.
+    """Indices of this many test examples, or of all on which the files can be scored.
 
-    They are a random part where one of the files is slow.
+    If one of the files is slow, they are a random part.
     """
     count = count or min(examples_in(file.target, file.latency_s, data.test.size) for file in files)
     return np.sort(np.random.default_rng(0).permutation(data.test.size)[:count])
@@ -198,13 +199,13 @@ def shared_examples(files: Sequence[Runnable], data: Data, count: int | None = N
 def measure(
     file: Runnable, data: Data, preprocess: Preprocessing, examples: np.ndarray
 ) -> tuple[Evaluation, np.ndarray]:
-    """What a file measures on test examples, and its outputs."""
+    """The measurements of a file on test examples, and its outputs."""
     preprocess.refuse_indices(_index_inputs(file))
     part = data.test.pick(examples)
     batches = part.batches(256, preprocessing=fed(file, data, preprocess))
     outputs = file.predict(as_numpy(x) for _, x, _ in batches)
     head = data.heads.single
-    if head is not None and head.classifies:  # other tools' files may have axes of length 1 before it
+    if head is not None and head.classifies:  # files of other tools may have axes of length 1 in front
         outputs = outputs.reshape(len(outputs), -1)
         if outputs.shape[1] != file.interface.output_units:
             raise LqError(

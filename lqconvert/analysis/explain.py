@@ -1,7 +1,7 @@
-"""Why a file takes the bytes it takes, and what would make it smaller: every figure is counted or measured.
+"""Where a file's bytes go, and what would make it smaller. Every figure is counted or measured.
 
-All is told of one .tflite: the file itself, the int8 file in a .codes.npz, or the one that
-:func:`lqconvert.pipeline.quantize.quantize` starts from, of a Keras model.
+It explains one .tflite: the file itself, the int8 file in a .codes.npz, or, for a Keras model, the int8 file
+that :func:`lqconvert.pipeline.quantize.quantize` starts from.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from lqconvert.tflite.packing import kernels
 from lqconvert.utils.input_files import read_bytes
 from lqconvert.utils.terminal import Shown, Table
 
-#: Rows that are printed; the JSON has all.
+#: The number of rows that are printed. The JSON has all rows.
 PRINTED = 20
-#: Savings below this share of the file are not printed.
+#: Smaller savings, as a share of the file, are not printed.
 NOTABLE = 0.005
 _TITLES = {
     LQCONVERT: "smaller by lqconvert alone, with the same weights and the same outputs:",
@@ -44,37 +44,37 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class Part:
-    """What a layer, or what is no layer's, takes of the file."""
+    """The bytes of the file that belong to a layer, or to no layer."""
 
     name: str
     bytes: int
     share: float  # of the file
     why: str
-    kinds: dict[str, int]  # the bytes by what they are for: weights, biases, scales, ...
-    weights: int  # how many
+    kinds: dict[str, int]  # the bytes by use: weights, biases, scales, ...
+    weights: int  # the number of weights
     float32_bytes: int  # of its weights and biases
-    packed: dict[str, tuple[str, int]]  # by target: how lqconvert packs the weights, and their bytes then
+    packed: dict[str, tuple[str, int]]  # by target: how lqconvert packs the weights, and their packed bytes
 
 
 @dataclass(frozen=True)
 class Explanation(Shown):
-    """What :func:`explain` found: ``parts`` and ``savings`` with the largest first."""
+    """The result of :func:`explain`. The largest ``parts`` and ``savings`` come first."""
 
     file: str
     of_model: bool  # whether it is a Keras model
-    subject: str  # which .tflite is explained
-    bytes: int  # of it: the sum of the parts' bytes, and of the totals
-    float32_bytes: int  # of all weights and biases
-    totals: dict[str, int]  # bytes by what they are for: weights, biases, scales, graph, ...
+    subject: str  # the .tflite that is explained
+    bytes: int  # its size: the sum of the parts' bytes, and of the totals
+    float32_bytes: int  # the size of all weights and biases in float32
+    totals: dict[str, int]  # bytes by use: weights, biases, scales, graph, ...
     parts: list[Part]
     savings: list[Saving]
-    smallest: dict[str, int]  # by target: bytes of the file that lqconvert makes of these codes
+    smallest: dict[str, int]  # by target: the size of lqconvert's file with these codes
     notes: list[str]  # what was not measured, and why
 
     def shown(self) -> Iterator[str | Table]:
         floats = self.of_model
         table = Table("part", "bytes", "share", *(["float32"] if floats else []), "why")
-        table.columns[0].overflow = "fold"  # names are to be found in the model
+        table.columns[0].overflow = "fold"  # so that names can be found in the model
         rows = [(part.name, part.bytes, part.float32_bytes, part.why) for part in self.parts[:PRINTED]]
         rest = self.parts[PRINTED:]
         if rest:
@@ -107,12 +107,12 @@ class Explanation(Shown):
 def explain(
     file: ModelLike, *, input_shape: tuple[int, ...] | None = None, trust_model: bool = False
 ) -> Explanation:
-    """Says why a file takes its bytes, and what would make it smaller, with all figures worked out.
+    """Explains where a file's bytes go, and what would make it smaller, with all figures.
 
     Args:
-        file: a .tflite of any tool, the .codes.npz of a run, or a Keras model (its file, or one in memory):
-            of that it explains the int8 file that quantize starts from, before codes are learned. No data,
-            no training.
+        file: a .tflite of any tool, the .codes.npz of a run, or a Keras model (a file, or in memory). For a
+            model, it explains the int8 file that quantize starts from, before codes are learned. No data, no
+            training.
         input_shape, trust_model: see :func:`lqconvert.load_model`.
 
     Raises:
@@ -173,7 +173,7 @@ def _explain_model(model: ModelLike, input_shape: tuple[int, ...] | None, trust_
     measured = Measured(tflite, account(tflite, _names_of_kernels(tflite, layers) or {}))
     measured.strip()
     measured.share_scales()
-    measured.remove()  # and no packing: the codes that quantize learns pack in another way
+    measured.remove()  # without packing: the codes that quantize learns pack differently
     operators = len(measured.book.model.main.operators)
     for change in changes(loaded):
         measured.save(change.saved_bytes(measured.book.of(GRAPH)["graph"] // operators), MODEL, change.text)
@@ -185,7 +185,7 @@ def _explain_model(model: ModelLike, input_shape: tuple[int, ...] | None, trust_
 
 
 def _names_of_kernels(tflite: bytes, layers: Sequence[str]) -> dict[int, str] | None:
-    """The layers by the tensors of their kernels; None where they do not fit the file."""
+    """The layers by their kernels' tensors; None if they do not match the file."""
     found = kernels(read(tflite))
     if len(found) != len(layers):
         return None

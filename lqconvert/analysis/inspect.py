@@ -1,7 +1,7 @@
-"""What is in a file, and what would become of it: answered without data and without training.
+"""What a file contains, and how quantize converts a model. Needs no data and no training.
 
-A model is rewritten as :func:`lqconvert.quantize` rewrites it, and what is said of its layers is read
-off the result. Neither .tflite files nor codes take TensorFlow: what does is imported where it is used.
+A model is rewritten as in :func:`lqconvert.quantize`, and its layers are described from the result. For
+.tflite files and codes, TensorFlow is not imported.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from lqconvert.utils.terminal import Shown, Table, narrow
 def inspect(
     file: ModelLike, *, input_shape: tuple[int, ...] | None = None, trust_model: bool = False
 ) -> ModelInspection | TfliteInspection | CodesInspection:
-    """Says what is in a Keras model, a .tflite or a .codes.npz, and of a model what quantize makes of it.
+    """Describes a Keras model, a .tflite or a .codes.npz. For a model, shows how quantize converts it.
 
-    A model that quantize would refuse is answered, too, as far as it is understood: its ``refused`` says why.
+    A model that quantize refuses is described as far as possible; ``refused`` has the reason.
 
     Args:
-        file: a .tflite of any tool, the .codes.npz of a run, or a Keras model: its file, or one in memory.
+        file: a .tflite of any tool, the .codes.npz of a run, or a Keras model (a file, or in memory).
         input_shape, trust_model: see :func:`lqconvert.keras_loader.load.load_model`.
 
     Raises:
@@ -48,26 +48,26 @@ def inspect(
     return _inspect_model(file, input_shape, trust_model)
 
 
-#: Of what is shown of a name: it may be a stranger's, of megabytes.
+#: The limit for a name that is shown: a stranger's may have megabytes.
 LONGEST_NAME = 200
-#: Names and kinds up to this length are in one piece: 80 columns have room for two and the rest.
+#: Names and kinds up to this length are not folded: 80 columns have room for two of them and the rest.
 WHOLE = 22
 HEADERS = ("layer", "kind", "output", "weights", "becomes")
-#: What begins the fate of a layer without integer kernels.
+#: The beginning of ``becomes`` for a layer without integer kernels.
 FLOAT = "float: "
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A layer of the model file or of the graph that is made of it, and what becomes of it."""
+    """A layer of the model file, or of the rewritten graph, and its form in the int8 file."""
 
     name: str
-    kind: str  # "A -> B" where the graph has another class in its place
-    shape: tuple[int | None, ...] | None  # of its output, without the batch; None where it was not built
+    kind: str  # "A -> B" if the graph has another class instead
+    shape: tuple[int | None, ...] | None  # of its output, without the batch axis; None if it was not built
     parameters: int
     becomes: str = ""
-    codes: int = 0  # how many int8 codes its kernel has
-    scales: int = 0  # and how many scales these
+    codes: int = 0  # the number of int8 codes of its kernel
+    scales: int = 0  # the number of their scales
 
     @property
     def stays_float(self) -> bool:
@@ -76,16 +76,16 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class ModelInspection(Shown):
-    """A Keras model. All that is said of the int8 file is empty where ``refused`` says why there is none."""
+    """A Keras model. If quantize refuses it, ``refused`` has the reason, and there is no int8 file."""
 
     file: str
     layers: list[LayerRow]
     parameters: int
     float32_bytes: int
     weight_bytes: int  # of its int8 codes and int32 biases
-    int8_bytes: int  # of the whole int8 file, to some bytes
+    int8_bytes: int  # of the whole int8 file, accurate to a few bytes
     operators: list[str]
-    targets: dict[str, str]  # "runs", or the reason of the runtime that does not
+    targets: dict[str, str]  # "runs", or the reason why the runtime cannot run it
     refused: str = ""
     folds: ClassVar[bool] = True
 
@@ -125,7 +125,7 @@ def _inspect_model(
     from lqconvert.quantization.schemes import Rate
 
     name, config = model_name(file), model_config(file)
-    if layer_count(config) > MOST_LAYERS:  # a row for each would be no answer
+    if layer_count(config) > MOST_LAYERS:  # nobody reads a row for each
         raise LqError(f"{name}: the model has more than {MOST_LAYERS:,} layers")
     rows, parameters = _config_rows(config, trust_model), 0
     try:
@@ -141,10 +141,10 @@ def _inspect_model(
 
 
 def describe(name: str, model: Any, rows: list[LayerRow], tflite: bytes) -> ModelInspection:
-    """What became of a model.
+    """The description of a model that was converted.
 
     Args:
-        name: what it is called: the path of its file, or the name of a model in memory.
+        name: the path of its file, or the name of a model in memory.
         rows: its :func:`quantized_rows`.
         tflite: its int8 file.
     """
@@ -162,11 +162,11 @@ def describe(name: str, model: Any, rows: list[LayerRow], tflite: bytes) -> Mode
 
 
 def _config_layers(config: dict[str, Any] | None) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(name, class, config) of the layers of a model's config, those of nested models in their place."""
+    """(name, class, config) of the layers of a model's config. Nested models are replaced by their layers."""
     from lqconvert.keras_loader.config_checks import MODELS
     from lqconvert.keras_loader.limits import layers_of
 
-    # Nothing is vetted yet: a stranger's config may hold anything anywhere, at any depth.
+    # The config is not checked yet: a stranger's may contain anything at any depth.
     stack = layers_of(config)[::-1]
     while stack:
         layer = stack.pop()
@@ -181,7 +181,7 @@ def _config_layers(config: dict[str, Any] | None) -> Iterator[tuple[str, str, di
 
 
 def _config_rows(config: dict[str, Any] | None, trusted: bool) -> list[LayerRow]:
-    """The layers of a model that may not load: every one that is refused, not the first one only."""
+    """The layers of a model that may not load, with a refusal at every layer that causes one."""
     from lqconvert.keras_loader.config_checks import refuse_unknown
 
     rows = []
@@ -196,7 +196,7 @@ def _config_rows(config: dict[str, Any] | None, trusted: bool) -> list[LayerRow]
 
 
 def _marked(rows: list[LayerRow], refusal: str) -> list[LayerRow]:
-    """The rows with the refusal at the layer that it names."""
+    """The rows, with the refusal at the layer that it names."""
     return [
         replace(row, becomes=row.becomes or f"refused: {refusal}") if f"'{row.name}'" in refusal else row
         for row in rows
@@ -218,12 +218,12 @@ def _output_shape(layer: Any) -> tuple[int | None, ...]:
 
 
 def quantized_rows(quantized: Any, model: Any, config: dict[str, Any] | None) -> list[LayerRow]:
-    """The layers of a rewritten model, and those of its file that are no longer there."""
+    """The layers of a rewritten model, and the layers of its file that are no longer in it."""
     return _with_vanished(_quantized_rows(quantized, model), model, config)
 
 
 def _quantized_rows(quantized: Any, model: Any) -> list[LayerRow]:
-    """The layers of the folded graph, and what the rewritten one has in their place and behind them."""
+    """The layers of the folded graph, with their replacements in the rewritten graph and layers behind."""
     from lqconvert.keras_loader.layer_kinds import class_name
     from lqconvert.quantization.granularity import kernel_name
     from lqconvert.quantization.layers import ActivationQuantizer, FollowingQuantizer, QuantizedLayer
@@ -252,7 +252,7 @@ def _quantized_rows(quantized: Any, model: Any) -> list[LayerRow]:
 
 
 def _becomes(layer: Any, scales: int) -> str:
-    """What a layer of the rewritten graph becomes in the int8 file, in words."""
+    """The form of a layer of the rewritten graph in the int8 file, in words."""
     from lqconvert.keras_loader.layer_kinds import class_name
     from lqconvert.quantization.layers import ActivationQuantizer, FollowingQuantizer
 
@@ -279,7 +279,7 @@ def _becomes(layer: Any, scales: int) -> str:
 
 
 def _fused_into(layer: Any) -> str:
-    """The layer in front that a ReLU becomes part of: it would have a quantizer behind it otherwise."""
+    """The layer in front into which a ReLU is fused. Without fusing, that layer would have a quantizer."""
     from lqconvert.keras_loader.layer_kinds import class_name, kind_of
     from lqconvert.quantization.layers import QuantizedLayer
 
@@ -290,7 +290,7 @@ def _fused_into(layer: Any) -> str:
 
 
 def _with_vanished(rows: list[LayerRow], model: Any, config: dict[str, Any] | None) -> list[LayerRow]:
-    """The rows with those layers of the file that the graph is without, each behind the one before it."""
+    """The rows and the layers that are only in the file, each behind the layer before it."""
     from lqconvert.keras_loader.layer_kinds import LAYERS, OTHER, Loading
 
     kept = {row.name for row in rows}
@@ -309,7 +309,7 @@ def _with_vanished(rows: list[LayerRow], model: Any, config: dict[str, Any] | No
 
 
 def _absorber(batch_norm: Any, kept: set[str]) -> str:
-    """The layer that a BatchNormalization was folded into: in front where that is linear, else behind."""
+    """The layer that a BatchNormalization was folded into: the one in front if it is linear, or the next."""
     from lqconvert.keras_loader.layer_kinds import class_name
     from lqconvert.quantization.granularity import LINEAR
 
@@ -326,18 +326,17 @@ def _absorber(batch_norm: Any, kept: set[str]) -> str:
 
 
 def int8_file(quantized: Any) -> tuple[bytes, list[str]]:
-    """The int8 file of a rewritten model with starting scales, and the layers of its kernels, in its order.
+    """The int8 file of a rewritten model with starting scales, and the layers of its kernels, in file order.
 
-    The scales are those of random inputs, for want of data.
-
-    Its size and operators hang on the ranges only where these are equal by chance.
+    Without data, the scales are those of random inputs. Its size and operators do not depend on them, unless
+    ranges are equal by chance.
     """
     from lqconvert.exporting.export import Template, learned_codes
     from lqconvert.keras_loader.load import random_inputs
     from lqconvert.quantization.calibrate import calibrate
 
     inputs = random_inputs(quantized, batch=4)
-    # As large as pixels, too: with too small a range a bias of such a model would not fit int32.
+    # Also inputs as large as pixels: with too small a range, a bias of such a model would not fit int32.
     large = [x if x.dtype == np.int32 else 255 * x for x in inputs]
     batches: list[Any] = [x if len(x) > 1 else x[0] for x in (inputs, large)]
     calibrate(quantized, batches)
@@ -347,7 +346,7 @@ def int8_file(quantized: Any) -> tuple[bytes, list[str]]:
 
 
 def _answer(tflite: bytes, target: Target, rows: list[LayerRow]) -> str:
-    """Whether quantize makes a file for the target, or why not."""
+    """Whether quantize makes a file for the target, or the reason why not."""
     kept = [f"'{row.name}'" for row in rows if row.stays_float]
     if kept and target.name == TFLM.name:
         return f"refused: {', '.join(kept)} would stay float"

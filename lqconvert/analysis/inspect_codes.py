@@ -1,4 +1,4 @@
-"""What is in a .codes.npz: the codes of every layer, and what they come to on each target."""
+"""What a .codes.npz contains: the codes of every layer, and their packed size on each target."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class CodesRow:
     layer: str
     shape: tuple[int, ...]  # in Keras's layout
     scales: int
-    axes: tuple[int, ...]  # that have a scale each
-    integers: int  # how many different ones
+    axes: tuple[int, ...]  # along which every index has its own scale
+    integers: int  # the number of different integers
     smallest: int
     largest: int
-    entropy: float  # bits a weight
-    zeros: float  # the share of them
-    packed: dict[str, tuple[str, int]]  # by target: the packing that stores the fewest bytes, and these
+    entropy: float  # bits per weight
+    zeros: float  # the share of zeros
+    packed: dict[str, tuple[str, int]]  # by target: the smallest packing, and its bytes
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class CodesInspection(Shown):
     layers: list[CodesRow]
     weights: int
     entropy_bytes: int
-    packed_bytes: dict[str, int]  # by target: of all kernels, before dead channels leave
-    int8_bytes: int | None  # of the int8 file in it; None where there is none
+    packed_bytes: dict[str, int]  # by target: of all kernels, before dead channels are removed
+    int8_bytes: int | None  # of the int8 file in it; None without such a file
     folds: ClassVar[bool] = True
 
     def shown(self) -> Iterator[str | Table]:
@@ -119,7 +119,7 @@ def _codes_row(layer: str, integers: np.ndarray, scale: np.ndarray, kernel: Kern
 
 
 def _packed(kernel: Kernel, target: Target) -> tuple[str, int]:
-    """The packing for a target that stores the fewest bytes of a kernel, and these."""
+    """The packing for a target that stores a kernel in the fewest bytes, and these bytes."""
     fitting = [packing.encode(kernel) for packing in target.packings if packing.fits(kernel)]
     sizes = [(stored.packing, stored.size) for stored in fitting if stored is not None]
     return min([(INT8.name, kernel.codes.size), *sizes], key=lambda each: each[1])

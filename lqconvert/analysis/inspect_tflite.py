@@ -1,4 +1,4 @@
-"""What is in a .tflite: operators, constants, how they are packed, and what they come to."""
+"""What a .tflite contains: operators, constants, their packing and their bytes."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ class OperatorRow:
 
 @dataclass(frozen=True)
 class ConstantRow:
-    """A constant that an operator computes with: of what the file stores, and of all that unpacks it."""
+    """A constant that an operator computes with: what the file stores of it, and what unpacks it."""
 
     tensor: Tensor
     reader: str  # the operator
     packing: str
     elements: int
     stored_bytes: int
-    entropy_bytes: int | None  # of its codes; None for other than codes of 8 bits or less
+    entropy_bytes: int | None  # of its codes; None if codes have more than 8 bits
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class TfliteInspection(Shown):
     bytes: int
     deflated_bytes: int
     constant_bytes: int
-    overhead_bytes: int  # all beside constants
+    overhead_bytes: int  # of everything but constants
     inputs: list[Tensor]
     outputs: list[Tensor]
     integer_only: bool
@@ -179,7 +179,7 @@ def _row(graph: Graph, index: int) -> Tensor:
 
 
 def stored_arrays(tensors: list[tflite_graph.Tensor]) -> list[np.ndarray]:
-    """What the file holds of constants: a buffer once, and the places in sparse ones with it."""
+    """The stored data of constants: each buffer once, with the indices of sparse ones."""
     buffers = dict.fromkeys(tensor.buffer for tensor in tensors)
     places = [array for tensor in tensors for array in tensor.index_arrays()]
     return [*(buffer.data for buffer in buffers), *places]
@@ -190,9 +190,9 @@ def _stored_bytes(tensors: list[tflite_graph.Tensor]) -> int:
 
 
 class Allowance:
-    """How many bits of constants are looked at: many tensors of a hostile file may share a large buffer."""
+    """The limit for bits of constants that are read. Many tensors of a hostile file may share one buffer."""
 
-    #: For each byte of the file: no code takes less than a bit but zeros of sparse kernels.
+    #: For each byte of the file. A code takes at least a bit, except zeros of sparse kernels.
     BITS = 32
 
     def __init__(self, tflite: bytes) -> None:
@@ -206,17 +206,17 @@ class Allowance:
 
 
 class Constants:
-    """The constants of a graph, and what its operators make of constants alone: packed ones, unpacked.
+    """The constants of a graph, including those that operators unpack from other constants.
 
-    An operator is not followed where a constant would be made of more than MOST_PARTS others, or by as many
-    operators, or where it makes more than MOST_MADE: no packing is like that.
+    An operator is not followed if its result depends on more than MOST_PARTS constants or operators, or if it
+    makes more than MOST_MADE tensors: no packing is like that.
     """
 
     MOST_PARTS, MOST_MADE = 16, 1024
 
     def __init__(self, graph: Graph, allowance: Allowance) -> None:
         self.graph, self.allowance = graph, allowance
-        #: For each constant tensor the stored ones that it is made of, and the operators that make it.
+        #: For each constant tensor, the stored constants and the operators that it is made from.
         self.sources: dict[int, list[int]] = {}
         self.makers: dict[int, list[Operator]] = {}
         for index, tensor in enumerate(graph.tensors):
@@ -230,9 +230,9 @@ class Constants:
                 self.readers.append((place, operator))
                 continue
             for number, output in enumerate(outputs):
-                # A DECODE may make several tensors, each of two inputs.
+                # A DECODE may make several tensors, each from two inputs.
                 own = inputs[2 * number :][:2] if operator.code.shown_name == DECODE else inputs
-                # Each once: a tensor may be read twice by every one of a long row of operators.
+                # Each once: every operator in a long chain may read a tensor twice.
                 sources = dict.fromkeys(source for index in own for source in self.sources[index])
                 makers = dict.fromkeys(maker for index in own for maker in self.makers[index])
                 if max(len(sources), len(makers) + 1) > self.MOST_PARTS:
@@ -264,7 +264,7 @@ class Constants:
         )
 
     def _packing(self, index: int) -> str:
-        """How a constant is packed, by the name that quantize has for it."""
+        """The name of a constant's packing, as quantize calls it."""
         tensor = self.graph.tensors[index]
         names = [maker.code.shown_name for maker in self.makers[index]]
         if tensor.sparsity is not None or "DENSIFY" in names:
@@ -279,9 +279,9 @@ class Constants:
         return self.graph.tensors[index].buffer.data
 
     def _codes(self, index: int, elements: int) -> np.ndarray | None:
-        """The codes of a constant, in any order; None where they are wider than a byte or not understood."""
+        """The codes of a constant, in any order; None if they are wider than a byte or not understood."""
         sources = [self.graph.tensors[source] for source in self.sources[index]]
-        if elements > LARGEST_TENSOR:  # of a damaged or hostile file, whose shapes promise what it has not
+        if elements > LARGEST_TENSOR:  # the shapes of a damaged or hostile file may claim anything
             return None
         packing, stored = self._packing(index), self._stored(self.sources[index][0])
         kind = sources[0].type
@@ -301,7 +301,7 @@ class Constants:
         return self._stored(self.sources[index][1]).tobytes()
 
     def _blocks(self, index: int) -> np.ndarray | None:
-        """What GATHER looks up: the rows of a codebook whose numbers DECODE makes."""
+        """The rows of a codebook that GATHER looks up, with numbers that DECODE makes."""
         named = {maker.code.shown_name: maker for maker in self.makers[index]}
         (book,) = set(self.sources[index]) & set(named["GATHER"].operands)
         count = math.prod(self.graph.tensors[named[DECODE].outputs[0]].shape)

@@ -1,4 +1,4 @@
-"""A .tflite of any tool, or a Keras model as its float32 .tflite, opened and seen to run."""
+"""Opens a .tflite of any tool, or a Keras model as its float32 .tflite, and runs it once."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from lqconvert.tflite.targets import LITERT, TFLM, Target, find_targets
 from lqconvert.utils.input_files import read_bytes
 from lqconvert.utils.text import printable
 
-#: The seconds of an inference in TFLite Micro are the median over so many.
+#: In TFLite Micro, the seconds of an inference are the median over this many.
 MICRO_RUNS = 16
 
 
 @dataclass(frozen=True)
 class Runnable:
-    """A .tflite that its target was seen to run."""
+    """A .tflite that has run in its target's runtime."""
 
     name: str
     tflite: bytes
@@ -39,18 +39,18 @@ class Runnable:
     interface: Interface
     latency_s: float
     arena_bytes: int | None
-    outputs: tuple[Output, ...]  # in the order in which predict gives them
-    order: tuple[int, ...]  # of each of them its place in the file
+    outputs: tuple[Output, ...]  # in the order in which predict returns them
+    order: tuple[int, ...]  # for each of them, its place in the file
 
     def predict(self, batches: Iterable[Any]) -> np.ndarray:
-        """Outputs (float32 [n, ...]) for batches of real inputs, preprocessed."""
+        """Outputs (float32 [n, ...]) for batches of real, preprocessed inputs."""
         parts = real(self._codes(batches), self.interface.outputs)
         return together([parts[place] for place in self.order])
 
     def _codes(self, batches: Iterable[Any]) -> np.ndarray:
         inputs = (self.interface.quantize(x) for x in batches)
         if self.target.name == TFLM.name:
-            return run_micro(self.tflite, np.concatenate(list(inputs))).outputs  # a process for all of them
+            return run_micro(self.tflite, np.concatenate(list(inputs))).outputs  # one process for all batches
         try:
             with isolated(self.tflite) as file:
                 return np.concatenate([file.invoke(x) for x in inputs])
@@ -65,7 +65,7 @@ def open_file(
     input_shape: tuple[int, ...] | None = None,
     trust_model: bool = False,
 ) -> Runnable:
-    """Reads a .tflite, or makes the float32 one of a Keras model, and runs it once; see :func:`evaluate`."""
+    """Reads a .tflite, or makes a Keras model's float32 .tflite, and runs it once; see :func:`evaluate`."""
     name = model_name(file)
     if isinstance(file, (str, Path)) and not Path(file).exists():
         raise LqError(f"{name}: no such file")
@@ -100,13 +100,13 @@ def _float32(model: ModelLike, input_shape: tuple[int, ...] | None, trust_model:
 
 
 def aligned(files: Sequence[Runnable]) -> list[Runnable]:
-    """The files, with their outputs under the same names and in the same order.
+    """The files, with the same names and order of outputs.
 
-    Equal names belong together. A converter that knows no names writes NAME_0, NAME_1, ... in the order of
-    the model's outputs, but not always in this order into the file. What has other names goes by its place.
+    Outputs with equal names belong together. Some converters write NAME_0, NAME_1, ... in the order of the
+    model's outputs, but store them in another order. Outputs with other names are matched by their place.
 
     Raises:
-        LqError: if outputs that belong together are not of one size.
+        LqError: if outputs that belong together have different sizes.
     """
     ordered = [_numbered(file) for file in files]
     outputs = next((file.outputs for file in ordered if not _numbers(file)), ordered[0].outputs)
@@ -114,7 +114,7 @@ def aligned(files: Sequence[Runnable]) -> list[Runnable]:
 
 
 def _numbers(file: Runnable) -> list[int]:
-    """Of outputs that are called NAME_0, NAME_1, ... the numbers; none of others."""
+    """The numbers of outputs that are called NAME_0, NAME_1, ...; empty for other names."""
     found = [re.fullmatch(r"(.+)_([0-9]{1,9})", output.name) for output in file.outputs]
     if len(found) < 2 or len({each and each[1] for each in found}) > 1 or found[0] is None:
         return []
@@ -145,7 +145,7 @@ def _reordered(file: Runnable, places: Sequence[int]) -> Runnable:
 
 
 def _named(tflite: bytes, interface: Interface) -> Interface:
-    """The same with the names that a program finds inputs and outputs by: those of the file's signature."""
+    """The same interface with the names by which programs find inputs and outputs: those of the signature."""
     model = read(tflite)
     for signature in model.signatures or []:
         if signature.graph == 0:
@@ -166,13 +166,13 @@ def _renamed(details: list[Detail], indices: Sequence[int], ports: list[Port]) -
     return renamed
 
 
-#: Operators that give probabilities or unit vectors, and those that leave values as they are.
+#: Operators that compute probabilities or unit vectors, and operators that do not change values.
 ACTIVATIONS = {"SOFTMAX": "softmax", "LOGISTIC": "sigmoid", "L2_NORMALIZATION": "l2"}
 UNCHANGED = ("QUANTIZE", "DEQUANTIZE", "RESHAPE")
 
 
 def outputs_of(tflite: bytes, interface: Interface) -> list[Output]:
-    """What is known of a file's outputs, in order."""
+    """The file's outputs in order, as far as they are known."""
     graph = read(tflite).main
     makers = {index: operator for operator in graph.operators for index in operator.outputs}
 
@@ -180,7 +180,7 @@ def outputs_of(tflite: bytes, interface: Interface) -> list[Output]:
         operator = makers.get(index)
         name = operator.name if operator is not None else ""
         if operator is not None and name in UNCHANGED and operator.inputs:
-            del makers[index]  # a hostile file may go in circles
+            del makers[index]  # operators of a hostile file may form a circle
             return activation(operator.inputs[0])
         return ACTIVATIONS.get(name, "")
 
@@ -191,5 +191,5 @@ def outputs_of(tflite: bytes, interface: Interface) -> list[Output]:
 
 
 def plain_name(name: str) -> str:
-    """The name of an input or output without what converters put around it."""
+    """The name of an input or output, without the parts that converters add."""
     return re.sub(r"^serving_default_|:0$", "", name).removesuffix("_quantized")

@@ -1,4 +1,4 @@
-"""What would make a .tflite smaller, and by how much: measured by making it so."""
+"""Ways to make a .tflite smaller. Each saving is measured on a file that was made so."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from lqconvert.tflite.graph import OPERANDS, Model
 from lqconvert.tflite.packing import INT8, kernels, name_kernels
 from lqconvert.tflite.targets import TARGETS, TFLM
 
-#: Who makes a file smaller: lqconvert from the same codes; quantize, learning new ones; the model's author.
+#: Who can save bytes: lqconvert with the same codes, quantize with new codes, or the model's author.
 LQCONVERT, QUANTIZE, MODEL = "lqconvert", "quantize", "model"
-#: Operators whose float weights quantize makes int8.
+#: Operators whose float weights quantize converts to int8.
 INTEGER = {*OPERANDS, "GATHER"}
-#: Each is tried in several packings, in a file that grows with them: minutes for so many.
+#: The limit for kernels: each is tried in several packings, which takes minutes for this many.
 MOST_KERNELS = 256
-#: How constants are stored that nothing has packed.
+#: The storage of constants that are not packed.
 PLAIN = {"int8", "uint8", "int16", "int32", "int64", "float16", "float32", "float64", "bool"}
 
 
 @dataclass(frozen=True)
 class Saving:
-    """What would make the file smaller, by itself, and by how much."""
+    """One way to make the file smaller, and how much it alone saves."""
 
     bytes: int
     share: float  # of the file
@@ -39,10 +39,10 @@ class Saving:
 
 
 class Measured:
-    """What would make a file smaller, by making it.
+    """Measures savings by making smaller files.
 
     Args:
-        book: whose its bytes are.
+        book: the owners of the file's bytes.
     """
 
     def __init__(self, tflite: bytes, book: Account) -> None:
@@ -77,7 +77,7 @@ class Measured:
         self.save(len(self.base) - size_of(model), QUANTIZE, what)
 
     def make_integer(self) -> None:
-        """Where it was not lqconvert that left them float."""
+        """Only if lqconvert did not leave them in float itself."""
         floats = [
             each
             for constants in self.book.constants.values()
@@ -89,7 +89,7 @@ class Measured:
         self.save(before - after, QUANTIZE, what)
 
     def vet(self) -> bool:
-        """Whether a stranger's file has kernels to work on, and can be worked on."""
+        """Whether the file has kernels to work on and is small enough. It may come from a stranger."""
         constants = [each for row in self.book.constants.values() for each in row]
         tensors = self.book.model.main.tensors
         why = ""
@@ -111,7 +111,7 @@ class Measured:
         return not why
 
     def _named(self) -> Model:
-        """The file with its kernels named after their rows."""
+        """The file, with each kernel named after its row."""
         named, found = read(self.base), kernels(self.book.model)
         name_kernels(named, [self.book.kernels.get(each.tensor, "") for each in found])
         return named
@@ -150,7 +150,7 @@ class Measured:
 
 
 def _sizes(model: Model) -> dict[str, int]:
-    """How many codes each kernel has."""
+    """The number of codes of each kernel."""
     return {kernel.name: kernel.codes.size for kernel in kernels(model)}
 
 

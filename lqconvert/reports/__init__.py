@@ -1,1 +1,1 @@
-"""The report of a run, and its page."""
+"""The report of a run, and its HTML page."""

@@ -1,4 +1,4 @@
-"""The figures of what a model answers, float beside file: see :mod:`lqconvert.reports.charts`."""
+"""Charts of a model's outputs, float model and file together; see :mod:`lqconvert.reports.charts`."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from lqconvert.reports.charts import (
 )
 from lqconvert.utils.plotting import defaults
 
-#: Bins of histograms.
+#: The number of bins in a histogram.
 BINS = 32
-#: Values that differ by more than this factor are counted on a logarithmic axis.
+#: Values that differ by more than this factor are shown on a logarithmic axis.
 WIDE = 20.0
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Scores [n] of examples that are positive (1) or not (0), and the point at the threshold."""
+    """Precision and recall for scores [n] of positive (1) and negative (0) examples, with a threshold."""
 
     name: str
     scores: np.ndarray
     labels: np.ndarray
-    precision: float  # NaN where nothing is guessed to be positive
+    precision: float  # at the threshold; NaN if no example is predicted as positive
     recall: float
 
 
 def precision_and_recall(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall [k] at each of the k different scores [n], the highest first.
+    """Precision and recall [k] at each of the k different scores, the highest score first.
 
     >>> precision_and_recall(np.array([0.9, 0.5, 0.5, 0.1]), np.array([1, 1, 0, 1]))[0].round(2).tolist()
     [1.0, 0.67, 0.75]
@@ -55,7 +55,7 @@ def precision_and_recall(scores: np.ndarray, labels: np.ndarray) -> tuple[np.nda
 
 @defaults(STYLE)
 def precision_recall_curve(before: Ranked, after: Ranked) -> str:
-    """Precision by recall of the float model and of the file, the threshold marked on both."""
+    """Precision against recall for the float model and for the file, with the threshold marked."""
     figure, axis = new_figure()
     for ranked, color, style in ((before, BEFORE, "--"), (after, AFTER, "-")):
         precision, recall = precision_and_recall(ranked.scores, ranked.labels)
@@ -70,7 +70,7 @@ def precision_recall_curve(before: Ranked, after: Ranked) -> str:
 
 @defaults(STYLE)
 def residuals(panels: Sequence[tuple[str, np.ndarray, np.ndarray]], target: str) -> str:
-    """Errors [n] by target [n], a panel for each (name, target, error), all with the same axes."""
+    """Errors [n] against targets [n], in a panel for each (name, target, error), with equal axes."""
     figure = Figure(figsize=CURVE, layout="constrained")
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     colors = [BEFORE, AFTER][-len(panels) :]
@@ -80,7 +80,7 @@ def residuals(panels: Sequence[tuple[str, np.ndarray, np.ndarray]], target: str)
         axis.plot(targets[chosen], errors[chosen], "o", color=color, markersize=2.5, alpha=0.6)
         axis.set(xlabel=target, title=name)
         axis.xaxis.set_major_locator(MaxNLocator(4))
-    axes[0].set_ylabel("answer less target" if len(panels) > 1 else "file less float")
+    axes[0].set_ylabel("output minus target" if len(panels) > 1 else "file minus float")
     return as_svg(figure)
 
 
@@ -88,7 +88,7 @@ def residuals(panels: Sequence[tuple[str, np.ndarray, np.ndarray]], target: str)
 def histogram(
     filled: Sequence[tuple[str, np.ndarray]], outlined: Sequence[tuple[str, np.ndarray]], label: str
 ) -> str:
-    """How many examples have which value; of the file filled, of the float model dashed lines."""
+    """The distribution of values over examples: bars for the file, dashed lines for the float model."""
     figure, axis = new_figure()
     values = np.concatenate([each for _, each in (*filled, *outlined)])
     edges = _edges(axis, values)
@@ -107,7 +107,7 @@ def histogram(
 
 @defaults(STYLE)
 def profile(target: np.ndarray, before: np.ndarray, after: np.ndarray) -> str:
-    """Values [k] of an example: the target, and what the float model and the file make of it."""
+    """Values [k] of an example: the target, and the outputs of the float model and of the file."""
     figure, axis = new_figure()
     for values, name, color, style in (
         (target, "input", INK, "-"),
@@ -123,7 +123,7 @@ def profile(target: np.ndarray, before: np.ndarray, after: np.ndarray) -> str:
 
 
 def _edges(axis: Axes, values: np.ndarray) -> np.ndarray:
-    """The edges of bins; makes the axis logarithmic where values are of different size."""
+    """The edges of bins. Makes the axis logarithmic if the values differ by a large factor."""
     low, high = float(values.min()), float(values.max())
     if low > 0 and high > WIDE * low:
         axis.set_xscale("log")
@@ -133,10 +133,10 @@ def _edges(axis: Axes, values: np.ndarray) -> np.ndarray:
 
 
 def _thinned(count: int) -> np.ndarray:
-    """Places of at most MOST_POINTS, evenly spaced."""
+    """Indices of at most MOST_POINTS values, evenly spaced."""
     return np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int)
 
 
 def _some(count: int) -> np.ndarray:
-    """Places of at most MOST_POINTS, drawn by chance, the same ones each time."""
+    """Indices of at most MOST_POINTS values, drawn at random, but the same ones each time."""
     return np.random.default_rng(0).permutation(count)[:MOST_POINTS]

@@ -1,4 +1,4 @@
-"""The figures of the HTML report: inline SVG by matplotlib, its text and colours left to the page's style."""
+"""Charts of the HTML report: inline SVG by matplotlib. Text and colours follow the page's style."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lqconvert.exporting.codes import TensorCodes
 from lqconvert.utils.plotting import defaults
 from lqconvert.utils.text import printable
 
-#: Colours that stand for variables of the page's style sheet, which knows light from dark.
+#: Colours that are replaced by variables of the page's style sheet, which has a light and a dark mode.
 INK, FAINT, BEFORE, AFTER, MARK = "#010101", "#020202", "#030303", "#040404", "#050505"
 VARIABLES = {INK: "ink", FAINT: "line", BEFORE: "before", AFTER: "after", MARK: "mark"}
 STYLE: dict[Any, Any] = {
@@ -46,11 +46,11 @@ STYLE: dict[Any, Any] = {
 }
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
-#: Inches: figures as wide as a phone, whose text is legible there.
+#: Inches: as wide as a phone, on which the text is legible.
 CURVE, TENSOR = (3.8, 2.2), (3.4, 1.5)
-#: No more points of a line are drawn: they would not be told apart.
+#: The largest number of points of a line. More could not be distinguished.
 MOST_POINTS = 256
-#: Characters of a stranger's name that a figure has room for.
+#: The number of characters of a stranger's name that fit into a chart.
 MOST_OF_A_LABEL = 32
 
 
@@ -64,7 +64,7 @@ def curve(
     *,
     bytes_: bool = False,
 ) -> str:
-    """Values by step of fine-tuning, the exported one marked; perhaps others beside them, dashed."""
+    """Values by step of fine-tuning, with the exported one marked. Other series are dashed."""
     figure, axis = new_figure()
     axis.plot(steps, values, "o-", color=AFTER, label=shown(label))
     if dashed is not None:
@@ -88,7 +88,7 @@ def budget_curve(
     most_bytes: int | None,
     label: str,
 ) -> str:
-    """Quality on validation data against bytes: all evaluations, the exported one, and the budget."""
+    """Validation quality against bytes: all evaluations, the exported one, and the budget."""
     figure, axis = new_figure()
     axis.plot(sizes, qualities, "o", color=AFTER, label="evaluated")
     axis.plot(*exported, "o", label="exported", **ring())
@@ -105,7 +105,7 @@ def budget_curve(
 
 @defaults(STYLE)
 def codes_and_scales(kernel: TensorCodes) -> str:
-    """How often each code occurs; beside it the scales, by size, where there are several."""
+    """The frequency of each code, and the sorted scales if there are several."""
     scales = np.sort(kernel.scale.ravel().astype(np.float64))[::-1]
     columns = 2 if len(scales) > 1 else 1
     figure = Figure(figsize=TENSOR, layout="constrained")
@@ -140,7 +140,7 @@ def new_figure() -> tuple[Figure, Axes]:
 
 
 def shown(name: str) -> str:
-    """What a figure shows of a name."""
+    """A name as charts show it."""
     return printable(name, MOST_OF_A_LABEL)
 
 
@@ -149,7 +149,7 @@ def ring() -> dict[str, Any]:
 
 
 def as_svg(figure: Figure) -> str:
-    """The figure as an <svg> element of the page: as wide as its place, nothing to load, names of its own."""
+    """The chart as an <svg> element: as wide as its place, without external files, with unique ids."""
     buffer = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Type", "Format"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)  # type: ignore[arg-type]
@@ -157,9 +157,9 @@ def as_svg(figure: Figure) -> str:
     root = ElementTree.fromstring(drawn)
     for attribute in ("width", "height", "version"):
         del root.attrib[attribute]
-    root.set("aria-hidden", "true")  # the page says in words what it shows
+    root.set("aria-hidden", "true")  # the page says in words what the chart shows
     for parent in list(root.iter()):
-        for style in parent.findall(f"{{{SVG}}}style"):  # would be the whole page's
+        for style in parent.findall(f"{{{SVG}}}style"):  # it would apply to the whole page
             parent.remove(style)
     digest = hashlib.sha256(drawn.encode()).hexdigest()[:8]
     referred = set(re.findall(r"#([mp][0-9a-f]{10})\b", drawn))

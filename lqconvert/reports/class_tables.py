@@ -1,4 +1,4 @@
-"""How classes, labels and columns fare, one by one: float model against file."""
+"""Results for each class, label or column: float model against file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lqconvert.metrics import METRICS, are_logits, guesses, sigmoid
 from lqconvert.reports.evidence import LEAST_POINTS, Seen, tone, tone_of_counts, tone_of_metric
 from lqconvert.reports.page_parts import Cell, Count, Matrix, Table
 
-#: More classes make pairs, and not a matrix.
+#: With more classes, the pairs are listed instead of a matrix.
 MOST_IN_MATRIX = 12
-#: Rows of a table, examples told of a class, classes it is taken for: a report is to be read.
+#: The largest number of rows in a table, of examples for a class, and of predicted classes for a class.
 MOST_ROWS, MOST_TOLD, MOST_TAKEN_FOR = 40, 20, 4
 
 
 def confusion(seen: Seen) -> Matrix | Table:
-    """Which classes are taken for which: a matrix, or of many classes the pairs that are most often."""
+    """Which classes are predicted for which: a matrix, or for many classes the most frequent pairs."""
     before, after = seen.guesses
     count = seen.head.classes
     was, is_ = (np.bincount(seen.truth * count + each, minlength=count**2) for each in (before, after))
@@ -39,7 +39,7 @@ def confusion(seen: Seen) -> Matrix | Table:
 
 
 def _pairs(seen: Seen, was: np.ndarray, is_: np.ndarray) -> Table:
-    """The pairs of classes [class, answer] that are confused most often."""
+    """The pairs [class, prediction] that are confused most often."""
     wrong = np.where(np.eye(len(is_), dtype=bool), 0, is_)
     often = np.argsort(-wrong, axis=None, kind="stable")[: MOST_ROWS // 2]
     before, after = seen.guesses
@@ -59,7 +59,7 @@ def _pairs(seen: Seen, was: np.ndarray, is_: np.ndarray) -> Table:
 
 
 def classes(seen: Seen) -> Table:
-    """The share of each class that is answered right; those that lost most come first."""
+    """The share of correct predictions for each class. The classes that lost most come first."""
     before, after = seen.guesses
     rows: list[tuple[int, list[Cell]]] = []
     details = []
@@ -101,7 +101,7 @@ def classes(seen: Seen) -> Table:
 
 
 def labels(seen: Seen) -> Table:
-    """How well each label of several is told; those whose AUC fell most come first."""
+    """Metrics of each label. The labels whose AUC fell most come first."""
     head, (before, after) = seen.head, seen.both
     auc, f1 = METRICS["AUC"], METRICS["F1"]
     probabilities = [sigmoid(each) if are_logits(each) else each for each in (before, after)]
@@ -127,14 +127,14 @@ def labels(seen: Seen) -> Table:
 
 
 def maps_of(seen: Seen) -> tuple[np.ndarray, np.ndarray]:
-    """The classes [n, positions] that the float model and the file answer."""
+    """The classes [n, positions] that the float model and the file predict."""
     n, positions = seen.truth.shape
     before, after = (each.reshape(n, positions, -1) for each in (seen.float_outputs, seen.outputs))
     return guesses(before, seen.head.threshold), guesses(after, seen.head.threshold)
 
 
 def overlaps(seen: Seen, before: np.ndarray, after: np.ndarray) -> Table:
-    """The intersection over union of each class; those that lost most come first."""
+    """The intersection over union of each class. The classes that lost most come first."""
     rows = []
     for label in np.unique(seen.truth):
         truth = seen.truth == label
@@ -152,9 +152,9 @@ def overlaps(seen: Seen, before: np.ndarray, after: np.ndarray) -> Table:
 
 
 def _overlap(truth: np.ndarray, guessed: np.ndarray) -> tuple[float, np.ndarray]:
-    """IoU over all positions of masks [n, positions], and values [n] with that mean and its standard error.
+    """IoU over all positions of masks [n, positions], and values [n] with its mean and its standard error.
 
-    These are the ratio's linearization: a ratio of two sums is no mean over examples.
+    The values linearize the ratio: a ratio of two sums is no mean over examples.
     """
     both = np.sum(truth & guessed, axis=1, dtype=np.float64)
     either = np.sum(truth | guessed, axis=1, dtype=np.float64)
@@ -163,7 +163,7 @@ def _overlap(truth: np.ndarray, guessed: np.ndarray) -> tuple[float, np.ndarray]
 
 
 def columns(seen: Seen) -> Table:
-    """How well each value of several is told; those whose R² fell most come first."""
+    """Metrics of each column. The columns whose R² fell most come first."""
     (before, after), r2, mae = seen.both, METRICS["R²"], METRICS["MAE"]
     rows = []
     for place in range(seen.truth.shape[1]):

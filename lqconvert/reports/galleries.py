@@ -1,4 +1,4 @@
-"""Test examples to look at: where file and float model differ most, masks, the worst reconstructions."""
+"""Galleries of test examples: largest differences between file and float model, masks, reconstructions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lqconvert.reports.evidence import Seen
 from lqconvert.reports.page_parts import Drawing, Example, Figures, Gallery, Picture
 from lqconvert.reports.pictures import class_colours, data_uri, stretched
 
-#: A report is to be read, and sent by mail.
+#: The largest number of examples, so that a report can be read and sent by mail.
 MOST_EXAMPLES, MOST_WIDE, MOST_VALUES, MOST_COLOURS = 12, 6, 4, 20
 
 
 def most_different(seen: Seen) -> Gallery | None:
-    """The examples whose outputs lie farthest apart, the farthest first; None where none differ."""
+    """The examples whose outputs differ most, in descending order; None if none differ."""
     distances = seen.distances
     places = np.argsort(-distances, kind="stable")[:MOST_EXAMPLES]
     places = places[distances[places] > 0]
@@ -39,7 +39,7 @@ def most_different(seen: Seen) -> Gallery | None:
 
 
 def masks(seen: Seen, before: np.ndarray, after: np.ndarray) -> Gallery | None:
-    """Inputs, labels and the classes [n, positions] of the answers as pictures; None where they are none."""
+    """Images of inputs, labels and predicted classes [n, positions]; None if the inputs are no images."""
     shape = seen.head.output.shape[:-1]
     if len(shape) != 2:
         return None
@@ -65,7 +65,7 @@ def masks(seen: Seen, before: np.ndarray, after: np.ndarray) -> Gallery | None:
 
 
 def worst_reconstructions(seen: Seen) -> Gallery | Figures:
-    """What the file reconstructs worst, anomalies left out: as pictures, or as lines."""
+    """The normal examples with the largest reconstruction errors, as images or as lines."""
     before, after = seen.both
     targets, known = seen.truth[:, : after.shape[1]], seen.truth[:, after.shape[1] :]
     errors, float_errors = (np.sqrt(reconstruction_errors(each, seen.truth)) for each in (after, before))
@@ -106,7 +106,7 @@ def worst_reconstructions(seen: Seen) -> Gallery | Figures:
 
 
 def _inputs(seen: Seen, places: np.ndarray) -> list[list[Picture]]:
-    """Of each example a picture of its input, if it has any."""
+    """For each example an image of its input, if the input is an image."""
     images = seen.pictures(places)
     if images is None:
         return [[] for _ in places]
@@ -125,7 +125,7 @@ def _label(seen: Seen, place: int) -> str:
 
 
 def _answer(seen: Seen, output: np.ndarray) -> str:
-    """What a model says of an example: the class and its value, or the values."""
+    """The output of a model for an example: the class and its value, or the values."""
     output = output.ravel()
     if not seen.head.answers_classes:
         return _listed(output)

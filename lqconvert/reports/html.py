@@ -1,4 +1,4 @@
-"""The report as one HTML file: nothing is loaded, nothing is run, and strangers' names stay text."""
+"""The report as one HTML file. It loads nothing, runs nothing, and shows strangers' names as text."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from lqconvert.runtime.layer_snr import LayerNoise
 from lqconvert.tasks import Heads, metric_named
 from lqconvert.utils.text import printable
 
-#: More of these are not shown: a report is to be read, and sent by mail.
+#: The largest number of tensors shown, so that a report can be read and sent by mail.
 MOST_TENSORS, MOST_CRITERIA = 24, 4
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A layer's bytes in the float32 file and in a target's."""
+    """A layer's bytes in the float32 file and in a target's file."""
 
     layer: str
     kind: str
     shape: tuple[int, ...]
     packing: str
-    bits: float | None  # a weight, as stored
+    bits: float | None  # per weight, as stored
     before: int
     after: int
 
 
 @dataclass(frozen=True)
 class NoiseRow:
-    """A layer's signal-to-noise ratio, and where its bar begins and how long it is, in percent."""
+    """A layer's signal-to-noise ratio, with the start and the length of its bar in percent."""
 
     layer: LayerNoise
     ratio: str
@@ -81,23 +81,23 @@ def render(report: Report, evidence: Evidence) -> str:
 
 
 def _printable(value: Any) -> Any:
-    """What the page shows of a value; Markup is our own."""
+    """A value as the page shows it. Markup is only our own."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @dataclass(frozen=True)
 class ScoreCard:
-    """A score of a file beside the float model's, and by how many points it changed."""
+    """A score of a file, the float model's score, and the difference in points."""
 
     label: str
     before: str
     after: str
     change: str
-    tone: str  # as :func:`lqconvert.reports.task_figures.tones` has it
+    tone: str  # from :func:`lqconvert.reports.task_figures.tones`
 
 
 def _score_cards(report: Report, file: TargetFile, colours: dict[str, str]) -> list[ScoreCard]:
-    """The scores that budgets judge."""
+    """The scores that budgets limit."""
     before = {score.label: score for score in file.float_scores}
     cards = []
     for score in file.scores:
@@ -106,7 +106,7 @@ def _score_cards(report: Report, file: TargetFile, colours: dict[str, str]) -> l
             points = 100 * (score.value - was.value) if was is not None else 0.0
             told = was is not None and not metric_named(score.metric).error
             change = f"{points:+.2f} points" if told else ""
-            # Examples were seen of the first file; another one's answers may differ by rounding.
+            # Only the first file has results for each example. Outputs of others may differ by rounding.
             tone = colours.get(score.label, "") if abs(points) > LEAST_POINTS else ""
             cards.append(ScoreCard(score.label, was.text if was else "", score.text, change, tone))
     return cards
@@ -117,7 +117,7 @@ def _shape(shape: Iterable[int]) -> str:
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings within settings as lines of one list; what was not set is left out."""
+    """Nested settings as one flat list. Settings without a value are left out."""
     lines: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, dict):
@@ -129,7 +129,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _weights(report: Report, file: TargetFile) -> list[Weights]:
-    """The bytes of every layer's kernel, of all else, and of the whole."""
+    """The bytes of every layer's kernel, of everything else, and of the whole file."""
     rows = []
     for layer in report.layers:
         kernels = [kernel for kernel in file.proven.kernels if kernel.layer == layer.name]
@@ -145,7 +145,7 @@ def _weights(report: Report, file: TargetFile) -> list[Weights]:
 
 
 def _learning(report: Report, heads: Heads) -> list[Drawing]:
-    """The curves of fine-tuning, and of what was to be had for how many bytes."""
+    """The curves of fine-tuning, and of accuracy against bytes."""
     points, best, steps = report.curve, report.best, [point.step for point in report.curve]
     drawings = []
     for place, (_, metric) in enumerate(heads.criteria[:MOST_CRITERIA]):
@@ -162,7 +162,7 @@ def _learning(report: Report, heads: Heads) -> list[Drawing]:
 
 
 def _criterion(report: Report, place: int, metric: Metric) -> list[Drawing]:
-    """How a score that the budget judges came along, and what of it was to be had for how many bytes."""
+    """A judged score over the steps of fine-tuning, and against bytes."""
     points, best, name = report.curve, report.best, report.criteria[place]
     steps, sizes = [point.step for point in points], [point.bytes for point in points]
     scores, qualities = [p.scores[place] for p in points], [p.qualities[place] for p in points]
@@ -178,7 +178,7 @@ def _criterion(report: Report, place: int, metric: Metric) -> list[Drawing]:
     bought = charts.budget_curve(sizes, qualities, exported, floor, budget.max_size, judged)
     asked = f"Budget: {budget}" if budget.steers else ""
     if budget.max_drop is not None:
-        asked += ", less an allowance for the sampling error"
+        asked += ", minus an allowance for the sampling error"
     offers = zip(qualities, sizes, strict=True)
     return [
         Drawing.of(
@@ -216,7 +216,7 @@ def _tensors(codes: Codes) -> list[Drawing]:
 
 
 def _noise(layers: Sequence[LayerNoise]) -> list[NoiseRow]:
-    """The layers that both files have, with bars from 0 dB on."""
+    """The layers that both files have, with bars that begin at 0 dB."""
     known = {place: layer.snr_db for place, layer in enumerate(layers) if layer.snr_db is not None}
     finite = [ratio for ratio in known.values() if math.isfinite(ratio)]
     low, high = min([0.0, *finite]), max([1.0, *finite])

@@ -1,4 +1,4 @@
-"""What a page is made of, in the order it is read; templates/report.html has a macro for each ``kind``.
+"""The parts of a page, in reading order. templates/report.html has a macro for each ``kind``.
 
 All text is shown as text. SVG is our own.
 """
@@ -11,13 +11,13 @@ from typing import ClassVar
 
 from markupsafe import Markup
 
-#: A table of more takes the whole width.
+#: A table with more rows takes the whole width.
 MOST_COLUMNS = 6
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A text; "good" or "bad" where a change is more than chance explains."""
+    """A text. The tone is "good" or "bad" if a change is larger than chance explains."""
 
     text: str
     tone: str = ""
@@ -25,21 +25,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and what it shows, in words."""
+    """A chart, and in words what it shows."""
 
     title: str
     svg: Markup
     note: str = ""
-    spoken: str = ""  # for those who do not see it, beside title and note
+    spoken: str = ""  # for readers who cannot see it, in addition to title and note
 
     @classmethod
     def of(cls, title: str, svg: str, note: str = "", spoken: str = "") -> Drawing:
-        return cls(title, Markup(svg), note, spoken)  # matplotlib's, of numbers and our own words
+        return cls(title, Markup(svg), note, spoken)  # the SVG is matplotlib's, of numbers and our own words
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Drawings beside each other."""
+    """Charts next to each other."""
 
     drawings: Sequence[Drawing]
     title: str = ""
@@ -49,20 +49,20 @@ class Figures:
 
     @property
     def wide(self) -> bool:
-        """Whether it takes the whole width of the page; others stand in two columns, where there is room."""
+        """Whether it takes the whole width of the page. Others are in two columns if there is room."""
         return len(self.drawings) > 1
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a name and numbers; columns in ``words`` hold text."""
+    """Rows of a name and numbers. The columns in ``words`` contain text."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     words: frozenset[str] = frozenset()
-    summary: str = ""  # of details, which are shown when asked for
+    summary: str = ""  # the title of details that are shown on request
     details: Sequence[str] = ()
 
     kind: ClassVar[str] = "table"
@@ -74,7 +74,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Count:
-    """How many examples of a class are answered by another: of the file, and how many more than of float."""
+    """How many examples of a class the file predicts as another, and the difference from the float model."""
 
     of_file: int
     more: int
@@ -83,7 +83,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Counts [class, answer]."""
+    """Counts [class, prediction]."""
 
     title: str
     names: Sequence[str]
@@ -96,7 +96,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Picture:
-    """A data: URI, what it shows, and what is written under it, if anything."""
+    """A data: URI, a description of the image, and a caption, if there is one."""
 
     uri: str
     says: str
@@ -105,7 +105,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Example:
-    """A test example: its pictures, if it has any, its label, and what is said of it."""
+    """A test example: its images, if it has any, its label, and its lines of text."""
 
     pictures: Sequence[Picture]
     label: str
@@ -114,7 +114,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Examples beside each other; ``key`` are colours (#rrggbb) and what they mean."""
+    """Examples next to each other. ``key`` has colours (#rrggbb) and their meanings."""
 
     title: str
     examples: Sequence[Example]
@@ -128,7 +128,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Section:
-    """What is to be said of an output."""
+    """The results of an output."""
 
     title: str
     task: str

@@ -1,4 +1,4 @@
-"""Examples as small images within a page."""
+"""Examples as small images in a page."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from matplotlib.image import imsave
 from lqconvert.data.dataset import Split
 from lqconvert.utils.plotting import defaults
 
-#: Pictures are thinned out to this many pixels a side.
+#: The largest number of pixels of an image in each direction.
 LARGEST_PICTURE = 96
 
 
 def pictures_of(split: Split, places: np.ndarray) -> np.ndarray | None:
-    """The inputs at these places as images; of several inputs, the first that has this form."""
+    """The inputs at these indices as images. Of several inputs, the first that can be an image."""
     raw = split.fetch(places)
     if not split.parts:
         return as_pictures(raw)
@@ -29,9 +29,9 @@ def pictures_of(split: Split, places: np.ndarray) -> np.ndarray | None:
 
 
 def as_pictures(inputs: np.ndarray) -> np.ndarray | None:
-    """Raw inputs [n, ...] as images [n, height, width, 1 or 3], or None where they have no such form."""
+    """Raw inputs [n, ...] as images [n, height, width, 1 or 3], or None if they have no such form."""
     shape = inputs.shape[1:]
-    if len(shape) == 1 and inputs.dtype == np.uint8:  # a flat model of square images, such as MNIST's
+    if len(shape) == 1 and inputs.dtype == np.uint8:  # flat square images, as for a model on MNIST
         side = math.isqrt(shape[0])
         shape = (side, side) if side * side == shape[0] else ()
     if len(shape) == 2 and inputs.dtype == np.uint8:
@@ -42,7 +42,7 @@ def as_pictures(inputs: np.ndarray) -> np.ndarray | None:
 
 
 def stretched(pictures: np.ndarray) -> np.ndarray:
-    """Images of any range in 0..255; those that fill half of it are left as they are."""
+    """Images scaled to 0..255. Images that use half of this range or more stay as they are."""
     low, high = (float(pictures.min()), float(pictures.max())) if pictures.size else (0.0, 0.0)
     if pictures.dtype == np.uint8 and high > 127:
         return pictures

@@ -1,4 +1,4 @@
-"""What was gained and what was lost, measured on the exported file."""
+"""The report of a run: sizes, accuracy and latency, measured on the exported files."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from lqconvert.utils.compression import deflated
 from lqconvert.utils.terminal import Shown, Table
 from lqconvert.utils.text import to_json
 
-#: More classes are in the JSON and on the page only.
+#: With more classes, the class table is only in the JSON and on the page.
 MOST_CLASSES = 20
-#: How the types take pixels whose int8 codes are the pixels less 128.
+#: How each type takes pixels whose int8 codes are the pixels minus 128.
 PIXELS = {"int8": "pixel - 128", "uint8": "pixel"}
 _FRONT_CODE = ["the report's front_code does it in C, Python and Kotlin; x is preprocessed as for the model"]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One .tflite: its bytes as they are and deflated, its test scores and median seconds an inference."""
+    """A .tflite: its size, its deflated size, its test scores, and the median seconds of an inference."""
 
     size: int
     deflated_bytes: int
@@ -45,15 +45,15 @@ class Measured:
 
     @property
     def score(self) -> float:
-        """The first one; NaN where the examples tell none."""
+        """The first score; NaN if the examples do not define it."""
         return self.scores[0].value if self.scores else math.nan
 
 
 @dataclass(frozen=True)
 class ClassRecall:
-    """The share of a class's test examples that is answered right."""
+    """The share of a class's test examples that are predicted correctly."""
 
-    output: str  # "" where there is only one
+    output: str  # "" if there is only one
     name: str
     examples: int
     float_recall: float
@@ -73,22 +73,22 @@ class LayerRow:
     codes: int
     entropy: float  # bits per weight
     share_of_bytes: float
-    deviation: float  # rms, relative; 0 where the file holds the learned codes themselves
+    deviation: float  # relative rms error; 0 if the file has the learned codes themselves
 
 
 @dataclass(frozen=True)
 class TargetFile:
-    """A file for a target: its scores on so many test examples, in the target's runtime."""
+    """A file for a target, with its scores on ``examples`` test examples, in the target's runtime."""
 
     path: str
-    scores: tuple[Score, ...]  # none where there are no data
-    float_scores: tuple[Score, ...]  # the float model's on the same examples; none where it is not at hand
+    scores: tuple[Score, ...]  # empty without data
+    float_scores: tuple[Score, ...]  # the float model's on the same examples; empty without a float model
     examples: int
     proven: Proven
 
     @property
     def score(self) -> float | None:
-        """The first one."""
+        """The first score."""
         return self.scores[0].value if self.scores else None
 
     @property
@@ -98,15 +98,15 @@ class TargetFile:
 
 @dataclass(frozen=True)
 class Exports(Shown):
-    """The files made of an earlier run's codes."""
+    """The files made from an earlier run's codes."""
 
     codes: str
     int8_size: int
     files: list[TargetFile]
-    front_code: dict[str, str] | None  # as that of a report
+    front_code: dict[str, str] | None  # as in a report
 
     def to_json(self) -> str:
-        """As JSON; the first score of each file is at hand for scripts."""
+        """As JSON. The first score of each file has an entry of its own, for scripts."""
         fields = dataclasses.asdict(self)
         for file, made in zip(fields["files"], self.files, strict=True):
             file |= {"score": made.score, "float_score": made.float_score}
@@ -136,7 +136,7 @@ class Exports(Shown):
 
 
 def kernel_table(proven: Proven) -> Table:
-    """How each kernel is stored, beside the bound that no code of single weights goes below."""
+    """How each kernel is stored, with the entropy bound that no code of single weights can beat."""
     columns = ("kernel", "shape", "packing", "int8", "entropy", "stored", "overhead")
     table = Table(*columns, title=f"bytes of kernels for {proven.target}", title_justify="left")
     for row in proven.kernels:
@@ -153,7 +153,7 @@ def kernel_table(proven: Proven) -> Table:
 
 
 def notes(file: TargetFile) -> list[str]:
-    """What else is to be known of a file, a line each."""
+    """Notes on a file, a line each."""
     proven = file.proven
     differ = ", ".join(f"{steps} steps in {kernels}" for kernels, steps in proven.deviation.items() if steps)
     same = (
@@ -175,45 +175,45 @@ def notes(file: TargetFile) -> list[str]:
 
 @dataclass(frozen=True)
 class Report(Shown):
-    """All that one run measured. Scores are of the test split."""
+    """All measurements of a run. Scores are of the test split."""
 
     model: str
     data: str
     splits: dict[str, int]
     settings: RunSettings
     tasks: dict[str, str]  # of the outputs, in words
-    criteria: list[str]  # the metrics that the budget judges; each entry of a look is of one of them
+    criteria: list[str]  # the metrics that the budget limits, in the order of a point's qualities
     float_: Measured
-    int8: Measured  # the plain int8 file that the others are made of, in LiteRT
+    int8: Measured  # the plain int8 file, from which the others are made, in LiteRT
     files: list[TargetFile]
-    agreement_with_graph: float | None  # of the top class; None for models that do not classify
+    agreement_with_graph: float | None  # share of equal top classes; None for models that do not classify
     agreement_with_float: float | None
-    max_lsb_from_graph: float  # largest difference from the fine-tuned graph, in steps of the output scale
+    max_lsb_from_graph: float  # largest difference from the fine-tuned graph, in steps of the output's scale
     input_types: dict[str, str]  # by name
     inputs: Mapping[str, tuple[float, int]]  # scale and zero point by name; (0, 0) for indices and float32
-    front: Front | None  # what the columns of the input pass before they are quantized
-    front_code: dict[str, str] | None  # for programs, by language, where the front is not within the files
-    input_shift: float | None  # in pixel steps; 0 is exact, None where the input is not raw pixels
+    front: Front | None  # the scaling of input columns before they are quantized
+    front_code: dict[str, str] | None  # code that does it, by language, if the files do not contain the front
+    input_shift: float | None  # in pixel steps; 0 is exact, None if the input is not raw pixels
     outputs: Mapping[str, tuple[float, int]]
-    float_layers: dict[str, str]  # the layers that compute in float, by name, and what they are
+    float_layers: dict[str, str]  # the layers that compute in float, by name, with a description
     layers: list[LayerRow]
     classes: list[ClassRecall]
-    bar: list[float] | None  # the qualities on the validation split that a budget of accuracy asked for
-    best: Point  # of the curve: the point that was exported
+    bar: list[float] | None  # the validation qualities that an accuracy budget requires
+    best: Point  # the point of the curve that was exported
     curve: list[Point]
-    finished: bool  # False where Ctrl-C ended fine-tuning early
-    warning: str | None  # of a file that is far worse than the float model
+    finished: bool  # False if Ctrl-C ended fine-tuning early
+    warning: str | None  # if the file is far worse than the float model
     versions: dict[str, str]
 
     @property
     def ratio(self) -> float:
-        """How many times smaller the first target's file is than the float32 .tflite."""
+        """The size of the float32 .tflite divided by that of the first target's file."""
         return self.float_.size / self.files[0].proven.size
 
     def to_json(self) -> str:
         fields = dataclasses.asdict(self) | {"settings": self.settings.to_dict()}
         fields["float"] = fields.pop("float_")
-        # At hand for scripts: the first of several.
+        # For scripts: the first of several.
         for file, measured in ((fields["float"], self.float_), (fields["int8"], self.int8)):
             file["score"] = measured.score
         for file, made in zip(fields["files"], self.files, strict=True):
@@ -224,7 +224,7 @@ class Report(Shown):
 
     @property
     def score_name(self) -> str:
-        """What the first score is."""
+        """The name of the first score."""
         return self.float_.scores[0].label if self.float_.scores else self.criteria[0]
 
     def shown(self) -> Iterator[str | Table]:
@@ -283,9 +283,7 @@ class Report(Shown):
             rows.append(["of test examples", *(f"{count:,}" for count in counts)])
         times = [*(each.latency_s for each in both), *(each.latency_s for each in proven)]
         rows.append(["latency here", *(f"{1e3 * time:.3f} ms" for time in times)])
-        if any(
-            each.target == TFLM.name for each in proven
-        ):  # another runtime than the one of the int8 column
+        if any(each.target == TFLM.name for each in proven):  # not the runtime of the int8 column
             beside = (f"int8: {1e3 * each.int8_latency_s:.3f} ms" for each in proven)
             rows.append(["", "", "", *beside])
         if any(each.arena_bytes for each in proven):
@@ -294,7 +292,7 @@ class Report(Shown):
         return rows
 
     def _score_rows(self) -> list[list[str]]:
-        """A row for each score, and for those that are judged how many points they changed by."""
+        """A row for each score. Rows of judged scores have the change in points."""
         rows = []
         for score in self.float_.scores:
             metric, label = metric_named(score.metric), score.label
@@ -308,7 +306,7 @@ class Report(Shown):
         return rows
 
     def class_table(self) -> Table | None:
-        """How many of each class are answered right, where accuracy does not tell: classes are uneven."""
+        """The recall of each class. Only if classes are uneven, because accuracy does not show it."""
         uneven = any(label.endswith("balanced accuracy") for label in self.criteria)
         if not uneven or len(self.classes) > MOST_CLASSES:
             return None
@@ -319,7 +317,7 @@ class Report(Shown):
         return table
 
     def feeding(self) -> list[str]:
-        """How to feed the file, a line for each input."""
+        """How to feed the file, with a line for each input."""
         (first, *others), (kind, *_) = self.inputs.items(), self.input_types.values()
         if self.input_shift is not None and kind in PIXELS:
             scale, zero_point = first[1]
@@ -337,7 +335,7 @@ class Report(Shown):
 
 
 def value_of(label: str, scores: Sequence[Score]) -> float:
-    """A score's value; NaN where there is none of this label: the examples did not tell."""
+    """The score with this label; NaN if there is none because the examples do not define it."""
     return next((score.value for score in scores if score.label == label), math.nan)
 
 

@@ -1,4 +1,4 @@
-"""What a run was made with, as its report, its page, its plan and its checkpoint have it."""
+"""The settings of a run, as its report, page, plan and checkpoint show them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from lqconvert.training.budget import Budget
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The settings of a run; what the user left open is as it was found or chosen."""
+    """The settings of a run. What the user left open has its detected or default value."""
 
     scheme: Scheme
     budget: Budget
     io: str
     granularity: str
     rounding: str
-    start: float | None  # None where scales were calibrated
+    start: float | None  # None if scales were calibrated
     preprocess: Preprocessing
-    tasks: dict[str, str]  # by output, as the next two
+    tasks: dict[str, str]  # by output, like the next two
     judged: dict[str, Sequence[str]]
     weights: dict[str, float]
     threshold: float
@@ -39,12 +39,12 @@ class RunSettings:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As the report's JSON has them."""
+        """As in the report's JSON."""
         texts = {"preprocess": str(self.preprocess), "augmentation": str(self.augmentation)}
         return dataclasses.asdict(self) | texts | {"scheme": self.scheme.get_config()}
 
     def lines(self) -> dict[str, str]:
-        """Each setting by a name of its own (``budget.max_drop``), as text."""
+        """Each setting as text, by its full name (``budget.max_drop``)."""
         return dict(_lines(self.to_dict()))
 
 

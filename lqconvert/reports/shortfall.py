@@ -1,4 +1,4 @@
-"""What is said of a file that is far worse than the float model: where most is lost, and what to try."""
+"""The warning for a file that is far worse than the float model: where most is lost, and what to try."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from lqconvert.runtime.layer_snr import LayerNoise
 from lqconvert.tasks import Score, metric_named
 
-#: Points of a metric that are never lost without a warning.
+#: A metric that is lower by this many points always causes a warning.
 FAR = 10.0
 
 
@@ -17,12 +17,12 @@ def shortfall(
     criteria: Sequence[str],
     noise: Callable[[], Sequence[LayerNoise]],
 ) -> str | None:
-    """A warning where a metric that is judged is FAR under the float model's; None where none is.
+    """A warning if a judged metric is FAR below the float model's; otherwise None.
 
     Args:
         scores, float_scores: of the file and of the float model, on the same examples.
-        criteria: the labels of those that are judged.
-        noise: gives the layers' signal-to-noise ratios, in the order of the graph.
+        criteria: the labels of the judged scores.
+        noise: returns the layers' signal-to-noise ratios, in the order of the graph.
     """
     drops = {
         score.label: 100 * (before.value - score.value)
@@ -40,7 +40,7 @@ def shortfall(
 
 
 def _where(layers: Sequence[LayerNoise]) -> str:
-    """The layer at which the ratio falls most: from that of the layer in front, or from exact inputs."""
+    """The layer at which the ratio falls most, compared with the layer in front, or with exact inputs."""
     known = [(layer.name, min(layer.snr_db, 60.0)) for layer in layers if layer.snr_db is not None]
     if not known:
         return ""

@@ -1,4 +1,4 @@
-"""What is shown of an output, by its task: its scores, figures of its answers, examples to look at."""
+"""The page's section for an output, by its task: scores, charts and examples."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lqconvert.reports.report import TargetFile
 from lqconvert.tasks import Score, metric_named
 
 Part = Figures | Gallery | Matrix | Table
-#: Columns of which residuals are drawn.
+#: The largest number of columns whose residuals are drawn.
 MOST_RESIDUALS = 4
 
 
 def sections(file: TargetFile, evidence: Evidence, colours: dict[str, str]) -> list[Section]:
-    """A section for each output, of the file that was seen; colours are those of :func:`tones`."""
+    """A section for each output of the first target's file. The colours are from :func:`tones`."""
     several = len(evidence.heads) > 1
     made = []
     for seen in evidence.by_head():
@@ -32,7 +32,7 @@ def sections(file: TargetFile, evidence: Evidence, colours: dict[str, str]) -> l
 
 
 def tones(evidence: Evidence) -> dict[str, str]:
-    """ "good" or "bad", by the label of a score that changed by more than chance explains."""
+    """ "good" or "bad" for each score that changed by more than chance explains, by the score's label."""
     several = len(evidence.heads) > 1
     found = {}
     for seen in evidence.by_head():
@@ -44,7 +44,7 @@ def tones(evidence: Evidence) -> dict[str, str]:
 
 
 def _scores(seen: Seen, name: str, file: TargetFile, colours: dict[str, str]) -> Table:
-    """All metrics of an output; those that the budget judges come first."""
+    """All metrics of an output. Those that the budget limits come first."""
     before = {score.label: score for score in file.float_scores}
     rows = []
     for score in file.scores:
@@ -86,7 +86,7 @@ def _multi_label(seen: Seen) -> Iterator[Part]:
 
 
 def _ranking(seen: Seen, title: str, scores: list[np.ndarray], labels: np.ndarray) -> Drawing:
-    """Precision and recall of scores [n] of float and file, and those at the threshold in words."""
+    """Precision and recall for scores [n] of float and file, and in words at the threshold."""
     ranked, threshold = [], seen.head.threshold
     for name, each in zip(("float", "file"), scores, strict=True):
         column, truth = each[:, np.newaxis], labels.astype(np.int64)
@@ -159,7 +159,7 @@ def _raw(seen: Seen) -> Iterator[Part]:
     yield from _differences(seen)
 
 
-#: What each task has to show.
+#: The parts of a section for each task.
 TASK_PARTS: dict[str, Callable[[Seen], Iterator[Part]]] = {
     "classification": _classification,
     "binary": _binary,
