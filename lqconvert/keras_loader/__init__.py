@@ -1,1 +1,1 @@
-"""A model file of either Keras, checked, to one flat functional tf_keras model."""
+"""Loads a model file of either Keras, checks it, and rebuilds it as one flat functional tf_keras model."""

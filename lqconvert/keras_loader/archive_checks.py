@@ -1,4 +1,4 @@
-"""What lies in a model file besides its config: entries of an archive, and weights that really are in it."""
+"""Checks what a model file has besides its config: archive entries, and whether weights are really in it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from lqconvert.utils.input_files import LARGEST_FILE, check_catalogue, open_regu
 from lqconvert.utils.worker import run_module
 
 log = logging.getLogger("lqconvert")
-#: A config of this size has some ten thousand layers, and takes Python about a second to read.
+#: A config of this size has some ten thousand layers. Python needs about a second to read it.
 LARGEST_CONFIG = 16 << 20
-#: Weights in an archive may always unpack to this, and beyond it to so many times their bytes there: Keras
-#: does not pack them, floats hardly shrink, and a command takes some fifteen times what they have.
+#: Weights in an archive may always unpack to this many bytes, and to this multiple of their size there: Keras
+#: does not compress them, floats hardly shrink, and a command takes some fifteen times their memory.
 UNSUSPICIOUS, LARGEST_RATIO = 32 << 20, 3
-#: Groups, datasets and links in an HDF5 file; a network of a thousand layers has some ten thousand.
+#: The limit for groups, datasets and links in an HDF5 file. A network of a thousand layers has some ten
+#: thousand.
 MOST_OBJECTS = 200_000
-#: Address space and seconds for reading a file's attributes in a process of its own.
+#: The limits of address space and seconds for the process that reads a file's attributes.
 ATTRIBUTE_BYTES, ATTRIBUTE_TIMEOUT = 3 << 29, 15
-CATALOGUE_BYTES = 1 << 16  # of an archive of three entries
+CATALOGUE_BYTES = 1 << 16  # enough for an archive of three entries
 ENTRIES = {"config.json", "metadata.json", "model.weights.h5"}
 
 
 def open_archive(path: Path, file: BinaryIO) -> zipfile.ZipFile:
-    """A .keras archive of the three entries that Keras writes, each once, each of a credible size."""
+    """A .keras archive with the three entries that Keras writes, each once and of a plausible size."""
     check_catalogue(path, file, CATALOGUE_BYTES)
     archive = zipfile.ZipFile(file)
     infos = archive.infolist()
@@ -58,7 +59,7 @@ def open_archive(path: Path, file: BinaryIO) -> zipfile.ZipFile:
 
 
 def unpack_weights(path: Path, folder: Path) -> Path:
-    """A file in the folder with the weights of a .keras archive; what is no archive has them itself."""
+    """The path of a .keras archive's weights, unpacked into the folder. Other files contain them directly."""
     if path.is_dir():
         return path
     with open_regular(path) as file:
@@ -74,19 +75,19 @@ def unpack_weights(path: Path, folder: Path) -> Path:
                 shutil.copyfileobj(source, copy, 1 << 20)
         except LqError:
             raise
-        except Exception as error:  # whatever a damaged archive makes zipfile and zlib raise
+        except Exception as error:  # a damaged archive makes zipfile and zlib raise anything
             raise LqError(f"{path}: the weights are damaged ({first_line(error)})") from error
     return target
 
 
 def weight_count(path: Path, *, attributes: bool = True) -> int:
-    """How many numbers a file of weights (HDF5), or the checkpoint of a SavedModel's folder, holds.
+    """The number of weights (as numbers) in a file (HDF5), or in the checkpoint of a SavedModel's folder.
 
     Args:
-        attributes: check those of the file, too.
+        attributes: also check the file's attributes.
 
     Raises:
-        LqError: if they do not lie in the file, plainly, as Keras writes them.
+        LqError: if they are not stored in the file itself, as Keras writes them.
     """
     if path.is_dir():
         return count_numbers(path)
@@ -98,12 +99,12 @@ def weight_count(path: Path, *, attributes: bool = True) -> int:
         return count
     except LqError:
         raise
-    except Exception as error:  # whatever damaged weights make h5py raise
+    except Exception as error:  # damaged weights make h5py raise anything
         raise LqError(f"{path}: the weights are damaged ({first_line(error)})") from error
 
 
 def check_attributes(path: Path) -> None:
-    """Refuses an HDF5 file, whose links have been followed, with attributes that are not in it."""
+    """Refuses an HDF5 file with attributes that are not really in it. Its links must be checked already."""
     try:
         child = run_module(
             "keras_loader.hdf5_worker", path.resolve(), ATTRIBUTE_BYTES, timeout=ATTRIBUTE_TIMEOUT
@@ -116,7 +117,7 @@ def check_attributes(path: Path) -> None:
 
 
 def _hdf5_count(path: Path, file: h5py.File, size: int) -> int:
-    """Follows hard links only: soft ones may loop, external ones leave the file, Keras writes neither."""
+    """Follows hard links only. Keras writes no soft links (may form circles) and no external ones."""
     count = declared = objects = 0
     seen, stack = set(), [file]
     while stack:
@@ -134,7 +135,7 @@ def _hdf5_count(path: Path, file: h5py.File, size: int) -> int:
             if isinstance(item, h5py.Group):
                 stack.append(item)
                 continue
-            # Keras keeps bfloat16 as opaque pairs of bytes.
+            # Keras stores bfloat16 as opaque pairs of bytes.
             numbers = isinstance(item, h5py.Dataset) and (item.dtype.kind in "fiub" or item.dtype == "V2")
             if not numbers or item.shape is None:
                 raise LqError(f"{path}: {name!r} is no array of numbers")

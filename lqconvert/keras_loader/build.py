@@ -1,6 +1,6 @@
-"""From a vetted config, and weights as data, to a model of either Keras: of a file nothing else reaches it.
+"""Builds a model of either Keras from a checked config and its weights. Nothing else of the file is read.
 
-Layers that Keras would write out step by step, however many steps there are, are made as guarded ones.
+Layers that Keras would unroll into any number of operations are replaced by guarded ones.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ GUARDED = {*RECURRENT, "UpSampling1D"}
 
 @dataclass(frozen=True)
 class Source:
-    """A model file that has been vetted."""
+    """A model file that has been checked."""
 
     config: dict[str, Any]
     weights: Path  # HDF5, or the folder of a SavedModel
-    count: int  # of the numbers in it
-    archived: bool  # as .keras files have it: the config names modules, the weights lie by layers
-    trusted: bool = False  # Python code in it may run
+    count: int  # the number of weights, as numbers
+    archived: bool  # as in .keras files: the config names modules, and weights are stored by layer
+    trusted: bool = False  # whether Python code in it may run
 
 
 def build_with_tf_keras(source: Source) -> Any:
@@ -99,10 +99,10 @@ def build_with_keras3(source: Source) -> Any:
 
 @contextmanager
 def _layer_weights(source: Source, reader: Any) -> Iterator[Any]:
-    """The group of an .h5 from which a Keras reads weights: none is named more often than it is there.
+    """The group of an .h5 with Keras's weights. Refuses a weight that is named more often than stored.
 
     Args:
-        reader: Keras's module for such files.
+            reader: Keras's module for such files.
     """
     with h5py.File(source.weights, "r") as file:
         group, count = file["model_weights"], 0
@@ -118,12 +118,12 @@ def _layer_weights(source: Source, reader: Any) -> Iterator[Any]:
 
 
 def _for_keras(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of an archive, of a model that is not compiled, with guarded layers."""
+    """The config of an archive with guarded layers, for a model that is not compiled."""
     return {**_guarded(config), "compile_config": None}
 
 
 def _guarded(value: Any) -> Any:
-    """A config in which layers to be guarded are named as registered ones, which Keras looks up first."""
+    """A config in which guarded layers have the names of registered ones, which Keras looks up first."""
     if isinstance(value, list):
         return [_guarded(inner) for inner in value]
     if not isinstance(value, dict):
@@ -135,7 +135,7 @@ def _guarded(value: Any) -> Any:
 
 @functools.cache
 def guarded_layers(api: Any) -> dict[str, Any]:
-    """Layers of keras or tf_keras that refuse to be written out step by step for too many steps."""
+    """Layers of keras or tf_keras that refuse to be unrolled into too many operations."""
     kinds = {kind: _recurrent(getattr(api.layers, kind)) for kind in RECURRENT}
     return kinds | {"UpSampling1D": _upsampling(api.layers.UpSampling1D)}
 

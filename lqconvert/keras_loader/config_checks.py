@@ -1,7 +1,7 @@
-"""What a model file says of itself, read without Keras: nothing is executed, what is unknown is refused.
+"""Reads and checks a model's config without Keras. Nothing is executed, and everything unknown is refused.
 
-A file may come from a stranger. Its config names the classes that Keras would look up, import and call, so
-every object in it, at any depth, has to be one of a known set; weights have to lie in the file, plainly.
+A file may come from a stranger. Its config names classes that Keras would look up, import and call. So every
+object in it, at any depth, has to be in a known set, and the weights have to be stored in the file itself.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from lqconvert.utils.input_files import open_regular
 MODELS = {"Sequential", "Functional", "Model"}
 IN_FILES = {kind.name for kind in LAYERS.values() if kind.loading is not Loading.NONE}
 KNOWN = {*IN_FILES, *CUSTOM_LAYERS, *KERAS3} - {"Lambda", "TrustedFunction"}
-#: In tf_keras, functions of TensorFlow by their names.
+#: Functions of TensorFlow that tf_keras calls, by their names.
 OPERATIONS = {"TFOpLambda", "SlicingOpLambda"}
-#: What layers hold besides layers: initializers, regularizers, constraints, dtypes and plain values.
+#: Objects that layers hold besides layers: initializers, regularizers, constraints, dtypes and plain values.
 PARTS = {
     *("Zeros", "Ones", "Constant", "RandomNormal", "RandomUniform", "TruncatedNormal", "VarianceScaling"),
     *("GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "LecunNormal", "LecunUniform"),
@@ -44,25 +44,26 @@ FUNCTIONS = {
     *("tanh", "hard_tanh", "tanh_shrink", "hard_silu", "hard_swish", "softplus", "softsign", "soft_shrink"),
     *("hard_shrink", "squareplus", "sparse_plus", "exponential", "threshold"),
 }
-#: Keras imports the module that an object names; these are all that it may.
+#: Keras imports the module that an object names. Only these modules are allowed.
 MODULES = re.compile(r"(tf_)?keras(\.\w+)*|lqconvert(\.\w+)*|builtins")
-#: Each nested model adds about six levels; Keras's own readers recurse.
+#: Each nested model adds about six levels. Keras's own readers recurse.
 DEEPEST = 100
-#: NASNetLarge has 1,040.
+#: The limit for layers. NASNetLarge has 1,040.
 MOST_LAYERS = 3_500
 LONGEST_NAME = 1_000
-#: Into so many parts an operation may split a tensor.
+#: The limit for parts into which an operation splits a tensor.
 MOST_PARTS = 1_000
-#: Keras writes layers in order, but for those that are called at several depths.
+#: The limit for passes over the layers. Keras writes them in order, except layers that are called several
+#: times.
 MOST_ROUNDS = 100
 LARGEST_NUMBER = (1 << 31) - 1
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], str]:
-    """The model's config and the version of Keras that saved it, read without Keras.
+    """The model's config and the version of Keras that saved it.
 
     Raises:
-        LqError: if there is no model in the file, or something that Keras would not write.
+        LqError: if the file has no model, or something that Keras would not write.
     """
     if path.is_dir():
         return _saved_model_config(path), "2"
@@ -81,7 +82,7 @@ def _archive_config(path: Path, file: BinaryIO) -> tuple[dict[str, Any], str]:
             version = _parsed(archive.read("metadata.json"), path).get("keras_version", "3")
     except LqError:
         raise
-    except Exception as error:  # whatever a damaged archive makes zipfile raise
+    except Exception as error:  # a damaged archive makes zipfile raise anything
         raise LqError(f"{path}: not a Keras model archive ({first_line(error)})") from error
     return config, str(version)
 
@@ -94,7 +95,7 @@ def _hdf5_config(path: Path) -> tuple[dict[str, Any], str]:
             version = file.attrs.get("keras_version", "2")
     except LqError:
         raise
-    except Exception as error:  # whatever a damaged file makes h5py raise
+    except Exception as error:  # a damaged file makes h5py raise anything
         raise LqError(
             f"{path}: not a Keras model, or truncated (neither HDF5 nor a .keras archive)"
         ) from error
@@ -105,12 +106,12 @@ def _hdf5_config(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _parsed(text: Any, path: Path) -> dict[str, Any]:
-    """JSON of an object without doubled keys: readers differ in which of two they take."""
+    """A JSON object without duplicate keys: readers differ in which of two values they use."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) < len(pairs):
-            raise LqError(f"{path}: a key stands twice in the model's config")
+            raise LqError(f"{path}: a key occurs twice in the model's config")
         return result
 
     if not isinstance(text, (str, bytes)) or len(text) > LARGEST_CONFIG:
@@ -127,36 +128,36 @@ def _parsed(text: Any, path: Path) -> dict[str, Any]:
 
 
 def _saved_model_config(path: Path) -> dict[str, Any]:
-    """The config of the model in a SavedModel, of which nothing else is looked at but the weights."""
+    """The config of the model in a SavedModel. Of the rest, only the weights are read."""
     metadata = _parsed(saved_config(path), path)
-    # With the numbers of shared objects in it, where there is one.
+    # With the numbers of shared objects, if there are any.
     config = metadata.get("model_config")
     config = config if isinstance(config, dict) and "config" in config else metadata
     return {key: config[key] for key in ("class_name", "config") if key in config}
 
 
 def refuse_unknown(config: dict[str, Any], trusted: bool = False) -> None:
-    """Refuses a model's config with anything in it, at any depth, that is not known to be harmless.
+    """Refuses a model's config if anything in it, at any depth, is not known to be harmless.
 
     Args:
-        config: as :func:`read_config` gives it.
+        config: from :func:`read_config`.
         trusted: allow Lambda layers, whose Python code Keras runs.
 
     Raises:
-        LqError: at the first such thing.
+        LqError: at the first unknown object.
     """
     kind = str(config.get("class_name"))
     if kind not in MODELS:
         raise LqError(f"the model is a {kind}, not a Sequential or functional model: it cannot be rebuilt")
     if layer_count(config) > MOST_LAYERS:
         raise LqError(f"the model has more than {MOST_LAYERS:,} layers")
-    # Of the outermost compile_config nothing is read: models are loaded without.
+    # The outermost compile_config is not read: models are loaded without compiling.
     outermost = {key: value for key, value in config.items() if key != "compile_config"}
     _vet(outermost, f"the {kind} model", trusted, 0)
 
 
 def layer_count(value: Any) -> int:
-    """The layers of a model, those of models in it, too, at any depth."""
+    """The number of layers of a model, including those of nested models at any depth."""
     count, stack = 0, [value]
     while stack:
         layers = layers_of(stack.pop())
@@ -176,7 +177,7 @@ def _vet(value: Any, where: str, trusted: bool, depth: int) -> None:
         if value.get("data_format") == "channels_first":
             raise LqError(f"{where}: data_format channels_first; build the model with channels_last")
         for key, inner in value.items():
-            if key == "shared_object_id" and isinstance(inner, int):  # Python's id of it
+            if key == "shared_object_id" and isinstance(inner, int):  # Python's id of the object
                 continue
             if key.endswith("activation") and isinstance(inner, str) and inner not in FUNCTIONS:
                 raise LqError(f"{where}: activation '{inner[:80]}' is not known to lqconvert")
@@ -184,7 +185,7 @@ def _vet(value: Any, where: str, trusted: bool, depth: int) -> None:
                 raise LqError(f"{where}: a name of {len(inner):,} characters")
             if key in ("num_or_size_splits", "indices_or_sections") and _parts(inner) > MOST_PARTS:
                 raise LqError(f"{where}: splits a tensor into more than {MOST_PARTS:,} parts")
-            own = inner is None and "order" in value  # ops.normalize has one of its own then
+            own = inner is None and "order" in value  # then ops.normalize has its own default
             if key == "epsilon" and not isinstance(inner, (int, float)) and not own:  # folding needs it
                 raise LqError(f"{where}: epsilon is no number")
             _vet(inner, where, trusted, depth + 1)
@@ -200,9 +201,9 @@ def _parts(value: Any) -> int:
 
 
 def refuse_endless(value: Any, keras3: bool) -> None:
-    """Refuses a config with a graph that cannot be put in order, at any depth, or is far from it.
+    """Refuses a config with a graph, at any depth, whose layers have no order, or are far from it.
 
-    Both Kerases go over the layers again and again until all are connected, and tf_keras never gives up.
+    Both Kerases pass over the layers until all are connected, and tf_keras would never stop.
     """
     if isinstance(value, dict):
         if isinstance(value.get("layers"), list):
@@ -236,11 +237,11 @@ def _refuse_endless_graph(layers: list[dict[str, Any]], keras3: bool) -> None:
                 done[name] += 1
         left = [name for name in left if done[name] < last[name]]
         if sum(done.values()) == before or rounds > MOST_ROUNDS:
-            raise LqError(f"the inputs of layer '{left[0][:80]}' go in circles, or refer to nothing")
+            raise LqError(f"the inputs of layer '{left[0][:80]}' form a circle, or refer to nothing")
 
 
 def _starts_with_input(layer: Any) -> bool:
-    """Whether a layer is a model with inputs of its own: tf_keras counts its nodes from 1."""
+    """Whether a layer is a model with inputs of its own. tf_keras counts the nodes of such a model from 1."""
     if not isinstance(layer, dict) or layer.get("class_name") not in MODELS:
         return False
     if layer["class_name"] != "Sequential":
@@ -256,7 +257,7 @@ def _starts_with_input(layer: Any) -> bool:
 
 
 def _ready(value: Any, done: dict[str, int]) -> bool:
-    """Whether all tensors that a node's inputs name, [layer, node, tensor] each, have been made."""
+    """Whether all tensors in a node's inputs, each as [layer, node, tensor], have been made."""
     if isinstance(value, dict):
         return all(_ready(inner, done) for inner in value.values())
     if not isinstance(value, list):
@@ -268,7 +269,7 @@ def _ready(value: Any, done: dict[str, int]) -> bool:
 
 
 def _vet_object(value: dict[str, Any], where: str, trusted: bool) -> str:
-    """Refuses an object whose class, module or function is not known; else how to call it in messages."""
+    """Refuses an object whose class, module or function is not known. Returns its name for messages."""
     config = value.get("config")
     inner: dict[str, Any] = config if isinstance(config, dict) else {}
     kind, module, registered = value["class_name"], value.get("module"), value.get("registered_name")
@@ -302,7 +303,7 @@ def _vet_object(value: dict[str, Any], where: str, trusted: bool) -> str:
         unknown()
     if module is not None and not (isinstance(module, str) and MODULES.fullmatch(module)):
         unknown(f"comes from the module {str(module)[:80]!r}, not from Keras")
-    # It takes precedence over module and class in what Keras looks up.
+    # Keras uses a registered name before module and class.
     if registered and str(registered).split(">")[-1] not in (short, kind):
-        unknown(f"is registered as {str(registered)[:80]!r}, which is another name than its own")
+        unknown(f"is registered as {str(registered)[:80]!r}, which is not its class's name")
     return shown if short in KNOWN | MODELS | OPERATIONS | {"Lambda"} else where

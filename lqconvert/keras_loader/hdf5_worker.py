@@ -1,8 +1,8 @@
-"""Reads all attributes of an HDF5 file once, as a process of its own.
+"""Reads all attributes of an HDF5 file once, as its own process.
 
 python -m lqconvert.keras_loader.hdf5_worker FILE BYTES
 
-A damaged attribute may claim gigabytes, which HDF5 allocates before it looks: here it has only so many.
+A damaged attribute may claim gigabytes, and HDF5 allocates them first. This process has a memory limit.
 """
 
 import sys
@@ -21,7 +21,7 @@ def main(name: str, limit: str) -> None:
     confine(int(limit))
     with h5py.File(name, "r") as file:
         _read(file)
-        file.visititems(lambda _, item: _read(item))  # that gives None: all else would end the visit
+        file.visititems(lambda _, item: _read(item))  # the function returns None, or the visit would end
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A model is given as the path of its file, or as a Keras model in memory, of either Keras.
+"""Models in memory. A model is given as the path of its file, or as a model of either Keras in memory.
 
-One in memory is saved to a temporary file, and read with all checks of a file.
+A model in memory is saved to a temporary file, which is checked like any other.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class KerasModel(Protocol):
 
 
 ModelLike: TypeAlias = str | Path | KerasModel
-#: Endings of files that a model's name is without.
+#: Endings of model files, which are removed from a model's name.
 ENDINGS = (".h5", ".hdf5", ".keras")
 
 
 def model_name(model: ModelLike) -> str:
-    """What messages call a model: its path, or the name of one in memory.
+    """The name of a model in messages: its path, or the name of a model in memory.
 
     Raises:
         LqError: if it is neither a path nor a Keras model.
@@ -52,7 +52,7 @@ def _of_keras(cls: type) -> bool:
 
 
 def model_label(model: ModelLike) -> str:
-    """What reports call a model: its path, or the name of one in memory and a checksum of its weights."""
+    """The name of a model in reports: its path, or in memory its name and a checksum of its weights."""
     name = model_name(model)
     if isinstance(model, (str, Path)):
         return name
@@ -63,9 +63,9 @@ def model_label(model: ModelLike) -> str:
 
 
 def default_output(model: ModelLike, ending: str) -> Path:
-    """What is made of a model where no name is given for it.
+    """The default path of a file that is made from a model.
 
-    It lies beside the model's file; of a model in memory, in the working folder.
+    It is next to the model's file, or in the working folder for a model in memory.
     """
     if not isinstance(model, (str, Path)):
         return Path(re.sub(r"[^\w.-]+", "_", model_name(model)) + ending)
@@ -77,10 +77,11 @@ def default_output(model: ModelLike, ending: str) -> Path:
 
 @contextmanager
 def as_file(model: ModelLike) -> Iterator[Path]:
-    """The path of a model's file, which is a temporary one for a model in memory.
+    """The path of a model's file. For a model in memory it is a temporary file.
 
     Raises:
-        LqError: if Keras cannot save the model. An LqError raised within names the model, not that file.
+        LqError: if Keras cannot save the model. An LqError in the block names the model, not the temporary
+            file.
     """
     name = model_name(model)
     if isinstance(model, (str, Path)):
@@ -90,7 +91,7 @@ def as_file(model: ModelLike) -> Iterator[Path]:
         path = Path(folder) / "model.keras"
         try:
             model.save(path)
-        except Exception as error:  # whatever layers of the user's own raise
+        except Exception as error:  # the user's own layers raise anything
             raise LqError(f"{name}: Keras cannot save the model: {first_line(error)}") from error
         try:
             yield path

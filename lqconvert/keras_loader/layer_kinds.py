@@ -1,7 +1,7 @@
-"""What is known of each kind of layer and of each activation function: one row of KINDS for each.
+"""The properties of every kind of layer and activation function: one row of KINDS for each.
 
-Another layer of Keras takes a row here, a rule in :mod:`lqconvert.keras_loader.layer_rules` (unless the layer
-of that name in tf_keras will do), and a model that has it in the tests' zoo.
+A new layer needs a row here, a rule in :mod:`lqconvert.keras_loader.layer_rules` (unless tf_keras has the
+same layer), and a model with it in the tests' zoo.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import Any
 
 
 class Loading(Enum):
-    """What becomes of a kind when a model is loaded."""
+    """How a kind of layer is loaded."""
 
-    AS_IS = auto()  #: the same layer, or activation, of tf_keras
-    RULE = auto()  #: what its rule in :mod:`lqconvert.keras_loader.layer_rules` writes
-    DROPPED = auto()  #: nothing: it is for training only
-    NONE = auto()  #: rules make it: files do not hold it
+    AS_IS = auto()  #: as the same layer, or activation, of tf_keras
+    RULE = auto()  #: as the layers that its rule in :mod:`lqconvert.keras_loader.layer_rules` makes
+    DROPPED = auto()  #: not at all: it acts in training only
+    NONE = auto()  #: it does not occur in files; rules make it
 
 
 class Range(Enum):
-    """Where the range of an int8 output comes from."""
+    """What determines the range of an int8 output."""
 
     LEARNED = auto()
-    INPUT = auto()  #: the TFLite kernel has one scale for its input and its output
-    INPUT_ROUNDED = auto()  #: the same, but the results lie between the steps of that scale
+    INPUT = auto()  #: the input's range: the TFLite kernel has one scale for input and output
+    INPUT_ROUNDED = auto()  #: the same, but results lie between the steps of that scale
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """The kernel of a linear layer: the attribute that holds it, and what its axes are."""
+    """The kernel of a linear layer: its attribute, and the meaning of its axes."""
 
     rows: tuple[int, ...]
     columns: tuple[int, ...]
@@ -40,29 +40,30 @@ class Kernel:
 
     @property
     def summed(self) -> int | None:
-        """The axis of the input channels if every output is a sum over them."""
+        """The axis of the input channels, if every output is a sum over them."""
         return next((axis for axis in self.channels if axis not in self.outputs), None)
 
 
 @dataclass(frozen=True)
 class LayerKind:
-    """The traits of the layers of one class, or of one activation function.
+    """The properties of a class of layers, or of an activation function.
 
     Attributes:
-        name: the class's without its package, or the function's.
-        loading: what becomes of it when a model is loaded.
-        output_range: where the range of its int8 output comes from, or that range where TFLite prescribes it.
-            None for what no folded model has.
-        kernel: that of a linear layer, which gets int8 weights with learned scales.
-        stays_float: what has no integer kernel, in the words of the report.
-        one_scale: its TFLite kernel has one scale for all inputs and the output. The converter gives it to
-            inputs that have none of their own, and cuts off there what it does not cover.
-        fuses_relu: a ReLU or ReLU6 right behind it becomes part of its TFLite kernel.
-        commutes: f(x * s) = f(x) * s for every positive factor s of a channel (a ReLU: without a maximum).
-        elementwise: an output depends on the input in the same place alone.
-        time_distributed: it treats all axes but the last alike: TimeDistributed changes nothing.
+        name: of the class, without its package, or of the function.
+        loading: how it is loaded.
+        output_range: what determines the range of its int8 output, or the range itself if TFLite prescribes
+            it. None if no folded model has this kind.
+        kernel: for a linear layer, which gets int8 weights with learned scales.
+        stays_float: it has no integer kernel; this text names it in reports.
+        one_scale: its TFLite kernel has one scale for all inputs and the output. The converter gives this
+            scale to inputs that have no scale of their own, and clips values outside of its range.
+        fuses_relu: a ReLU or ReLU6 directly behind it becomes part of its TFLite kernel.
+        commutes: f(x * s) = f(x) * s for every positive factor s of a channel (a ReLU only without a
+            maximum).
+        elementwise: an output depends only on the input in the same place.
+        time_distributed: it treats all axes but the last alike, so that TimeDistributed changes nothing.
         recurrent: it is a loop over the steps of a sequence.
-        has_activation: it has a setting for an activation, which comes after what else it does.
+        has_activation: it has a setting for an activation, which is applied last.
     """
 
     name: str
@@ -81,18 +82,18 @@ class LayerKind:
 
 AS_IS, RULE, DROPPED, NONE = Loading.AS_IS, Loading.RULE, Loading.DROPPED, Loading.NONE
 LEARNED, INPUT, INPUT_ROUNDED = Range.LEARNED, Range.INPUT, Range.INPUT_ROUNDED
-#: What TFLite prescribes: scale 1/256 or 1/128.
+#: Prescribed by TFLite: scale 1/256 or 1/128.
 PROBABILITIES, SIGNED = (0.0, 255 / 256), (-1.0, 127 / 128)
 
 #: A Dense kernel has no spatial axes: its input axis is its row and its channel.
 DENSE = Kernel(rows=(0,), columns=(1,), channels=(0,), outputs=(1,))
-#: Conv1D is a Conv2D of height 1.
+#: Conv1D is treated as a Conv2D of height 1.
 CONV_1D = Kernel(rows=(), columns=(0,), channels=(1,), outputs=(2,))
 CONV_2D = Kernel(rows=(0,), columns=(1,), channels=(2,), outputs=(3,))
 DEPTHWISE = Kernel(rows=(0,), columns=(1,), channels=(2,), outputs=(2, 3), attribute="depthwise_kernel")
 TRANSPOSED = Kernel(rows=(0,), columns=(1,), channels=(3,), outputs=(2,))
 
-#: By what they do, which is how docs/models.md lists them.
+#: Grouped by purpose, as docs/models.md lists them.
 KINDS = {
     "Inputs and weights": (
         LayerKind("InputLayer", AS_IS, LEARNED),
@@ -116,7 +117,7 @@ KINDS = {
         LayerKind("BatchNormalization", AS_IS, elementwise=True),
         LayerKind("Normalization", RULE),
         LayerKind("Rescaling", RULE),
-        LayerKind("LayerScale", RULE),  # of keras.applications, as the next
+        LayerKind("LayerScale", RULE),  # of keras.applications, like the next one
         LayerKind("CustomScaleLayer", RULE),
         LayerKind("UnitNormalization", RULE),
         LayerKind("LayerNormalization", RULE, stays_float="LayerNormalization"),
@@ -162,7 +163,7 @@ KINDS = {
         LayerKind("Softmax", AS_IS, PROBABILITIES),
     ),
     "Activation functions": (
-        # In a folded model there is no linear, and relu is a layer.
+        # A folded model has no linear, and its relu is a layer.
         LayerKind("linear", AS_IS),
         LayerKind("relu", AS_IS),
         LayerKind("sigmoid", AS_IS, PROBABILITIES),
@@ -206,7 +207,7 @@ KINDS = {
         LayerKind("RandomBrightness", DROPPED),
     ),
     "Made by rules": (
-        # Layers of our own, and tf_keras's RNN of one cell: no file holds them.
+        # Our own layers, and tf_keras's RNN of one cell. They do not occur in files.
         LayerKind("L2Normalize", NONE, SIGNED),
         LayerKind("Gelu", NONE, LEARNED, elementwise=True),
         LayerKind("Slice", NONE, INPUT),
@@ -219,16 +220,16 @@ KINDS = {
 }
 ACTIVATIONS = {kind.name: kind for kind in KINDS["Activation functions"]}
 LAYERS = {kind.name: kind for kinds in KINDS.values() for kind in kinds if kind.name not in ACTIVATIONS}
-#: The kind of whatever has no row: it has no traits.
+#: The kind of everything without a row. It has no properties.
 OTHER = LayerKind("", NONE)
 
 
 def class_name(layer: Any) -> str:
-    """A layer's class without the package it is registered under."""
+    """A layer's class, without the package in which it is registered."""
     name = layer["class_name"] if isinstance(layer, dict) else type(layer).__name__
     return str(name).split(">")[-1]
 
 
 def kind_of(layer: Any) -> LayerKind:
-    """The kind of a layer, or of its config; OTHER for what has no row."""
+    """The kind of a layer, or of a layer's config; OTHER if it has no row."""
     return LAYERS.get(class_name(layer), OTHER)

@@ -1,8 +1,9 @@
-"""The tf_keras layers that do what a layer of either Keras does.
+"""Rules that replace a layer of either Keras by tf_keras layers.
 
-What TFLite computes in integers is written in the few layers that :mod:`lqconvert.quantization.rewrite`
-knows; swish, for one, is a sigmoid and a product. All other layers stay as they are, and compute in float.
-:mod:`lqconvert.keras_loader.layer_kinds` says which layers have a rule here.
+If TFLite can compute a layer in integers, it is written with the few layers that
+:mod:`lqconvert.quantization.rewrite` knows: swish, for example, as a sigmoid and a product. All other layers
+stay as they are, and compute in float. :mod:`lqconvert.keras_loader.layer_kinds` lists the layers with a
+rule.
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ from lqconvert.errors import LqError
 from lqconvert.keras_loader.layer_kinds import ACTIVATIONS, OTHER, Loading, kind_of
 from lqconvert.keras_loader.limits import UNROLLED, check_repeats
 
-#: Gives every layer of the rebuilt model a name of its own.
+#: Makes a layer's name unique in the rebuilt model.
 Unique = Callable[[str], str]
 #: (layer, its config, inputs, name, unique) -> outputs
 Twin = Callable[[Any, dict[str, Any], Any, str, Unique], Any]
 
-#: Activations that layers keep: :func:`lqconvert.quantization.fold_batchnorm.fold` sets them apart.
+#: Activations that layers keep. :func:`lqconvert.quantization.fold_batchnorm.fold` separates them later.
 KEPT_ACTIVATIONS = {
     kind.name for kind in ACTIVATIONS.values() if kind.loading is Loading.AS_IS and not kind.stays_float
 }
 
-#: Layers of our own, by the names under which configurations know them.
+#: Our own layers, by the names that they have in configs.
 CUSTOM_LAYERS: dict[str, type] = {}
 
 
 def custom_layer(cls: type) -> Any:
-    """Registers a layer of our own."""
+    """Registers one of our own layers."""
     CUSTOM_LAYERS[cls.__name__] = cls
     return register_keras_serializable("lqconvert")(cls)
 
 
 @custom_layer
 class HardSwish(tf_keras.layers.Layer):
-    """x * relu6(x + 3) / 6, written as TFLite's converter recognizes it for its HARD_SWISH kernel."""
+    """x * relu6(x + 3) / 6, in the form that TFLite's converter recognizes for its HARD_SWISH kernel."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return inputs * tf.nn.relu6(inputs + 3.0) * (1.0 / 6.0)
@@ -54,7 +55,7 @@ class HardSwish(tf_keras.layers.Layer):
 
 @custom_layer
 class L2Normalize(tf_keras.layers.Layer):
-    """x over its length along the last axis, of which the converter makes an L2_NORMALIZATION."""
+    """x divided by its length along the last axis. The converter makes an L2_NORMALIZATION of it."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return tf.math.l2_normalize(inputs, axis=-1)
@@ -77,7 +78,7 @@ class Gelu(tf_keras.layers.Layer):
 
 @custom_layer
 class Slice(tf_keras.layers.Layer):
-    """inputs[:, start:stop:step, ...], with (start, stop, step) for each axis but that of the batch."""
+    """inputs[:, start:stop:step, ...], with (start, stop, step) for each axis except the batch axis."""
 
     def __init__(self, slices: Sequence[Sequence[int | None]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -92,7 +93,7 @@ class Slice(tf_keras.layers.Layer):
 
 @custom_layer
 class Reduce(tf_keras.layers.Layer):
-    """Mean, sum or maximum over axes (of the tensor with its batch axis, which is not among them)."""
+    """Mean, sum or maximum over axes. The batch axis is counted, but is not among them."""
 
     FUNCTIONS: ClassVar[dict[str, Callable[..., tf.Tensor]]] = {
         "mean": tf.reduce_mean,
@@ -134,8 +135,8 @@ class MatMul(tf_keras.layers.Layer):
 class LayerNorm(tf_keras.layers.Layer):
     """LayerNormalization over the last axis.
 
-    Means are products with a constant: of a MEAN the converter makes an integer kernel that rounds to the
-    scale of its input, whatever follows.
+    Means are products with a constant: the converter makes of a MEAN an integer kernel that rounds to the
+    scale of its input, which is too coarse here.
     """
 
     def __init__(self, epsilon: float = 1e-3, **kwargs: Any) -> None:
@@ -160,9 +161,10 @@ class LayerNorm(tf_keras.layers.Layer):
 
 @custom_layer
 class TrustedFunction(tf_keras.layers.Layer):
-    """What a Lambda layer of a trusted file computes: a function of this process, by its number in a config.
+    """The function of a Lambda layer of a trusted file. Configs have the function's number in this process.
 
-    Layers own their functions, and their copies find them: the last one that goes takes its function along.
+    Layers own their functions, and copies of a layer find them. When the last copy is deleted, so is the
+    function.
     """
 
     FUNCTIONS: ClassVar[weakref.WeakValueDictionary[int, Any]] = weakref.WeakValueDictionary()
@@ -187,9 +189,9 @@ class TrustedFunction(tf_keras.layers.Layer):
 
 
 def scaled(x: Any, factor: Any, offset: Any, name: str, mean: Any = 0.0, variance: Any = 1.0) -> Any:
-    """(x - mean) / sqrt(variance) * factor + offset, as a BatchNormalization: folding absorbs it.
+    """(x - mean) / sqrt(variance) * factor + offset, as a BatchNormalization, which can be folded.
 
-    All are numbers, or one for each channel.
+    All of them are numbers, or have one number for each channel.
     """
     weights = [_per_channel(values, x.shape[-1], name) for values in (factor, offset, mean, variance)]
     layer = keras_layers.BatchNormalization(epsilon=0.0, name=name)
@@ -206,7 +208,7 @@ def _per_channel(values: Any, channels: int, name: str) -> np.ndarray:
 
 
 def activated(x: Any, activation: str, name: str, unique: Unique, *, keras3: bool = False) -> Any:
-    """x under an activation of Keras, by its name."""
+    """Applies an activation of Keras, by its name."""
     kind = ACTIVATIONS.get(activation, OTHER)
     if activation == "linear":
         return x
@@ -232,20 +234,20 @@ def _hard_sigmoid(x: Any, name: str, unique: Unique, keras3: bool) -> Any:
 def rectified(
     x: Any, maximum: float | None, slope: float, threshold: float, name: str, unique: Unique
 ) -> Any:
-    """What a ReLU layer with these settings does."""
+    """The layers for a ReLU with these settings."""
     if threshold or (slope and maximum is not None):
         raise LqError(f"layer '{name}': a ReLU with a threshold, or with a slope and a maximum")
     if slope:
         return keras_layers.LeakyReLU(slope, name=name)(x)
     if maximum in (None, 6.0):
         return keras_layers.ReLU(maximum, name=name)(x)
-    # TFLite has ReLU and ReLU6.
+    # TFLite has only ReLU and ReLU6.
     x = scaled(x, 6.0 / maximum, 0.0, unique(f"{name}_times"))
     return scaled(keras_layers.ReLU(6.0, name=unique(f"{name}_relu6"))(x), maximum / 6.0, 0.0, name)
 
 
 def summed(values: Sequence[Any], name: str, unique: Unique, *, average: bool = False) -> Any:
-    """The sum or average of any number of tensors by TFLite's means: sums of two, and a factor."""
+    """The sum or average of several tensors with TFLite's operators: sums of two, and a factor."""
     total = values[0]
     for number, value in enumerate(values[1:], start=2):
         last = number == len(values) and not average
@@ -254,15 +256,15 @@ def summed(values: Sequence[Any], name: str, unique: Unique, *, average: bool = 
 
 
 def twin(layer: Any, inputs: Any, name: str, unique: Unique) -> Any:
-    """Applies to rebuilt tensors what a layer does.
+    """Applies a layer's rule to rebuilt tensors.
 
     Args:
         layer: a layer of either Keras.
         inputs: its first argument, one tensor or a list of them.
-        name: of the last layer that is made.
+        name: of the last layer of the result.
 
     Raises:
-        LqError: if there is no twin for the layer.
+        LqError: if there is no rule for the layer.
     """
     kind = kind_of(layer)
     if kind.loading is Loading.NONE:
@@ -294,7 +296,7 @@ def _plain(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique
 
 
 def _copy(layer: Any, name: str, cls: Any = None, **changes: Any) -> Any:
-    """A layer of tf_keras with another's settings; of activations, with those that layers keep."""
+    """A layer of tf_keras with the settings of another. Its activation is kept only if layers may keep it."""
     cls = cls or getattr(keras_layers, type(layer).__name__)
     accepted = set(inspect.signature(cls.__init__).parameters)
     for parent in (keras_layers.Conv2D, keras_layers.DepthwiseConv2D):
@@ -315,7 +317,7 @@ def _copy(layer: Any, name: str, cls: Any = None, **changes: Any) -> Any:
 
 
 def _weights(layer: Any) -> list[np.ndarray]:
-    """A layer's weights as float32; the states of random generators are none."""
+    """A layer's weights as float32, without the states of random generators."""
     weights = [
         np.asarray(weight)
         for weight in layer.weights
@@ -325,7 +327,7 @@ def _weights(layer: Any) -> list[np.ndarray]:
 
 
 def _convolution(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
-    """Conv2D; with a group for every channel it is a DepthwiseConv2D."""
+    """Conv2D. With a group for every channel it becomes a DepthwiseConv2D."""
     channels = x.shape[-1]
     if config.get("groups", 1) == 1 or config["groups"] != channels:
         return _plain(layer, config, x, name, unique)
@@ -338,12 +340,12 @@ def _convolution(layer: Any, config: dict[str, Any], x: Any, name: str, unique: 
 
 
 def _along(value: Any) -> tuple[int, int]:
-    """A size along the steps of a sequence, as one of an image of height 1."""
+    """A size along the steps of a sequence, as a size of an image of height 1."""
     return (1, int(np.ravel(value)[0]))
 
 
 def _as_image(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
-    """DepthwiseConv1D, SeparableConv1D and Conv1DTranspose as their 2D fellows, of height 1."""
+    """DepthwiseConv1D, SeparableConv1D and Conv1DTranspose as the same layers in 2D, with height 1."""
     changes: dict[str, Any] = {
         key: _along(config[key]) for key in ("kernel_size", "strides", "dilation_rate") if key in config
     }
@@ -363,7 +365,7 @@ def _as_image(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Uni
 
 
 def l2_normalized(x: Any, axis: Any, name: str) -> Any:
-    """x over its length along an axis, which has to be the last one."""
+    """x divided by its length along an axis, which has to be the last one."""
     axes = list(axis) if isinstance(axis, (list, tuple)) else [axis]
     if [each % len(x.shape) for each in axes] != [len(x.shape) - 1]:
         raise LqError(f"layer '{name}': a normalization over axis {axis}; TFLite has it for the last one")
@@ -419,7 +421,7 @@ def _attention(layer: Any, config: dict[str, Any], inputs: Any, name: str, uniqu
 def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     if config.get("return_state") or config.get("stateful"):
         raise LqError(f"layer '{name}': a recurrent layer that is stateful or returns its state")
-    # Of a cell: the converter fails on the fused kernels of LSTM among fake quantization.
+    # An RNN of a cell: with fake quantization, the converter fails on LSTM's fused kernels.
     cls = getattr(keras_layers, f"{type(layer).__name__}Cell")
     activation = _activation_name(layer.cell)
     cell = _copy(layer.cell, f"{name}_cell", cls, activation=activation, dropout=0.0, recurrent_dropout=0.0)
@@ -464,7 +466,7 @@ def _normalization(layer: Any, config: dict[str, Any], x: Any, name: str, unique
     deviation = np.maximum(np.sqrt(variance), 1e-7)
     if config.get("invert"):
         return scaled(x, deviation, mean, name)
-    # As mean and variance: of a column that is constant, whose factor is huge, nothing is to be left.
+    # As mean and variance, so that a constant column, whose factor is huge, becomes exactly 0.
     return scaled(x, 1.0, 0.0, name, mean, deviation**2)
 
 
@@ -483,7 +485,7 @@ def _embedding(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Un
     return _plain(layer, config, x, name, unique)
 
 
-#: What makes the twin of a layer, by the name of its kind.
+#: The rule for each kind of layer, by the kind's name.
 RULES: dict[str, Twin] = {
     "Activation": lambda layer, config, x, name, unique: activated(
         x, _activation_name(layer), name, unique, keras3=_is_keras3(layer)
@@ -517,7 +519,7 @@ RULES: dict[str, Twin] = {
         [xs[0], scaled(xs[1], config["scale"], 0.0, unique(f"{name}_scaled"))], name, unique
     ),
 }
-#: What makes an activation, by its name.
+#: The rule for each activation, by its name.
 ACTIVATION_RULES: dict[str, Callable[[Any, str, Unique, bool], Any]] = {
     "relu6": lambda x, name, unique, keras3: keras_layers.ReLU(6.0, name=name)(x),
     "leaky_relu": lambda x, name, unique, keras3: keras_layers.LeakyReLU(0.2, name=name)(x),

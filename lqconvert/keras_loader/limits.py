@@ -1,7 +1,7 @@
-"""Bounds on what a model may take: a small config can ask for terabytes, or for days.
+"""Limits on a model's memory and work: a small config can ask for terabytes, or for days.
 
-What a config alone tells is refused before Keras sees it; weights are counted as TensorFlow makes them, in
-this thread only; all else of the rebuilt model, which is of symbols until then, before anything of it runs.
+Limits on the config are checked before Keras reads it. Weights are counted when TensorFlow creates them, in
+this thread only. The rest of the rebuilt model is checked before it runs, while its tensors are symbolic.
 """
 
 from __future__ import annotations
@@ -14,43 +14,43 @@ from typing import Any
 
 from lqconvert.errors import LqError
 
-#: Calls of layers, those in nested models counted each time; NASNetLarge has 1,040 layers.
+#: The limit for calls of layers. Those in nested models count each time. NASNetLarge has 1,040 layers.
 MOST_CALLS = 3_500
-#: Tensors that calls are given, counted likewise.
+#: The limit for input tensors of all calls, counted in the same way.
 MOST_REFERENCES = 20_000
-#: Values of one example in one tensor (512 x 512 x 64), and in all.
+#: The limits for values of one example: in one tensor (512 x 512 x 64), and in all.
 LARGEST_TENSOR, MOST_VALUES = 1 << 24, 1 << 28
-#: Multiplications for one example: three times VGG19's. No phone runs more.
+#: The limit for multiplications for one example: three times VGG19's, more than any phone runs.
 MOST_WORK = 1 << 36
-#: Steps of recurrent layers together: each takes some 50 microseconds, whatever little it computes.
+#: The limit for steps of all recurrent layers. Each takes some 50 microseconds, even if it computes little.
 MOST_STEPS = 1 << 14
-#: Keras 3 builds what Bidirectional wraps so many times.
+#: The number of times that Keras 3 builds the layer in a Bidirectional.
 REBUILT = 4
-#: Numbers that are no weights, such as the states of random generators.
+#: The limit for numbers that are no weights, such as the states of random generators.
 UNCOUNTED = 1 << 16
-#: A length that is unknown counts as this; models are checked at this size.
+#: Unknown lengths count as this one. Models are checked with it.
 UNKNOWN = 32
-#: tf_keras repeats along an axis, and unrolls a loop, with an operation for each place.
+#: The limit for repetitions along an axis and steps of a loop: tf_keras makes an operation for each.
 MOST_REPEATS = 1 << 16
 UNROLLED = 16
 
 
 @dataclass
 class Cost:
-    """What a flat model takes, of one example."""
+    """The memory and work that a flat model takes for one example."""
 
     values: int = 0
     work: int = 0
     steps: int = 0
 
     def examples(self, wanted: int) -> int:
-        """How many examples the model may be run on at once, at least one."""
+        """The number of examples on which the model may run at once: at most ``wanted``, at least one."""
         fit = min(MOST_VALUES // 2 // max(self.values, 1), MOST_WORK // max(self.work, 1))
         return max(1, min(wanted, fit))
 
 
 def refuse_calls(config: dict[str, Any]) -> None:
-    """Refuses a vetted config whose layers call each other too often: models in models multiply."""
+    """Refuses a checked config whose layers call each other too often: calls in nested models multiply."""
     if _calls(config, _nodes)[0] > MOST_CALLS:
         raise LqError(f"the model calls layers more than {MOST_CALLS:,} times")
     if _calls(config, _references)[0] > MOST_REFERENCES:
@@ -58,14 +58,14 @@ def refuse_calls(config: dict[str, Any]) -> None:
 
 
 def layers_of(config: Any) -> list[dict[str, Any]]:
-    """The configs of a model's layers; none of what is no model."""
+    """The configs of a model's layers; empty if it is no model."""
     inner = config.get("config") if isinstance(config, dict) else None
     layers = inner.get("layers") if isinstance(inner, dict) else inner  # a list in old Sequential models
     return [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
 
 
 def _calls(model: dict[str, Any], count: Callable[[dict[str, Any]], int]) -> tuple[int, int]:
-    """What Keras counts (of nodes, or of tensors) to make the model, and to call it once more."""
+    """The number of nodes or tensors (``count``) to make a model, and to call it once more."""
     made = called = 0
     for layer in layers_of(model):
         inner_made, inner_called = _calls(layer, count)
@@ -92,12 +92,12 @@ def _references(layer: dict[str, Any]) -> int:
 
 @contextmanager
 def limited_weights(most: int) -> Iterator[None]:
-    """Stops Keras (either one) where it makes more than so many weights within, REBUILT times.
+    """Stops either Keras if it creates more than ``most`` x REBUILT weights in the block.
 
-    TensorFlow keeps such scopes for each thread: others make what they like.
+    TensorFlow has such scopes for each thread. Other threads are not limited.
 
     Raises:
-        LqError: instead of what Keras makes of it.
+        LqError: in place of the error that Keras makes of it.
     """
     import tensorflow as tf
 
@@ -123,19 +123,19 @@ def limited_weights(most: int) -> Iterator[None]:
 
 
 def _shape(settings: dict[str, Any], scratch: Any) -> tuple[int, ...]:
-    """The shape of a variable that TensorFlow is about to make, before its memory is taken."""
+    """The shape of a variable that TensorFlow is about to create, before its memory is allocated."""
     shape, value = settings.get("shape"), settings.get("initial_value")
-    for cell in getattr(value, "__closure__", None) or ():  # of Keras 3: a function of its own variable
+    for cell in getattr(value, "__closure__", None) or ():  # in Keras 3 it is a function of its variable
         if shape is None and hasattr(cell.cell_contents, "_initialize_with_initializer"):
             shape = cell.cell_contents.shape
     if shape is None and callable(value):
-        with scratch.as_default():  # of symbols
+        with scratch.as_default():  # in a graph, where tensors are symbolic
             value = value()
     return tuple(int(n) for n in (getattr(value, "shape", ()) if shape is None else shape))
 
 
 def refusal_in(error: BaseException | None) -> LqError | None:
-    """The refusal that an exception was made of: tf_keras wraps what is raised in it in more words."""
+    """The refusal from which an exception was made: tf_keras adds words to errors raised in it."""
     found = None
     while error is not None:
         found = error if isinstance(error, LqError) else found
@@ -144,9 +144,9 @@ def refusal_in(error: BaseException | None) -> LqError | None:
 
 
 def check_repeats(name: str, steps: int | None, repeats: int) -> None:
-    """Refuses what tf_keras would write out with an operation for each of ``steps`` x ``repeats``."""
+    """Refuses a layer for which tf_keras would make an operation for each of ``steps`` x ``repeats``."""
     if (UNKNOWN if steps is None else int(steps)) * int(repeats) > MOST_REPEATS:
-        raise LqError(f"layer '{name}': {steps or UNKNOWN:,} steps are too many to be written out one by one")
+        raise LqError(f"layer '{name}': too many steps to be unrolled ({steps or UNKNOWN:,})")
 
 
 def check_tensors(tensors: list[Any]) -> None:
@@ -158,13 +158,13 @@ def check_tensors(tensors: list[Any]) -> None:
 
 
 def measure(model: Any, most_values: int) -> Cost:
-    """What a flat tf_keras model, of which nothing has run yet, takes.
+    """The memory and work of a flat tf_keras model that has not run yet.
 
     Args:
-        most_values: of one example in all tensors together.
+        most_values: the limit for values of one example in all tensors together.
 
     Raises:
-        LqError: if that is more than any network takes.
+        LqError: if it takes more than any network does.
     """
     cost = Cost()
     for layer in model.layers:
@@ -172,11 +172,11 @@ def measure(model: Any, most_values: int) -> Cost:
         inputs = [_known(tensor.shape) for tensor in _listed(node.input_tensors)]
         for tensor in _listed(node.outputs):
             _add(cost, layer, inputs, _known(tensor.shape), most_values)
-        # Dilated kernels run on an input that is padded to their reach.
+        # Dilated kernels run on an input that is padded by their extent.
         reach = _largest(layer, "dilation_rate") * _largest(layer, "kernel_size")
         for shape in inputs:
             if _largest(layer, "dilation_rate") > 1 and _padded(shape, reach) > LARGEST_TENSOR:
-                raise LqError(f"layer '{layer.name}': its dilated kernel reaches too far")
+                raise LqError(f"layer '{layer.name}': its dilated kernel is too large")
     return cost
 
 
@@ -189,7 +189,7 @@ def _add(
     cost.work += values * _window(layer, "pool_size") + per_position * math.prod(output[1:-1])
     if kind == "MatMul":
         cost.work += values * inputs[0][-1]
-    if hasattr(layer, "unroll"):  # recurrent: once for each step
+    if hasattr(layer, "unroll"):  # a recurrent layer: its work is done for each step
         cost.steps += inputs[0][1]
         cost.work += per_position * inputs[0][1]
     if values > LARGEST_TENSOR or cost.values > most_values:
@@ -212,7 +212,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _known(shape: Any) -> tuple[int, ...]:
-    """A shape with a number for each unknown length."""
+    """A shape with a number instead of each unknown length."""
     return tuple(UNKNOWN if n is None else int(n) for n in shape)
 
 

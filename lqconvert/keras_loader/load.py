@@ -1,7 +1,7 @@
-"""From a model file to one flat functional tf_keras model.
+"""Loads a model file as one flat functional tf_keras model.
 
-Files of both Keras generations are read: what the file itself says decides which Keras loads it. Either
-way the loaded model is rebuilt in tf_keras, layer by layer, and must give the same outputs.
+Files of both generations of Keras are read. The file's content decides which Keras loads it. In both cases
+the loaded model is rebuilt in tf_keras, layer by layer, and must give the same outputs.
 """
 
 from __future__ import annotations
@@ -38,37 +38,38 @@ from lqconvert.keras_loader.op_rules import is_tensor, operate
 
 log = logging.getLogger("lqconvert")
 
-#: Rebuilt, a layer that is called several times has its weights as often: so many times the file's are let
-#: pass, or so many numbers in all (and REBUILT times that, see :func:`.limits.limited_weights`).
+#: A layer that is called several times has its weights as often in the rebuilt model. So the rebuilt model
+#: may have a multiple of the file's weights, or this number in all (and REBUILT times that, see
+#: :func:`.limits.limited_weights`).
 SHARED, SHARED_WEIGHTS = 4, 1 << 24
-#: One model at a time: Keras keeps much of what it does in one place for all threads.
+#: One model at a time: much of Keras's state is shared by all threads.
 LOADING = threading.RLock()
-#: Where Keras 3 has its operations, which are no layers.
+#: The module of Keras 3's operations, which are no layers.
 OPS = "keras.src.ops"
 
 
 def load_model(
     model: ModelLike, *, input_shape: tuple[int, ...] | None = None, trust_model: bool = False
 ) -> tf_keras.Model:
-    """Reads a Keras model as a flat functional float32 tf_keras model.
+    """Loads a Keras model as a flat functional float32 tf_keras model.
 
-    Nothing in a file is executed: layers outside the known set are refused before Keras sees them. A model
-    in memory has to pass the same checks, and stays as it is.
+    Nothing in a file is executed: unknown layers are refused before Keras reads them. A model in memory has
+    to pass the same checks, and is not changed.
 
     Args:
         model: a .h5 or .keras file, a SavedModel folder, or a model of Keras 3 or tf_keras in memory.
-        input_shape: the input's without the batch axis, for a model that leaves sizes of it open.
-        trust_model: let Keras run the Python code of Lambda layers, with the rights of the caller.
+        input_shape: the input's shape without the batch axis, for a model with unknown sizes in it.
+        trust_model: allow Keras to run the Python code of Lambda layers, with your rights.
 
     Raises:
-        LqError: if the model cannot be read, or a layer of it is not known.
+        LqError: if the model cannot be read, or one of its layers is not known.
     """
     with as_file(model) as path:
         return _checked(path, input_shape, trust_model)
 
 
 def model_config(model: ModelLike) -> dict[str, Any]:
-    """The config that a model's file has, see :func:`.config_checks.read_config`."""
+    """The config in a model's file, see :func:`.config_checks.read_config`."""
     with as_file(model) as path:
         return read_config(path)[0]
 
@@ -82,7 +83,7 @@ def _checked(path: Path, input_shape: tuple[int, ...] | None, trust_model: bool)
             return _load(path, config, version, input_shape, trust_model)
     except LqError as error:
         raise LqError(about(path, error)) from error
-    except Exception as error:  # what an odd but loadable model makes Keras raise
+    except Exception as error:  # an unusual model makes Keras raise anything
         log.debug("%s", error, exc_info=True)
         raise LqError(f"{path}: the model cannot be rebuilt in tf_keras: {first_line(error)}") from error
 
@@ -97,7 +98,7 @@ def _load(
     with tempfile.TemporaryDirectory() as folder:
         weights = unpack_weights(path, Path(folder))
         try:
-            count = weight_count(weights, attributes=weights != path)  # those of an .h5 have been
+            count = weight_count(weights, attributes=weights != path)  # an .h5's are checked already
         except LqError as error:
             raise LqError(str(error).replace(str(weights), str(path), 1)) from error
         source = Source(config, weights, count, archived=weights.parent == Path(folder), trusted=trusted)
@@ -108,13 +109,13 @@ def _load(
                 raise LqError(f"layer '{layer.name}' has NaN or infinite weights ({weight.name})")
     with limited_weights(max(SHARED * count, SHARED_WEIGHTS)):
         model = rebuild(loaded, input_shape)
-    # Operations and attention are written with more layers, of which each has an output.
+    # Operations and attention become several layers, each with an output.
     _check_equal(loaded, model, measure(model, 2 * MOST_VALUES))
     return model
 
 
 def _build(source: Source, version: str) -> Any:
-    """The file's model, in the Keras that saved it, or else in the other one."""
+    """The file's model, loaded by the Keras that saved it, or else by the other one."""
     ways = [(build_with_tf_keras, False), (build_with_keras3, True)]
     if version.startswith("3"):
         ways.reverse()
@@ -125,7 +126,7 @@ def _build(source: Source, version: str) -> Any:
         try:
             refuse_endless(source.config, keras3)
             return build(source)
-        except Exception as error:  # whatever a damaged file makes Keras raise
+        except Exception as error:  # a damaged file makes Keras raise anything
             log.debug("%s: %s", build.__name__, error)
             errors.append(error)
     refusals = [error for error in errors if isinstance(error, LqError)]
@@ -133,24 +134,24 @@ def _build(source: Source, version: str) -> Any:
 
 
 def _layers(model: Any) -> list[Any]:
-    """Every layer that is no model, those in nested models, too."""
+    """All layers that are no models, including those in nested models."""
     parts = [_layers(layer) if hasattr(layer, "layers") else [layer] for layer in model.layers]
     return [layer for part in parts for layer in part]
 
 
 def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.Model:
-    """A Sequential or functional model of either Keras as a flat functional tf_keras model.
+    """Rebuilds a Sequential or functional model of either Keras as a flat functional tf_keras model.
 
-    Nested models are inlined; a layer that is called several times becomes as many layers.
+    Nested models are replaced by their layers. A layer that is called several times becomes several layers.
 
     Args:
-        input_shape: that of the input without the batch axis, where the model leaves sizes open.
+        input_shape: the input's shape without the batch axis, if the model has unknown sizes in it.
     """
     names: set[str] = set()
 
     def unique(name: str) -> str:
         name = name.replace("/", "_")
-        if not re.match("[A-Za-z0-9.]", name):  # TensorFlow's scopes begin with nothing else
+        if not re.match("[A-Za-z0-9.]", name):  # TensorFlow's scopes must begin with one of these
             name = f"layer{name}"
         base = name
         number = 1
@@ -162,11 +163,11 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
         return name
 
     def run(part: Any, inputs: list[Any]) -> list[Any]:
-        part = getattr(part, "_functional", None) or part  # Keras 3's Sequential holds a Functional
+        part = getattr(part, "_functional", None) or part  # Keras 3's Sequential contains a Functional
         tensors = {id(key): value for key, value in zip(part.inputs, inputs, strict=True)}
 
         def rebuilt(value: Any) -> Any:
-            """The arguments of a call with rebuilt tensors in place of the loaded model's."""
+            """A call's arguments, with rebuilt tensors instead of the loaded model's."""
             if isinstance(value, (list, tuple)):
                 return type(value)(rebuilt(each) for each in value)
             return tensors.get(id(value), value)
@@ -184,7 +185,7 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
                     else (node.call_args, node.call_kwargs)
                 )
                 args, kwargs = rebuilt(tuple(args)), {key: rebuilt(v) for key, v in kwargs.items()}
-                if kind == "MultiHeadAttention":  # key comes after value, in whatever order they were given
+                if kind == "MultiHeadAttention":  # key follows value, whatever the order of the arguments
                     named = list(inspect.signature(layer.call).bind(*args, **kwargs).arguments.values())
                 else:
                     named = [*args, *kwargs.values()]
@@ -211,26 +212,26 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
     check_tensors(inputs)
     outputs = run(model, inputs)
     single = len(outputs) == 1
-    # A fixed name: Keras's counter would make its way into the exported file.
+    # A fixed name, because Keras's counter would get into the exported file.
     return tf_keras.Model(
         inputs if len(inputs) > 1 else inputs[0], outputs[0] if single else outputs, name="model"
     )
 
 
 def _check_call(layer: Any, kwargs: dict[str, Any]) -> None:
-    """Refuses a layer whose call was given more than tensors, such as use_causal_mask=True."""
+    """Refuses a layer that is called with more than tensors, such as use_causal_mask=True."""
     for name, value in kwargs.items():
         if name != "training" and value is not None and value is not False and not _holds_tensors(value):
             raise LqError(f"layer '{layer.name}': it is called with {name}={value}, which is not supported")
 
 
 def _holds_tensors(value: Any) -> bool:
-    """Whether an argument of a call is one or, as far as its kind tells, a list of them."""
+    """Whether an argument of a call is a tensor or, as far as its type tells, a list of tensors."""
     return isinstance(value, (list, tuple)) or is_tensor(value)
 
 
 def _input_shapes(model: Any, input_shape: tuple[int, ...] | None) -> list[tuple[int, ...]]:
-    """The shapes of the inputs without the batch axis, all known."""
+    """The shapes of the inputs without the batch axis. All sizes are known."""
     shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
     if input_shape is not None:
         fits = len(shapes) == 1 and len(shapes[0]) == len(input_shape)
@@ -246,7 +247,7 @@ def _input_shapes(model: Any, input_shape: tuple[int, ...] | None) -> list[tuple
 
 
 def _input_type(model: Any, tensor: Any) -> str:
-    """int32 for an input that is looked up in an Embedding, else float32."""
+    """int32 for an input of an Embedding, otherwise float32."""
     part = getattr(model, "_functional", None) or model
     for nodes in part._nodes_by_depth.values():
         for node in nodes:
@@ -258,14 +259,14 @@ def _input_type(model: Any, tensor: Any) -> str:
 
 
 def _tensors(value: Any) -> list[Any]:
-    """Those of a structure, a dict's by name, as Keras orders them."""
+    """The tensors in a structure. Those of a dict are sorted by name, as in Keras."""
     if isinstance(value, dict):
         return [value[name] for name in sorted(value)]
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _check_equal(loaded: Any, rebuilt: tf_keras.Model, cost: Cost) -> None:
-    # In float16 or bfloat16 the loaded model computes less exactly than the rebuilt one.
+    # With float16 or bfloat16, the loaded model computes less exactly than the rebuilt one.
     halves = any("float16" in str(layer.compute_dtype) for layer in _layers(loaded))
     tolerance = 3e-2 if halves else 1e-3
     inputs = random_inputs(rebuilt, batch=cost.examples(4))
@@ -274,23 +275,24 @@ def _check_equal(loaded: Any, rebuilt: tf_keras.Model, cost: Cost) -> None:
     for before, after in pairs:
         difference = float(np.max(np.abs(before - after)))
         log.debug("rebuilt in tf_keras: max difference %.3g", difference)
-        # float32 sums in another order; relative, because a softmax over 1,000 classes is small.
+        # float32 sums in another order. Relative, because a softmax over 1,000 classes has small values.
         if not difference <= tolerance * (np.max(np.abs(before)) + 1e-6):
             raise LqError(f"the model rebuilt in tf_keras differs from the file's by {difference:.3g}")
 
 
 def outputs_of(model: Any, inputs: Any, *, loops: bool) -> list[np.ndarray]:
-    """What a model of either Keras gives for an input, or for a list of them.
+    """The outputs of a model of either Keras for an input, or for a list of inputs.
 
     Args:
-        loops: there are recurrent layers: in a graph a step takes a twentieth, and making one takes a while.
+            loops: the model has recurrent layers. A graph takes a twentieth of the time for a step, but time
+                to make.
     """
     run = functools.partial(model, training=False)
     return [np.asarray(y) for y in _tensors(tf.function(run)(inputs) if loops else run(inputs))]
 
 
 def random_inputs(model: tf_keras.Model, batch: int, seed: int = 0) -> list[np.ndarray]:
-    """Normal float32 inputs for every input of the model; for an Embedding, indices (int32)."""
+    """Random inputs for the model: normal float32, or indices (int32) for an Embedding."""
     rng = np.random.default_rng(seed)
     vocabularies = {
         tensor.name: layer.input_dim

@@ -1,7 +1,7 @@
-"""What models do with tensors between layers (``tf.nn.relu(x + y)``, ``x[:, 1:]``), written with layers.
+"""Rules for operations between layers (``tf.nn.relu(x + y)``, ``x[:, 1:]``), which are replaced by layers.
 
-tf_keras keeps such a call as a TFOpLambda layer that names a function of TensorFlow, Keras 3 as an operation
-of its own. Either is looked up by its name in a table here and never called.
+tf_keras stores such a call as a TFOpLambda layer that names a function of TensorFlow; Keras 3 stores an
+operation of its own. Both are looked up by name in the tables below, and never called.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _extreme(kind: str) -> Callable[[dict[str, Any], str, Unique], Any]:
 
 
 def _bounded(x: Any, low: Any, high: Any, name: str, unique: Unique) -> Any:
-    """clip(x, low, high) as relu(x - low) + low, and the like."""
+    """clip(x, low, high) as relu(x - low) + low, or similar."""
     if low is None:
         x = scaled(x, -1.0, _number(high), unique(f"{name}_below"))
         return scaled(layers.ReLU(name=unique(f"{name}_relu"))(x), -1.0, _number(high), name)
@@ -130,7 +130,7 @@ def _gelu(a: dict[str, Any], name: str, unique: Unique) -> Any:
 
 
 def _axes(axis: Any, rank: int, name: str) -> list[int]:
-    """Axes counted from the front, none of them that of the batch."""
+    """Axes counted from the front, without the batch axis."""
     if axis is None:
         raise LqError(f"layer '{name}': reduces over the batch")
     axes = sorted(int(each) % rank for each in np.ravel(axis))
@@ -202,7 +202,7 @@ def _split(a: dict[str, Any], name: str, unique: Unique) -> list[Any]:
     ends: Sequence[int]
     if isinstance(sizes, int):
         ends = [shape[axis] // sizes * (i + 1) for i in range(sizes)]
-    elif a.get("indices"):  # Keras 3 gives where to cut, TensorFlow how long the parts are
+    elif a.get("indices"):  # Keras 3 gives the places to split at, TensorFlow the lengths of the parts
         ends = [*map(int, sizes), shape[axis]]
     else:
         ends = [int(end) for end in np.cumsum(sizes)]
@@ -245,7 +245,7 @@ def _getitem(a: dict[str, Any], name: str, unique: Unique) -> Any:
 def _pad(a: dict[str, Any], name: str, unique: Unique) -> Any:
     widths = [tuple(int(n) for n in pair) for pair in np.asarray(a["widths"]).reshape(-1, 2)]
     if str(a.get("mode", "constant")).lower() != "constant" or np.any(_number(a.get("value") or 0)):
-        raise LqError(f"layer '{name}': pads with something else than zeros")
+        raise LqError(f"layer '{name}': pads with values other than zeros")
     x = a["x"]
     if widths[0] != (0, 0):
         raise LqError(f"layer '{name}': pads the batch")
@@ -281,7 +281,7 @@ def _cast(a: dict[str, Any], name: str, unique: Unique) -> Any:
 
 Maker = Callable[[dict[str, Any], str, Unique], Any]
 XY, AXIS, REDUCE = ("x", "y"), ("x", "axis"), ("x", "axis", "keepdims")
-#: By the name of TensorFlow's function: what it makes, and its parameters' names here.
+#: By the name of TensorFlow's function: its rule, and its parameters' names in the rule.
 TENSORFLOW: dict[str, tuple[Maker, tuple[str, ...]]] = {
     **dict.fromkeys(("__operators__.add", "math.add"), (_add, XY)),
     **dict.fromkeys(("__operators__.sub", "math.subtract"), (_subtract, XY)),
@@ -321,7 +321,7 @@ TENSORFLOW: dict[str, tuple[Maker, tuple[str, ...]]] = {
     **dict.fromkeys(("linalg.matmul", "matmul"), (_matmul, ("x", "y", "transpose_a", "transpose_b"))),
     **dict.fromkeys(("cast", "identity", "stop_gradient"), (_cast, ("x",))),
 }
-#: TensorFlow's and Keras's names of parameters, as ours.
+#: The parameters' names in TensorFlow and Keras, and ours.
 ALIASES = {
     "input_tensor": "x",
     "features": "x",
@@ -350,7 +350,7 @@ ALIASES = {
     "x1": "x",
     "x2": "y",
 }
-#: By the name of Keras 3's operation; its settings are its attributes.
+#: By the name of Keras 3's operation. Its settings are its attributes.
 KERAS3: dict[str, tuple[Maker, tuple[str, ...]]] = {
     "Add": (_add, XY),
     "Subtract": (_subtract, XY),
@@ -398,14 +398,14 @@ KERAS3: dict[str, tuple[Maker, tuple[str, ...]]] = {
 
 
 def operate(operation: Any, args: Sequence[Any], kwargs: dict[str, Any], name: str, unique: Unique) -> Any:
-    """Applies to rebuilt tensors what an operation does: one tensor, or a list of them.
+    """Applies an operation's rule to rebuilt tensors. The result is a tensor or a list of tensors.
 
     Args:
         operation: a TFOpLambda or SlicingOpLambda layer, or an operation of Keras 3.
         args, kwargs: of its call, with rebuilt tensors.
 
     Raises:
-        LqError: if it has no twin.
+        LqError: if it has no rule.
     """
     if type(operation).__module__.startswith("keras."):
         kind = type(operation).__name__

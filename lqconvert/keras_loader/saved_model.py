@@ -1,7 +1,7 @@
-"""SavedModels as data: of a folder no graph is loaded, no function in it is run, and no object revived.
+"""Reads SavedModels as data: no graph is loaded, no function is run, and no object is restored.
 
-Keras's metadata have the model's config, from which it is built as from any file; the checkpoint has the
-weights, and a graph of objects that says which of them is which layer's. That is all that is read.
+Keras's metadata have the model's config, from which the model is built as for any other file. The checkpoint
+has the weights, and a graph of objects that assigns them to layers. Nothing else is read.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from lqconvert.keras_loader.tensor_bundle import Bundle
 from lqconvert.utils.input_files import read_bytes
 
 METADATA = "keras_metadata.pb"
-#: Of Keras's metadata, which hold the config of each layer once for each model around it.
+#: The size limit of Keras's metadata, which repeat the config of each layer for each model around it.
 LARGEST_METADATA = 64 << 20
-#: Of a checkpoint's graph of objects; a network of a thousand layers has half a megabyte.
+#: The size limit of a checkpoint's graph of objects. A network of a thousand layers has half a megabyte.
 LARGEST_GRAPH = 16 << 20
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 IDENTIFIERS = {"_tf_keras_network", "_tf_keras_model", "_tf_keras_sequential"}
@@ -28,22 +28,22 @@ LAYER = re.compile(r"layer(_with_weights)?-\d+")
 
 
 def saved_config(folder: Path) -> str:
-    """The config of the model in a SavedModel: JSON text, which has other keys too.
+    """The config of the model in a SavedModel, as JSON text that also has other keys.
 
     Raises:
-        LqError: as for :func:`read_metadata`, or if it is no model.
+        LqError: as for :func:`read_metadata`, or if it is no Keras model.
     """
     for path, identifier, text in read_metadata(folder):
         if path == "root" and identifier in IDENTIFIERS:
             return text
-    raise LqError(f"{folder}: the SavedModel of something else than a Keras model")
+    raise LqError(f"{folder}: a SavedModel, but not of a Keras model")
 
 
 def read_metadata(folder: Path) -> list[tuple[str, str, str]]:
-    """(path, identifier, JSON) of the objects that Keras saved, the path through the graph of objects.
+    """(path, identifier, JSON) of the objects that Keras saved. The path leads through the graph of objects.
 
     Raises:
-        LqError: if the folder is no SavedModel of a Keras model, or damaged.
+        LqError: if the folder is no SavedModel of a Keras model, or is damaged.
     """
     from tf_keras.protobuf import saved_metadata_pb2
 
@@ -69,17 +69,17 @@ def open_checkpoint(folder: Path) -> Bundle:
 
 
 def count_numbers(folder: Path) -> int:
-    """How many numbers there are in a SavedModel's checkpoint: at least one byte each."""
+    """The number of values in a SavedModel's checkpoint. Each has at least one byte."""
     entries = open_checkpoint(folder).entries.values()
     return sum(min(math.prod(entry.shape), entry.size) for entry in entries)
 
 
 def load_checkpoint(model: Any, folder: Path) -> None:
-    """Gives each weight of a tf_keras model its value from the checkpoint of the SavedModel that it was in.
+    """Sets each weight of a tf_keras model to its value in the checkpoint of its SavedModel.
 
     Raises:
-        LqError: unless each has one of its shape and type, for itself alone. A layer in several models, which
-            are built one by one, is there as often, and has its values in each.
+        LqError: unless each weight has a value of its own, with its shape and type. (A layer in several
+            models is built several times, and has its values in each.)
     """
     bundle = open_checkpoint(folder)
     graph = _Graph(bundle)
@@ -108,7 +108,7 @@ def load_checkpoint(model: Any, folder: Path) -> None:
 
 
 class _Graph:
-    """Which object of a checkpoint holds which others, by the names of attributes."""
+    """The objects in a checkpoint, and which of them hold which others, by the names of attributes."""
 
     def __init__(self, bundle: Bundle) -> None:
         from tensorflow.core.protobuf import trackable_object_graph_pb2
@@ -131,7 +131,7 @@ class _Graph:
         ]
 
     def find(self, path: str) -> int | None:
-        """The object at the path of names that begins with that of the root."""
+        """The object at a path of names that begins at the root."""
         node: int | None = 0 if self.children else None
         for name in path.split(".")[1:]:
             node = None if node is None else self.children[node].get(name)
@@ -139,7 +139,7 @@ class _Graph:
 
 
 def _matched(model: Any, graph: _Graph, names: dict[int, str]) -> Iterator[tuple[Any, str, tuple[int, str]]]:
-    """(weight, key in the checkpoint, its layer's number and its name there), as names lead from the root."""
+    """(weight, key in the checkpoint, its layer's number and its name there), by names from the root."""
     import tensorflow as tf
 
     seen = set()
@@ -156,7 +156,8 @@ def _matched(model: Any, graph: _Graph, names: dict[int, str]) -> Iterator[tuple
         layers = {layer.name: layer for layer in getattr(value, "layers", [])}
         children = {} if layers else value._trackable_children()
         for name, child in graph.children[node].items():
-            # Layers of a model go by their own names: their numbers are those of whoever saved it.
+            # Layers of a model are found by name, because their numbers depend on the program that saved
+            # them.
             inner = layers.get(names.get(child, "")) if LAYER.fullmatch(name) else children.get(name)
             if inner is not None:
                 stack.append((inner, child, (node, name)))

@@ -1,7 +1,7 @@
 """Reads TensorFlow's checkpoints, in Python: TensorFlow's own reader ends the process at a hostile index.
 
-An index, PREFIX.index, is a sorted table of blocks, as LevelDB has them. Its entries say of each tensor where
-it lies, as it is, in PREFIX.data-00000-of-00001.
+An index, PREFIX.index, is a sorted table of blocks in LevelDB's format. Its entries give the place of each
+tensor in PREFIX.data-00000-of-00001, where tensors are stored unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from lqconvert.errors import LqError
 from lqconvert.utils.input_files import open_regular, read_bytes
 
-#: A network of a thousand layers has two hundred kilobytes of it.
+#: The size limit of an index. A network of a thousand layers has two hundred kilobytes.
 LARGEST_INDEX = 4 << 20
 MAGIC, FOOTER = struct.pack("<Q", 0xDB4775248B80FB57), 48
 MOST_SHARDS = 1_000
@@ -25,7 +25,7 @@ STRING = 7  # TensorFlow's number of the type
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies."""
+    """The place of a tensor."""
 
     kind: int  # TensorFlow's number of its type
     shape: tuple[int, ...]
@@ -38,7 +38,7 @@ class Bundle:
     """A checkpoint.
 
     Raises:
-        LqError: if its index is damaged, or claims more than there is.
+        LqError: if its index is damaged, or claims more than the files have.
     """
 
     def __init__(self, prefix: Path) -> None:
@@ -48,7 +48,7 @@ class Bundle:
             self._read(_table(read_bytes(self.index, LARGEST_INDEX)))
         except LqError:
             raise
-        except Exception as error:  # whatever damaged bytes make struct and protobuf raise
+        except Exception as error:  # damaged bytes make struct and protobuf raise anything
             raise LqError(f"{self.index}: the checkpoint's index is damaged") from error
 
     def _read(self, table: dict[bytes, bytes]) -> None:
@@ -56,7 +56,7 @@ class Bundle:
 
         header = tensor_bundle_pb2.BundleHeaderProto.FromString(table.pop(b""))
         if header.endianness or not 1 <= header.num_shards <= MOST_SHARDS:
-            raise LqError(f"{self.index}: of a big-endian machine, or in {header.num_shards:,} parts")
+            raise LqError(f"{self.index}: written on a big-endian machine, or in {header.num_shards:,} parts")
         self.files = [
             Path(f"{self.prefix}.data-{shard:05}-of-{header.num_shards:05}")
             for shard in range(header.num_shards)
@@ -79,7 +79,7 @@ class Bundle:
         """A tensor of numbers.
 
         Raises:
-            LqError: if it does not lie where the index says.
+            LqError: if it is not where the index says.
         """
         import tensorflow as tf
 
@@ -93,10 +93,10 @@ class Bundle:
         return np.frombuffer(self._bytes(entry), kind).reshape(entry.shape)
 
     def text(self, name: str, limit: int) -> bytes:
-        """A string, which stands behind its length and a checksum of that.
+        """A string. In the file, its length and a checksum of the length come before it.
 
         Raises:
-            LqError: if there is none, or it is longer.
+            LqError: if there is no such string, or it is longer than the limit.
         """
         entry = self.entries.get(name, Entry(0, (), 0, 0, 0))
         if entry.kind != STRING or entry.shape or entry.size > limit:
@@ -118,15 +118,15 @@ class Bundle:
 
 
 def _table(data: bytes) -> dict[bytes, bytes]:
-    """All that is in a table, by key.
+    """All entries of a table, by key.
 
     Raises:
-        Exception: of some kind, if it is damaged.
+        Exception: of any type, if the table is damaged.
     """
     if data[-8:] != MAGIC:
         raise ValueError("no table")
     footer = data[-FOOTER:]
-    at = _number(footer, _number(footer, 0)[1])[1]  # behind the place of another index, which is empty
+    at = _number(footer, _number(footer, 0)[1])[1]  # after the place of another index, which is empty
     result: dict[bytes, bytes] = {}
     room = len(data)
     for _, handle in _entries(_block(data, footer[at:])):
@@ -135,13 +135,13 @@ def _table(data: bytes) -> dict[bytes, bytes]:
             raise ValueError("blocks overlap")
         for key, value in _entries(_block(data, handle)):
             if key in result:
-                raise ValueError("a key stands twice")
+                raise ValueError("a key occurs twice")
             result[key] = value
     return result
 
 
 def _block(data: bytes, handle: bytes) -> bytes:
-    """A block, of which the handle has the place and the length, without its trailer."""
+    """A block without its trailer. The handle has its place and length."""
     place, at = _number(handle, 0)
     length, _ = _number(handle, at)
     if place + length + 5 > len(data) or data[place + length] != 0:
@@ -150,7 +150,7 @@ def _block(data: bytes, handle: bytes) -> bytes:
 
 
 def _entries(block: bytes) -> list[tuple[bytes, bytes]]:
-    """(key, value) of a block; a key shares its beginning with the one before it."""
+    """The (key, value) pairs of a block. Each key shares its beginning with the key before it."""
     (restarts,) = struct.unpack("<I", block[-4:])
     at, end, key, found, copied = 0, len(block) - 4 * (restarts + 1), b"", [], 0
     while at < end:
@@ -160,14 +160,14 @@ def _entries(block: bytes) -> list[tuple[bytes, bytes]]:
         key = key[:shared] + block[at : at + own]
         at += own + length
         copied += len(key)
-        if at > end or copied > 16 * LARGEST_INDEX:  # keys that share all grow with the square of the block
+        if at > end or copied > 16 * LARGEST_INDEX:  # shared keys could grow with the square of the block
             raise ValueError("truncated")
         found.append((key, block[at - length : at]))
     return found
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and the place behind it."""
+    """A number with seven bits in each byte, and the place after it."""
     result = 0
     for shift in range(0, 70, 7):
         byte = data[at]
