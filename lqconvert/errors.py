@@ -10,9 +10,17 @@ class LqError(Exception):
 
     The message is one line: what is wrong, with which file or layer, and what to do. The command line prints
     it on stderr and exits with code 1. Every character of the message is printable.
+
+    Args:
+        hint: a setting that can help, or another key of the command line's table of hints. The command line
+            adds the option to the message.
     """
 
     exit_code = 1
+
+    def __init__(self, *arguments: object, hint: str | None = None) -> None:
+        super().__init__(*arguments)
+        self.hint = hint
 
     def __str__(self) -> str:
         return printable(super().__str__(), MOST_SHOWN)

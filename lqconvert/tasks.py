@@ -180,7 +180,7 @@ def users_metric(spec: str) -> Metric:
     try:
         function = getattr(importlib.import_module(module), name)
     except Exception as error:  # it is the user's own code
-        raise LqError(f"--metric {spec}: cannot be imported ({error})") from error
+        raise LqError(f"metric {spec}: cannot be imported ({error})") from error
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(folder)
@@ -189,7 +189,7 @@ def users_metric(spec: str) -> Metric:
         try:
             return float(function(labels, outputs))
         except Exception as error:  # it is the user's own code
-            raise LqError(f"--metric {spec}: {error or type(error).__name__}") from error
+            raise LqError(f"metric {spec}: {error or type(error).__name__}") from error
 
     return USERS.setdefault(spec, Metric(spec, measure, share=False))
 
@@ -386,10 +386,11 @@ class Wishes:
     def check(self, outputs: Sequence[Output]) -> None:
         """Raises an LqError for a name that no output has."""
         names = [output.name for output in outputs]
-        for option, given in (("--task", self.tasks), ("--metric", self.metrics), ("--weight", self.weights)):
+        for what, given in (("task", self.tasks), ("metric", self.metrics), ("weight", self.weights)):
             for name in given:
                 if name and name not in names:
-                    raise LqError(f"{option} {name}: the model has no such output, but {', '.join(names)}")
+                    listed = ", ".join(names)
+                    raise LqError(f"{what} of output {name}: the model's outputs are {listed}")
 
 
 def find_head(
@@ -417,7 +418,7 @@ def find_head(
     if task in AGAINST_FLOAT:
         head = replace(head, label_size=0)
     elif labels is None and task != "reconstruction":
-        raise LqError(f"{source}: {task} needs labels; --task raw holds outputs against the float model's")
+        raise LqError(f"{source}: {task} needs labels", hint="raw")
     if labels is not None and labels.dtype.kind in "US":
         head = replace(head, class_names=tuple(str(name) for name in np.unique(labels)))
     if labels is not None and task != "reconstruction" and task not in AGAINST_FLOAT:
@@ -437,7 +438,7 @@ def find_head(
         if wish not in METRICS:
             users_metric(wish)
         elif wish not in TASKS[task]:
-            raise LqError(f"--metric {wish}: is none of {task}; take {', '.join(TASKS[task])}")
+            raise LqError(f"metric {wish}: not one of {task}; choose {', '.join(TASKS[task])}")
         judged = (wish,)
     return replace(head, judged=judged, weight=wishes.weights.get(output.name, 1.0))
 

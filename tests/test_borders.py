@@ -14,7 +14,7 @@ from lqconvert.cli.main import main
 from lqconvert.errors import LqError
 from lqconvert.exporting.codes import Int8File
 from lqconvert.runtime.litert import Runner
-from lqconvert.runtime.verify import Limits, prove
+from lqconvert.runtime.verify import Limits, verify
 from lqconvert.tflite.interface import Interface
 from lqconvert.tflite.io_types import Border, Passage
 
@@ -84,9 +84,9 @@ def ports():
 def test_indices_stay_and_each_port_has_its_own_border(io, target, ports):
     tflite, order, batch = ports
     inputs = Runner(tflite).quantize(batch)
-    finished, proven = prove(tflite, lqconvert.target(target), inputs, order, Limits(), Border(io))
-    assert set(proven.deviation.values()) <= {0, 1}
-    assert proven.size == len(finished) > 0
+    finished, verified = verify(tflite, lqconvert.target(target), inputs, order, Limits(), Border(io))
+    assert set(verified.deviation.values()) <= {0, 1}
+    assert verified.size == len(finished) > 0
     other = Runner(finished)
     assert sorted(other.input_types.values()) == sorted([io, "int32"])
     plain = Runner(tflite)
@@ -95,7 +95,7 @@ def test_indices_stay_and_each_port_has_its_own_border(io, target, ports):
 
 def test_outputs_that_are_none_of_int8s_are_noticed(codes):
     passage = Passage(Border("float32"), Int8File.load(codes).tflite)
-    with pytest.raises(LqError, match="float32 outputs are none of int8's"):
+    with pytest.raises(LqError, match="float32 outputs fit no int8 outputs"):
         passage.out_of(np.full((1, 10), 0.4 / 256, np.float32))
 
 
@@ -127,5 +127,5 @@ def test_a_run_counts_the_border_and_says_how_to_feed(samples, tmp_path, short_c
 @pytest.mark.parametrize("function", [lqconvert.quantize, export_codes])
 def test_types_that_there_are_none_of(function, tmp_path):
     job = ["x.h5", "digits"] if function is lqconvert.quantize else ["x.codes.npz"]
-    with pytest.raises(LqError, match="io 'int4': is none of int8, uint8, int16, float32"):
+    with pytest.raises(LqError, match="io 'int4': not one of int8, uint8, int16, float32"):
         function(*job, tmp_path / "m.tflite", io="int4")

@@ -33,9 +33,9 @@ def looked_at(step: int, score: float, size: int, pressure: float = 1.0, error: 
 
 
 def steer(steering: Steering, bearable: float) -> Point:
-    points = [looked_at(0, 0.9, 50_000, steering.pressure)]
+    points = [looked_at(0, 0.9, 50_000, steering.penalty_weight)]
     for step in range(steering.cycles):
-        points.append(point(steering.next_pressure(points[-1]), bearable, step + 1))
+        points.append(point(steering.next_penalty_weight(points[-1]), bearable, step + 1))
     return max(points[1:], key=steering.rank)
 
 
@@ -59,15 +59,15 @@ def test_steering_nears_the_largest_file_that_fits(size):
 def test_a_size_is_filled_though_bytes_never_come_back(size, over, power, fewer):
     """Where the pressure falls they stay, and each cycle leaves fewer: too much is undone by going back."""
     steering = Steering(Budget(max_size=size), [0.9])
-    origin = best = looked_at(0, 0.9, 50_000, steering.pressure)
+    origin = best = looked_at(0, 0.9, 50_000, steering.penalty_weight)
     steering.see(origin)
-    first = steering.next_pressure(origin)
+    first = steering.next_penalty_weight(origin)
     for step in range(1, steering.cycles + 1):
-        left = round(over * size * (first / steering.pressure) ** power * fewer**step)
-        seen = dataclasses.replace(point(steering.pressure, 1.0, step), bytes=min(origin.bytes, left))
+        left = round(over * size * (first / steering.penalty_weight) ** power * fewer**step)
+        seen = dataclasses.replace(point(steering.penalty_weight, 1.0, step), bytes=min(origin.bytes, left))
         steering.see(seen)
         best = max(best, seen, key=steering.rank)
-        steering.next_pressure(seen)
+        steering.next_penalty_weight(seen)
         origin = steering.origin(seen, best)
     assert 0.8 * size <= best.bytes <= size
 
@@ -80,7 +80,7 @@ def test_where_bytes_come_back_nothing_is_undone():
     ]
     for place, look in enumerate(looks):
         steering.see(look)
-        steering.next_pressure(look)
+        steering.next_penalty_weight(look)
         origin = steering.origin(look, max(looks[: place + 1], key=steering.rank))
         assert steering.comes_back == (place >= 2)
         assert origin == (look if place < 3 else looks[2])
@@ -90,10 +90,10 @@ def test_a_filled_size_is_learned_at_ever_less_pressure():
     steering = Steering(Budget(max_size=10_000), [0.9])
     sizes = 50_000, 16_000, 5_000, 9_500, 9_300, 10_500, 9_400
     looks = [dataclasses.replace(point(1.0, 1.0, step), bytes=size) for step, size in enumerate(sizes)]
-    origins, pressures = [], [steering.pressure]
+    origins, pressures = [], [steering.penalty_weight]
     for place, look in enumerate(looks):
         steering.see(look)
-        pressures.append(steering.next_pressure(look))
+        pressures.append(steering.next_penalty_weight(look))
         origins.append(steering.origin(look, max(looks[: place + 1], key=steering.rank)))
     start, over, _, first, second, _, last = looks
     assert origins == [start, over, over, first, second, second, last]
@@ -114,10 +114,10 @@ def test_what_was_steered_is_replayed(budget, bearable):
     for seen in points:
         steering.see(seen)
     for step, each in enumerate(bearable):
-        points.append(point(steering.pressure, each if step else 1e-3, step))
+        points.append(point(steering.penalty_weight, each if step else 1e-3, step))
         steering.see(points[-1])
         if not step or not steering.collapsed(points[-1]):
-            steering.next_pressure(points[-1])
+            steering.next_penalty_weight(points[-1])
     again.replay(points)
     assert vars(again) == vars(steering)
 
@@ -134,7 +134,7 @@ def test_a_size_is_aimed_under_but_held_to_the_byte():
 
 def test_what_counts_as_a_drop():
     steering = Steering(Budget(max_drop=1.0), [0.85])
-    assert steering.floors == pytest.approx([0.84])
+    assert steering.required == pytest.approx([0.84])
     for error, quality, holds in ((0.0, 0.8399, False), (0.001, 0.8385, True), (0.001, 0.838, False)):
         assert steering.holds(looked_at(1, quality, 10_000, error=error)) == holds
 
@@ -163,7 +163,7 @@ def test_what_has_no_labels_is_held_against_the_best_that_was_seen():
     steering = Steering(Budget(max_drop=1.0), [1.0, 0.7], perfect=[True, False])
     for quality in (0.9, 0.95, 0.93):
         steering.see(Point(1, (0, 0), (quality, 0.9), (0.0, 0.0), 0.1, 10_000, 0, 0, 1.0))
-    assert steering.floors == pytest.approx([0.94, 0.69])
+    assert steering.required == pytest.approx([0.94, 0.69])
 
 
 def test_a_look_is_numbers_and_back():
@@ -177,7 +177,7 @@ def test_without_a_budget_the_last_or_the_best_counts():
     for keep_last, best in ((True, late), (False, early)):
         steering = Steering(Budget(), [0.9], keep_last=keep_last)
         assert max((early, late), key=steering.rank) == best
-        assert steering.pressure == 1.0
+        assert steering.penalty_weight == 1.0
 
 
 def test_a_collapse_is_told_from_a_drop():

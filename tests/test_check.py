@@ -302,8 +302,11 @@ def test_each_task_has_budgets_of_its_own(name, task, tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--min-auc", "0.5"], "--min-auc: there is no AUC of such data, but R², MAE, RMSE"),
-        (["--max-drop", "1", "--metric", "MAE"], "--max-drop: MAE has no points; take --max-mae"),
+        (["--min-auc", "0.5"], "AUC is not measured on such data, but R², MAE, RMSE"),
+        (
+            ["--max-drop", "1", "--metric", "MAE"],
+            "so its drop has no limit; see --max-mae",
+        ),
     ],
 )
 def test_what_a_regression_has_not(option, message, task):
@@ -326,7 +329,7 @@ def test_what_has_no_labels_is_held_against_the_baseline(task, tmp_path):
     (tmp_path / "b.json").write_text(json.dumps(before))
     result = run(*command, "--against", tmp_path / "b.json")
     assert result.exit_code == 1
-    assert "--max-drop: the data do not tell kind R² to float; give labels, or --baseline" in result.output
+    assert "the drop of kind R² to float cannot be measured" in result.output
 
 
 def by_name(model):
@@ -383,7 +386,7 @@ def test_a_metric_of_the_users_own(task, tmp_path, monkeypatch):
         assert result.exit_code == 1
         (line,) = result.stderr.splitlines()
         assert message in line
-    assert "is none of" in run(*command, "no_such").output
+    assert "is not one of" in run(*command, "no_such").output
     sys.modules.pop("my_metrics")
 
 
@@ -391,7 +394,7 @@ def test_a_metric_of_the_users_own(task, tmp_path, monkeypatch):
     ("arguments", "code", "message"),
     [
         ((), 2, "no budget to check"),
-        (("--max-drop", 1), 1, "need --data"),
+        (("--max-drop", 1), 1, "give --data"),
         (("--max-drop", 1, "--data", "digits"), 1, "--baseline"),
         (("--max-ram", "1KB", "--target", "litert"), 1, "no arena"),
         (("--against", "nowhere.json"), 1, "nowhere.json"),
@@ -507,9 +510,9 @@ def test_defaults_of_the_project_go_by_the_options_names(int8, samples, tmp_path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[tool.lqconvert.check]\nmax-sise = 1", "has 'max-sise', which is no option of it"),
+        ("[tool.lqconvert.check]\nmax-sise = 1", "has 'max-sise', which is not an option of this command"),
         ("[tool.lqconvert]\nmax-sise = 1", "no command and no option"),
-        ("[tool.lqconvert]\ncheck = 1", "check is no table"),
+        ("[tool.lqconvert]\ncheck = 1", "check is not a table"),
         ("[tool", "cannot be read"),
     ],
 )

@@ -376,7 +376,7 @@ def test_folders_by_the_names_of_the_classes(images):
     data = load_data(images(SOME), (6, 5, 3), 5, Wishes(classes=names))
     assert data.class_names == list(names)
     assert {int(label) for split in splits(data) for label in split.y} == {2, 4}
-    with pytest.raises(LqError, match="folder dog is none of the names in --classes"):
+    with pytest.raises(LqError, match="folder dog is not one of the given class names"):
         load_data(images(SOME), (6, 5, 3), 5, Wishes(classes=("cat", "ant")))
 
 
@@ -390,7 +390,7 @@ def test_class_folders_of_an_autoencoder_tell_anomalies(images, channels):
         x, labels = split.arrays()
         np.testing.assert_array_equal(labels[:, :-1], x.reshape(len(x), -1))
         assert set(labels[:, -1]) == {0, 1}
-    assert [note.split(": ")[1] for note in data.notes] == ["the images in dog are taken for anomalies"]
+    assert [note.split(": ")[1] for note in data.notes] == ["the images in dog count as anomalies"]
 
 
 def test_maps_of_classes_are_no_class_folders(images):
@@ -668,7 +668,7 @@ def test_tables(text, output, task, labels, tmp_path):
     [
         ("", "an empty table"),
         ("a,b\n1,2", "2 columns, 0 of them labels, but the model takes 3 values"),
-        ("a,b,c\n1,z,3", "row 2 has 'z' where a number belongs"),
+        ("a,b,c\n1,z,3", "row 2 has 'z' instead of a number"),
         ("1,2,3\n1,2", "row 2 has 2 columns, the first has 3"),
         ("a,b,c\n1,2,nan\n" + "1,2,3\n" * 30, "NaN or infinite"),
         ("a,b,c\n1,2,3", "1 examples are too few"),
@@ -711,5 +711,5 @@ def test_images_and_their_masks(image, mask, level, classes, images):
 
 def test_an_image_without_a_mask_is_named(images):
     files = {name: png(np.zeros((8, 6, 3), np.uint8)) for name in ("images/1.png", "masks/2.png")}
-    with pytest.raises(LqError, match=r"images/1\.png has no mask of its name"):
+    with pytest.raises(LqError, match=r"images/1\.png has no mask of the same name"):
         load_data(images(files), (8, 6, 3), [Output("mask", (8, 6, 2), "softmax")])

@@ -203,10 +203,16 @@ def test_workers_that_are_to_make_different_files_are_told(job, tmp_path):
     ("config", "what"),
     [
         (None, "the environment variable TF_CONFIG, which lists the workers, is not set"),
-        ("{", "TF_CONFIG is no"),
-        ("[]", "TF_CONFIG is no"),
-        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "TF_CONFIG is no"),
-        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "TF_CONFIG is no"),
+        ("{", "TF_CONFIG has another"),
+        ("[]", "TF_CONFIG has another"),
+        (
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}',
+            "TF_CONFIG has another",
+        ),
+        (
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+            "TF_CONFIG has another",
+        ),
     ],
 )
 def test_workers_that_nobody_listed(config, what, job, tmp_path, monkeypatch):
@@ -226,4 +232,4 @@ def test_one_device_is_no_distribution(job, tmp_path):
     arguments = ["quantize", *map(str, job), "-o", str(tmp_path / "m.tflite"), "--distribute", "mirrored"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    assert "--distribute mirrored: there is but one device" in result.stderr
+    assert "--distribute mirrored: there is only one device" in result.stderr

@@ -81,13 +81,13 @@ def test_the_codes_hold_the_plain_int8_file(run):
         (None, [], "no such file"),
         (b"not a zip", [], "not the .codes.npz that lqconvert quantize writes"),
         ("foreign", [], "not the .codes.npz that lqconvert quantize writes"),
-        ("codes", ["--max-ram", "9KB"], "it goes with --target tflm"),
+        ("codes", ["--max-ram", "9KB"], "use --target tflm"),
         ("codes", ["--target", "tflm", "--max-ram", "1000"], "is within the limits"),
         ("codes", ["--data", "nowhere.npz"], "nowhere.npz"),
         ("codes", ["--c-array"], "phones load the .tflite itself"),
         ("array", [], "not the .codes.npz that lqconvert quantize writes"),
-        ("broken", [], "holds no int8 file that LiteRT loads"),
-        ("short", [], "the file has 4 kernels, but there are 1 names of layers"),
+        ("broken", [], "LiteRT cannot load the int8 file in it"),
+        ("short", [], "the file has 4 kernels, but 1 names of layers are given"),
     ],
 )
 def test_mistakes(content, options, message, run, tmp_path):

@@ -174,7 +174,7 @@ def test_the_front_is_left_to_the_program(io, made, tmp_path):
 def test_a_run_says_how_to_scale(models, data, tmp_path):
     report, said = quantized(models["keras"], data, tmp_path / "m.tflite", io="int8")
     assert holds(report)
-    assert "with --io int8 your program has to do it; the report says how" in said
+    assert "with int8 inputs your program has to do it; the report says how" in said
     assert "each column scaled by your program" in report.feeding()[0]
     written = json.loads((tmp_path / "m.report.json").read_text())
     assert len(written["front"]["center"]) == len(written["front"]["factor"]) == 8

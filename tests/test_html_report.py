@@ -21,7 +21,7 @@ from lqconvert.reports.pictures import as_pictures
 from lqconvert.reports.report import Measured, Report, TargetFile, layer_rows, versions
 from lqconvert.reports.settings import RunSettings
 from lqconvert.runtime.layer_snr import LayerNoise
-from lqconvert.runtime.verify import KernelRow, Limits, Proven
+from lqconvert.runtime.verify import KernelRow, Limits, Verified
 from lqconvert.tasks import TASKS, Head, Heads, Output
 from lqconvert.training.augmentation import Augmentation
 from lqconvert.training.budget import Point
@@ -218,7 +218,7 @@ def made_up(outputs=None, layers=2, name="layer", pictures=None, noise=None):
         for n, k in enumerate(kernels)
     ]
     size = 4000 * layers
-    proven = Proven(
+    verified = Verified(
         "tflm", size, size, "runtime", 9, {"x": 0}, 1e-3, 1e-3, 5000, 4000, size, ["CONV_2D"], rows, [name]
     )  # fmt: skip
     half, less = (0.5,) * len(criteria), (0.45,) * len(criteria)
@@ -233,7 +233,7 @@ def made_up(outputs=None, layers=2, name="layer", pictures=None, noise=None):
         criteria=criteria,
         float_=measured,
         int8=measured,
-        files=[TargetFile(f"{name}.tflite", scores, float_scores, N, proven)],
+        files=[TargetFile(f"{name}.tflite", scores, float_scores, N, verified)],
         agreement_with_graph=None,
         agreement_with_float=None,
         max_lsb_from_graph=0.0,
@@ -286,7 +286,7 @@ def test_the_page_says_what_the_json_says(digits):
         "Side by side", "Answers", "Bytes by layer", "Fine-tuning", "Codes and scales", "Error by layer",
         "The file", "Settings and versions",
     ]  # fmt: skip
-    sizes = f"{report['float']['size']:,} → {file['proven']['size']:,} bytes"
+    sizes = f"{report['float']['size']:,} → {file['verified']['size']:,} bytes"
     assert sizes in seen.text
     assert f"{file['float_score']:.2%} → {file['score']:.2%}" in seen.text
     assert f"{report['best']['score']:.2%} at step {report['best']['step']:,}" in seen.text

@@ -206,8 +206,8 @@ def test_inputs_alone_have_no_labels():
         ((X[:9], Y[:9]), "^the arrays: 9 examples are too few"),
         ((X, Y[:9]), "^the arrays: 60 inputs but 9 labels"),
         ((X[:, :3], Y), r"^the arrays: inputs of shape \(3, 5, 3\), but the model takes \(6, 5, 3\)"),
-        (([[1, 2], [3]], [0, 1]), "^the arrays: cannot be made an array"),
-        (3, "^the arrays: int is no array of examples"),
+        (([[1, 2], [3]], [0, 1]), "^the arrays: cannot be converted to an array"),
+        (3, "^the arrays: int is not an array of examples"),
         ((X, {"colour": Y}), "^the arrays: labels of colour"),
         (({"a": X, "b": X}, Y), "^the arrays: inputs a, b, but the model takes one"),
         ({"inputs": X}, "^the arrays: holds inputs; give x_train"),
@@ -244,8 +244,8 @@ def test_data_are_given_again():
     ("shape", "outputs", "wishes", "message"),
     [
         ((6, 5), 2, None, r"inputs of shape \(6, 5, 3\), but the model takes \(6, 5\)"),
-        ((6, 5, 3), 10, None, "was loaded for a model of other outputs"),
-        ((6, 5, 3), 2, Wishes(threshold=0.3), "were settled when it was loaded"),
+        ((6, 5, 3), 10, None, "were loaded for a model with other outputs"),
+        ((6, 5, 3), 2, Wishes(threshold=0.3), "are loaded already, so tasks and metrics cannot be chosen"),
     ],
 )
 def test_data_that_do_not_fit_another_model(shape, outputs, wishes, message):

@@ -30,7 +30,7 @@ from lqconvert.training.pacing import Pace
 def test_epochs_that_are_given_have_no_minimum(settings, steps, samples, tmp_path, said):
     planned = plan(samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite", **settings)
     assert planned.steps == steps
-    bounded = [f"training {steps} steps, as --epochs asks" in line for line in said]
+    bounded = [f"training {steps} steps, for the given epochs" in line for line in said]
     assert any(bounded) == ("epochs" in settings)
 
 
@@ -50,9 +50,9 @@ def test_an_epoch_of_100_unlabelled_images_takes_seconds(samples, tmp_path):
     assert [point["step"] for point in curve] == [0, 0, 1]
 
 
-@pytest.mark.parametrize(("cycles", "looks"), [(6, 1), (1, 10)])
+@pytest.mark.parametrize(("cycles", "evaluations"), [(6, 1), (1, 10)])
 @pytest.mark.parametrize(
-    ("speed", "look", "seconds", "slower"),
+    ("speed", "evaluation", "seconds", "slower"),
     [
         (100, 0.1, 1000, 1),
         (100, 0.1, 60, 1),
@@ -62,10 +62,10 @@ def test_an_epoch_of_100_unlabelled_images_takes_seconds(samples, tmp_path):
         (1, 1, 1, 1),
     ],
 )
-def test_cycles_are_shortened_to_the_time(cycles, looks, speed, look, seconds, slower):
+def test_cycles_are_shortened_to_the_time(cycles, evaluations, speed, evaluation, seconds, slower):
     """A run of so many steps a second, and later of so many times fewer; the first ones are traced."""
-    pace, step, now, seen = Pace(6000, cycles, looks), 0, 3.0, []
-    pace.looked(look)
+    pace, step, now, seen = Pace(6000, cycles, evaluations), 0, 3.0, []
+    pace.evaluated(evaluation)
     while step < pace.steps:
         taken = min(max(1, speed // 4), pace.interval - step % pace.interval)
         took = taken / speed * (slower if step > 1000 else 1) + (step == 0)
@@ -73,8 +73,8 @@ def test_cycles_are_shortened_to_the_time(cycles, looks, speed, look, seconds, s
         pace.stepped(step, taken, took, seconds - now)
         if step % pace.interval == 0:
             seen.append(step)
-            now += look
-    assert now <= seconds + 1 / speed + 0.25 * slower + look or seconds < 5
+            now += evaluation
+    assert now <= seconds + 1 / speed + 0.25 * slower + evaluation or seconds < 5
     if seconds == 1000:
         assert step == 6000  # nothing was cut
     elif seconds > 5 and slower == 1:
@@ -96,7 +96,7 @@ def test_a_run_ends_in_time(samples, tmp_path):
     arguments += ["--epochs", "1000", "-o", str(tmp_path / "m.tflite")]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    assert "of 9,000 steps, as --max-minutes asks" in result.stderr
+    assert "of 9,000 steps, at the time limit" in result.stderr
     report = json.loads((tmp_path / "m.report.json").read_text())
     assert report["settings"]["max_minutes"] == 0.2
     assert 0 < report["curve"][-1]["step"] < 9000

@@ -78,7 +78,7 @@ def test_another_run_into_the_same_folder(digits_run, samples, tmp_path):
         ["writes", str(page)],
         ["replaces", str(folder / "digits.report.json")],
     ]
-    assert f"loses {checkpoint}; --resume" in result.stdout.replace("\n", "")
+    assert f"loses {checkpoint}, from which resume" in result.stdout.replace("\n", "")
     assert "budget: a drop of at most 0 points; limits: at most 100,000 bytes of arena" in result.stdout
     assert "1,079 train, 359 validation, 359 test examples" in result.stdout
     assert "output dense: classification of 10 classes" in result.stdout

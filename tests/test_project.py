@@ -66,7 +66,7 @@ def test_data_neither_run_nor_lie_elsewhere(command, data, project):
 
 @pytest.mark.parametrize("value", ['["evil:run"]', "5", "true", '""', '"a\\u0000b"', "{a = 1}"])
 def test_a_path_is_text(value, project):
-    refused(run(".check", f"data = {value}"), "is no path")
+    refused(run(".check", f"data = {value}"), "is not a path")
 
 
 @pytest.mark.parametrize("key", ["data", "baseline", "against", "junit", "save-baseline"])

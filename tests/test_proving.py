@@ -1,4 +1,4 @@
-"""Files are proven on their target before they are handed over, and keep within their limits."""
+"""Files are verified on their target before they are handed over, and keep within their limits."""
 
 import dataclasses
 import re
@@ -10,11 +10,11 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from single_operator import in_micro, single_operator
 
+import lqconvert.runtime.verify as verifying
 from lqconvert import BudgetMissed, LqError
 from lqconvert.errors import CannotRun
-from lqconvert.runtime import verify
 from lqconvert.runtime.tflm import run_micro
-from lqconvert.runtime.verify import Limits, execute, prove
+from lqconvert.runtime.verify import Limits, execute, verify
 from lqconvert.tflite import dead_channels
 from lqconvert.tflite.c_source import c_sources, operators, resolver_lines, with_margin
 from lqconvert.tflite.flatbuffer import read, write
@@ -36,16 +36,16 @@ def dense() -> bytes:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_file_is_proven_and_smaller(name, dense):
-    tflite, proven = prove(dense, TARGETS[name], INPUTS, ["only"], Limits())
-    assert proven.size == len(tflite) < 0.4 * len(dense)
-    assert proven.examples == 256
-    assert max(proven.deviation.values()) == 0
-    assert TARGETS[name].package in proven.runtime
-    (row,) = proven.kernels
+    tflite, verified = verify(dense, TARGETS[name], INPUTS, ["only"], Limits())
+    assert verified.size == len(tflite) < 0.4 * len(dense)
+    assert verified.examples == 256
+    assert max(verified.deviation.values()) == 0
+    assert TARGETS[name].package in verified.runtime
+    (row,) = verified.kernels
     assert (row.layer, row.int8_bytes) == ("only", 30_000)
     assert row.packing != "int8"
-    assert proven.refused == []
-    assert (proven.arena_bytes is None) == (name == "litert")
+    assert verified.refused == []
+    assert (verified.arena_bytes is None) == (name == "litert")
 
 
 class Broken(Huffman):
@@ -62,9 +62,9 @@ class Broken(Huffman):
 
 def test_what_computes_something_else_gives_way(dense):
     packings = (Broken(), Lut())
-    tflite, proven = prove(dense, dataclasses.replace(TFLM, packings=packings), INPUTS, ["only"], Limits())
-    assert [row.packing for row in proven.kernels] == ["lut"]
-    assert "huffman for 'only': TFLite Micro computes up to" in proven.refused[0]
+    tflite, verified = verify(dense, dataclasses.replace(TFLM, packings=packings), INPUTS, ["only"], Limits())
+    assert [row.packing for row in verified.kernels] == ["lut"]
+    assert "huffman for 'only': TFLite Micro computes up to" in verified.refused[0]
     np.testing.assert_array_equal(in_micro(tflite, INPUTS[:20]), in_micro(dense, INPUTS[:20]))
 
 
@@ -99,9 +99,9 @@ def test_one_culprit_of_several_kernels():
             return super().encode(kernel) if kernel.name == "first" else Huffman.encode(self, kernel)
 
     target = dataclasses.replace(TFLM, packings=(WrongForOne(), Lut()))
-    _, proven = prove(tflite, target, inputs, ["first", "second"], Limits())
-    assert [(row.layer, row.packing) for row in proven.kernels] == [("first", "lut"), ("second", "huffman")]
-    assert proven.kernels[0].shape == (59, 300)  # without the dead channel
+    _, verified = verify(tflite, target, inputs, ["first", "second"], Limits())
+    assert [(row.layer, row.packing) for row in verified.kernels] == [("first", "lut"), ("second", "huffman")]
+    assert verified.kernels[0].shape == (59, 300)  # without the dead channel
 
 
 @pytest.mark.parametrize(
@@ -121,13 +121,13 @@ def test_removal_and_gathering_have_to_be_exact(step, said, monkeypatch):
         return wrong
 
     only_int8 = dataclasses.replace(TFLM, packings=())
-    _, right = prove(tflite, only_int8, inputs, ["first", "second"], Limits())
-    monkeypatch.setattr(verify, step, wrong)
-    _, proven = prove(tflite, only_int8, inputs, ["first", "second"], Limits())
+    _, right = verify(tflite, only_int8, inputs, ["first", "second"], Limits())
+    monkeypatch.setattr(verifying, step, wrong)
+    _, verified = verify(tflite, only_int8, inputs, ["first", "second"], Limits())
     assert right.refused == []
-    assert said in proven.refused[0]
-    assert proven.size > right.size
-    assert max(proven.deviation.values()) == 0
+    assert said in verified.refused[0]
+    assert verified.size > right.size
+    assert max(verified.deviation.values()) == 0
 
 
 def test_layers_are_known_by_name_whatever_goes():
@@ -137,8 +137,8 @@ def test_layers_are_known_by_name_whatever_goes():
     name_kernels(model, ["first", "second"])
     named = [kernel.name for kernel in kernels(read(write(model)))]
     assert named == ["first", "second"]
-    _, proven = prove(tflite, LITERT, inputs, ["first", "second"], Limits())
-    assert [row.layer for row in proven.kernels] == ["first", "second"]
+    _, verified = verify(tflite, LITERT, inputs, ["first", "second"], Limits())
+    assert [row.layer for row in verified.kernels] == ["first", "second"]
 
 
 def test_int4_convolutions_on_request():
@@ -147,28 +147,28 @@ def test_int4_convolutions_on_request():
     codes = rng.integers(-7, 8, (16, 3, 3, 16)).astype(np.int8)
     plain = single_operator("CONV_2D", codes, True, k=3, rng=rng)
     inputs = rng.integers(-128, 128, (256, 7, 7, 16)).astype(np.int8)
-    _, proven = prove(plain, target("litert", int4_convolutions=True), inputs, ["only"], Limits())
-    assert [row.packing for row in proven.kernels] == ["int4"]
-    assert proven.deviation["built-in"] == 0
-    assert proven.deviation["XNNPACK"] <= 1
-    _, proven = prove(plain, LITERT, inputs, ["only"], Limits())
-    assert [row.packing for row in proven.kernels] == ["int8"]
+    _, verified = verify(plain, target("litert", int4_convolutions=True), inputs, ["only"], Limits())
+    assert [row.packing for row in verified.kernels] == ["int4"]
+    assert verified.deviation["built-in"] == 0
+    assert verified.deviation["XNNPACK"] <= 1
+    _, verified = verify(plain, LITERT, inputs, ["only"], Limits())
+    assert [row.packing for row in verified.kernels] == ["int8"]
 
 
 @pytest.mark.slow
 def test_memory_is_kept_to(dense):
     """Decoded kernels lie in the arena: with less of it, packings that need none."""
-    _, free = prove(dense, TFLM, INPUTS, ["only"], Limits())
-    _, plain = prove(dense, dataclasses.replace(TFLM, packings=()), INPUTS, ["only"], Limits())
+    _, free = verify(dense, TFLM, INPUTS, ["only"], Limits())
+    _, plain = verify(dense, dataclasses.replace(TFLM, packings=()), INPUTS, ["only"], Limits())
     assert plain.arena_bytes < 30_000 < free.arena_bytes
-    _, some = prove(dense, TFLM, INPUTS, ["only"], Limits(max_ram=free.arena_bytes - 1))
+    _, some = verify(dense, TFLM, INPUTS, ["only"], Limits(max_ram=free.arena_bytes - 1))
     assert plain.size > some.size > free.size
     assert some.arena_bytes < free.arena_bytes
     assert "bytes of arena" in some.refused[0]
-    _, least = prove(dense, TFLM, INPUTS, ["only"], Limits(max_ram=plain.arena_bytes))
+    _, least = verify(dense, TFLM, INPUTS, ["only"], Limits(max_ram=plain.arena_bytes))
     assert [row.packing for row in least.kernels] == ["int8"]
     with pytest.raises(BudgetMissed) as missed:
-        prove(dense, TFLM, INPUTS, ["only"], Limits(max_ram=plain.arena_bytes - 1000))
+        verify(dense, TFLM, INPUTS, ["only"], Limits(max_ram=plain.arena_bytes - 1000))
     assert f"the most economical one needs {plain.arena_bytes:,} bytes" in str(missed.value)
 
 
@@ -181,9 +181,9 @@ def test_the_arena_that_is_reported_is_enough(dense):
 @pytest.mark.slow
 def test_latency_is_kept_to(dense):
     """Decoding 30,000 weights takes several times as long as multiplying them."""
-    _, free = prove(dense, TFLM, INPUTS, ["only"], Limits())
+    _, free = verify(dense, TFLM, INPUTS, ["only"], Limits())
     assert free.latency_s > 2.5 * free.int8_latency_s
-    _, fast = prove(dense, TFLM, INPUTS, ["only"], Limits(max_latency=1.2))
+    _, fast = verify(dense, TFLM, INPUTS, ["only"], Limits(max_latency=1.2))
     assert [row.packing for row in fast.kernels] == ["int8"]
     assert "times int8's latency" in fast.refused[-1]
 
@@ -196,7 +196,7 @@ def unknown_to_micro(tflite: bytes) -> bytes:
 
 def test_a_file_that_cannot_run_is_refused_with_the_reason(dense):
     with pytest.raises(LqError, match=r"TFLite Micro cannot run the file: .*LOCAL_RESPONSE_NORMALIZATION"):
-        prove(unknown_to_micro(dense), TFLM, INPUTS, ["only"], Limits())
+        verify(unknown_to_micro(dense), TFLM, INPUTS, ["only"], Limits())
     with pytest.raises(LqError, match="LiteRT cannot run the file"):
         execute(unknown_to_micro(dense), LITERT, INPUTS[:1])
 
@@ -230,8 +230,8 @@ def test_symbols_are_ascii(dense):
 
 def test_sources_compile_and_hold_the_file(dense, tmp_path):
     path = tmp_path / "my-model.2.tflite"
-    tflite, proven = prove(dense, TFLM, INPUTS, ["only"], Limits())
-    for source, text in c_sources(tflite, path, proven.arena_bytes).items():
+    tflite, verified = verify(dense, TFLM, INPUTS, ["only"], Limits())
+    for source, text in c_sources(tflite, path, verified.arena_bytes).items():
         source.write_text(text)
     graph = read(tflite).main
     output = graph.tensors[graph.outputs[0]]
@@ -241,7 +241,7 @@ def test_sources_compile_and_hold_the_file(dense, tmp_path):
         #include <cstdio>
         #include "my-model.2.h"
         static_assert(g_my_model_2_len == {len(tflite)}, "length");
-        static_assert(g_my_model_2_arena_bytes == {with_margin(proven.arena_bytes)}, "arena");
+        static_assert(g_my_model_2_arena_bytes == {with_margin(verified.arena_bytes)}, "arena");
         static_assert(g_my_model_2_output_zero_point == {output.zero_point}, "zero point");
         static_assert(g_my_model_2_output_scale == {float(output.scales[0])!r}f, "scale");
         int main() {{
@@ -267,7 +267,7 @@ def test_sources_number_several_outputs(dense, tmp_path):
 
 
 def test_resolver_names_every_operator(dense):
-    tflite, _ = prove(dense, TFLM, INPUTS, ["only"], Limits())
+    tflite, _ = verify(dense, TFLM, INPUTS, ["only"], Limits())
     names = operators(tflite)
     assert names == ["CAST", "FULLY_CONNECTED", "GATHER", "RESHAPE", "TFLM_DECODE"]
     lines = resolver_lines(names)

@@ -56,10 +56,10 @@ def test_a_file_may_be_so_large(tmp_path):
     path.write_bytes(b"\xef\xbb\xbfone\r\ntwo")
     assert len(read_bytes(path, 11)) == 11
     assert read_text(path) == "one\ntwo"
-    with pytest.raises(LqError, match=r"file: 11 bytes are more than lqconvert reads \(10\)"):
+    with pytest.raises(LqError, match=r"file: 11 bytes, more than lqconvert reads \(10\)"):
         read_bytes(path, 10)
     path.write_bytes(b"\xff")
-    with pytest.raises(LqError, match="no text in UTF-8"):
+    with pytest.raises(LqError, match="not a text in UTF-8"):
         read_text(path)
     with pytest.raises(LqError, match="cannot be read"):
         read_bytes("a\0b")

@@ -117,7 +117,7 @@ def test_terminated_and_then_killed_between_two_looks(job, undisturbed, tmp_path
         _, errors = process.communicate()
         if how == signal.SIGTERM:
             assert process.returncode == 128 + signal.SIGTERM
-            assert "quantize --resume goes on from the checkpoint" in errors
+            assert "quantize --resume continues from the checkpoint" in errors
             assert [path.name for path in tmp_path.iterdir()] == [checkpoint.name]
         before = step_of(checkpoint)
         assert not output.exists()
@@ -175,7 +175,7 @@ def test_a_damaged_checkpoint_is_refused(damage, job, left, tmp_path):
 
 def test_one_run_at_a_time(job, tmp_path):
     output = tmp_path / "m.tflite"
-    with locked(output), pytest.raises(LqError, match="another run is making it"):
+    with locked(output), pytest.raises(LqError, match="another run is writing it"):
         quantize(*job, output)
     assert list(tmp_path.iterdir()) == []
 
@@ -239,7 +239,7 @@ def test_what_diverges_is_rolled_back_and_slowed_down(rate, ends, job, tmp_path,
         report = quantize(*job, output, learning_rate=rate)
         assert report.int8.score > report.float_.score - 0.02
     else:
-        with pytest.raises(LqError, match="diverges, however slowly it learns"):
+        with pytest.raises(LqError, match="diverges even at low learning rates"):
             quantize(*job, output, learning_rate=rate)
     back = re.compile(r"step \d+: .*; back to step 0, with a third")
     rolled_back = [line for line in said if back.match(line)]

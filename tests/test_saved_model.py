@@ -321,7 +321,7 @@ def test_folders_that_are_no_model_of_keras(saved, tmp_path):
         load_model(saved)
     del metadata.nodes[0]
     file.write_bytes(metadata.SerializeToString())
-    with pytest.raises(LqError, match="of something else than a Keras model"):
+    with pytest.raises(LqError, match="a SavedModel, but not of a Keras model"):
         load_model(saved)
     shutil.rmtree(saved / "variables")
     with pytest.raises(LqError, match="of something else"):

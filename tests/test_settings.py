@@ -155,8 +155,8 @@ def test_another_runs_checkpoint_names_the_settings_that_differ(tmp_path):
     assert Checkpoint.load(path, {"seed": "0", "epochs": "20", "io": "int8"}).step == 1
     with pytest.raises(LqError) as raised:
         Checkpoint.load(path, {"seed": "1", "epochs": "20", "start": "0.5"})
-    what = "of another run, with seed=0 (now 1), io=int8 (now none), start=none (now 0.5)"
-    assert str(raised.value) == f"{path}: {what}; give its options, or leave out --resume"
+    what = "seed=0 (now 1), io=int8 (now none), start=none (now 0.5)"
+    assert str(raised.value) == f"{path}: belongs to a run with other settings: {what}"
 
 
 def test_what_is_logged_is_passed_on_in_order():

@@ -45,7 +45,7 @@ def folder(samples, tmp_path_factory):
         patch.setattr(study, "_run", interrupted)
         stopped = CliRunner().invoke(main, job)
         assert stopped.exit_code == 130
-        assert "the same command goes on" in stopped.stderr
+        assert "run the same command again to continue" in stopped.stderr
         size = (folder / "rate_mixed_0.5.tflite").stat().st_size
         assert f"rate_mixed_0.5: {size:,} bytes, " in stopped.stderr
         assert [float(row["penalty"]) for row in table(folder)] == [0.5]

@@ -121,9 +121,9 @@ def test_labels_that_do_not_fit_are_refused(output, labels, message):
 @pytest.mark.parametrize(
     ("wishes", "output", "labels", "message"),
     [
-        (Wishes(tasks={"": "regression"}), SOFTMAX, None, "regression needs labels; --task raw holds"),
-        (Wishes(metrics={"": "MAE"}), SOFTMAX, CLASS, "--metric MAE: is none of classification; take accur"),
-        (Wishes(metrics={"": "no.module:f"}), SOFTMAX, CLASS, "--metric no.module:f: cannot be imported"),
+        (Wishes(tasks={"": "regression"}), SOFTMAX, None, "regression needs labels"),
+        (Wishes(metrics={"": "MAE"}), SOFTMAX, CLASS, "metric MAE: not one of classification; choose accur"),
+        (Wishes(metrics={"": "no.module:f"}), SOFTMAX, CLASS, "metric no.module:f: cannot be imported"),
         (Wishes(tasks={"": "segmentation"}), MAP, CLASS, r"labels of shape \(\), but segmentation takes 16"),
     ],
 )
@@ -134,7 +134,7 @@ def test_wishes_that_do_not_fit_are_refused(wishes, output, labels, message):
 
 @pytest.mark.parametrize("field", ["tasks", "metrics", "weights"])
 def test_wishes_name_outputs_that_there_are(field):
-    with pytest.raises(LqError, match="the model has no such output, but age, kind"):
+    with pytest.raises(LqError, match="the model's outputs are age, kind"):
         Wishes(**{field: {"colour": 1}}).check([Output("age", (1,)), Output("kind", (3,))])
 
 
@@ -174,7 +174,7 @@ def test_names_of_classes_are_numbered_in_order():
     head = find_head("data", SOFTMAX, names, ROWS, Wishes())
     assert head.class_names == ("ant", "cat", "dog", "owl")
     np.testing.assert_array_equal(np.array(head.class_names)[head_labels("data", head, names, N)], names)
-    with pytest.raises(LqError, match="the test part has classes that the training part has not"):
+    with pytest.raises(LqError, match="the test part has classes that the training part does not have"):
         head_labels("data", head, np.array(["bee"] * N), N)
 
 

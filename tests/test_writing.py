@@ -66,7 +66,7 @@ def test_the_file_is_like_any_other_new_one(tmp_path):
 @pytest.mark.parametrize("name", ["/dev/null", "/dev/x", "/proc/self/fd/1", "link"])
 def test_a_device_is_not_replaced(name, tmp_path):
     (tmp_path / "link").symlink_to("/dev/zero")
-    with pytest.raises(LqError, match="is no file that could be replaced"):
+    with pytest.raises(LqError, match="is not a regular file"):
         _refuse_irregular(tmp_path / name)  # alone: a test that fails is to break no machine
 
 
@@ -194,7 +194,7 @@ def test_sources_of_others_are_not_replaced(suffix, tmp_path):
     paths = Paths(tmp_path / "main.tflite", ("tflm",), ("tflm",))
     paths.check()
     (tmp_path / f"main{suffix}").write_text("int main() { return 0; }")
-    with pytest.raises(LqError, match=f"main{suffix}: is there, and lqconvert did not write it"):
+    with pytest.raises(LqError, match=f"main{suffix}: exists, and lqconvert did not write it"):
         paths.check()
 
 

@@ -63,7 +63,7 @@ class Measurements:
         try:
             text = read_text(path)
         except LqError as error:
-            raise LqError(f"{error}; --save-baseline writes such a file") from error
+            raise LqError(str(error), hint="save_baseline") from error
         kinds = {"target": str, "size": int, "deflated_bytes": int}
         optional = {"arena_bytes": int, "examples": int}
         try:
@@ -74,12 +74,12 @@ class Measurements:
             if fields.get("accuracy") is not None:  # written by an older version
                 scores["accuracy"] = fields["accuracy"]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise LqError(f"{path}: not what --save-baseline writes") from error
+            raise LqError(f"{path}: not a file of saved measurements", hint="save_baseline") from error
         typed = [isinstance(required[name], kind) for name, kind in kinds.items()]
         typed += [rest[name] is None or isinstance(rest[name], kind) for name, kind in optional.items()]
         typed += [isinstance(score, float) for score in scores.values()]
         if not all(typed):
-            raise LqError(f"{path}: not what --save-baseline writes")
+            raise LqError(f"{path}: not a file of saved measurements", hint="save_baseline")
         return cls(**required, **rest, scores=scores)
 
 
@@ -237,15 +237,15 @@ def _refuse(
 ) -> None:
     """Raises an LqError for a budget that cannot be checked with these arguments."""
     if max_ram is not None and target == LITERT.name:
-        raise LqError("--max-ram: LiteRT has no arena of a fixed size; it goes with --target tflm")
+        raise LqError("max_ram: LiteRT has no arena of a fixed size", hint="tflm")
     if against is not None and target not in (None, against.target):
-        raise LqError(f"--against: was saved for {against.target}; save one with --target {target}")
-    if data is None and (least or max_drop is not None):
-        raise LqError("--min-accuracy and --max-drop need --data to score the file on")
-    if max_drop is not None and baseline is None and against is None:
         raise LqError(
-            "--max-drop: say what from, with --baseline (a model) or --against (of --save-baseline)"
+            f"the earlier measurements are for {against.target}, not for {target}", hint="save_baseline"
         )
+    if data is None and (least or max_drop is not None):
+        raise LqError("limits of metrics need data to score the file on", hint="data")
+    if max_drop is not None and baseline is None and against is None:
+        raise LqError("max_drop needs a model or measurements to compare with", hint="baseline")
 
 
 @dataclass(frozen=True)
@@ -281,8 +281,8 @@ def _scored(
             return None
         raise LqError(f"{name}: has no labels to score by")
     if count is not None and count > loaded.test.size:
-        what = f"was scored on {count:,} test examples, {name} has {loaded.test.size:,}"
-        raise LqError(f"--against: {what}; save another with --save-baseline")
+        what = f"are of {count:,} test examples, but {name} has {loaded.test.size:,}"
+        raise LqError(f"the earlier measurements {what}", hint="save_baseline")
     examples = shared_examples(files, loaded, count)
     ways = [preprocess or preprocessing_of(each, loaded) for each in files]
     outputs = [measure(each, loaded, way, examples)[1] for each, way in zip(files, ways, strict=True)]
@@ -298,7 +298,7 @@ def _of_limits(limits: dict[str, float], scored: _Scored) -> list[Verdict]:
         own = [score for score in scored.scores[0] if score.metric == name]
         if not own:
             there = ", ".join(score.label for score in scored.scores[0])
-            raise LqError(f"--{metric.option}: there is no {name} of such data, but {there}")
+            raise LqError(f"{name} is not measured on such data, but {there}")
         for score in own:
             words = f"{score.text}, at {'most' if metric.error else 'least'} {metric.text(limit)} {on}"
             # Scores of the same examples differ by whole examples, so a rounded limit is no drop.
@@ -312,13 +312,18 @@ def _of_drops(max_drop: float, before: dict[str, float], scored: _Scored) -> lis
     known = {score.label: score for score in scored.scores[0]}
     for label in scored.judged:
         if label not in known:
-            raise LqError(f"--max-drop: the data do not tell {label}; give labels, or --baseline (a model)")
+            raise LqError(
+                f"the drop of {label} cannot be measured: the data have no labels for it",
+                hint="baseline_model",
+            )
         score = known[label]
         if score.label not in before:
-            raise LqError(f"--max-drop: the baseline has no {score.label}; save it with --data")
+            raise LqError(f"the earlier measurements have no {score.label}", hint="save_data")
         metric, was = metric_named(score.metric), before[score.label]
         if metric.error:
-            raise LqError(f"--max-drop: {score.metric} has no points; take --{metric.option}")
+            raise LqError(
+                f"{score.metric} has no percentage points, so its drop has no limit", hint=metric.option
+            )
         least = was - max_drop / 100
         words = f"at most {max_drop:g} points under {metric.text(was)} (on {scored.examples:,} test examples)"
         name = f"drop of {score.label}" if several else "drop"

@@ -113,9 +113,7 @@ def data_for(files: Sequence[Runnable], data: DataLike, wishes: Wishes | None = 
             )
     shapes = {plain_name(name): shape for name, shape in first.interface.input_shapes.items()}
     if len(shapes) < len(first.interface.inputs):
-        raise LqError(
-            f"{first.name}: its inputs have no names (--strip-all), and no data can be found for each"
-        )
+        raise LqError(f"{first.name}: its inputs have no names, so the data cannot be assigned to them")
     loaded = load_data(data, shapes, first.outputs, wishes)
     if any(head.task == "reconstruction" for head in loaded.heads):
         loaded = loaded.retargeted(_choose(first, loaded).target)

@@ -79,7 +79,7 @@ class Explanation(Shown):
         rest = self.parts[PRINTED:]
         if rest:
             size, before = (sum(getattr(part, of) for part in rest) for of in ("bytes", "float32_bytes"))
-            rows.append((f"{len(rest)} more", size, before, "--json has them"))
+            rows.append((f"{len(rest)} more", size, before, "only in the JSON"))
         for name, size, before, why in rows:
             as_float = [f"{before:,}" if before else ""] if floats else []
             table.add_row(name, f"{size:,}", f"{size / self.bytes:.1%}", *as_float, why)
@@ -177,7 +177,7 @@ def _explain_model(model: ModelLike, input_shape: tuple[int, ...] | None, trust_
     operators = len(measured.book.model.main.operators)
     for change in changes(loaded):
         measured.save(change.saved_bytes(measured.book.of(GRAPH)["graph"] // operators), MODEL, change.text)
-    measured.notes.append("quantize learns codes that pack smaller: how much is known when it has run")
+    measured.notes.append("quantize learns codes that pack smaller; only a run can show how much")
     for name, reason in float_layers(quantized).items():
         measured.notes.append(f"computes in float: '{name}' ({reason})")
     name = model_name(model)
@@ -234,7 +234,7 @@ def _why(book: Account, row: str, kinds: Mapping[str, int], packed: Mapping[str,
         count = sum(each.elements for each in constants)
         reasons = [f"{len(constants)} constants, {count:,} weights: {kinds.get('weights', 0):,} bytes"]
     if constants and not kinds.get("weights"):
-        reasons.append("which stand in the file once, with equal ones")
+        reasons.append("which the file has only once, shared with equal ones")
     if packed:
         sizes = (f"{target} {size:,} ({packing})" for target, (packing, size) in packed.items())
         reasons.append(f"packed: {', '.join(sizes)}")
@@ -274,5 +274,5 @@ _BESIDE: dict[str, Callable[[Model], str]] = {
     ACTIVATIONS: lambda _: "a scale and a zero point for each tensor that is computed",
     NAMES: _names,
     UNREAD: lambda _: "constants that no operator reads",
-    PADDING: lambda _: "up to multiples of 4, 8 and 16 bytes, and what belongs to nothing",
+    PADDING: lambda _: "alignment to 4, 8 and 16 bytes, and unused bytes",
 }

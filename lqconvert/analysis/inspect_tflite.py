@@ -95,7 +95,7 @@ class TfliteInspection(Shown):
         yield f"integer only: {'yes' if self.integer_only else f'no ({floats})'}"
         yield (
             f"{self.bytes:,} bytes ({self.deflated_bytes:,} deflated): {self.constant_bytes:,} of constants, "
-            f"{self.overhead_bytes:,} beside them"
+            f"{self.overhead_bytes:,} of overhead"
         )
         for side, tensors in (("input", self.inputs), ("output", self.outputs)):
             for tensor in tensors:

@@ -87,15 +87,17 @@ def defaults(path: Path, commands: Mapping[str, click.Command]) -> dict[str, dic
     options = {name: _options(command) for name, command in commands.items()}
     for key in shared:
         if not any(key in known for known in options.values()):
-            raise LqError(f"{path}: [tool.lqconvert] has {key!r}, which is no command and no option")
+            raise LqError(f"{path}: [tool.lqconvert] has {key!r}, which is not a command or an option")
     found: dict[str, dict[str, Any]] = {}
     for name, known in options.items():
         own = table.get(name, {})
         if not isinstance(own, dict):
-            raise LqError(f"{path}: {name} is no table in [tool.lqconvert]")
+            raise LqError(f"{path}: {name} is not a table in [tool.lqconvert]")
         for key in own:
             if key not in known:
-                raise LqError(f"{path}: [tool.lqconvert.{name}] has {key!r}, which is no option of it")
+                raise LqError(
+                    f"{path}: [tool.lqconvert.{name}] has {key!r}, which is not an option of this command"
+                )
         found[name] = {}
         for key, value in (shared | own).items():
             if key in known:
@@ -116,7 +118,7 @@ def _table(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise LqError(f"{path}: cannot be read ({error})") from error
     if not isinstance(table, dict):
-        raise LqError(f"{path}: lqconvert is no table in [tool]")
+        raise LqError(f"{path}: lqconvert is not a table in [tool]")
     return table
 
 
@@ -167,7 +169,7 @@ class _Setting:
         """The path. Raises an LqError if it leaves the project, also through links."""
         value = self.value
         if not isinstance(value, str) or not value or "\0" in value:
-            raise self._refused("is no path")
+            raise self._refused("is not a path")
         # module:function and tfds:NAME run code; other schemes and drives lead elsewhere.
         if ":" in value or value.startswith("~"):
             raise self._refused("would run code or lead out of the project")
@@ -183,11 +185,11 @@ class _Setting:
         path = self._check_path()
         parts = (*PurePath(self.value).parts, *path.relative_to(self._root).parts)
         if any(part.startswith(".") and part != ".." for part in parts):
-            raise self._refused("is hidden, and nothing to be written to")
+            raise self._refused("is hidden")
         if kind.suffixes and not path.name.lower().endswith(kind.suffixes):
             raise self._refused(f"does not end in {' or '.join(kind.suffixes)}")
         if not kind.is_own(path):
-            raise self._refused("is there, and lqconvert did not write it")
+            raise self._refused("exists, and lqconvert did not write it")
 
     @property
     def _root(self) -> Path:

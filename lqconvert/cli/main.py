@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from lqconvert import __version__
 from lqconvert.cli.config import defaults, find
+from lqconvert.cli.hints import with_hint
 from lqconvert.cli.matplotlibrc import ignore
 from lqconvert.cli.messages import passed_on
 from lqconvert.cli.options import (
@@ -118,7 +119,7 @@ def _ended_by(error: BaseException, guard: Guard | None) -> int | None:
 def _said(error: BaseException, trains: bool) -> str:
     """The message of an error for the user."""
     if isinstance(error, LqError):
-        return str(error)
+        return with_hint(str(error), error.hint)
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         line = _first_line(error)
         if trains:
@@ -504,7 +505,7 @@ def check(
         except LqError as error:
             if len(files) == 1:
                 raise
-            say(f"error: {error}", err=True)
+            say(f"error: {with_hint(str(error), error.hint)}", err=True)
             broken = True
             continue
         if form is not None:

@@ -6,6 +6,8 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
+from lqconvert.cli.hints import with_hint
+
 
 class _Calls(logging.Handler):
     """Passes each message to a function. An error there ends the run: if a log cannot be written, say."""
@@ -15,7 +17,7 @@ class _Calls(logging.Handler):
         self.show = show
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.show(record.getMessage())
+        self.show(with_hint(record.getMessage(), getattr(record, "hint", None)))
 
 
 @contextlib.contextmanager

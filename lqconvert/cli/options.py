@@ -45,7 +45,7 @@ class PreprocessingType(click.ParamType):
         try:
             return Preprocessing.parse(value)
         except ValueError:
-            self.fail(f"'{value}' is none of none, 0-1, -1-1 and SCALE,OFFSET (two numbers)", param, ctx)
+            self.fail(f"'{value}' is not none, 0-1, -1-1 or SCALE,OFFSET (two numbers)", param, ctx)
 
 
 class ShapeType(click.ParamType):
@@ -55,7 +55,7 @@ class ShapeType(click.ParamType):
         if isinstance(value, tuple):
             return value
         if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", str(value)):
-            self.fail(f"'{value}' is no shape, such as 96,96,3", param, ctx)
+            self.fail(f"'{value}' is not a shape such as 96,96,3", param, ctx)
         return tuple(int(part) for part in str(value).split(","))
 
 
@@ -72,7 +72,7 @@ class SizeType(click.ParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([a-zA-Z]*)", str(value))
         if match is None or match[2].upper() not in self.UNITS:
-            self.fail(f"'{value}' is no size, such as 64KB, 0.5MB or 20000", param, ctx)
+            self.fail(f"'{value}' is not a size such as 64KB, 0.5MB or 20000", param, ctx)
         size = int(float(match[1]) * self.UNITS[match[2].upper()])
         if size < 1:
             self.fail(f"'{value}' is less than a byte", param, ctx)
@@ -97,11 +97,11 @@ class NamedType(click.ParamType):
             except ValueError:
                 weight = -1.0
             if not 0 < weight < math.inf:
-                self.fail(f"'{given}' is no positive number", param, ctx)
+                self.fail(f"'{given}' is not a positive number", param, ctx)
             return output, weight
         known = {name.lower(): name for name in self.values}
         if given.lower() not in known and not (":" in given and param.name == "metrics"):
-            self.fail(f"'{given}' is none of {', '.join(self.values)}", param, ctx)
+            self.fail(f"'{given}' is not one of {', '.join(self.values)}", param, ctx)
         return output, known.get(given.lower(), given)
 
 

@@ -23,7 +23,7 @@ def place(step: int, steps: int) -> str:
 
 def described(at: Progress) -> str:
     """The results of an evaluation, in words."""
-    return f"validation {at.point.score:.4f}  ~{at.point.bytes:,} bytes"
+    return f"validation {at.evaluation.score:.4f}  ~{at.evaluation.bytes:,} bytes"
 
 
 class Lines:
@@ -40,7 +40,7 @@ class Lines:
     def progress(self, at: Progress) -> None:
         """As ``progress`` of :func:`lqconvert.quantize`."""
         self.seen = described(at)
-        self._say(at.point.step, at.steps)
+        self._say(at.evaluation.step, at.steps)
 
     def tick(self, step: int, steps: int) -> None:
         """As ``tick`` of :func:`lqconvert.quantize`."""
@@ -70,8 +70,8 @@ class Bar:
         self.bar, self.task = bar, bar.add_task("loading", total=None)
 
     def progress(self, at: Progress) -> None:
-        text = f"{place(at.point.step, at.steps)}  {described(at)}"
-        self.bar.update(self.task, description=text, completed=at.point.step, total=at.steps or None)
+        text = f"{place(at.evaluation.step, at.steps)}  {described(at)}"
+        self.bar.update(self.task, description=text, completed=at.evaluation.step, total=at.steps or None)
 
     def tick(self, step: int, steps: int) -> None:
         self.bar.update(self.task, completed=step, total=steps)

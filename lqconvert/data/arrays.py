@@ -78,9 +78,9 @@ def arrays_of(name: str, value: Any) -> Any:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise LqError(f"{name}: cannot be made an array ({first_line(error)})") from error
+        raise LqError(f"{name}: cannot be converted to an array ({first_line(error)})") from error
     if array.ndim == 0:
-        raise LqError(f"{name}: {type(value).__name__} is no array of examples")
+        raise LqError(f"{name}: {type(value).__name__} is not an array of examples")
     return array
 
 

@@ -91,7 +91,7 @@ class _Table:
             try:
                 self.values.append(float(row[place]))
             except (ValueError, OverflowError) as error:
-                cell = f"{row[place][:40]!r} where a number belongs"
+                cell = f"{row[place][:40]!r} instead of a number"
                 raise LqError(f"{self.path}: row {number} has {cell}") from error
         for cells, place in zip(self.cells, targets, strict=True):
             cells.append(self.known.setdefault(row[place], row[place]))

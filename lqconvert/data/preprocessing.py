@@ -78,8 +78,9 @@ class Preprocessing:
         """Raises an LqError for an input that takes indices, unless inputs are used as they are."""
         for name in names if self != Preprocessing() else ():
             raise LqError(
-                f"--preprocess: input '{name}' takes indices, which are not scaled; leave it out, and scale "
-                "the other inputs in the data"
+                f"preprocess: input '{name}' takes indices, which are not scaled; scale the other inputs in "
+                "the data",
+                hint="no_preprocess",
             )
 
     @property
@@ -220,8 +221,9 @@ def choose_preprocessing(
     if known and not any(fit.score > fit.chance for fit in known):
         listed = ", ".join(f"{name} {score:.3g}" for name, score in scores.items())
         raise LqError(
-            f"the model is no better than chance on {data.name} under any preprocessing ({listed}); "
-            "is it the right data? If so, give --preprocess."
+            f"the model is no better than chance on {data.name} with any preprocessing ({listed}); "
+            "perhaps these are the wrong data",
+            hint="known_preprocess",
         )
     noise = float(np.mean([fit.noise for fit in fits[best]]))
     close = [name for name, score in scores.items() if score >= scores[best] - noise]

@@ -87,7 +87,7 @@ def load_data(
     )
     notes = source.notes
     if source.class_names and any(head.task == "reconstruction" for head in heads):
-        notes = (*notes, f"{spec}: the images in {source.class_names[-1]} are taken for anomalies")
+        notes = (*notes, f"{spec}: the images in {source.class_names[-1]} count as anomalies")
     splits = [train.x.relabelled(_joined_labels(spec, heads, train, outputs))]
     if test.x.size:
         splits.append(test.x.relabelled(_joined_labels(spec, heads, test, outputs)))
@@ -400,7 +400,7 @@ def _keras_dataset(name: str) -> tuple[Arrays, Arrays]:
             train, test = getattr(tf_keras.datasets, name).load_data()
     except Exception as error:  # without a network, urllib and Keras raise anything
         raise LqError(
-            f"{name}: not found and not to be downloaded. Put {name}.npz (x_train, y_train, x_test, y_test) "
+            f"{name}: not found, and the download failed. Put {name}.npz (x_train, y_train, x_test, y_test) "
             f"into {cache}, or into the folder that LQCONVERT_DATA names."
         ) from error
     return train, test
@@ -549,7 +549,7 @@ def _classes(
     if wishes.classes:
         missing = [name for name in folders if name not in wishes.classes]
         if missing:
-            raise LqError(f"{path}: folder {missing[0]} is none of the names in --classes")
+            raise LqError(f"{path}: folder {missing[0]} is not one of the given class names")
         return wishes.classes, {name: wishes.classes.index(name) for name in folders}
     # The output is an image, so folders can only tell normal examples and anomalies apart.
     classes = output.classes if output.positions == 1 else 2
@@ -557,9 +557,9 @@ def _classes(
     if numbered and len(folders) < classes:
         return (), {name: int(name) for name in folders}
     if len(folders) != max(classes, 2):
-        way = "; name the model's classes with --classes FILE" if len(folders) < classes else ""
         raise LqError(
-            f"{path}: {len(folders)} class folders, but the model has {output.classes} outputs{way}"
+            f"{path}: {len(folders)} class folders, but the model has {output.classes} outputs",
+            hint="classes" if len(folders) < classes else None,
         )
     return tuple(folders), {name: place for place, name in enumerate(folders)}
 

@@ -52,7 +52,7 @@ def open_archive(path: Path, file: BinaryIO) -> zipfile.ZipFile:
                 f"{path}: {info.filename} unpacks from {info.compress_size:,} bytes to {info.file_size:,}"
             )
     if len(set(names)) < len(names):
-        raise LqError(f"{path}: an entry stands twice in the archive")
+        raise LqError(f"{path}: an entry occurs twice in the archive")
     if missing := ENTRIES - set(names):
         raise LqError(f"{path}: not a Keras model archive (no {', '.join(sorted(missing))})")
     return archive
@@ -138,7 +138,7 @@ def _hdf5_count(path: Path, file: h5py.File, size: int) -> int:
             # Keras stores bfloat16 as opaque pairs of bytes.
             numbers = isinstance(item, h5py.Dataset) and (item.dtype.kind in "fiub" or item.dtype == "V2")
             if not numbers or item.shape is None:
-                raise LqError(f"{path}: {name!r} is no array of numbers")
+                raise LqError(f"{path}: {name!r} is not an array of numbers")
             _refuse_odd_attributes(path, item)
             layout = item.id.get_create_plist()
             if item.external or item.is_virtual or layout.get_nfilters():

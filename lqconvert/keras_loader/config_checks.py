@@ -115,7 +115,7 @@ def _parsed(text: Any, path: Path) -> dict[str, Any]:
         return result
 
     if not isinstance(text, (str, bytes)) or len(text) > LARGEST_CONFIG:
-        raise LqError(f"{path}: the model's config is no text of at most {LARGEST_CONFIG:,} bytes")
+        raise LqError(f"{path}: the model's config is not a text of at most {LARGEST_CONFIG:,} bytes")
     try:
         config = json.loads(text, object_pairs_hook=once)
     except RecursionError as error:
@@ -123,7 +123,7 @@ def _parsed(text: Any, path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise LqError(f"{path}: the model's config is damaged ({first_line(error)})") from error
     if not isinstance(config, dict):
-        raise LqError(f"{path}: the model's config is no JSON object")
+        raise LqError(f"{path}: the model's config is not a JSON object")
     return config
 
 
@@ -187,13 +187,13 @@ def _vet(value: Any, where: str, trusted: bool, depth: int) -> None:
                 raise LqError(f"{where}: splits a tensor into more than {MOST_PARTS:,} parts")
             own = inner is None and "order" in value  # then ops.normalize has its own default
             if key == "epsilon" and not isinstance(inner, (int, float)) and not own:  # folding needs it
-                raise LqError(f"{where}: epsilon is no number")
+                raise LqError(f"{where}: epsilon is not a number")
             _vet(inner, where, trusted, depth + 1)
     elif isinstance(value, list):
         for inner in value:
             _vet(inner, where, trusted, depth + 1)
     elif isinstance(value, int) and abs(value) > LARGEST_NUMBER:
-        raise LqError(f"{where}: {str(value)[:20]} is too large for anything in a layer")
+        raise LqError(f"{where}: {str(value)[:20]} is too large for a number in a layer")
 
 
 def _parts(value: Any) -> int:
@@ -279,16 +279,17 @@ def _vet_object(value: dict[str, Any], where: str, trusted: bool) -> str:
     what = str(operation or short)[:80]
     shown = f"layer '{name}' ({what})" if name != "?" else f"{where}: '{what}'"
 
-    def unknown(why: str = "this layer is not known to lqconvert") -> NoReturn:
-        raise LqError(f"{shown}: {why}")
+    def unknown(why: str = "this layer is not known to lqconvert", hint: str | None = None) -> NoReturn:
+        raise LqError(f"{shown}: {why}", hint=hint)
 
     if not isinstance(kind, str):
         unknown()
     if short in ("Lambda", "__lambda__"):
         if not trusted:
             unknown(
-                "holds Python code, which loading would run; replace it by Keras layers, or, if you trust "
-                "whoever made the file, give --trust-model"
+                "holds Python code, which loading would run; replace it by Keras layers, or trust the model "
+                "if you trust whoever made it",
+                hint="trust_model",
             )
     elif short == "function":
         if value.get("config") not in FUNCTIONS:

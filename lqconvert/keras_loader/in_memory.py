@@ -96,4 +96,4 @@ def as_file(model: ModelLike) -> Iterator[Path]:
         try:
             yield path
         except LqError as error:
-            raise LqError(f"{name}: {without(path, error)}") from error
+            raise LqError(f"{name}: {without(path, error)}", hint=error.hint) from error

@@ -255,7 +255,7 @@ def summed(values: Sequence[Any], name: str, unique: Unique, *, average: bool = 
     return scaled(total, 1 / len(values), 0.0, name) if average else total
 
 
-def twin(layer: Any, inputs: Any, name: str, unique: Unique) -> Any:
+def replace_layer(layer: Any, inputs: Any, name: str, unique: Unique) -> Any:
     """Applies a layer's rule to rebuilt tensors.
 
     Args:
@@ -455,7 +455,7 @@ def _time_distributed(layer: Any, config: dict[str, Any], x: Any, name: str, uni
     inner = layer.layer
     kind = kind_of(inner)
     if kind.time_distributed or kind.loading is Loading.DROPPED:
-        return twin(inner, x, name, unique)
+        return replace_layer(inner, x, name, unique)
     if type(inner).__name__ == "Flatten":
         return keras_layers.Reshape((x.shape[1], int(np.prod(x.shape[2:]))), name=name)(x)
     raise LqError(f"layer '{name}': TimeDistributed({type(inner).__name__}) is not known to lqconvert")

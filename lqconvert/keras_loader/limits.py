@@ -109,7 +109,7 @@ def limited_weights(most: int) -> Iterator[None]:
         made += math.prod(shape)
         if made > REBUILT * most + UNCOUNTED:
             name = str(settings.get("name"))[:80]
-            raise LqError(f"weights '{name}' are to be {shape}, more than there are in the file")
+            raise LqError(f"weights '{name}' of shape {shape} are more than the file has")
         return make(**settings)
 
     try:

@@ -24,7 +24,7 @@ from lqconvert.keras_loader.archive_checks import unpack_weights, weight_count
 from lqconvert.keras_loader.build import Source, build_with_keras3, build_with_tf_keras
 from lqconvert.keras_loader.config_checks import MODELS, read_config, refuse_endless, refuse_unknown
 from lqconvert.keras_loader.in_memory import ModelLike, as_file
-from lqconvert.keras_loader.layer_rules import twin
+from lqconvert.keras_loader.layer_rules import replace_layer
 from lqconvert.keras_loader.limits import (
     MOST_CALLS,
     MOST_VALUES,
@@ -82,7 +82,7 @@ def _checked(path: Path, input_shape: tuple[int, ...] | None, trust_model: bool)
         with LOADING:
             return _load(path, config, version, input_shape, trust_model)
     except LqError as error:
-        raise LqError(about(path, error)) from error
+        raise LqError(about(path, error), hint=error.hint) from error
     except Exception as error:  # an unusual model makes Keras raise anything
         log.debug("%s", error, exc_info=True)
         raise LqError(f"{path}: the model cannot be rebuilt in tf_keras: {first_line(error)}") from error
@@ -198,7 +198,7 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
                 else:
                     _check_call(layer, kwargs)
                     value = values if len(values) > 1 else values[0]
-                    results = _tensors(twin(layer, value, unique(layer.name), unique))
+                    results = _tensors(replace_layer(layer, value, unique(layer.name), unique))
                 check_tensors(results)
                 outputs = _tensors(node.output_tensors if keras3 else node.outputs)
                 tensors |= {id(output): result for output, result in zip(outputs, results, strict=True)}
@@ -236,13 +236,11 @@ def _input_shapes(model: Any, input_shape: tuple[int, ...] | None) -> list[tuple
     if input_shape is not None:
         fits = len(shapes) == 1 and len(shapes[0]) == len(input_shape)
         if not fits or any(n not in (None, m) for n, m in zip(shapes[0], input_shape, strict=True)):
-            raise LqError(
-                f"--input-shape {input_shape} does not fit the model's {', '.join(map(str, shapes))}"
-            )
+            raise LqError(f"input shape {input_shape} does not fit the model's {', '.join(map(str, shapes))}")
         shapes = [input_shape]
     for shape in shapes:
         if None in shape:
-            raise LqError(f"the model takes inputs of unknown size {shape}: give it by --input-shape")
+            raise LqError(f"the model takes inputs of unknown size {shape}", hint="input_shape")
     return shapes
 
 

@@ -87,9 +87,9 @@ class Bundle:
         try:
             kind = np.dtype(tf.dtypes.as_dtype(entry.kind).as_numpy_dtype)
         except TypeError as error:
-            raise LqError(f"{self.index}: '{name[:80]}' is of no type that is known") from error
+            raise LqError(f"{self.index}: '{name[:80]}' has an unknown type") from error
         if kind.hasobject or entry.size != math.prod(entry.shape) * kind.itemsize:
-            raise LqError(f"{self.index}: '{name[:80]}' is no array of {entry.size:,} bytes")
+            raise LqError(f"{self.index}: '{name[:80]}' is not an array of {entry.size:,} bytes")
         return np.frombuffer(self._bytes(entry), kind).reshape(entry.shape)
 
     def text(self, name: str, limit: int) -> bytes:

@@ -71,9 +71,9 @@ class Plan(Shown):
         until = "" if minutes is None else f", {minutes:g} minutes at most"
         yield f"{scheme}, epochs: {settings.epochs}, steps: {self.steps:,}{until}"
         if self.resumes:
-            yield f"goes on from {self.resumes}"
+            yield f"continues from {self.resumes}"
         if self.discards:
-            yield f"starts over, and loses {self.discards}; --resume goes on from it"
+            yield f"starts over and loses {self.discards}, from which resume would continue"
         for file in self.files:
             yield f"{'replaces' if file.exists else 'writes'} {file.path}"
 

@@ -95,7 +95,7 @@ def prepare(
         raise LqError(f"{model_source}: is the model itself; give the .tflite another name")
     scheme = settings.scheme
     if settings.budget.steers and type(scheme).penalty is Scheme.penalty:
-        raise LqError(f"scheme {scheme.name} has no penalty to steer to a budget with; take rate")
+        raise LqError(f"scheme {scheme.name} has no penalty, so it cannot hold a budget; choose rate")
     model = load_model(
         model_source, input_shape=settings.model.input_shape, trust_model=settings.model.trust_model
     )
@@ -191,7 +191,7 @@ def _steps(data: Data, settings: Settings) -> int:
     if training.epochs is not None:
         steps = total_steps(data.train.size, training.epochs, training.batch_size, cycles)
     if steps < usual:
-        log.info(f"training {steps:,} steps, as --epochs asks (default: {usual:,})")
+        log.info(f"training {steps:,} steps, for the given epochs (default: {usual:,})")
     return steps
 
 
@@ -200,7 +200,7 @@ def _augmentation(model: tf_keras.Model, data: Data, preprocess: Preprocessing) 
     augmentation = choose_augmentation(_predictions(model), data, preprocess)
     if augmentation != Augmentation():
         varied = dataclasses.replace(augmentation, blend=False)
-        log.info(f"training images are {varied}: the float model's outputs hardly change by it")
+        log.info(f"training images are {varied}: this hardly changes the float model's outputs")
     if augmentation.blend:
         log.info("training images are blended in pairs, because the float model has memorized them")
     return augmentation
@@ -270,7 +270,7 @@ def _front(
     x = np.concatenate([x.numpy() for _, x, _ in part.batches(256, preprocessing=preprocess)])
     fronted = choose_front(model, seen, x)
     if fronted is not None and io not in (None, "float32"):
-        log.info(f"with --io {io} your program has to do it; the report says how")
+        log.info(f"with {io} inputs your program has to do it; the report says how")
     return fronted
 
 
@@ -323,9 +323,9 @@ def paths_of(output: str | Path, targets: Sequence[Target], settings: OutputSett
     paths.check()
     limits = settings.limits
     if limits is not None and limits.max_ram is not None and TFLM.name not in paths.targets:
-        raise LqError("--max-ram: LiteRT has no arena of a fixed size; it goes with --target tflm")
+        raise LqError("max_ram: LiteRT has no arena of a fixed size", hint="tflm")
     if settings.c_array and not sources:
-        raise LqError("--c-array: phones load the .tflite itself; it goes with --target tflm")
+        raise LqError("c_array: phones load the .tflite itself", hint="tflm")
     for target in targets:
         target.check_installed()
     for name in sources:
@@ -337,8 +337,7 @@ def _check_integer(kept: dict[str, str], targets: Sequence[Target], strict: bool
     """Refuses layers that would stay float if the user or a target does not allow that."""
     if kept and (strict or any(target.name == TFLM.name for target in targets)):
         listed = ", ".join(f"'{name}' ({what})" for name, what in kept.items())
-        way = "without --strict" if strict else "for --target litert"
-        raise LqError(f"no integer kernel for {listed}; {way} they stay float")
+        raise LqError(f"no integer kernel for {listed}", hint="allow_float" if strict else "litert")
 
 
 def input_shapes(model: tf_keras.Model) -> dict[str, tuple[int, ...]]:
@@ -398,7 +397,8 @@ def preprocessed(
     if not data.labelled:
         if preprocess is None:
             log.info(
-                "no labels to detect the preprocessing with: inputs are used as they are (see --preprocess)"
+                "no labels to detect the preprocessing with: inputs are used as they are",
+                extra={"hint": "preprocess"},
             )
         return data, preprocess or Preprocessing()
     if preprocess is not None:

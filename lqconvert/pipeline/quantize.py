@@ -32,12 +32,12 @@ from lqconvert.runtime.layer_snr import LayerNoise, layer_noise
 from lqconvert.runtime.litert import Runner, isolated
 from lqconvert.runtime.verify import (
     NO_BORDER,
-    PROOF_EXAMPLES,
+    VERIFIED_EXAMPLES,
     Limits,
     examples_in,
-    prove,
     run,
     smallest,
+    verify,
 )
 from lqconvert.tasks import Score
 from lqconvert.tflite.c_source import c_sources
@@ -117,7 +117,8 @@ def quantize(
             log.info("no checkpoint to continue from: starting at the first step")
         elif ready.paths.checkpoint.exists():
             log.warning(
-                f"starting from the beginning; --resume would have continued from {ready.paths.checkpoint}"
+                f"starting from the beginning, although {ready.paths.checkpoint} has an interrupted run",
+                extra={"hint": "resume"},
             )
         make_folders(ready.paths.all())
         with locked(ready.paths.first):
@@ -176,11 +177,11 @@ def _judge(ready: Prepared, finetuned: Finetuned) -> None:
         labels = ready.data.heads.criterion_labels
         when = f"at step {best.step:,}" if ready.finetuning.steps else "without training"
         for label, quality, floor, tolerance in zip(
-            labels, best.qualities, finetuned.floors, finetuned.tolerances, strict=True
+            labels, best.qualities, finetuned.required, finetuned.tolerances, strict=True
         ):
             log.info(
-                f"budget ({budget}): validation quality ({label}) {when} is {quality:.4f}, required are "
-                f"{floor:.4f} less {tolerance:.4f} for sampling error; one point is 0.01"
+                f"budget ({budget}): validation quality ({label}) {when} is {quality:.4f}, required is "
+                f"{floor:.4f} minus {tolerance:.4f} for sampling error; one point is 0.01"
             )
         if finetuned.seen and not ready.steers_on_test:
             log.warning(
@@ -192,15 +193,13 @@ def _judge(ready: Prepared, finetuned: Finetuned) -> None:
             log.warning(f"no {what} held the budget: the file has the original weights, at 8 bits")
     if not finetuned.holds:
         if not finetuned.finished and (budget.asked or budget.max_size is not None):
-            raise Interrupted(f"interrupted, {_missed(budget, finetuned)}; to continue, add --resume")
+            raise Interrupted(f"the run was interrupted: {_missed(budget, finetuned)}", hint="resume")
         if budget.asked:
             path.unlink(missing_ok=True)
             raise BudgetMissed(_missed(budget, finetuned))
-        log.warning(_best_so_far(ready, finetuned))
+        log.warning(_best_so_far(ready, finetuned), extra={"hint": "max_drop"})
     if not finetuned.finished:
-        log.warning(
-            "interrupted: writing the best file so far; to continue, run the same command with --resume"
-        )
+        log.warning("the run was interrupted: the best file so far is written", extra={"hint": "resume"})
 
 
 def _export(ready: Prepared, finetuned: Finetuned) -> Report:
@@ -240,8 +239,8 @@ def _export(ready: Prepared, finetuned: Finetuned) -> Report:
     input_scales, output_scales = interface.quantizations
 
     def noise() -> list[LayerNoise]:
-        some = data.test.pick(_mixed(data.test)[:PROOF_EXAMPLES])
-        _, x, _ = next(iter(some.batches(PROOF_EXAMPLES, preprocessing=preprocess)))
+        some = data.test.pick(_mixed(data.test)[:VERIFIED_EXAMPLES])
+        _, x, _ = next(iter(some.batches(VERIFIED_EXAMPLES, preprocessing=preprocess)))
         return layer_noise(float_tflite, exported.tflite, as_numpy(x))
 
     report = Report(
@@ -266,7 +265,7 @@ def _export(ready: Prepared, finetuned: Finetuned) -> Report:
         float_layers=ready.float_layers,
         layers=layer_rows(exported.codes),
         classes=_recalls(data, teacher, made.first),
-        bar=finetuned.floors if budget.max_drop is not None else None,
+        bar=finetuned.required if budget.max_drop is not None else None,
         best=finetuned.best,
         curve=finetuned.curve,
         finished=finetuned.finished,
@@ -328,8 +327,8 @@ def _page(
     from lqconvert.reports.html import render
     from lqconvert.reports.pictures import pictures_of
 
-    some = data.test.pick(_mixed(data.test)[:PROOF_EXAMPLES])
-    _, some_inputs, _ = next(iter(some.batches(PROOF_EXAMPLES, preprocessing=preprocess)))
+    some = data.test.pick(_mixed(data.test)[:VERIFIED_EXAMPLES])
+    _, some_inputs, _ = next(iter(some.batches(VERIFIED_EXAMPLES, preprocessing=preprocess)))
     assert made.first is not None  # a run has data
     examples, outputs = made.first
     evidence = Evidence(
@@ -385,7 +384,7 @@ def export_codes(
     if data is not None:
         loaded = load_data(data, interface.input_shapes, outputs_of(int8_file.tflite, interface))
         if not loaded.labelled:
-            raise LqError(f"{data_name(data)}: has no labels to score by; leave out --data")
+            raise LqError(f"{data_name(data)}: has no labels to score by", hint="no_data")
     border = border_of(int8_file.front, settings.io)
     made = _files(int8_file, interface, border, paths, targets, settings.limits or Limits(), loaded, None)
     make_folders(paths.for_targets())
@@ -420,22 +419,22 @@ def _files(
 ) -> _Made:
     """Verifies and scores a file for each target, with the border's inputs and outputs."""
     if data is None:
-        inputs = interface.random_examples(PROOF_EXAMPLES)
+        inputs = interface.random_examples(VERIFIED_EXAMPLES)
     else:
         # In random order: a part may be enough, and data are often sorted by class.
         order = _mixed(data.test)
-        some = data.test.pick(order[:PROOF_EXAMPLES])
+        some = data.test.pick(order[:VERIFIED_EXAMPLES])
         inputs = np.concatenate([x for x, _ in _coded_batches(interface, int8_file.feeding(NO_BORDER), some)])
     made, outer = _Made(), Interface.of(border.around(int8_file.tflite))
     front_code = left_out(int8_file.front, border, int8_file.tflite)
     for target in targets:
         path = paths.tflite(target.name)
-        tflite, proven = prove(int8_file.tflite, target, inputs, int8_file.layers, limits, border)
+        tflite, verified = verify(int8_file.tflite, target, inputs, int8_file.layers, limits, border)
         scores: tuple[Score, ...] = ()
         float_scores: tuple[Score, ...] = ()
         scored = 0
         if data is not None:
-            scored = examples_in(target, proven.latency_s, data.test.size)
+            scored = examples_in(target, verified.latency_s, data.test.size)
             part = order[:scored]
             batches = _coded_batches(outer, int8_file.feeding(border), data.test.pick(part))
             codes, labels = run(tflite, target, batches)
@@ -445,12 +444,12 @@ def _files(
             made.first = made.first or (part, outputs)
             if answers is not None:
                 float_scores = data.heads.scores(answers, labels, answers)
-        made.files.append(TargetFile(str(path), scores, float_scores, scored, proven))
+        made.files.append(TargetFile(str(path), scores, float_scores, scored, verified))
         made.writers[path] = _writer(tflite)
         if paths.gzip:
             made.writers[paths.download(target.name)] = _writer(gzipped(tflite))
         if target.name in paths.sources:
-            sources = c_sources(tflite, path, proven.arena_bytes, front_code)
+            sources = c_sources(tflite, path, verified.arena_bytes, front_code)
             for source, text in sources.items():
                 made.writers[source] = _writer(text.encode())
     return made
@@ -478,9 +477,9 @@ def _missed(budget: Budget, finetuned: Finetuned) -> str:
         smallest = min(point.bytes for point in finetuned.curve)
         return f"no file of {budget}: the smallest had {smallest:,} bytes"
     best = finetuned.best
-    reached = zip(best.qualities, finetuned.floors, strict=True)
+    reached = zip(best.qualities, finetuned.required, strict=True)
     worst = min(reached, key=lambda pair: pair[0] - pair[1])
-    listed = f"{worst[0]:.4f} at {best.bytes:,} bytes, required are {worst[1]:.4f}"
+    listed = f"{worst[0]:.4f} at {best.bytes:,} bytes, required is {worst[1]:.4f}"
     return f"no file with {budget}: the best validation quality was {listed}"
 
 
@@ -490,12 +489,12 @@ def _best_so_far(ready: Prepared, finetuned: Finetuned) -> str:
     drops = {
         label: 100 * (floor - quality)
         for label, quality, floor in zip(
-            ready.data.heads.criterion_labels, best.qualities, finetuned.floors, strict=True
+            ready.data.heads.criterion_labels, best.qualities, finetuned.required, strict=True
         )
     }
     label = max(drops, key=lambda name: drops[name])
     weights = "the original weights at 8 bits" if not best.step else f"the weights of step {best.step:,}"
     return (
         f"no file is as good as the float model on validation data. The best one is written: {weights}, "
-        f"{drops[label]:.2f} points below it in quality ({label}). Set --max-drop to allow a drop"
+        f"{drops[label]:.2f} points below it in quality ({label})"
     )

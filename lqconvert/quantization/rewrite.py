@@ -178,7 +178,7 @@ def rewrite(
         LqError: if a layer has no integer form (the message names it), or the granularity does not exist.
     """
     if granularity not in GRANULARITIES:
-        raise LqError(f"granularity '{granularity}': is none of {', '.join(GRANULARITIES)}")
+        raise LqError(f"granularity '{granularity}': not one of {', '.join(GRANULARITIES)}")
     scheme = scheme or LSQ()
     folded = fold(model)
     multiply_adds = {layer.name for layer in model.layers if class_name(layer) == "BatchNormalization"} & {

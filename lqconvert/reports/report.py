@@ -14,7 +14,7 @@ import numpy as np
 from lqconvert.data.preprocessing import Front
 from lqconvert.exporting.codes import Codes
 from lqconvert.reports.settings import RunSettings
-from lqconvert.runtime.verify import Proven
+from lqconvert.runtime.verify import Verified
 from lqconvert.tasks import Score, metric_named
 from lqconvert.tflite.packing import DECODE
 from lqconvert.tflite.targets import TFLM
@@ -84,7 +84,7 @@ class TargetFile:
     scores: tuple[Score, ...]  # empty without data
     float_scores: tuple[Score, ...]  # the float model's on the same examples; empty without a float model
     examples: int
-    proven: Proven
+    proven: Verified
 
     @property
     def score(self) -> float | None:
@@ -116,14 +116,14 @@ class Exports(Shown):
         columns = ["target", "bytes", "of int8", "download", "latency here", "tensor arena"]
         table = Table(*columns, *(f"test {score.label}" for score in self.files[0].scores))
         for file in self.files:
-            proven = file.proven
+            verified = file.proven
             table.add_row(
-                proven.target,
-                f"{proven.size:,}",
-                f"{proven.size / self.int8_size:.1%}",
-                f"{proven.deflated_bytes:,}",
-                f"{1e3 * proven.latency_s:.3f} ms",
-                f"{proven.arena_bytes:,}" if proven.arena_bytes else "",
+                verified.target,
+                f"{verified.size:,}",
+                f"{verified.size / self.int8_size:.1%}",
+                f"{verified.deflated_bytes:,}",
+                f"{1e3 * verified.latency_s:.3f} ms",
+                f"{verified.arena_bytes:,}" if verified.arena_bytes else "",
                 *(score.text for score in file.scores),
             )
         for file in self.files:
@@ -135,11 +135,11 @@ class Exports(Shown):
             yield "your program has to scale the columns of the input: front_code in the JSON has the code"
 
 
-def kernel_table(proven: Proven) -> Table:
+def kernel_table(verified: Verified) -> Table:
     """How each kernel is stored, with the entropy bound that no code of single weights can beat."""
     columns = ("kernel", "shape", "packing", "int8", "entropy", "stored", "overhead")
-    table = Table(*columns, title=f"bytes of kernels for {proven.target}", title_justify="left")
-    for row in proven.kernels:
+    table = Table(*columns, title=f"bytes of kernels for {verified.target}", title_justify="left")
+    for row in verified.kernels:
         table.add_row(
             row.layer,
             "x".join(map(str, row.shape)),
@@ -154,22 +154,24 @@ def kernel_table(proven: Proven) -> Table:
 
 def notes(file: TargetFile) -> list[str]:
     """Notes on a file, a line each."""
-    proven = file.proven
-    differ = ", ".join(f"{steps} steps in {kernels}" for kernels, steps in proven.deviation.items() if steps)
+    verified = file.proven
+    differ = ", ".join(
+        f"{steps} steps in {kernels}" for kernels, steps in verified.deviation.items() if steps
+    )
     same = (
         f"outputs differ from the int8 file by up to {differ}" if differ else "same outputs as the int8 file"
     )
-    lines = [f"{file.path}: {same} on {proven.examples} examples in {proven.runtime}"]
+    lines = [f"{file.path}: {same} on {verified.examples} examples in {verified.runtime}"]
     if file.examples:
         lines[0] += f", scored on {file.examples:,}"
-    if proven.arena_bytes is not None:
+    if verified.arena_bytes is not None:
         lines.append(
-            f"  arena: measured on a 64-bit computer, {proven.int8_arena_bytes:,} bytes for plain int8"
+            f"  arena: measured on a 64-bit computer, {verified.int8_arena_bytes:,} bytes for plain int8"
         )
-        lines.append(f"  operators: {', '.join(proven.operators)}")
-        if DECODE in proven.operators:
+        lines.append(f"  operators: {', '.join(verified.operators)}")
+        if DECODE in verified.operators:
             lines.append(f"  {DECODE} needs a TFLite Micro of 2026 or later: resolver.AddDecode()")
-    lines += [f"  not used: {refused}" for refused in proven.refused]
+    lines += [f"  not used: {refused}" for refused in verified.refused]
     return lines
 
 
@@ -271,23 +273,26 @@ class Report(Shown):
     def comparison(self) -> list[list[str]]:
         """Float, plain int8 and every target's file side by side: a table's rows, the header first."""
         rows = [["", "float32 .tflite", "int8", *(file.proven.target for file in self.files)]]
-        both, proven = [self.float_, self.int8], [file.proven for file in self.files]
-        sizes = [*(each.size for each in both), *(each.size for each in proven)]
+        both, verified = [self.float_, self.int8], [file.proven for file in self.files]
+        sizes = [*(each.size for each in both), *(each.size for each in verified)]
         rows.append(["bytes", *(f"{size:,}" for size in sizes)])
         rows.append(["", "", *(f"{self.float_.size / size:.1f}x smaller" for size in sizes[1:])])
-        deflated_sizes = [*(each.deflated_bytes for each in both), *(each.deflated_bytes for each in proven)]
+        deflated_sizes = [
+            *(each.deflated_bytes for each in both),
+            *(each.deflated_bytes for each in verified),
+        ]
         rows.append(["download", *(f"{size:,}" for size in deflated_sizes)])
         rows += self._score_rows()
         counts = [self.splits["test"]] * 2 + [file.examples for file in self.files]
         if len(set(counts)) > 1:
             rows.append(["of test examples", *(f"{count:,}" for count in counts)])
-        times = [*(each.latency_s for each in both), *(each.latency_s for each in proven)]
+        times = [*(each.latency_s for each in both), *(each.latency_s for each in verified)]
         rows.append(["latency here", *(f"{1e3 * time:.3f} ms" for time in times)])
-        if any(each.target == TFLM.name for each in proven):  # not the runtime of the int8 column
-            beside = (f"int8: {1e3 * each.int8_latency_s:.3f} ms" for each in proven)
-            rows.append(["", "", "", *beside])
-        if any(each.arena_bytes for each in proven):
-            arenas = (f"{each.arena_bytes:,}" if each.arena_bytes else "" for each in proven)
+        if any(each.target == TFLM.name for each in verified):  # not the runtime of the int8 column
+            int8_latencies = (f"int8: {1e3 * each.int8_latency_s:.3f} ms" for each in verified)
+            rows.append(["", "", "", *int8_latencies])
+        if any(each.arena_bytes for each in verified):
+            arenas = (f"{each.arena_bytes:,}" if each.arena_bytes else "" for each in verified)
             rows.append(["tensor arena", "", "", *arenas])
         return rows
 

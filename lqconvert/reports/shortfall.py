@@ -35,7 +35,7 @@ def shortfall(
     where = _where(noise())
     return (
         f"warning: {label} of the file is {drops[label]:.1f} points below the float model's{where}; try "
-        "more --epochs, --granularity output-channel-wise, or more data like the training data"
+        "more epochs, granularity output-channel-wise, or more data like the training data"
     )
 
 

@@ -93,7 +93,7 @@ def _child(tflite: bytes, inputs: np.ndarray, arena: int) -> tuple[np.ndarray, f
             reason = said or (ended[0] if ended else "no reason given")
             ended = ended if said else []
             if "DENSIFY" in reason:
-                reason += "; it is packed for LiteRT, quantize and export make others with --target tflm"
+                reason += "; it is packed for LiteRT (quantize and export make files for tflm, too)"
             late = took_too_long(child.returncode)
             kind = _NoArenaHelps if late or "Didn't find op" in child.stderr else CannotRun
             raise kind(f"TFLite Micro cannot run the file: {'; '.join([reason, *ended])}")

@@ -24,7 +24,7 @@ from lqconvert.utils.compression import deflated
 
 NO_BORDER = Border()
 #: The number of inputs on which every file is compared, if there are as many.
-PROOF_EXAMPLES = 256
+VERIFIED_EXAMPLES = 256
 #: TFLite Micro's portable kernels are slow, so only as many examples are scored as take this many seconds.
 MICRO_SECONDS = 120
 
@@ -67,7 +67,7 @@ class KernelRow:
 
 
 @dataclass(frozen=True)
-class Proven:
+class Verified:
     """A file for a target, with its measurements and those of the plain int8 file."""
 
     target: str
@@ -123,7 +123,7 @@ def examples_in(target: Target, latency_s: float, size: int) -> int:
     """The number of test examples on which a file is scored: all ``size``, unless its runtime is slow."""
     if target.name != TFLM.name:
         return size
-    return min(size, max(PROOF_EXAMPLES, int(MICRO_SECONDS / latency_s)))
+    return min(size, max(VERIFIED_EXAMPLES, int(MICRO_SECONDS / latency_s)))
 
 
 def smallest(tflite: bytes, target: Target) -> Packed:
@@ -131,14 +131,14 @@ def smallest(tflite: bytes, target: Target) -> Packed:
     return _pack_gathered(remove_dead_channels(read(tflite)), target, {}, True, Encodings())
 
 
-def prove(
+def verify(
     tflite: bytes,
     target: Target,
     inputs: np.ndarray,
     layers: list[str],
     limits: Limits,
     border: Border = NO_BORDER,
-) -> tuple[bytes, Proven]:
+) -> tuple[bytes, Verified]:
     """Packs an int8 file for a target and verifies it. A packing that changes outputs is not used.
 
     Outputs must be identical to int8's in TFLite Micro and in LiteRT's XNNPACK. In LiteRT's built-in kernels,
@@ -156,7 +156,7 @@ def prove(
         BudgetMissed: if no file is within the limits.
     """
     passage = Passage(border, tflite)
-    entering, inputs = passage.into(inputs[:PROOF_EXAMPLES])
+    entering, inputs = passage.into(inputs[:VERIFIED_EXAMPLES])
     plain = execute(tflite, target, inputs)
     named = read(tflite)
     name_kernels(named, layers)
@@ -172,7 +172,7 @@ def prove(
     while True:
         packed = _pack_gathered(base, target, forbidden, gathers, encodings)
         try:
-            executed = _execute_beside(packed.tflite, target, inputs, plain)
+            executed = _execute_and_compare(packed.tflite, target, inputs, plain)
         except LqError as error:
             culprits = [n for n, name in enumerate(packed.packings) if name != "int8"]
             if base is not named and not _same(write(base), target, inputs, plain):
@@ -205,7 +205,7 @@ def prove(
             raise BudgetMissed(
                 f"no file for {target.name} is within the limits: the most economical one needs {over}"
             )
-    proven = Proven(
+    verified = Verified(
         target=target.name,
         size=len(finished),
         deflated_bytes=deflated(finished),
@@ -223,7 +223,7 @@ def prove(
         kernels=_rows(packed),
         refused=refused,
     )
-    return finished, proven
+    return finished, verified
 
 
 def _pack_gathered(
@@ -251,7 +251,7 @@ def _apart(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.abs(a.astype(np.int32) - b).max(initial=0))
 
 
-def _execute_beside(tflite: bytes, target: Target, inputs: np.ndarray, plain: Executed) -> Executed:
+def _execute_and_compare(tflite: bytes, target: Target, inputs: np.ndarray, plain: Executed) -> Executed:
     """Runs a file and compares its outputs with those of the int8 file, ``plain``.
 
     Raises:
@@ -280,7 +280,7 @@ def _within(passage: Passage, executed: Executed) -> Executed:
 
 def _same(tflite: bytes, target: Target, inputs: np.ndarray, plain: Executed) -> bool:
     try:
-        _execute_beside(tflite, target, inputs, plain)
+        _execute_and_compare(tflite, target, inputs, plain)
     except LqError:
         return False
     return True
@@ -312,8 +312,8 @@ def _over(
     if limits.max_latency is None or ratios[0] <= limits.max_latency:
         return ""
     for _ in range(4):  # something else may have slowed down a single measurement
-        again, beside = (execute(file, target, np.repeat(x, 50, 0)) for file, x in pair)
-        ratios.append(again.latency_s / beside.latency_s)
+        measured, reference = (execute(file, target, np.repeat(x, 50, 0)) for file, x in pair)
+        ratios.append(measured.latency_s / reference.latency_s)
     if median(ratios) <= limits.max_latency:
         return ""
     return f"{median(ratios):.2f} times int8's latency, {limits.max_latency:g} are allowed"

@@ -81,7 +81,9 @@ def including(header: Path) -> str:
     try:
         return c_include(header.name)
     except ValueError as error:
-        raise LqError(f"{header}: no C++ source can include a file of this name; give -o another") from error
+        raise LqError(
+            f"{header}: no C++ source can include a file of this name; give another name"
+        ) from error
 
 
 def c_sources(

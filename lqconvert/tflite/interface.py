@@ -167,7 +167,7 @@ def _detail(tensor: Tensor) -> Detail:
     if math.prod(tensor.shape) > LARGEST_INPUT:
         raise LqError(f"input or output '{name}' has more than {LARGEST_INPUT:,} values")
     if tensor.type not in DTYPES:
-        raise LqError(f"input or output '{name}' is of a type that no model here has")
+        raise LqError(f"input or output '{name}' has an unsupported type")
     shape = np.array(tensor.shape, np.int32)
     return {"name": name, "shape": shape, "dtype": DTYPES[tensor.type], "quantization": scale}
 

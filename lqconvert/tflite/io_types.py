@@ -37,7 +37,7 @@ class Border:
 
     def __post_init__(self) -> None:
         if self.io not in TYPES:
-            raise LqError(f"io '{self.io}': is none of {', '.join(TYPES)}")
+            raise LqError(f"io '{self.io}': not one of {', '.join(TYPES)}")
 
     def around(self, tflite: bytes) -> bytes:
         """The file with this border. Inputs and outputs keep their names."""

@@ -30,7 +30,7 @@ from lqconvert.tflite.graph import OPERANDS, Buffer, Graph, Model, Operator, Qua
 #: The custom operator that TFLite Micro registers with AddDecode().
 DECODE = "TFLM_DECODE"
 #: No packing has more overhead than this in a file, so an encoding that is larger by more cannot win.
-MOST_BESIDE = 800
+MOST_OVERHEAD = 800
 
 
 @dataclass(frozen=True)
@@ -490,7 +490,7 @@ def pack(
     for _ in range(2):
         for n in sorted(range(len(found)), key=lambda n: -found[n].codes.size):
             for stored in options[n]:
-                if stored is chosen[n] or stored.size > chosen[n].size + MOST_BESIDE:
+                if stored is chosen[n] or stored.size > chosen[n].size + MOST_OVERHEAD:
                     continue
                 trial = [*chosen[:n], stored, *chosen[n + 1 :]]
                 size = size_of(assemble(model, found, trial, needless))

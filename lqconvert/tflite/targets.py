@@ -94,5 +94,5 @@ def find_targets(targets: str | Target | Sequence[str | Target]) -> tuple[Target
 
 def _named(name: str) -> Target:
     if name not in TARGETS:
-        raise LqError(f"target '{name}': is none of {', '.join(TARGETS)}")
+        raise LqError(f"target '{name}': not one of {', '.join(TARGETS)}")
     return TARGETS[name]

@@ -149,13 +149,13 @@ class Steering:
         perfect: Sequence[bool] = (),
     ) -> None:
         self.budget = budget
-        self.floors = [quality - (budget.max_drop or 0.0) * POINT for quality in float_qualities]
+        self.required = [quality - (budget.max_drop or 0.0) * POINT for quality in float_qualities]
         self.target = (budget.max_size or 0) * self.SIZE_MARGIN
         self.keep_last = keep_last
-        self.perfect = list(perfect) or [False] * len(self.floors)
-        self.best = [-math.inf] * len(self.floors)
+        self.perfect = list(perfect) or [False] * len(self.required)
+        self.best = [-math.inf] * len(self.required)
         self.cycles = budget.cycles
-        self.pressure = self.START if budget.steers else 1.0
+        self.penalty_weight = self.START if budget.steers else 1.0
         self.low, self.high = 0.0, math.inf
         self.last: Point | None = None
         self.larger: Point | None = None  # the smallest evaluation above the size, after learning
@@ -168,7 +168,7 @@ class Steering:
         self.best = list(map(max, self.best, point.qualities))
         for place, perfect in enumerate(self.perfect):
             if perfect:
-                self.floors[place] = self.best[place] - (self.budget.max_drop or 0.0) * POINT
+                self.required[place] = self.best[place] - (self.budget.max_drop or 0.0) * POINT
         if self.exceeds(point):
             self.larger = point
 
@@ -195,7 +195,7 @@ class Steering:
             # The first of two evaluations before the first step has codes that no penalty weight led to.
             last_of_step = place + 1 == len(points) or points[place + 1].step > point.step
             if last_of_step and not (point.step and self.collapsed(point)):
-                self.next_pressure(point)
+                self.next_penalty_weight(point)
 
     def holds(self, point: Point) -> bool:
         if self.budget.max_size is not None:
@@ -207,7 +207,7 @@ class Steering:
 
     def margins(self, point: Point) -> list[float]:
         """How far each quality is above the required one."""
-        return [quality - floor for quality, floor in zip(point.qualities, self.floors, strict=True)]
+        return [quality - floor for quality, floor in zip(point.qualities, self.required, strict=True)]
 
     def margin(self, point: Point) -> float:
         """The smallest of these margins."""
@@ -237,22 +237,22 @@ class Steering:
             return (1, -size, self.margin(point)) if self.holds(point) else (0, self.margin(point))
         return (point.step,) if self.keep_last else (point.score, point.step)
 
-    def next_pressure(self, point: Point) -> float:
+    def next_penalty_weight(self, point: Point) -> float:
         """The penalty weight of the next cycle, from the evaluation after this one (or at the start)."""
         if self.budget.max_size is not None:
-            self.pressure = self._for_size(point)
+            self.penalty_weight = self._for_size(point)
         elif self.budget.max_drop is not None and point.step:
-            self.pressure = self._for_score(point)
-        return self.pressure
+            self.penalty_weight = self._for_score(point)
+        return self.penalty_weight
 
     def _for_score(self, point: Point) -> float:
         patient, self.patient = self.patient, False
         if self.holds(point):
-            self.low, self.high = self.pressure, max(self.high, self.pressure * self.WIDEN)
+            self.low, self.high = self.penalty_weight, max(self.high, self.penalty_weight * self.WIDEN)
         elif patient:
-            return self.pressure
+            return self.penalty_weight
         else:
-            self.low, self.high = min(self.low, self.pressure / self.WIDEN), self.pressure
+            self.low, self.high = min(self.low, self.penalty_weight / self.WIDEN), self.penalty_weight
         if self.low == 0.0:
             return self.high / self.DOWN
         return self.low * self.UP if self.high == math.inf else math.sqrt(self.low * self.high)
@@ -271,6 +271,6 @@ class Steering:
         if self.filled and not self.comes_back:
             recover, back = self.RECOVER
             factor = recover if self.fits(point) else back
-            return factor * self.pressure * (point.bytes / self.target) ** (1 / self.POWERS[1])
+            return factor * self.penalty_weight * (point.bytes / self.target) ** (1 / self.POWERS[1])
         lowest = 1 / 16 if self.fits(point) else self.LEAST
-        return self.pressure * min(max((point.bytes / self.target) ** (1 / power), lowest), 16.0)
+        return self.penalty_weight * min(max((point.bytes / self.target) ** (1 / power), lowest), 16.0)

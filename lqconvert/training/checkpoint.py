@@ -77,9 +77,9 @@ class Checkpoint:
             plain["points"] = [Point.of_json(point) for point in plain["points"]]
             checkpoint = cls(**plain)
         except LqError as error:
-            raise LqError(f"{error}; leave out --resume") from error
+            raise LqError(str(error), hint="fresh_start") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise LqError(f"{path}: no checkpoint of lqconvert; leave out --resume") from error
+            raise LqError(f"{path}: not a checkpoint of lqconvert", hint="fresh_start") from error
         differ = [
             f"{name}={written.get(name, 'none')} (now {identity.get(name, 'none')})"
             for name in dict.fromkeys((*written, *identity))
@@ -87,7 +87,7 @@ class Checkpoint:
         ]
         if differ:
             listed = ", ".join(differ)
-            raise LqError(f"{path}: of another run, with {listed}; give its options, or leave out --resume")
+            raise LqError(f"{path}: belongs to a run with other settings: {listed}", hint="fresh_start")
         return checkpoint
 
 
@@ -101,7 +101,7 @@ def locked(output: Path) -> Iterator[None]:
     path = output.with_name(f".{output.name}.lock")
     refuse_links(path)  # filelock does not follow links either
     if path.exists() and not path.is_file():
-        raise LqError(f"{path}: is no file, and a lock is to be; remove it, or give another name")
+        raise LqError(f"{path}: not a regular file, so it cannot be locked; remove it, or give another name")
     try:
         with FileLock(path, timeout=0):
             UNFINISHED.add(path)
@@ -111,7 +111,9 @@ def locked(output: Path) -> Iterator[None]:
                 UNFINISHED.discard(path)
                 path.unlink(missing_ok=True)
     except Timeout as error:
-        raise LqError(f"{output}: another run is making it; wait for that, or give another name") from error
+        raise LqError(
+            f"{output}: another run is writing it; wait until it ends, or give another name"
+        ) from error
     except PermissionError as error:
         if Path(str(error.filename)) != path:
             raise

@@ -121,7 +121,7 @@ class Distribution:
                     (Path(folder) / checkpoint.name).write_bytes(learned)
                 yield Path(folder) / output.name, page and Path(folder) / page.name
         except LOST as error:
-            raise LqError("another worker was lost; start all of them again, with --resume") from error
+            raise LqError("another worker was lost", hint="restart") from error
 
     def check_alike(self, identity: dict[str, str]) -> None:
         """Raises an LqError on a worker whose settings differ from the chief's."""
@@ -185,4 +185,4 @@ def _place(config: str) -> tuple[int, int]:
         return workers.index((parsed["task"]["type"], int(parsed["task"]["index"]))), len(workers)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         example = '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
-        raise LqError(f"multi-worker: TF_CONFIG is no {example}") from error
+        raise LqError(f"multi-worker: TF_CONFIG has another form than {example}") from error

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 #: The learning rate is divided by three at most this often.
 MOST_ROLLBACKS = 5
 #: The number of evaluations of a run without steering. With steering, there is one after every cycle.
-LOOKS = 10
+EVALUATIONS = 10
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Progress:
     steps: int  # of the whole run
     loss: float  # mean training loss since the last evaluation; NaN before the first step
     codes: int  # the number of different integers in use, summed over all tensors
-    point: Point
+    evaluation: Point
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Finetuned:
     finished: bool  # False if Ctrl-C ended it early
     best: Point
     holds: bool  # the best point holds the budget
-    floors: list[float]  # validation qualities that the accuracy budget requires
+    required: list[float]  # validation qualities that the accuracy budget requires
     tolerances: list[float]  # how far the best point may be below them
     seen: bool  # the float model may have been trained on the validation split
     curve: list[Point]
@@ -130,7 +130,7 @@ def finetune(
         keep_last=settings.keep_last,
         distribution=distribution,
     )
-    pace = Pace(settings.steps, steering.cycles, 1 if steering.cycles > 1 else LOOKS)
+    pace = Pace(settings.steps, steering.cycles, 1 if steering.cycles > 1 else EVALUATIONS)
     # A constant unless the run is shortened, so that the traced function rounds as it does without a time
     # limit.
     cycle = int(pace.cycle) if deadline == math.inf else pace.cycle
@@ -147,29 +147,31 @@ def finetune(
         augmentation=settings.augmentation,
         distribution=distribution,
     )
-    look = Look(model, data, preprocessing, validation_teacher, file_size)
-    course = _Course(trainer, look, steering, pace, deadline, settings.save_seconds, save, progress, tick)
+    evaluator = Evaluator(model, data, preprocessing, validation_teacher, file_size)
+    run = _FinetuningRun(
+        trainer, evaluator, steering, pace, deadline, settings.save_seconds, save, progress, tick
+    )
     finished = True
     try:
         if checkpoint is None:
-            course.begin()
+            run.begin()
         else:
-            course.resume(checkpoint)
-        course.run()
+            run.resume(checkpoint)
+        run.run()
     except KeyboardInterrupt:
         finished = False
-        if not course.points:
+        if not run.points:
             raise
-    assign(model.variables, course.best_variables)
-    best = course.points[course.best]
+    assign(model.variables, run.best_variables)
+    best = run.points[run.best]
     return Finetuned(
         finished,
         best,
         steering.holds(best),
-        steering.floors,
+        steering.required,
         steering.tolerances(best),
         seen,
-        course.points,
+        run.points,
     )
 
 
@@ -224,7 +226,7 @@ def steering_of(
     return Steering(budget, floats, keep_last=keep_last, perfect=perfect)
 
 
-class Look:
+class Evaluator:
     """Evaluates the model on the validation split, and estimates the size of its file."""
 
     def __init__(
@@ -244,7 +246,7 @@ class Look:
         self.float_qualities = float_qualities(data, teacher_logits, data.validation)
         self.call = tf.function(lambda x: logits(x, training=False), reduce_retracing=True)
 
-    def __call__(self, step: int, pressure: float) -> Point:
+    def __call__(self, step: int, penalty_weight: float) -> Point:
         validation = self.data.validation
         batches = validation.batches(256, preprocessing=self.preprocessing)
         logits = np.concatenate([self.call(x).numpy() for _, x, _ in batches])
@@ -269,19 +271,19 @@ class Look:
             self.file_size(codes),
             round(estimated),
             packed,
-            pressure,
+            penalty_weight,
         )
         self.overheads.append((independent, packed / independent))
         return point
 
 
-class _Course:
+class _FinetuningRun:
     """A fine-tuning run in progress: it takes steps, evaluates, steers, and keeps the best weights."""
 
     def __init__(
         self,
         trainer: Trainer,
-        look: Look,
+        evaluator: Evaluator,
         steering: Steering,
         pace: Pace,
         deadline: float,
@@ -290,7 +292,7 @@ class _Course:
         progress: Callable[[Progress], None],
         tick: Callable[[int, int], None],
     ) -> None:
-        self.trainer, self.look, self.steering = trainer, look, steering
+        self.trainer, self.evaluator, self.steering = trainer, evaluator, steering
         self.pace, self.deadline, self.save_seconds = pace, deadline, save_seconds
         self.save, self.progress, self.tick = save, progress, tick
         self.step, self.rollbacks = 0, 0
@@ -300,14 +302,15 @@ class _Course:
         self.larger_variables: list[np.ndarray] = []  # at the smallest evaluation above a size budget
 
     def begin(self) -> None:
-        self.trainer.copy_to(self.look.quantized)
+        self.trainer.copy_to(self.evaluator.quantized)
         if self.steering.budget.steers:  # plain int8: the result if nothing smaller holds the budget
-            with at_full_width(self.look.quantized):
-                self._see(self._look())
-            self.trainer.copy_from(self.look.quantized)  # its scales were rounded to TFLite's grid meanwhile
-        point = self._look()
+            with at_full_width(self.evaluator.quantized):
+                self._see(self._evaluate())
+            # Its scales were rounded to TFLite's grid in the meantime.
+            self.trainer.copy_from(self.evaluator.quantized)
+        point = self._evaluate()
         self._see(point)
-        self.steering.next_pressure(point)
+        self.steering.next_penalty_weight(point)
         self._save()
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -317,7 +320,7 @@ class _Course:
         self.points, self.best = checkpoint.points, checkpoint.best
         self.best_variables = checkpoint.best_variables
         self.larger_variables = checkpoint.larger_variables
-        self.look.overheads = checkpoint.overheads
+        self.evaluator.overheads = checkpoint.overheads
         assign(self.trainer.model.variables, checkpoint.variables)
         assign(self.trainer.optimizer.variables, checkpoint.optimizer)
         self.trainer.seek(self.step)
@@ -333,7 +336,7 @@ class _Course:
             interval = self.pace.interval
             until = min(self.step - self.step % interval + interval, self.pace.steps)
             taken, start = min(chunk, until - self.step), time.monotonic()
-            loss = self.trainer.run(taken, self.steering.pressure)
+            loss = self.trainer.run(taken, self.steering.penalty_weight)
             losses.append((loss, taken))
             self.step += taken
             now = time.monotonic()
@@ -343,11 +346,11 @@ class _Course:
             self.tick(self.step, self.pace.steps)
             try:
                 if not math.isfinite(loss):
-                    raise LqError("the loss is no number")
+                    raise LqError("the loss is not finite")
                 point = None
                 if self.step == until:
-                    self.trainer.copy_to(self.look.quantized)
-                    point = self._look()
+                    self.trainer.copy_to(self.evaluator.quantized)
+                    point = self._evaluate()
             except LqError as error:  # including codes that no file can hold
                 self._roll_back(error)
                 losses = []
@@ -367,15 +370,15 @@ class _Course:
             elif took > 1:
                 chunk = max(1, chunk // 2)
         if self.step < self.pace.planned:
-            log.warning(f"stopped after {self.step:,} of {self.pace.planned:,} steps, as --max-minutes asks")
+            log.warning(f"stopped after {self.step:,} of {self.pace.planned:,} steps, at the time limit")
 
-    def _look(self) -> Point:
+    def _evaluate(self) -> Point:
         """The chief's evaluation, on every worker, so that all workers decide alike."""
         start = time.monotonic()
-        point = self.look(self.step, self.steering.pressure)
+        point = self.evaluator(self.step, self.steering.penalty_weight)
         took = time.monotonic() - start
         *chiefs, took = self.trainer.distribution.agreed(np.append(point.numbers(), took))
-        self.pace.looked(took)
+        self.pace.evaluated(took)
         return Point.of_numbers(np.array(chiefs))
 
     def _see(self, point: Point, loss: float = math.nan) -> None:
@@ -384,13 +387,13 @@ class _Course:
         place, best = len(self.points), self.points[self.best] if self.points else point
         better = self.steering.rank(point) >= self.steering.rank(best)
         larger = self.steering.larger is point
-        variables = values(self.look.quantized.variables) if better or larger else []
+        variables = values(self.evaluator.quantized.variables) if better or larger else []
         self.points.append(point)
         if better:
             self.best, self.best_variables = place, variables
         if larger:
             self.larger_variables = variables
-        self.progress(Progress(self.pace.steps, loss, self.look.codes_in_use, point))
+        self.progress(Progress(self.pace.steps, loss, self.evaluator.codes_in_use, point))
 
     def _steer(self, point: Point) -> None:
         if self.steering.cycles == 1:
@@ -398,7 +401,7 @@ class _Course:
         if self.steering.collapsed(point):
             self.trainer.optimizer.slow_down()
         else:
-            self.steering.next_pressure(point)
+            self.steering.next_penalty_weight(point)
         best = self.points[self.best]
         origin = self.steering.origin(point, best)
         if origin is best and best is not point:
@@ -427,7 +430,7 @@ class _Course:
                 self.best_variables,
                 self.points,
                 self.best,
-                self.look.overheads,
+                self.evaluator.overheads,
                 self.rollbacks,
                 int(self.pace.cycle),
                 self.larger_variables,

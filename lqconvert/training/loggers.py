@@ -37,7 +37,10 @@ class JsonLines:
 
     def progress(self, at: Progress) -> None:
         loss = at.loss if math.isfinite(at.loss) else None  # JSON has no NaN
-        point = dataclasses.asdict(at.point) | {"score": at.point.score, "quality": at.point.quality}
+        point = dataclasses.asdict(at.evaluation) | {
+            "score": at.evaluation.score,
+            "quality": at.evaluation.quality,
+        }
         self._write(steps=at.steps, training_loss=loss, codes=at.codes, **point)
 
     def say(self, message: str) -> None:
@@ -85,7 +88,7 @@ class TensorBoard:
         import tensorflow as tf
 
         values = {"training_loss": at.loss, "codes": at.codes}
-        for name, value in dataclasses.asdict(at.point).items():
+        for name, value in dataclasses.asdict(at.evaluation).items():
             first, *others = value if isinstance(value, tuple) else (value,)
             singular = {"scores": "score", "qualities": "quality", "errors": "error"}.get(name, name)
             values |= {singular: first} | {f"{singular}/{n}": each for n, each in enumerate(others, 2)}

@@ -48,7 +48,7 @@ def steer(
     usable = data.own_test and answers and data.test.size >= 2 * SMALLEST_HALF
     if steer_on == "test-half" and not usable:
         least = 2 * SMALLEST_HALF
-        raise LqError(f"--steer-on test-half: {data.name} has no test part of {least} labelled examples")
+        raise LqError(f"{data.name}: has no test part with {least} labelled examples", hint="test_half")
     if steer_on == "validation" or not usable:
         return data, False
     order = np.random.default_rng(0).permutation(data.test.size)  # the same in every run

@@ -17,27 +17,27 @@ class Pace:
     Args:
         steps: the planned steps of the whole run.
         cycles: the number of cycles.
-        looks: the number of evaluations in each cycle.
+        evaluations: the number of evaluations in each cycle.
     """
 
     MEASURED = 1.0  # seconds of steps that are needed to measure their speed
     PLANNED = 0.9  # the part of the time that is planned; the rest is for saving files
 
-    def __init__(self, steps: int, cycles: int, looks: int) -> None:
+    def __init__(self, steps: int, cycles: int, evaluations: int) -> None:
         self.steps = self.planned = steps
-        self.cycles, self.looks = cycles, looks
+        self.cycles, self.evaluations = cycles, evaluations
         #: A variable, because the schedule of the learning rate is part of a traced function.
         self.cycle = tf.Variable(max(1, steps // cycles), trainable=False, dtype=tf.int64)
-        self.began, self.taken, self.seconds, self.look_seconds = False, 0, 0.0, math.inf
+        self.began, self.taken, self.seconds, self.evaluation_seconds = False, 0, 0.0, math.inf
 
     @property
     def interval(self) -> int:
         """The number of steps between two evaluations."""
-        return max(1, int(self.cycle) // self.looks)
+        return max(1, int(self.cycle) // self.evaluations)
 
-    def looked(self, seconds: float) -> None:
+    def evaluated(self, seconds: float) -> None:
         """Records the time of an evaluation. The first one includes tracing."""
-        self.look_seconds = min(self.look_seconds, seconds)
+        self.evaluation_seconds = min(self.evaluation_seconds, seconds)
 
     def stepped(self, step: int, taken: int, seconds: float, left: float) -> None:
         """Records steps, and plans the rest by the time left.
@@ -53,7 +53,7 @@ class Pace:
             self.taken, self.seconds = self.taken + taken, self.seconds + seconds
         self.began = True  # the first steps included tracing, so they are not measured
         if 0 < left < math.inf and self.seconds >= self.MEASURED and step < int(self.cycle):
-            learning = self.PLANNED * left - self.cycles * self.looks * self.look_seconds
+            learning = self.PLANNED * left - self.cycles * self.evaluations * self.evaluation_seconds
             fitting = step + int(learning * self.taken / self.seconds)
             self.go_on(min(max(fitting // self.cycles, step + 1), max(1, self.planned // self.cycles)))
 

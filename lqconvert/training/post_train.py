@@ -15,7 +15,7 @@ from lqconvert.quantization.calibrate import at_full_width
 from lqconvert.quantization.model_outputs import logits_of, predict
 from lqconvert.quantization.post_training import PostTraining
 from lqconvert.training.budget import Budget, Point, Steering
-from lqconvert.training.finetune import Finetuned, Look, Progress, steering_of
+from lqconvert.training.finetune import Evaluator, Finetuned, Progress, steering_of
 from lqconvert.training.trainer import assign, values
 
 #: The first price of a bit (in nats of an example's log-likelihood). The factor by which it changes until one
@@ -53,7 +53,7 @@ def post_train(
     logits = predict(logits_of(teacher), data.validation, preprocessing)
     search = _Search(
         model,
-        Look(model, data, preprocessing, logits, file_size),
+        Evaluator(model, data, preprocessing, logits, file_size),
         steering_of(budget, data, logits),
         progress,
     )
@@ -70,7 +70,7 @@ def post_train(
         finished,
         best,
         steering.holds(best),
-        steering.floors,
+        steering.required,
         steering.tolerances(best),
         False,
         search.points,
@@ -79,9 +79,13 @@ def post_train(
 
 class _Search:
     def __init__(
-        self, model: tf_keras.Model, look: Look, steering: Steering, progress: Callable[[Progress], None]
+        self,
+        model: tf_keras.Model,
+        evaluator: Evaluator,
+        steering: Steering,
+        progress: Callable[[Progress], None],
     ) -> None:
-        self.model, self.look, self.steering, self.progress = model, look, steering, progress
+        self.model, self.evaluator, self.steering, self.progress = model, evaluator, steering, progress
         self.points: list[Point] = []
         self.place = 0  # index of the best point
         self.best_variables: list[Any] = []
@@ -118,10 +122,10 @@ class _Search:
         return self._see(price)
 
     def _see(self, price: float) -> Point:
-        point = self.look(len(self.points), price)
+        point = self.evaluator(len(self.points), price)
         self.steering.see(point)
         self.points.append(point)
         if not self.best_variables or self.steering.rank(point) >= self.steering.rank(self.best):
             self.place, self.best_variables = len(self.points) - 1, values(self.model.variables)
-        self.progress(Progress(0, math.nan, self.look.codes_in_use, point))
+        self.progress(Progress(0, math.nan, self.evaluator.codes_in_use, point))
         return point

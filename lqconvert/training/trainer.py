@@ -28,8 +28,8 @@ class Trainer:
     """Trains a student. The targets are the teacher's outputs and the labels, concatenated.
 
     If a teacher is given, it computes its outputs for each batch; else the targets contain them. The loss is
-    the task's loss plus the student's penalties times ``pressure``. On several devices, ``model`` is a copy
-    on all of them, and each learns from its part of a batch.
+    the task's loss plus the student's penalties times the penalty weight. On several devices, ``model`` is a
+    copy on all of them, and each learns from its part of a batch.
     """
 
     def __init__(
@@ -131,27 +131,27 @@ class Trainer:
         )
         self.stream = iter(dataset)
 
-    def run(self, steps: int, pressure: float) -> float:
+    def run(self, steps: int, penalty_weight: float) -> float:
         """Takes steps and returns the task's mean loss over them."""
-        return float(self._run(self.stream, tf.constant(steps), tf.constant(pressure)))
+        return float(self._run(self.stream, tf.constant(steps), tf.constant(penalty_weight)))
 
     @tf.function
-    def _run(self, stream: Any, steps: tf.Tensor, pressure: tf.Tensor) -> tf.Tensor:
+    def _run(self, stream: Any, steps: tf.Tensor, penalty_weight: tf.Tensor) -> tf.Tensor:
         strategy, total = self.distribution.strategy, tf.constant(0.0)
         for _ in tf.range(steps):
-            each = strategy.run(self._step, (*next(stream), pressure))
+            each = strategy.run(self._step, (*next(stream), penalty_weight))
             total += strategy.reduce(tf.distribute.ReduceOp.SUM, each, axis=None)
         return total / tf.cast(steps, tf.float32)
 
-    def _step(self, x: Any, y: tf.Tensor, size: tf.Tensor, pressure: tf.Tensor) -> tf.Tensor:
+    def _step(self, x: Any, y: tf.Tensor, size: tf.Tensor, penalty_weight: tf.Tensor) -> tf.Tensor:
         """Learns from a batch, or this device's part of it. Returns that part of the task's loss."""
         if self.teacher is not None:
             y = tf.concat([_flat(self.teacher(x, training=False)), y], axis=1)
         with tf.GradientTape() as tape:
             task = tf.reduce_sum(self.loss(y, self.student(x, training=True))) / size
             penalties = self.student.losses
-            pressure = pressure / self.distribution.replicas
-            loss = task + pressure * tf.add_n(penalties) if penalties else task
+            penalty_weight = penalty_weight / self.distribution.replicas
+            loss = task + penalty_weight * tf.add_n(penalties) if penalties else task
         self.optimizer.minimize(loss, self.student.trainable_variables, tape)
         return task
 

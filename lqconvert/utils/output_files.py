@@ -91,7 +91,7 @@ class Paths:
         for path in self.all():
             _refuse_irregular(path)
             if path.suffix in SOURCE.suffixes and not SOURCE.is_own(path):
-                raise LqError(f"{path}: is there, and lqconvert did not write it; give another name with -o")
+                raise LqError(f"{path}: exists, and lqconvert did not write it; give another name")
         for path in (first, page or first):
             try:
                 there = next(folder for folder in path.absolute().parents if folder.exists())
@@ -108,14 +108,14 @@ def _refuse_irregular(path: Path) -> None:
     folder = path.parent.resolve()
     streams = folder == Path("/dev") or folder.is_relative_to("/proc")  # stdout may be a regular file
     if streams or (path.exists() and not path.is_file()):
-        raise LqError(f"{path}: is no file that could be replaced; give another name")
+        raise LqError(f"{path}: is not a regular file; give another name")
 
 
 def refuse_links(*paths: Path) -> None:
     """Raises an error if one of these files is a link: it would be written in place, through the link."""
     for path in paths:
         if path.is_symlink():
-            raise LqError(f"{path}: is a link, and would be written through; remove it")
+            raise LqError(f"{path}: is a link, and lqconvert does not write through links; remove it")
 
 
 def make_folders(paths: Iterable[Path]) -> None:
