@@ -1,12 +1,15 @@
-"""Models of single layers that are right about made-up data by their weights: a task each, not trained."""
+"""Models of single layers whose weights fit made-up data: one for each task, without training."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import tf_keras
+from click.testing import CliRunner, Result
 from tf_keras import layers
 
 import lqconvert
+from lqconvert.cli.main import main
 
 N = 800
 
@@ -108,3 +111,12 @@ def int8(name: str, folder: Path) -> tuple[Path, Path, Path]:
     lqconvert.calibrate(quantized, [batch])
     (folder / f"{name}.tflite").write_bytes(lqconvert.export(quantized).tflite)
     return model, data, folder / f"{name}.tflite"
+
+
+def quantized(folder: Path, epochs: int, model, data, *options) -> tuple[Result, dict | None]:
+    """Runs the command. Returns its result, and its report if it made one."""
+    output = folder / "out.tflite"
+    arguments = ["quantize", model, "--data", data, "-o", output, "--epochs", epochs, *options]
+    result = CliRunner().invoke(main, [str(each) for each in arguments])
+    report = output.with_suffix(".report.json")
+    return result, json.loads(report.read_text()) if report.exists() else None

@@ -119,7 +119,7 @@ def test_a_drop_since_a_baseline_is_of_the_same_examples(int8, tmp_path):
     (tmp_path / "b.json").write_text(json.dumps(before | {"examples": 10**4}))
     result = run(*command)
     assert result.exit_code == 1
-    assert "was scored on 10,000 test examples, digits has 359" in result.output
+    assert "are of 10,000 test examples, but digits has 359" in result.output
 
 
 def test_data_of_a_project_may_have_no_classes(int8, tmp_path):

@@ -1,15 +1,18 @@
-"""The packages of the house: each imports only those below it, and some of them nothing of TensorFlow."""
+"""The borders of the packages: what each may import, and that only the command line names options."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 import lqconvert
+from lqconvert.cli.hints import HINTS
+from lqconvert.cli.main import main
 
 PACKAGE = Path(lqconvert.__file__).parent
-#: From the ground up. ``errors`` goes with ``utils``: messages are made printable there.
-FLOORS = (
+#: The lowest level first. ``errors`` is at the level of ``utils``, which makes messages printable.
+LEVELS = (
     ("utils", "errors"),
     ("metrics", "tasks"),
     ("data",),
@@ -25,14 +28,14 @@ FLOORS = (
     ("sweeps",),
     ("cli",),
 )
-FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
-#: What starts with the interpreter, before TensorFlow could be there.
+LEVEL_OF = {name: number for number, names in enumerate(LEVELS) for name in names}
+#: Packages that do not import TensorFlow.
 LIGHT = ("utils", "errors", "metrics", "tasks", "tflite", "cli")
 TENSORFLOW = {"tensorflow", "tf_keras", "keras", "tensorflow_model_optimization"}
 MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").as_posix()
     for path in PACKAGE.rglob("*.py")
-    if path.parent != PACKAGE or path.stem in FLOOR_OF
+    if path.parent != PACKAGE or path.stem in LEVEL_OF
 )
 
 
@@ -60,10 +63,10 @@ def imported(source: str, *, late: bool) -> set[str]:
 
 def climbs(module: str, source: str) -> list[str]:
     """The imports of a module that go up in the house, also those within functions."""
-    floor = FLOOR_OF[module.split("/")[0]]
+    level = LEVEL_OF[module.split("/")[0]]
     parts = [name.split(".") for name in imported(source, late=True)]
     wanted = {name[1] for name in parts if name[0] == "lqconvert" and len(name) > 1}
-    return sorted(name for name in wanted if FLOOR_OF.get(name, -1) > floor)
+    return sorted(name for name in wanted if LEVEL_OF.get(name, -1) > level)
 
 
 def heavy(module: str, source: str) -> list[str]:
@@ -82,7 +85,7 @@ def test_imports_go_down(module):
 
 def test_every_package_has_a_floor():
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert packages == set(FLOOR_OF) - {"errors", "metrics", "tasks"}
+    assert packages == set(LEVEL_OF) - {"errors", "metrics", "tasks"}
 
 
 @pytest.mark.parametrize(
@@ -99,3 +102,28 @@ def test_every_package_has_a_floor():
 def test_a_forbidden_import_is_found(module, source, up, tensorflow):
     assert climbs(module, source) == up
     assert heavy(module, source) == tensorflow
+
+
+def test_only_the_command_line_names_options():
+    """Except the advice of ``explain``, which is about options of ``quantize``."""
+    option = re.compile(r"(?<![\w`-])--[a-z]")
+    named = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        if path.parent.name != "cli" and path.name != "savings.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and option.search(node.value)
+    ]
+    assert named == []
+
+
+def test_each_hint_has_a_row_or_is_an_option():
+    options = {
+        opt.removeprefix("--").replace("-", "_")
+        for command in main.commands.values()
+        for parameter in command.params
+        for opt in parameter.opts
+    }
+    text = "".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    hints = set(re.findall(r'(?:hint=|"hint": )"(\w+)"', text))
+    assert set(HINTS) - {"litert"} <= hints <= set(HINTS) | options

@@ -234,7 +234,7 @@ def test_ctrl_c_in_the_command_line_says_what_came_of_it(samples, tmp_path, monk
     arguments = [str(samples / "digits_cnn.h5"), "--data", "digits", "-o", str(tmp_path / "m.tflite")]
     result = CliRunner().invoke(main, ["quantize", *arguments, "--log", str(tmp_path / "run.jsonl")])
     assert result.exit_code == 130
-    assert "interrupted: writing the best file so far" in result.stderr
+    assert "the run was interrupted: the best file so far is written" in result.stderr
     assert f"wrote {tmp_path / 'm.tflite'}, " in result.stderr
     assert (tmp_path / "m.tflite").exists()
 

@@ -1,17 +1,15 @@
 """Rounding for the least damage at a price of bits, against brute force, and on layers of every kind."""
 
+import functools
 import itertools
-import json
 
 import numpy as np
 import pytest
 import small_tasks
 import tf_keras
-from click.testing import CliRunner
 from tf_keras import layers
 
 from lqconvert import Rate, calibrate, rewrite
-from lqconvert.cli.main import main
 from lqconvert.exporting.export import learned_codes
 from lqconvert.quantization.fold_batchnorm import fold
 from lqconvert.quantization.layers import QuantizedLayer
@@ -191,16 +189,8 @@ def test_bytes_fall_as_bits_cost_more_and_the_model_stays_close(ready):
 
 @pytest.fixture
 def quantize(tmp_path):
-    """Runs the command without training; gives its result and, where there is one, its report."""
-
-    def quantize(model, data, *options):
-        output = tmp_path / "out.tflite"
-        arguments = ["quantize", model, "--data", data, "-o", output, "--epochs", 0, *options]
-        result = CliRunner().invoke(main, [str(each) for each in arguments])
-        report = output.with_suffix(".report.json")
-        return result, json.loads(report.read_text()) if report.exists() else None
-
-    return quantize
+    """Runs the command without training, see :func:`small_tasks.quantized`."""
+    return functools.partial(small_tasks.quantized, tmp_path, 0)
 
 
 @pytest.mark.slow

@@ -68,5 +68,5 @@ def test_a_file_may_be_so_large(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="a file of Linux")
 def test_a_file_that_says_that_it_is_empty():
     assert read_bytes("/proc/self/maps")
-    with pytest.raises(LqError, match="are more than lqconvert reads"):
+    with pytest.raises(LqError, match="more than lqconvert reads"):
         read_bytes("/proc/self/maps", 10)

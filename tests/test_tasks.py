@@ -1,6 +1,6 @@
-"""What outputs are for is found out, learned, steered by and said."""
+"""Tasks of outputs: their detection, loss, metrics and budgets, and what is printed about them."""
 
-import json
+import functools
 
 import numpy as np
 import pytest
@@ -403,7 +403,7 @@ def test_halves_are_apart_and_always_the_same(oracle):
 def test_without_a_test_part_there_is_no_half_of_it(oracle, steer_on, size, own_test):
     data = data_of(points(800, 1.0), points(size, 0.5), own_test=own_test)
     if steer_on == "test-half":
-        with pytest.raises(LqError, match="--steer-on test-half: points has no test part of 200 labelled"):
+        with pytest.raises(LqError, match="points: has no test part with 200 labelled"):
             steer(oracle, data, Preprocessing(), steer_on)
     else:
         assert steer(oracle, data, Preprocessing(), steer_on) == (data, False)
@@ -414,17 +414,9 @@ def test_without_a_test_part_there_is_no_half_of_it(oracle, steer_on, size, own_
 
 @pytest.fixture
 def quantize(tmp_path):
-    """Runs the command briefly; gives its result and, where there is one, its report."""
-
-    def quantize(model, data, *options):
-        output = tmp_path / "out.tflite"
-        arguments = ["quantize", model, "--data", data, "-o", output, "--epochs", 1, *options]
-        result = CliRunner().invoke(main, [str(each) for each in arguments])
-        report = output.with_suffix(".report.json")
-        return result, json.loads(report.read_text()) if report.exists() else None
-
+    """Runs the command briefly, see :func:`small_tasks.quantized`."""
     with run_lengths(minimum_steps=12, minimum_cycle=2):
-        yield quantize
+        yield functools.partial(small_tasks.quantized, tmp_path, 1)
 
 
 @pytest.mark.slow

@@ -55,10 +55,7 @@ def build_with_tf_keras(source: Source) -> Any:
         enter(tf_keras.utils.custom_object_scope(own))
         enter(serialization_lib.SafeModeScope(safe_mode=not source.trusted))
         if source.archived:
-            enter(serialization_lib.ObjectSharingScope())
-            model = serialization_lib.deserialize_keras_object(_for_keras(source.config))
-            model.load_weights(str(source.weights))
-            return model
+            return _from_archive(source, serialization_lib)
         enter(serialization.SharedObjectLoadingScope())
         enter(utils.keras_option_scope(save_traces=False, in_tf_saved_model_scope=True))
         model = tf_keras.models.model_from_config(json_utils.decode(json.dumps(source.config)))
@@ -86,15 +83,20 @@ def build_with_keras3(source: Source) -> Any:
         enter(keras.saving.custom_object_scope(own))
         enter(serialization_lib.SafeModeScope(safe_mode=not source.trusted))
         if source.archived:
-            enter(serialization_lib.ObjectSharingScope())
-            model = serialization_lib.deserialize_keras_object(_for_keras(source.config))
-            model.load_weights(str(source.weights))
-            return model
+            return _from_archive(source, serialization_lib)
         enter(saving_options.keras_option_scope(use_legacy_config=True))
         model = saving_utils.model_from_config(json_utils.decode(json.dumps(source.config)))
         with _layer_weights(source, legacy_h5_format) as group:
             legacy_h5_format.load_weights_from_hdf5_group(group, model)
         return model
+
+
+def _from_archive(source: Source, serialization_lib: Any) -> Any:
+    """The model of a .keras archive, in the Keras with this module."""
+    with serialization_lib.ObjectSharingScope():
+        model = serialization_lib.deserialize_keras_object(_for_keras(source.config))
+        model.load_weights(str(source.weights))
+    return model
 
 
 @contextmanager
