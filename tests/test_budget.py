@@ -22,18 +22,18 @@ from lqconvert.utils.compression import deflated, gzipped
 
 
 def point(pressure: float, bearable: float, step: int = 1) -> Point:
-    """A model whose bytes fall with the root of the pressure and whose score breaks at ``bearable``."""
+    """A model: bytes fall with the root of the penalty weight, and the score breaks above ``bearable``."""
     score = 0.9 if pressure <= bearable else 0.9 - 0.05 * math.log2(pressure / bearable)
-    return looked_at(step, score, round(10_000 / math.sqrt(pressure)), pressure)
+    return evaluated(step, score, round(10_000 / math.sqrt(pressure)), pressure)
 
 
-def looked_at(step: int, score: float, size: int, pressure: float = 1.0, error: float = 0.0) -> Point:
-    """A look at a model that one metric judges."""
+def evaluated(step: int, score: float, size: int, pressure: float = 1.0, error: float = 0.0) -> Point:
+    """An evaluation of a model with one judged metric."""
     return Point(step, (score,), (score,), (error,), 1 - score, size, 0, 0, pressure)
 
 
 def steer(steering: Steering, bearable: float) -> Point:
-    points = [looked_at(0, 0.9, 50_000, steering.penalty_weight)]
+    points = [evaluated(0, 0.9, 50_000, steering.penalty_weight)]
     for step in range(steering.cycles):
         points.append(point(steering.next_penalty_weight(points[-1]), bearable, step + 1))
     return max(points[1:], key=steering.rank)
@@ -41,7 +41,7 @@ def steer(steering: Steering, bearable: float) -> Point:
 
 @settings(deadline=None)
 @given(st.floats(0.05, 100))
-def test_steering_nears_the_highest_pressure_that_holds_the_score(bearable):
+def test_steering_finds_the_highest_penalty_weight_that_holds_the_score(bearable):
     best = steer(Steering(Budget(max_drop=0.0), [0.9]), bearable)
     assert best.score == 0.9
     assert bearable / 4 <= best.pressure <= bearable
@@ -57,9 +57,9 @@ def test_steering_nears_the_largest_file_that_fits(size):
 @settings(deadline=None)
 @given(st.integers(2_000, 20_000), st.floats(1.3, 3.0), st.floats(0.5, 0.9), st.floats(0.9, 1.0))
 def test_a_size_is_filled_though_bytes_never_come_back(size, over, power, fewer):
-    """Where the pressure falls they stay, and each cycle leaves fewer: too much is undone by going back."""
+    """Bytes do not rise when the penalty weight falls, so steering goes back to larger weights."""
     steering = Steering(Budget(max_size=size), [0.9])
-    origin = best = looked_at(0, 0.9, 50_000, steering.penalty_weight)
+    origin = best = evaluated(0, 0.9, 50_000, steering.penalty_weight)
     steering.see(origin)
     first = steering.next_penalty_weight(origin)
     for step in range(1, steering.cycles + 1):
@@ -74,32 +74,38 @@ def test_a_size_is_filled_though_bytes_never_come_back(size, over, power, fewer)
 
 def test_where_bytes_come_back_nothing_is_undone():
     steering = Steering(Budget(max_size=10_000), [0.9])
-    looks = [
+    evaluations = [
         dataclasses.replace(point(pressure, 1.0, step), bytes=size)
         for step, (pressure, size) in enumerate([(0.25, 50_000), (4.0, 5_000), (2.0, 6_000), (1.0, 16_000)])
     ]
-    for place, look in enumerate(looks):
-        steering.see(look)
-        steering.next_penalty_weight(look)
-        origin = steering.origin(look, max(looks[: place + 1], key=steering.rank))
+    for place, evaluation in enumerate(evaluations):
+        steering.see(evaluation)
+        steering.next_penalty_weight(evaluation)
+        origin = steering.origin(evaluation, max(evaluations[: place + 1], key=steering.rank))
         assert steering.comes_back == (place >= 2)
-        assert origin == (look if place < 3 else looks[2])
+        assert origin == (evaluation if place < 3 else evaluations[2])
 
 
-def test_a_filled_size_is_learned_at_ever_less_pressure():
+def test_a_filled_size_lowers_the_penalty_weight():
     steering = Steering(Budget(max_size=10_000), [0.9])
     sizes = 50_000, 16_000, 5_000, 9_500, 9_300, 10_500, 9_400
-    looks = [dataclasses.replace(point(1.0, 1.0, step), bytes=size) for step, size in enumerate(sizes)]
-    origins, pressures = [], [steering.penalty_weight]
-    for place, look in enumerate(looks):
-        steering.see(look)
-        pressures.append(steering.next_penalty_weight(look))
-        origins.append(steering.origin(look, max(looks[: place + 1], key=steering.rank)))
-    start, over, _, first, second, _, last = looks
+    evaluations = [dataclasses.replace(point(1.0, 1.0, step), bytes=size) for step, size in enumerate(sizes)]
+    origins, penalty_weights = [], [steering.penalty_weight]
+    for place, evaluation in enumerate(evaluations):
+        steering.see(evaluation)
+        penalty_weights.append(steering.next_penalty_weight(evaluation))
+        origins.append(steering.origin(evaluation, max(evaluations[: place + 1], key=steering.rank)))
+    start, over, _, first, second, _, last = evaluations
     assert origins == [start, over, over, first, second, second, last]
-    assert pressures[1] < pressures[2] > pressures[3] > 2 * pressures[4] > 4 * pressures[5]
-    assert pressures[5] < pressures[6] < 2 * pressures[5]
-    assert pressures[7] < pressures[6] / 2
+    assert (
+        penalty_weights[1]
+        < penalty_weights[2]
+        > penalty_weights[3]
+        > 2 * penalty_weights[4]
+        > 4 * penalty_weights[5]
+    )
+    assert penalty_weights[5] < penalty_weights[6] < 2 * penalty_weights[5]
+    assert penalty_weights[7] < penalty_weights[6] / 2
 
 
 @settings(deadline=None)
@@ -125,9 +131,9 @@ def test_what_was_steered_is_replayed(budget, bearable):
 def test_a_size_is_aimed_under_but_held_to_the_byte():
     steering = Steering(Budget(max_size=10_000), [0.9])
     small, near, over = (
-        looked_at(1, score, size) for size, score in ((9_000, 0.8), (9_950, 0.9), (10_001, 0.9))
+        evaluated(1, score, size) for size, score in ((9_000, 0.8), (9_950, 0.9), (10_001, 0.9))
     )
-    assert [steering.holds(look) for look in (small, near, over)] == [True, True, False]
+    assert [steering.holds(evaluation) for evaluation in (small, near, over)] == [True, True, False]
     assert max((small, near, over), key=steering.rank) == small
     assert max((near, over), key=steering.rank) == near
 
@@ -136,7 +142,7 @@ def test_what_counts_as_a_drop():
     steering = Steering(Budget(max_drop=1.0), [0.85])
     assert steering.required == pytest.approx([0.84])
     for error, quality, holds in ((0.0, 0.8399, False), (0.001, 0.8385, True), (0.001, 0.838, False)):
-        assert steering.holds(looked_at(1, quality, 10_000, error=error)) == holds
+        assert steering.holds(evaluated(1, quality, 10_000, error=error)) == holds
 
 
 @pytest.mark.parametrize(
@@ -144,9 +150,9 @@ def test_what_counts_as_a_drop():
     [(0.0, 0.0), (0.1, 0.1645), (0.2, 0.3), (0.3, 0.2), (0.4, 0.1), (8.0, 0.1)],  # in points
 )
 def test_a_noisy_validation_split_is_no_license(error, tolerance):
-    look = looked_at(1, 0.9, 10_000, error=0.01 * error)
+    evaluation = evaluated(1, 0.9, 10_000, error=0.01 * error)
     steering = Steering(Budget(max_drop=1.0), [0.85])
-    assert steering.tolerances(look) == pytest.approx([0.01 * tolerance])
+    assert steering.tolerances(evaluation) == pytest.approx([0.01 * tolerance])
 
 
 @pytest.mark.parametrize(
@@ -154,9 +160,9 @@ def test_a_noisy_validation_split_is_no_license(error, tolerance):
 )
 def test_every_metric_has_to_hold(qualities, holds):
     steering = Steering(Budget(max_drop=1.0), [0.85, 0.7])
-    look = Point(1, qualities, qualities, (0.0, 0.0), 0.1, 10_000, 0, 0, 1.0)
-    assert steering.holds(look) == holds
-    assert steering.margin(look) == pytest.approx(min(qualities[0] - 0.84, qualities[1] - 0.69))
+    evaluation = Point(1, qualities, qualities, (0.0, 0.0), 0.1, 10_000, 0, 0, 1.0)
+    assert steering.holds(evaluation) == holds
+    assert steering.margin(evaluation) == pytest.approx(min(qualities[0] - 0.84, qualities[1] - 0.69))
 
 
 def test_what_has_no_labels_is_held_against_the_best_that_was_seen():
@@ -167,9 +173,9 @@ def test_what_has_no_labels_is_held_against_the_best_that_was_seen():
 
 
 def test_a_look_is_numbers_and_back():
-    look = Point(3, (0.9, 0.8), (0.7, 0.6), (0.1, 0.2), 0.3, 5000, 4000, 3000, 0.25)
-    assert Point.of_numbers(look.numbers()) == look
-    assert Point.of_json(json.loads(json.dumps(dataclasses.asdict(look)))) == look
+    evaluation = Point(3, (0.9, 0.8), (0.7, 0.6), (0.1, 0.2), 0.3, 5000, 4000, 3000, 0.25)
+    assert Point.of_numbers(evaluation.numbers()) == evaluation
+    assert Point.of_json(json.loads(json.dumps(dataclasses.asdict(evaluation)))) == evaluation
 
 
 def test_without_a_budget_the_last_or_the_best_counts():
@@ -257,7 +263,7 @@ def test_max_size(samples, tmp_path):
 
 @pytest.fixture
 def short():
-    """For runs whose end does not depend on what they learn."""
+    """For runs whose result does not depend on training."""
     with run_lengths(minimum_steps=60, minimum_cycle=10):
         yield
 

@@ -79,7 +79,7 @@ def test_what_is_of_a_single_file(options, int8):
 
 
 def test_colour_is_for_terminals(int8):
-    """Of two runs of one command, the one into a pipe has no escape sequence."""
+    """Output into a pipe has no escape sequences."""
     pty = pytest.importorskip("pty", reason="needs a terminal")
     command = [sys.executable, "-c", "from lqconvert.cli.main import main; main()"]
     command += ["check", str(int8), "--max-size", "1KB"]

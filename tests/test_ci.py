@@ -52,7 +52,7 @@ def job(folder):
 
 @pytest.fixture(scope="module")
 def passed(samples, tmp_path_factory):
-    """A project whose first job passed."""
+    """A project in which the first job passed."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copy(samples / "digits_cnn.h5", folder / "digits.h5")
     budgets(folder, max_size=20_000, min_accuracy=0.97)
@@ -243,7 +243,7 @@ def test_the_hook_takes_the_files_that_pre_commit_gives(int8, tmp_path):
 
 
 def test_the_recipes_are_of_this_version():
-    """Of every YAML block of the page: its commands parse, its hooks and inputs are there."""
+    """In every YAML block of the page, commands parse, and hooks and inputs exist."""
     page = (ROOT / "docs" / "ci.md").read_text()
     github, gitlab, pre_commit = (
         yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", page, re.S | re.M)

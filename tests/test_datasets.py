@@ -279,7 +279,7 @@ KINDS, AGES = np.arange(60) % 3, RNG.normal(40, 9, 60).astype(np.float32)
 
 
 def labels_by_output(data):
-    """Of all splits, in the order of the examples."""
+    """All splits, in the order of the examples."""
     columns = np.concatenate([split.y for split in splits(data)])
     numbers = np.concatenate([split.arrays()[0] for split in splits(data)])
     order = [next(i for i, x in enumerate(X) if np.array_equal(x, one)) for one in numbers]
@@ -535,7 +535,7 @@ def test_preprocessing_is_found(name, outputs, tmp_path):
 
 
 def test_among_logits_of_like_accuracy_the_likelihood_decides(tmp_path):
-    """Of a network without biases, which classifies scaled inputs alike."""
+    """A network without biases predicts the same classes for scaled inputs."""
     x = RNG.integers(0, 256, (4000, 2), dtype=np.uint8)
     slope = 4 * (x[:, 0].astype(float) - x[:, 1]) / 255
     y = (RNG.random(4000) < 1 / (1 + np.exp(-slope))).astype(np.int64)

@@ -21,7 +21,7 @@ from lqconvert.training.distribution import Distribution
 
 pytestmark = pytest.mark.slow
 
-#: Not of this module, so that it can be run in processes whose devices differ.
+#: In another module, so that it can run in processes with different devices.
 DEVICES = """
 import json, sys
 import numpy as np, tensorflow as tf, tf_keras
@@ -77,7 +77,7 @@ print(all(map(np.array_equal, begins(None), begins(two))))
 
 
 def test_two_devices_learn_what_one_does(samples):
-    """In 20 steps over two passes of batches whose halves differ in size, but for float32's rounding."""
+    """Equal except for float32's rounding, in 20 steps over two passes. Halves of batches differ in size."""
     command = [sys.executable, "-c", DEVICES, str(samples / "digits_cnn.h5")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

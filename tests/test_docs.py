@@ -1,11 +1,14 @@
-"""README and the pages of docs/ are true: their commands and Python blocks run, in order, page by page.
+"""The commands and Python blocks of README and docs/ are run, in order, page by page.
 
-A page's folder holds what its reader has: the project's sample_models/, a model of the reader's own
-(model.h5), another tool's file (other.tflite), and a pyproject.toml that makes runs short. Blocks of ``sh``
-and ``python`` are executed as they stand, and so is what stands behind a $ in ``console``; a Python block
-with a title is that file. ``# exit code N`` behind a command says how it ends, if not with 0. A block
-without a language is what the commands before it print: its lines have to be among theirs, in order and but
-for numbers ("..." stands for any). What is neither is ``text``.
+Each page runs in a folder with what its reader has: the project's sample_models/, the reader's own model
+(model.h5), another tool's file (other.tflite), and a pyproject.toml that makes runs short.
+
+* Blocks of ``sh`` and ``python`` are executed, and so are the lines after a $ in ``console``.
+* A Python block with a title is written to the file of that name.
+* ``# exit code N`` behind a command is its exit code, if it is not 0.
+* A block without a language is the output of the commands before it. Its lines must occur there in the same
+  order. Numbers may differ, and "..." stands for any lines.
+* All other blocks have the language ``text``.
 """
 
 import contextlib
@@ -80,10 +83,10 @@ def parses(command: str) -> None:
 
 
 def nothing(command: str) -> None:
-    """Others look: the reason says which test."""
+    """Another test covers this: the reason names it."""
 
 
-#: What is not run: a pattern of the command, the reason, and what is looked at instead.
+#: Commands that are not run: a pattern, the reason, and the check that is done instead.
 NOT_RUN: list[tuple[str, str, Callable[[str], None]]] = [
     (r"pip install ", "takes a network; the last one would run these tests", known_extras),
     (r"python tests/bench/", "takes minutes to hours", known_script),
@@ -137,7 +140,7 @@ class Reader:
         self.python: dict[str, object] = {"__name__": "page"}
 
     def run(self, command: str) -> str:
-        """Executes a command, and gives what it printed."""
+        """Executes a command and returns its output."""
         code = re.search(r"# exit code (\d)", command)
         expected = int(code[1]) if code else 0
         words = list(shlex.shlex(command, posix=True, punctuation_chars=True))
@@ -166,7 +169,7 @@ class Reader:
         return result
 
     def execute(self, block: Block) -> str:
-        """Runs what a block says, and gives what it printed."""
+        """Executes a block and returns its output."""
         if block.language in SHELLS:
             return "".join(map(self._run_or_look, commands(block)))
         if block.title:
@@ -192,7 +195,7 @@ def commands(block: Block) -> list[str]:
 
 
 def masked(text: str) -> list[str]:
-    """The lines of what was printed without frames, numbers and the space between columns."""
+    """The lines of an output without frames, numbers and the space between columns."""
     lines = [re.sub(r"[\u2500-\u257f]", " ", line) for line in text.splitlines()]
     lines = [" ".join(re.sub(r"[+-]?\d[\d,.]*", "#", line).split()) for line in lines]
     return [line for line in lines if line]

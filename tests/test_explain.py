@@ -50,7 +50,7 @@ def part(explanation, name):
 
 
 def network(wide=layers.Conv2D, pooling=layers.Flatten, units=32, width=16):
-    """Two convolutions and two Dense layers, and beside them an Embedding."""
+    """Two convolutions and two Dense layers, and an Embedding in another branch."""
     image, words = tf_keras.Input((8, 8, 3), name="image"), tf_keras.Input((4,), dtype="int32", name="words")
     y = layers.MaxPooling2D()(layers.Conv2D(16, 3, padding="same", name="first")(image))
     y = layers.ReLU()(wide(48, 3, padding="same", name="wide")(y))
@@ -70,7 +70,7 @@ def plain_network(wide=layers.Conv2D, pooling=layers.Flatten, units=32):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A saved network two of whose first layer's filters do nothing."""
+    """A saved network. Two filters of its first layer do nothing."""
     path, network = tmp_path_factory.mktemp("model") / "model.h5", plain_network()
     kernel, bias = network.get_layer("first").get_weights()
     kernel[..., 3] = kernel[..., 7] = bias[3] = bias[7] = 0

@@ -25,7 +25,7 @@ pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Li
 
 APIS = {"tf_keras": tf_keras, "keras": keras}
 TARGETS = [lqconvert.target("litert"), lqconvert.target("tflm")]
-#: A column that never changes and one far from 0, besides.
+#: Also a column that never changes, and one far from 0.
 SCALES = np.array([1e-3, 1e-2, 0.1, 1.0, 10.0, 1e5, 0.0, 50.0])
 OFFSETS = np.array([0.001, 0.0, -0.2, 0.0, 3.0, 1e5, 5.0, 20_000.0])
 TRAINED = 1500

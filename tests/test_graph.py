@@ -140,7 +140,7 @@ def test_writing_what_was_read_changes_nothing_more(make):
 
 
 def test_sizes_are_known_without_writing():
-    """Of vectors of every length and type: what lies behind them is padded as it would be."""
+    """Vectors of every length and type: the data behind them are padded as in the file."""
     rng = np.random.default_rng(0)
     model = read(residual_network(0))
     for _ in range(40):

@@ -52,7 +52,7 @@ def refused(path, reason, **arguments):
 
 
 def edited(seed, target, change):
-    """A copy of an .h5 or .keras whose config ``change`` has been at."""
+    """A copy of an .h5 or .keras with a config that ``change`` edited."""
     if seed.suffix == ".h5":
         target.write_bytes(seed.read_bytes())
         with h5py.File(target, "r+") as file:
@@ -324,7 +324,7 @@ def test_weights_that_keras_does_not_write(name, change, reason, seeds, tmp_path
 
 
 def test_an_attribute_that_claims_gigabytes(seeds, tmp_path):
-    """HDF5 allocates what a text claims before it looks how long it is."""
+    """HDF5 allocates the size that a text claims before it checks the text's length."""
     path = tmp_path / "model.h5"
     path.write_bytes(seeds["cnn-keras.h5"].read_bytes())
     with h5py.File(path, "r+") as file:
@@ -715,7 +715,7 @@ def test_splits_into_millions(tmp_path):
 
 
 def test_catalogues_of_zips(seeds, tmp_path):
-    """Python makes an object of half a kilobyte of each entry before anyone may look."""
+    """Python makes an object of half a kilobyte for each entry before anything can be checked."""
     entries = [(f"{number:0200}", b"") for number in range(1_000)]
     refused(
         archive(seeds["cnn-keras.keras"], tmp_path / "m.keras", more=entries), "a catalogue of [0-9,]+ bytes"

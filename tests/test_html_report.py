@@ -200,7 +200,7 @@ SETTINGS = RunSettings(
 
 
 def made_up(outputs=None, layers=2, name="layer", pictures=None, noise=None):
-    """A report and its evidence, of these answers and so many layers, without a run."""
+    """A report and its evidence with these outputs and this number of layers, without a run."""
     outputs = outputs or [three()]
     heads = Heads(tuple(each.head for each in outputs))
     labels = heads.join_labels([each.labels for each in outputs])
@@ -222,7 +222,7 @@ def made_up(outputs=None, layers=2, name="layer", pictures=None, noise=None):
         "tflm", size, size, "runtime", 9, {"x": 0}, 1e-3, 1e-3, 5000, 4000, size, ["CONV_2D"], rows, [name]
     )  # fmt: skip
     half, less = (0.5,) * len(criteria), (0.45,) * len(criteria)
-    looks = [Point(n * 100, half, less, less, 0.3, size + 900 - n, 9, 9, 1.0) for n in range(5)]
+    evaluations = [Point(n * 100, half, less, less, 0.3, size + 900 - n, 9, 9, 1.0) for n in range(5)]
     measured = Measured(10 * size, size, float_scores, 1e-4)
     report = Report(
         model=name,
@@ -247,8 +247,8 @@ def made_up(outputs=None, layers=2, name="layer", pictures=None, noise=None):
         layers=layer_rows(codes),
         classes=[],
         bar=[0.45] * len(criteria),
-        best=looks[-1],
-        curve=looks,
+        best=evaluations[-1],
+        curve=evaluations,
         finished=False,
         warning=None,
         versions=versions(),

@@ -17,7 +17,7 @@ from lqconvert.tasks import Output, Wishes
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (60, 6, 5, 3), dtype=np.uint8)
 Y = np.arange(60) % 2
-#: Of a model of two inputs and two outputs.
+#: For a model with two inputs and two outputs.
 INPUTS = {"words": (4,), "numbers": (2, 3)}
 OUTPUTS = [Output("kind", (3,), "softmax"), Output("age", (1,))]
 BOTH = {"words": RNG.normal(size=(60, 4)), "numbers": RNG.normal(size=(60, 2, 3))}

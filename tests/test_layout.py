@@ -40,7 +40,7 @@ MODULES = sorted(
 
 
 def imported(source: str, *, late: bool) -> set[str]:
-    """Modules that a source imports; unless ``late``, only those that it takes to be imported itself."""
+    """Modules that a source imports. Unless ``late``, only those that are imported with it."""
     tree = ast.parse(source)
     skipped = set()
     if not late:

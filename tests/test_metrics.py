@@ -125,7 +125,7 @@ def test_regression(seed, n, columns, unit):
 @given(SEEDS, SIZES)
 @settings(deadline=None)
 def test_reconstruction(seed, n):
-    """Anomalies are not to be reconstructed: the larger their errors, the better they are told."""
+    """Anomalies should not be reconstructed: the larger their errors, the better the AUC."""
     rng = np.random.default_rng(seed)
     targets = rng.normal(size=(n, 6)).astype(np.float32)
     outputs = (targets + rng.normal(size=(n, 6)) * rng.uniform(size=(n, 1))).reshape(n, 2, 3)
@@ -216,7 +216,7 @@ def test_balanced_classes_count_alike(labels):
 
 
 def test_confidences_follow_the_weights_of_rare_classes():
-    """Of two temperatures the one is taken that suits what counts."""
+    """The temperature that suits the weighted examples is chosen."""
     rng = np.random.default_rng(0)
     labels = (rng.uniform(size=2000) < 0.05).astype(np.int64)
     logits = np.stack([np.zeros(2000), rng.normal(size=2000) + 2 * labels], axis=1)
@@ -260,7 +260,7 @@ def in_points(metric, number, labels):
 @pytest.mark.parametrize("n", [2, 20, 640, 1000])
 @pytest.mark.parametrize("name", METRICS)
 def test_the_mean_of_qualities_is_the_metric(name, n):
-    """Of whatever number of examples, in which classes may be absent."""
+    """For any number of examples, in which classes may be absent."""
     outputs, labels = case(name, n, np.random.default_rng(1))
     metric = METRICS[name]
     qualities = metric.qualities(outputs, labels, 0.5)
@@ -271,7 +271,7 @@ def test_the_mean_of_qualities_is_the_metric(name, n):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_the_spread_of_qualities_is_the_sampling_error(name):
-    """Of the difference between two models on the same examples, as a bootstrap tells it."""
+    """The sampling error of the difference between two models on the same examples equals a bootstrap's."""
     rng = np.random.default_rng(2)
     n = 960
     outputs, labels = case(name, n, rng)

@@ -22,7 +22,7 @@ def mlp(api):
 
 
 def asking_for_more(path):
-    """The same file, whose layer asks for more weights than there are."""
+    """The same file, with a layer that asks for more weights than it has."""
     with h5py.File(path, "r+") as file:
         file.attrs["model_config"] = file.attrs["model_config"].replace('"units": 3', '"units": 30000000')
 

@@ -1,4 +1,4 @@
-"""Names are shown, not obeyed: whatever a file is called or has in it, in all that is printed or written."""
+"""Names have no effect, whatever a file is called or contains, in everything that is printed or written."""
 
 import ast
 import html
@@ -37,7 +37,7 @@ PACKAGE = Path(lqconvert.__file__).parent
 EVIL = "x\n\n::warning title=a::all is well\r|\t| </td><img src=https://e.example/p.png> "
 EVIL += "`[c](https://e.example)` "
 EVIL += "\x1b[31m\x1b]0;owned\x07\u202e\u2028 ##[error]z :bomb: [red]y[/red] @me \ud800\x85\ufffe \\"
-#: Of what the tests hold against names: words, and what is obeyed by something somewhere.
+#: Parts of names in the tests: words, and text that some program takes for a command.
 WORDS = (
     "a|é|日本| |:|::|#|##[|##vso[|\\|`|<|>|&|]]>|*/|/*|//|??/|[red]|:bomb:|@a|www.e.example|https://e|$x$|="
 )
@@ -204,7 +204,7 @@ PLACES = {
 }
 
 
-#: Modules whose JSON is read by lqconvert itself or by Keras, and shown to nobody.
+#: Modules that write JSON for lqconvert itself or for Keras only.
 OWN_JSON = {
     *("utils/text.py", "training/checkpoint.py", "training/distribution.py"),
     *(
@@ -253,7 +253,7 @@ def test_nobody_else_prints(module_path):
 
 
 def tiny(name=b"", custom=None):
-    """A .tflite whose tensors and signature are called so, of one operator, perhaps a custom one."""
+    """A .tflite with one operator, perhaps a custom one. Tensors and signature have this name."""
     model, stored = Model.empty(), schema.SubGraphT()
     model.description = stored.name = name
     graph = Graph(stored=stored)

@@ -63,7 +63,7 @@ def test_an_epoch_of_100_unlabelled_images_takes_seconds(samples, tmp_path):
     ],
 )
 def test_cycles_are_shortened_to_the_time(cycles, evaluations, speed, evaluation, seconds, slower):
-    """A run of so many steps a second, and later of so many times fewer; the first ones are traced."""
+    """``speed`` is in steps a second, and later ``slower`` times less. The first steps include tracing."""
     pace, step, now, seen = Pace(6000, cycles, evaluations), 0, 3.0, []
     pace.evaluated(evaluation)
     while step < pace.steps:

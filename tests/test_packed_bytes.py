@@ -38,7 +38,7 @@ MADE = {
     **{name: lambda name=name: one_operator(name) for name in OPERANDS},
     "unread inputs": lambda: one_operator("FULLY_CONNECTED", 0.0, 25.0, unread=60),
 }
-#: Of each file the first digits of its packed files' SHA-256, in the order of PACKED_FOR.
+#: For each file, the first digits of its packed files' SHA-256, in the order of PACKED_FOR.
 DIGESTS = {
     "few zeros": "72982af4b701 72982af4b701 1b0150a0da5a 3052c98c991b",
     "many zeros": "7cb2ffc7b59b 32cdd4912525 b4aee6bb4b20 2de86cfe62a2",

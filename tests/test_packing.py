@@ -111,7 +111,7 @@ def test_four_bits_where_the_codes_fit():
 
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_what_decode_costs_and_what_huffman_reaches(per_channel):
-    """Within 2% of the best code above 20,000 weights, and under 450 bytes beside it."""
+    """Within 2% of the best code above 20,000 weights, with an overhead under 450 bytes."""
     rng = np.random.default_rng(0)
     codes = np.rint(rng.normal(0, 3, (100, 300))).astype(np.int8)
     plain = single_operator("FULLY_CONNECTED", codes, per_channel, k=1, rng=rng)

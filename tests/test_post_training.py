@@ -1,4 +1,4 @@
-"""Rounding for the least damage at a price of bits, against brute force, and on layers of every kind."""
+"""Rounding with the least damage at a price of bits: against brute force, and on layers of every kind."""
 
 import functools
 import itertools

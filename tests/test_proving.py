@@ -89,7 +89,7 @@ def network(rng, unread=0) -> tuple[bytes, np.ndarray]:
 
 
 def test_one_culprit_of_several_kernels():
-    """Of two layers that are stored wrongly in one way only the first is: the second keeps its packing."""
+    """One packing stores the first layer wrongly, so only the first layer loses it."""
     tflite, inputs = network(np.random.default_rng(0))
 
     class WrongForOne(Broken):
@@ -109,7 +109,7 @@ def test_one_culprit_of_several_kernels():
     [("remove_dead_channels", "removing dead channels: "), ("gather_inputs", "gathering inputs: ")],
 )
 def test_removal_and_gathering_have_to_be_exact(step, said, monkeypatch):
-    """Where they are not, the file does without them, and says so."""
+    """If they are not, they are not used, and the report says so."""
     tflite, inputs = network(np.random.default_rng(0), unread=150)
     exact = getattr(dead_channels, step)
 
@@ -157,7 +157,7 @@ def test_int4_convolutions_on_request():
 
 @pytest.mark.slow
 def test_memory_is_kept_to(dense):
-    """Decoded kernels lie in the arena: with less of it, packings that need none."""
+    """Decoded kernels are in the arena. With a smaller limit, packings that need no arena are chosen."""
     _, free = verify(dense, TFLM, INPUTS, ["only"], Limits())
     _, plain = verify(dense, dataclasses.replace(TFLM, packings=()), INPUTS, ["only"], Limits())
     assert plain.arena_bytes < 30_000 < free.arena_bytes

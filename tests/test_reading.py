@@ -1,4 +1,4 @@
-"""What a path leads to is looked at before it is read: devices, pipes and folders end in one line."""
+"""A path is checked before it is read: devices, pipes and folders give one line of an error."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""What happens to a run: killed, terminated, out of room or out of its mind, it loses nothing that it had."""
+"""Interrupted runs: killed, terminated, without disk space or diverged, they lose no results."""
 
 import json
 import os
@@ -130,7 +130,7 @@ def test_terminated_and_then_killed_between_two_looks(job, undisturbed, tmp_path
 
 @pytest.fixture(scope="module")
 def left(job, tmp_path_factory):
-    """The checkpoint that a run left which died at its first look after the first step."""
+    """The checkpoint of a run that died at its first evaluation after the first step."""
     output = tmp_path_factory.mktemp("left") / "m.tflite"
     with pytest.raises(Died):
         quantize(*job, output, progress=dies_at(4))

@@ -95,7 +95,7 @@ def test_each_weight_has_its_value(make, tmp_path):
     if make is not normalized:  # its statistics are not finalized again
         model.set_weights(varied)
     model.save(tmp_path / "saved", save_format="tf", save_traces=False)
-    # Not even looked at: it holds the graph.
+    # It holds the graph, and is not even read.
     (tmp_path / "saved" / "saved_model.pb").write_bytes(b"\xff" * 100)
     loaded = load_model(tmp_path / "saved")
     inputs = [rng.integers(0, 9, (3, *x.shape[1:])).astype(x.dtype.as_numpy_dtype) for x in loaded.inputs]
@@ -136,7 +136,7 @@ def test_functions_of_a_graph_do_not_run(how, trusted, tmp_path):
 
 
 def crc(data):
-    """CRC-32C, as an index has it of its blocks (of which lqconvert does not look at it)."""
+    """CRC-32C, which an index has for its blocks. (lqconvert does not check it.)"""
     result = 0xFFFFFFFF
     for byte in data:
         result ^= byte
@@ -258,7 +258,7 @@ def sliced(entries, header):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_checkpoints_that_keras_does_not_write(change, reason, saved):
-    """Of most of these TensorFlow's own reader ends the process."""
+    """For most of these, TensorFlow's own reader ends the process."""
     with pytest.raises(LqError, match=f"^{saved}: .*{reason}") as caught:
         load_model(changed(saved, change))
     assert len(str(caught.value).splitlines()) == 1

@@ -64,7 +64,7 @@ def test_gradient_threshold(shape, kept_axes, threshold):
 
 
 def rate(p, s, axes):
-    """Bits of the codes, and one more for each weight whose input and output channel are both in use."""
+    """Bits of the codes, and one more for each weight with both its input and its output channel in use."""
     r = np.abs(p) / s
     outputs = 1 - np.exp(-r.reshape(-1, r.shape[-1]).mean(axis=0) / 0.1)
     r = r[np.newaxis] if r.ndim == 1 else r

@@ -25,7 +25,7 @@ from lqconvert.training.checkpoint import Checkpoint
 PACKAGE = Path(lqconvert.__file__).parent
 GROUPS = [type(getattr(DEFAULTS, group.name)) for group in dataclasses.fields(Settings)]
 VALUES = DEFAULTS._values()
-#: Options whose value is made into a setting, or a part of one; all others have a setting's name.
+#: Options that become a part of a setting. All others have a setting's name.
 OTHERS = {
     "quantize": {
         *("model", "data", "output", "resume", "distribute", "dry_run", "log", "tensorboard"),

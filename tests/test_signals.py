@@ -8,7 +8,7 @@ import time
 import pytest
 
 INT, TERM, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
-#: What a command may be at: a loop in C neither looks for signals nor lets another thread run.
+#: Work of a command: a loop in C that checks for no signals and lets no other thread run.
 AT = {
     "python": "time.sleep(60)",
     "native": "sum(range(10**13))",

@@ -360,7 +360,7 @@ def oracle():
 
 
 def points(n, known):
-    """Of which a share is known to the oracle, which has no idea of the others."""
+    """The oracle knows a share of the labels, and guesses the others."""
     rng = np.random.default_rng(n)
     y = rng.integers(0, 2, n)
     right = rng.uniform(size=n) < known
@@ -455,7 +455,7 @@ def of_tf_lite(model, data, path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", small_tasks.TASKS)
 def test_no_task_comes_out_worse_than_of_tf_lite(name, quantize, tmp_path):
-    """By more than a point, of these few examples; nor than the float model."""
+    """By more than a point, with these few examples, and no worse than the float model."""
     model, data = small_tasks.made(name, tmp_path)
     result, report = quantize(model, data)
     assert result.exit_code == 0, result.output
@@ -492,7 +492,7 @@ def test_every_output_holds_the_budget(quantize, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", [(), ("--max-drop", "0")])
 def test_a_file_by_default_and_exit_3_for_budgets_that_were_asked_for(asked, quantize, tmp_path, monkeypatch):
-    """Of a model that nothing is as good as."""
+    """For a model that no quantized one reaches."""
     monkeypatch.setattr("lqconvert.training.budget.Steering.holds", lambda *_: False)
     result, report = quantize(*small_tasks.made("regression", tmp_path), *asked)
     if asked:
