@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 CYCLE = 100  # steps: see short_cycles
 #: Fixtures that are whole runs: the tests that ask for one are slow.
 RUNS = {"run", "digits_run"}
-#: Files that take more than a minute, the longest first, but the two that watch the clock not together.
+#: Files that take more than a minute, the longest first. The two that measure time must not run together.
 LONG = (
     *("test_pipeline", "test_distributing", "test_resuming", "test_docs", "test_coverage", "test_budget"),
     *("test_hostile", "test_quantize", "test_fronts", "test_tasks", "test_html_report", "test_check"),
@@ -23,7 +23,7 @@ LONG = (
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses among the tests
 def pytest_collection_modifyitems(items):
-    """Marks what takes a run as slow; the longest files begin, so that none is left alone at the end."""
+    """Marks tests that use a run as slow. The longest files come first, so that none is last."""
     for item in items:
         if RUNS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
@@ -52,7 +52,7 @@ def run(samples, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Models and data that are not part of the project; tests that need them skip without."""
+    """Models and data outside of the project. Tests that need them are skipped without them."""
     folder = ROOT.parent / "shared"
     if not folder.exists():
         pytest.skip("needs the folder shared/ beside the checkout (models and data that are not committed)")
@@ -74,7 +74,7 @@ def int8(samples, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def digits_run(samples, tmp_path_factory):
-    """The folder of the digits sample's run with the command line's defaults, and what that printed."""
+    """The folder and the output of the digits sample's run with the command line's defaults."""
     from click.testing import CliRunner
 
     from lqconvert.cli.main import main
@@ -87,7 +87,7 @@ def digits_run(samples, tmp_path_factory):
 
 @contextlib.contextmanager
 def run_lengths(**lengths):
-    """Other defaults for the settings of how long runs are: also the command line's, which has no options."""
+    """Other defaults for the lengths of runs, for which the command line has no options."""
     from lqconvert.pipeline import settings
 
     with pytest.MonkeyPatch.context() as patch:
@@ -97,7 +97,7 @@ def run_lengths(**lengths):
 
 @pytest.fixture(scope="module")
 def short_cycles():
-    """Short fine-tuning, for tests that do not ask how much it learns."""
+    """Short fine-tuning, for tests that do not depend on how much is learned."""
     with run_lengths(minimum_cycle=CYCLE):
         yield
 
@@ -113,6 +113,6 @@ def said():
 
 
 def step_of(checkpoint: Path) -> int:
-    """Where the run stood that left a checkpoint."""
+    """The step of the checkpoint that a run left."""
     with np.load(checkpoint) as arrays:
         return json.loads(arrays["state"].tobytes())["step"]

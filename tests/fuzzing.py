@@ -26,7 +26,7 @@ import h5py
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-#: What the issue asks for; the worker's own TensorFlow takes 0.6 GB of it.
+#: The memory limit. TensorFlow alone takes 0.6 GB of it in the worker.
 SECONDS, PEAK_BYTES = 20, 2 << 30
 NUMBERS = [0, -1, 1, 3, 255, 4096, 65536, 10**6, 10**9, 2**31 - 1, 2**40, 10**30, 1e308, float("nan")]
 WORDS = [
@@ -126,7 +126,7 @@ def make_seeds(folder: Path) -> list[Path]:
 
 
 def shared_vector(entries: int, length: int, kind: str) -> bytes:
-    """A .tflite in which so many entries refer to one table, or to one vector of so many numbers.
+    """A .tflite in which many entries refer to one table, or to one long vector.
 
     Args:
         kind: what they are: operators, shapes (of tensors), scales or names.
@@ -200,7 +200,7 @@ def damage(data: bytes, rng: random.Random) -> bytes:
 
 
 def edit(config: Any, rng: random.Random) -> Any:
-    """A config in which one to three places have another number, word or part, none, a deep or a long one."""
+    """A config with one to three places changed: another value, nothing, a deep or a long one."""
     places: list[tuple[Any, Any]] = []
 
     def collect(value: Any) -> None:
@@ -257,7 +257,7 @@ def reshape(data: bytes, rng: random.Random) -> bytes:
 
 
 def rezipped(data: bytes, change: Callable[[str, bytes], bytes]) -> bytes:
-    """An archive whose checksums fit its changed entries: damage that zipfile does not see."""
+    """An archive with checksums that fit its changed entries, so that zipfile does not notice the damage."""
     target = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as before, zipfile.ZipFile(target, "w") as after:
         for name in before.namelist():
@@ -350,7 +350,7 @@ def remove(path: Path) -> None:
 
 
 def take(path: Path) -> None:
-    """What inspect, explain, quantize or export do first with a file of its kind."""
+    """The first steps of inspect, explain, quantize or export with a file of this kind."""
     from lqconvert import explain, inspect
     from lqconvert.cli.config import defaults
     from lqconvert.cli.main import main

@@ -15,7 +15,7 @@ def outcome(kind: LayerKind) -> str:
 
 
 def table() -> str:
-    """What a file may hold, group by group, and what becomes of it."""
+    """The layers that a file may contain, group by group, and how they are converted."""
     lines = ["| group | in the model | becomes |", "| --- | --- | --- |"]
     for group, kinds in KINDS.items():
         for what in ("integers", "float", "nothing"):

@@ -127,7 +127,7 @@ class Network:
 def residual_network(
     seed, widths=(8, 12), *, blocks=1, zeros=0.6, spread=2.0, dead=0.3, classes=10, size=16
 ) -> bytes:
-    """A network of residual blocks, so many of each width, and of what else packing meets."""
+    """A network of ``blocks`` residual blocks of each width, with all operators that packing handles."""
     made = Network(seed, zeros, spread, dead)
     x = start = made.tensor((1, size, size, 3), 0.02)
     x = made.pool(made.convolution(x, widths[0]))
@@ -144,6 +144,6 @@ def residual_network(
 
 
 def resnet_18(seed=0) -> bytes:
-    """As many weights in as many layers as ResNet-18 has, distributed about as learned ones are."""
+    """The numbers of layers and weights of ResNet-18, with codes distributed about as learned ones."""
     widths = (64, 128, 256, 512)
     return residual_network(seed, widths, blocks=2, zeros=0.55, spread=1.6, dead=0.02, classes=1000, size=64)

@@ -1,4 +1,4 @@
-"""An HTML file as tests see it: its elements, its headings, its text."""
+"""Parses an HTML file for tests: elements, headings, text."""
 
 import re
 from html.parser import HTMLParser

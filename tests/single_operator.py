@@ -11,7 +11,7 @@ from lqconvert.tflite.graph import OPERANDS, Model, Quantization
 
 runtime = pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only").runtime
 
-#: The shape of the kernel, of the input and of the output, for so many taps, inputs and outputs.
+#: The shapes of kernel, input and output, for the numbers of taps, inputs and outputs.
 SHAPES = {
     "CONV_2D": lambda k, i, o: ((o, k, k, i), (1, 7, 7, i), (1, 8 - k, 8 - k, o)),
     "DEPTHWISE_CONV_2D": lambda k, i, o: ((1, k, k, i), (1, 7, 7, i), (1, 8 - k, 8 - k, i)),

@@ -22,7 +22,7 @@ def _with_weights(model: tf_keras.Model, **weights: list) -> tf_keras.Model:
 
 
 def regression(rng):
-    """A number that six columns add up to, in units of years."""
+    """A number in years: a weighted sum of six columns."""
     x = rng.normal(size=(N, 6)).astype(np.float32)
     y = (40 + x @ np.array([9, -4, 3, 1, 0.5, 2]) + rng.normal(size=N)).astype(np.float32)
     model = tf_keras.Sequential([layers.Input((6,)), layers.Dense(1, name="age")])
@@ -30,7 +30,7 @@ def regression(rng):
 
 
 def detector(rng):
-    """One example in twenty is positive; two columns tell it."""
+    """One example in twenty is positive, which two columns show."""
     y = (rng.uniform(size=2 * N) < 0.05).astype(np.int64)
     x = (rng.normal(size=(2 * N, 6)) + np.outer(y, [2, 1.5, 0, 0, 0, 0])).astype(np.float32)
     model = tf_keras.Sequential([layers.Input((6,)), layers.Dense(1, "sigmoid", name="alarm")])
@@ -58,7 +58,7 @@ def two_outputs(rng):
 
 
 def multi_label(rng):
-    """Each of three tags has a column that tells it, almost always."""
+    """Each of three tags has a column that shows it, almost always."""
     x = rng.normal(size=(N, 6)).astype(np.float32)
     y = (x[:, :3] + 0.3 * rng.normal(size=(N, 3)) > 0.5).astype(np.int64)
     model = tf_keras.Sequential([layers.Input((6,)), layers.Dense(3, "sigmoid", name="tags")])
@@ -78,7 +78,7 @@ def reconstruction(rng):
 
 
 def embedding(rng):
-    """Six columns as a direction in four dimensions; nobody knows what it means."""
+    """Six columns as a direction in four dimensions, without labels."""
     model = tf_keras.Sequential(
         [layers.Input((6,)), layers.Dense(4, name="direction"), layers.UnitNormalization()]
     )

@@ -1,4 +1,4 @@
-"""What lqconvert offers in Python: its names, their types, and the script that docs/api.md begins with."""
+"""The public names of lqconvert, their types, and the script at the beginning of docs/api.md."""
 
 import ast
 import importlib

@@ -9,7 +9,7 @@ from bench import networks
 
 @pytest.fixture
 def refusal(tmp_path, monkeypatch, capsys):
-    """What networks.py says of arguments that it refuses. It has left nothing in its folder by then."""
+    """The error of networks.py for these arguments. It must not leave anything in its folder."""
 
     def run(*arguments):
         folder = tmp_path / "bench"

@@ -1,4 +1,4 @@
-"""Budgets: what is asked for holds in the file, or the run says what it reached."""
+"""Budgets hold in the file, or the run reports what it reached."""
 
 import dataclasses
 import gzip
@@ -114,7 +114,7 @@ def test_a_filled_size_lowers_the_penalty_weight():
     st.lists(st.floats(0.01, 100), min_size=1, max_size=7),
 )
 def test_what_was_steered_is_replayed(budget, bearable):
-    """Also from codes as coarse as a collapse, which a run may start from."""
+    """Also from codes as coarse as after a collapse, with which a run may start."""
     steering, again = (Steering(budget, [0.9]) for _ in range(2))
     points = [dataclasses.replace(point(1.0, 1.0, 0), bytes=50_000)] if budget.steers else []
     for seen in points:
@@ -229,7 +229,7 @@ def test_overhead_of_packing_is_foreseen(zeros):
 
 @pytest.fixture(scope="module")
 def smaller(samples, tmp_path_factory):
-    """The report of a run that is to make the smallest digits file 2 points under float."""
+    """The report of a run for the smallest digits file, at most 2 points below float."""
     output = tmp_path_factory.mktemp("budget") / "digits.tflite"
     return quantize(samples / "digits_cnn.h5", "digits", output, budget=Budget(max_drop=2.0))
 
@@ -241,7 +241,7 @@ def test_max_drop(smaller):
     assert [p.pressure for p in smaller.curve[:3]] == [Steering.START] * 3
     assert len({p.pressure for p in smaller.curve}) > 3
     assert smaller.best.quality >= smaller.bar[0] - 0.005  # what passes as noise
-    assert smaller.int8.score >= smaller.float_.score - 0.06  # 359 images: a point of standard error
+    assert smaller.int8.score >= smaller.float_.score - 0.06  # with 359 images, the standard error is a point
 
 
 @pytest.mark.slow

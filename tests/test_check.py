@@ -346,7 +346,7 @@ def by_number(model):
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("converted", [by_name, by_number])
 def test_outputs_of_other_tools_files_are_told_apart(converted, first, task, tmp_path):
-    """Converters put them into an order of their own."""
+    """Converters choose the order of outputs themselves."""
     model, data, _ = task("two_outputs")
     theirs = tmp_path / "theirs.tflite"
     theirs.write_bytes(converted(load_model(model)))
@@ -408,7 +408,7 @@ def test_what_cannot_be_told(arguments, code, message, int8):
 
 
 def with_input(shape, path, folder):
-    """The file with another shape of its input, which nothing behind it takes."""
+    """The file with another input shape, which its first operator does not fit."""
     model = read(path.read_bytes())
     model.main.tensors[model.main.inputs[0]].shape = tuple(shape)
     (folder / "edited.tflite").write_bytes(write(model))

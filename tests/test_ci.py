@@ -31,7 +31,7 @@ def environment(**variables):
 
 
 def budgets(folder, **limits):
-    """Writes a project's pyproject.toml. Accuracy takes data, and with them some seconds."""
+    """Writes a project's pyproject.toml. A limit of accuracy needs data, and takes some seconds."""
     lines = ["[tool.lqconvert.quantize]", 'scheme = "lsq"', "epochs = 1", "[tool.lqconvert.check]"]
     lines += [f"{name.replace('_', '-')} = {limit}" for name, limit in limits.items()]
     if "min_accuracy" in limits:
@@ -109,7 +109,7 @@ def test_inputs_are_never_part_of_the_shells_text():
 
 
 def act(step, folder, inputs):
-    """Runs a step of the action as GitHub does; the result, and the summary."""
+    """Runs a step of the action as GitHub does. Returns the result and the summary."""
     assert step["shell"] == "bash"
     script, summary = folder / "step.sh", folder / "summary.md"
     script.write_text(step["run"])
@@ -159,7 +159,7 @@ def test_inputs_are_no_commands(inputs, code, tmp_path):
 
 
 def test_the_action_installs_itself(tmp_path):
-    """Pip is asked for the right thing: it is not run, which takes a network."""
+    """The arguments of pip are right. It is not run, because that needs a network."""
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$@"\n')
     python.chmod(0o755)
@@ -212,7 +212,7 @@ def test_python_is_called_without_the_working_folder(page):
 
 
 def test_the_example_workflow_is_of_this_version():
-    """Its commands parse, and what it gives the action are inputs of it."""
+    """Its commands parse, and it sets only inputs that the action has."""
     steps = WORKFLOW["jobs"]["model"]["steps"]
     (given,) = (step["with"] for step in steps if step.get("uses", "").startswith("OWNER/lqconvert@"))
     assert set(given) <= set(ACTION["inputs"])

@@ -46,7 +46,7 @@ def test_zoo(name, api, tmp_path):
     outputs = Runner(exported.tflite).run([batch])
     difference = np.abs(outputs - _flat(quantized(batch, training=False), outputs.shape))
     assert difference.max() <= STEPS * exported.output_scale
-    # What 8 bits cost stays far under what the outputs differ by from example to example.
+    # The error of 8 bits is far smaller than the differences between examples.
     truth = _flat(model(batch, training=False), outputs.shape)
     assert np.sqrt(np.mean((outputs - truth) ** 2)) < 0.1 * truth.std(axis=0).mean()
 

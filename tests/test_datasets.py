@@ -563,7 +563,7 @@ def test_unknown_preprocessings(text):
 
 @pytest.mark.skipif(os.name != "posix", reason="links")
 def test_folders_that_link_to_each_other(tmp_path):
-    """Each is walked once, by the shortest way, however many ways there are."""
+    """Each folder is entered once, by the shortest path, even if there are many paths."""
     for name in "ab":
         (tmp_path / "img" / name).mkdir(parents=True)
         for number in range(3):
@@ -616,7 +616,7 @@ def jpeg(width, height):
     ids=["png", "bmp", "gif", "jpg"],
 )
 def test_images_of_more_pixels_than_there_are_cameras(data):
-    """Kilobytes that would unpack to gigabytes: of a .gif all frames do."""
+    """Files of kilobytes that would unpack to gigabytes. A .gif unpacks all of its frames."""
     with pytest.raises(ValueError, match="pixels"):
         images_of.decoded(data, 3)
 

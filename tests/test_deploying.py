@@ -1,4 +1,4 @@
-"""What the pages on deploying say: the program for TFLite Micro, the messages, the notebook."""
+"""The pages on deploying: the program for TFLite Micro, the quoted messages, the notebook."""
 
 import ast
 import os
@@ -89,7 +89,7 @@ def test_the_program_runs_in_a_checkout(firmware, tmp_path):
 
 
 def texts():
-    """The string literals of the package; what is filled into them is a NUL."""
+    """The string literals of the package, with a NUL for each value that is filled in."""
     for path in (ROOT / "lqconvert").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):

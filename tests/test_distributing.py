@@ -1,4 +1,4 @@
-"""Batches shared by several devices and processes: they learn what one learns."""
+"""Several devices and processes that share batches learn what one device learns."""
 
 import json
 import os
@@ -131,7 +131,7 @@ class Workers:
             self.processes.append(process)
 
     def ended(self):
-        """What each wrote on stdout and on stderr, and its exit code."""
+        """For each process: its stdout, its stderr and its exit code."""
         try:
             said = [process.communicate(timeout=300) for process in self.processes]
         finally:
@@ -151,7 +151,7 @@ def job(samples):
 
 
 def test_two_workers_learn_the_codes_of_one(job, tmp_path):
-    """In 9 steps: rounding has put up to 4% of the codes off by then, and another seed 12%, 3% by more."""
+    """After 9 steps: rounding changes up to 4% of the codes. Another seed changes 12%."""
     one, two = tmp_path / "one" / "m.tflite", tmp_path / "two" / "m.tflite"
     result = CliRunner().invoke(main, ["quantize", *map(str, job), "-o", str(one)])
     assert result.exit_code == 0, result.output
@@ -159,7 +159,7 @@ def test_two_workers_learn_the_codes_of_one(job, tmp_path):
     assert (chief[2], other[2]) == (0, 0), (chief[1], other[1])
     assert "each batch is split over 2 x CPU in 2 processes" in chief[1]
     assert "test accuracy" in chief[0]
-    assert other[0] == ""  # the chief speaks for both
+    assert other[0] == ""  # only the chief prints
     assert "each batch" not in other[1]
     names = {path.name for path in one.parent.iterdir()}
     assert {path.name for path in two.parent.iterdir()} == names
@@ -184,7 +184,7 @@ def test_a_worker_that_dies_and_returns_goes_on_from_the_checkpoint(job, tmp_pat
     assert not output.exists()
     chief, other = Workers(*job, "-o", output, "--resume").ended()
     assert (chief[2], other[2]) == (0, 0), (chief[1], other[1])
-    assert "continuing from step" in chief[1]  # of a checkpoint that is told in more than one piece
+    assert "continuing from step" in chief[1]  # the checkpoint is sent in several pieces
     assert output.read_bytes() == undisturbed.read_bytes()
     assert np.array_equal(codes(output), codes(undisturbed))
     assert not checkpoint.exists()

@@ -1,4 +1,4 @@
-"""lqconvert explain: every byte has an owner, and every saving is what the file that is made then saves."""
+"""lqconvert explain: every byte has an owner, and every saving equals that of the file made with it."""
 
 import copy
 import dataclasses
@@ -118,7 +118,7 @@ def test_another_architecture_saves_what_was_said(what, change, explained, tmp_p
     (saving,) = (each for each in by(explained, "model") if each.what.startswith(what))
     plain_network(**change).save(tmp_path / "model.h5")
     after = explain(tmp_path / "model.h5")
-    # The other one's dead filters are no matter: they take their bytes in both files.
+    # The dead filters of the other layer do not matter: they have the same bytes in both files.
     assert explained.bytes - after.bytes == pytest.approx(saving.bytes, rel=0.03)
 
 

@@ -1,4 +1,4 @@
-"""Columns of different ranges: the scaling in front of the quantization, within the file or left out."""
+"""Columns of different ranges: the scaling in front of the quantized model, in the file or in the program."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def table():
 
 
 def regression(api, begin, path):
-    """A trained model whose first layers ``begin`` makes of (api, x of training, input), saved to a path."""
+    """Saves a trained model to a path. ``begin`` makes its first layers from (api, x of training, input)."""
     x, y = table()
     x, y = x[:TRAINED], y[:TRAINED]
     api.utils.set_random_seed(0)
@@ -81,7 +81,7 @@ def models(tmp_path_factory):
 def quantized(model, data, output, **settings):
     """The report, and what was said."""
     said = []
-    # What is learned is not what is tested, and takes another way on every machine.
+    # Learning differs between machines, and is not what these tests are about.
     learned = {"scheme": lqconvert.LSQ(), "epochs": 1, "learning_rate": 1e-6, "steer_on": "validation"}
     settings = {"targets": TARGETS} | learned | settings
     with passed_on("lqconvert", said.append):

@@ -1,4 +1,4 @@
-"""The typed view of .tflite files: what it has no fields for survives, and nothing else knows the schema."""
+"""The typed view of .tflite files keeps what it has no fields for, and only it knows the schema."""
 
 import ast
 from pathlib import Path
@@ -30,7 +30,7 @@ def packed(tree) -> bytes:
 
 
 def branching() -> bytes:
-    """A file with all that no part of lqconvert edits: control flow, variables, unknown options, notes."""
+    """A file with parts that lqconvert does not edit: control flow, variables, unknown options, notes."""
     kinds, one = schema.TensorType, np.array([1], np.int32)
     quantization = made(
         "QuantizationParameters",
@@ -114,7 +114,7 @@ def fields_of(thing):
 
 
 def test_what_the_view_has_no_fields_for_survives():
-    """All is in use, but one buffer, which equals another: that is what the file may differ in."""
+    """Everything is used, except one buffer that equals another. Only that may change in the file."""
     tflite = branching()
     before, after = (
         fields_of(schema.ModelT.InitFromPackedBuf(data, 0)) for data in (tflite, serialize(read(tflite)))

@@ -1,4 +1,4 @@
-"""Files of strangers: each is refused in one line, in bounded time and memory, and nothing in it is run."""
+"""Files from strangers are refused in one line, in bounded time and memory, and nothing in them is run."""
 
 import gc
 import io
@@ -251,7 +251,7 @@ def test_archives(api, seeds, tmp_path):
 
 
 def hdf5(seed, target, change):
-    """A copy of an .h5, or of a .keras's weights, that ``change`` has been at as an open HDF5 file."""
+    """A copy of an .h5, or of a .keras's weights. ``change`` has edited it as an open HDF5 file."""
     if seed.suffix == ".h5":
         target.write_bytes(seed.read_bytes())
         with h5py.File(target, "r+") as file:
@@ -349,7 +349,7 @@ def test_an_attribute_that_claims_gigabytes_behind_a_group_without_any(tmp_path)
 
 
 def test_modules_beside_a_file_are_not_imported(tmp_path, seeds, monkeypatch):
-    """As an archive may hold them that a stranger's model came in."""
+    """As in an archive with a stranger's model."""
     for name in ("h5py", "numpy", "signal", "lqconvert"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'trap')!r}, 'w')")
     monkeypatch.chdir(tmp_path)
@@ -390,7 +390,7 @@ def test_nested_models_that_are_called_twice_load(api, suffix, tmp_path):
 
 
 def test_layers_in_reverse_order(tmp_path):
-    """Keras would go over them as often as there are layers."""
+    """Keras would pass over all layers once for each layer."""
     x = y = tf_keras.Input((4,))
     for _ in range(300):
         y = tf_keras.layers.ReLU()(y)
@@ -591,7 +591,7 @@ def test_codes_with_a_damaged_file(seeds, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the worker's limits are POSIX's")
 def test_fuzz(seeds, tmp_path):
-    """``tests/bench/fuzz.py`` takes thousands."""
+    """``tests/bench/fuzz.py`` tries thousands."""
     worker = Worker()
     try:
         for path, number in mutants(list(seeds.values()), tmp_path, FUZZED):
@@ -632,7 +632,7 @@ def test_a_recurrent_layer_over_millions_of_steps(api, suffix, kind, tmp_path):
 
 
 def test_steps_of_all_layers_together(tmp_path, monkeypatch):
-    """Bidirectional ones take each step twice."""
+    """Bidirectional layers take each step twice."""
     monkeypatch.setattr(limits, "MOST_STEPS", 50)
     for steps, kind in ((40, "SimpleRNN"), (20, "GRU")):
         stepping(tf_keras, kind, steps).save(tmp_path / "model.h5")

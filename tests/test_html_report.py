@@ -1,4 +1,4 @@
-"""The report as a page: what it says, for every kind of model, and that nothing is loaded or run."""
+"""The report as a page: its contents for every kind of model, and that it loads and runs nothing."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ LOOK = "Where file and float model differ most"
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """An output's labels, what the float model answers, and what the file does."""
+    """An output's labels, and the outputs of the float model and of the file."""
 
     head: Head
     labels: np.ndarray
@@ -50,7 +50,7 @@ class Answers:
 def answers(
     task, shape, labels=None, *, activation="", noise=0.0, shift=0.0, before=None, name="out", **settings
 ):
-    """Made-up ones: float answers are near the labels, where there are any, and the file's near them."""
+    """Made-up outputs: the float model's are near the labels, and the file's near those."""
     rng = np.random.default_rng(1)
     shape = shape if isinstance(shape, tuple) else (shape,)
     given = np.zeros((N, 0), np.float32) if labels is None else labels
@@ -76,7 +76,7 @@ def of_classes(labels, count, share=0.8):
 
 
 def three(**settings):
-    """A classifier of three classes, of which the file has the first two examples wrong."""
+    """A classifier of three classes. The file has the first two examples wrong."""
     before = of_classes(CLASSES, 3)
     made = answers("classification", 3, CLASSES, before=before, activation="softmax", **settings)
     made.after[:2] = np.roll(made.after[:2], 1, axis=1)
@@ -332,7 +332,7 @@ def test_strangers_names_stay_text(case):
 
 
 def outside_of_figures(seen):
-    """Elements; a figure's lines are as many as its text is long."""
+    """The elements. The number of a chart's lines depends on the length of its text."""
     return [
         tag for tag, _ in seen.elements if tag not in ("path", "use", "defs", "g", "text", "clipPath", "rect")
     ]

@@ -1,4 +1,4 @@
-"""Models and data in memory are taken as their files are."""
+"""Models and data in memory give the same results as their files."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""lqconvert inspect: answers for every sample without training, and agrees with what quantize then does."""
+"""lqconvert inspect describes every sample without training, and agrees with quantize."""
 
 import dataclasses
 import io
@@ -258,7 +258,7 @@ def test_float_operators_are_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def files(samples, run, tmp_path_factory):
-    """A file of every kind, and what is said of it first."""
+    """A file of every kind, and the first line about it."""
     folder = tmp_path_factory.mktemp("files")
     x = tf_keras.Input((4,))
     tf_keras.Model(x, layers.Lambda(abs, name="magnitude")(x)).save(folder / "lambda.h5")

@@ -1,4 +1,4 @@
-"""Files of strangers are run in processes of their own, which end whatever the files do."""
+"""Files from strangers run in their own processes, which end whatever the files do."""
 
 import os
 import signal

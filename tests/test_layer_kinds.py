@@ -1,4 +1,4 @@
-"""The table of layer kinds: what is handled has a row, every row has a use, and its traits are true."""
+"""The table of layer kinds: all handled layers have a row, every row is used, and its properties are true."""
 
 import ast
 import inspect
@@ -19,7 +19,7 @@ from lqconvert.keras_loader.layer_rules import ACTIVATION_RULES, CUSTOM_LAYERS, 
 
 PACKAGE = Path(lqconvert.__file__).parent
 RNG = np.random.default_rng(0)
-#: What layers cannot be made without.
+#: Settings that layers cannot be made without.
 SETTINGS = {
     "Activation": ("tanh",),
     "Reshape": ((5, 8),),

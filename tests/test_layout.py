@@ -62,7 +62,7 @@ def imported(source: str, *, late: bool) -> set[str]:
 
 
 def climbs(module: str, source: str) -> list[str]:
-    """The imports of a module that go up in the house, also those within functions."""
+    """The imports of a module from higher levels, including those in functions."""
     level = LEVEL_OF[module.split("/")[0]]
     parts = [name.split(".") for name in imported(source, late=True)]
     wanted = {name[1] for name in parts if name[0] == "lqconvert" and len(name) > 1}
@@ -70,7 +70,7 @@ def climbs(module: str, source: str) -> list[str]:
 
 
 def heavy(module: str, source: str) -> list[str]:
-    """What of TensorFlow is imported with a module that has to do without."""
+    """The parts of TensorFlow that are imported with a module that must not import it."""
     if module.split("/")[0] not in LIGHT:
         return []
     return sorted(TENSORFLOW & {name.split(".")[0] for name in imported(source, late=False)})

@@ -1,4 +1,4 @@
-"""Every metric is scikit-learn's; what budgets judge example by example comes to it, with its error."""
+"""Every metric equals scikit-learn's. The values for each example have it as their mean, with its error."""
 
 import numpy as np
 import pytest

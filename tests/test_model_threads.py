@@ -1,4 +1,4 @@
-"""Models are loaded in many threads at once, as services do, with the answers that one thread gets."""
+"""Models are loaded in many threads at once, as services do, with the same results as in one thread."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

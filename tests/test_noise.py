@@ -1,4 +1,4 @@
-"""How much the layers of two files differ: noise that is put in comes out."""
+"""The noise of layers: noise that is added is measured."""
 
 import math
 

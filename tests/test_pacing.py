@@ -1,4 +1,4 @@
-"""--epochs and --max-minutes bound what they say."""
+"""--epochs and --max-minutes limit a run."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def test_epochs_that_are_given_have_no_minimum(settings, steps, samples, tmp_pat
 
 @pytest.mark.slow
 def test_an_epoch_of_100_unlabelled_images_takes_seconds(samples, tmp_path):
-    """20 of two idle cores; how many those of a busy machine are, the processor's time does not tell."""
+    """At most 20 seconds of processor time, which does not depend on how busy the machine is."""
     x = load_data("digits", (8, 8, 1), 10).train.arrays(100)[0].astype(np.float32)[:100]
     np.savez(tmp_path / "x.npz", x=x)
     command = [sys.executable, "-m", "lqconvert", "quantize", samples / "digits_cnn.h5", "--epochs", "1"]

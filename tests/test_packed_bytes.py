@@ -1,4 +1,4 @@
-"""Packed files are the same bytes as ever, and their sizes are known without writing them."""
+"""Packed files have the same bytes as before, and their sizes are known without writing them."""
 
 import hashlib
 

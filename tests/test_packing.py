@@ -167,7 +167,7 @@ def test_strip_keeps_what_programs_look_for_unless_told():
 
 
 def test_decode_stands_right_in_front_of_its_consumer():
-    """What it makes may live in a memory of its own, which the next DECODE takes again."""
+    """Its output may be in a separate memory, which the next DECODE uses again."""
     for packing in (Huffman(), Lut(), Pruning(), HuffmanBlocks()):
         plain = read(dense(0.9))
         (kernel,) = kernels(plain)

@@ -1,4 +1,4 @@
-"""--dry-run says what a run then does, and does none of it; --quiet and --json."""
+"""--dry-run shows what a run would do, and does nothing; --quiet and --json."""
 
 import json
 import shutil
@@ -97,7 +97,7 @@ def test_an_interrupted_run(samples, tmp_path):
 
 
 def refused(case: str, folder: Path, sample: Path) -> tuple[list[str], str]:
-    """The arguments of a run that cannot be, and what is said of it."""
+    """The arguments of an impossible run, and its error."""
     model, data, options, reason = str(sample), "digits", [], ""
     if case == "no folder":
         options, reason = ["-o", "/sys/no/m.tflite"], "cannot be written"

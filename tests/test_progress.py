@@ -1,4 +1,4 @@
-"""What is shown of a run while it runs: a bar in a terminal, lines elsewhere, nothing with --quiet."""
+"""The progress of a run: a bar in a terminal, lines elsewhere, nothing with --quiet."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""A pyproject.toml may be a stranger's: it runs nothing, and touches nothing that is not the tool's."""
+"""A pyproject.toml may be a stranger's: it cannot run code or change files that are not lqconvert's."""
 
 import subprocess
 import time
@@ -17,7 +17,7 @@ OPTIONS = {
     for option in parameter.opts
     if option.startswith("--")
 }
-#: What only the command line may say.
+#: Settings that only the command line may have.
 REFUSED = {"trust-model", "storage", "debug", "dry-run", "metric"}
 
 

@@ -1,4 +1,4 @@
-"""Files are verified on their target before they are handed over, and keep within their limits."""
+"""Files are verified in their target's runtime before they are written, and hold their limits."""
 
 import dataclasses
 import re
@@ -202,7 +202,7 @@ def test_a_file_that_cannot_run_is_refused_with_the_reason(dense):
 
 
 def test_a_crash_of_the_interpreter_takes_only_itself_down(dense):
-    """A kernel of fewer bytes than its shape says is read past its end."""
+    """A kernel with fewer bytes than its shape needs would be read past its end."""
     model = read(dense)
     model.main.tensors[1].shape = (1 << 14, 300)
     model.main.tensors[3].shape = (1, 1 << 14)

@@ -1,4 +1,4 @@
-"""The whole job through the command line and the API, checked on the exported file."""
+"""Complete runs with the command line and the API, checked on the exported file."""
 
 import json
 import shutil

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="devices and pipes of
 
 
 def odd(kind, folder):
-    """Something at a path that is no plain file."""
+    """Something at a path that is no regular file."""
     path = folder / "odd"
     if kind == "device":
         path.symlink_to("/dev/zero")

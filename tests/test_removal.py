@@ -1,4 +1,4 @@
-"""Removing dead channels changes no output, and takes what it should."""
+"""Removing dead channels changes no output, and removes all of them."""
 
 import numpy as np
 import pytest

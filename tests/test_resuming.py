@@ -79,7 +79,7 @@ def test_a_run_that_died_ends_as_if_it_had_not(job, undisturbed, tmp_path, said)
 
 
 def test_a_run_to_a_size_goes_back_to_the_same_weights(job, tmp_path, monkeypatch):
-    """Whatever they learn, these go on from the first cycle's weights, as if only that were over the size."""
+    """These runs continue from the first cycle's weights, as if only these were above the size."""
     monkeypatch.setattr(Steering, "exceeds", lambda self, point: point.step == 10)
     monkeypatch.setattr(Steering, "NEAR", 2.0)
     once, again = tmp_path / "a" / "m.tflite", tmp_path / "b" / "m.tflite"
@@ -200,7 +200,7 @@ def test_out_of_memory_is_told_in_a_line(error, job, left, tmp_path, monkeypatch
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(job, left, tmp_path):
-    """A file that may not grow stands for the disk: the operating system refuses either in the same place."""
+    """A limited file size replaces a full disk: the operating system fails in the same place."""
     path = tmp_path / left.name
     shutil.copy(left, path)
     before, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)

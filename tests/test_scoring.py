@@ -1,4 +1,4 @@
-"""Scores, and the variations of images that a model does not mind."""
+"""Scores, and the variations of images that do not change a model's outputs."""
 
 import numpy as np
 import pytest

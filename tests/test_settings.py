@@ -1,4 +1,4 @@
-"""Each default stands once; keywords, options and messages follow from the settings."""
+"""Each default is defined once. Keywords, options and messages follow from the settings."""
 
 import ast
 import dataclasses
@@ -52,7 +52,7 @@ assert "tensorflow" not in sys.modules and "ai_edge_litert" not in sys.modules
 
 
 def options_of(command):
-    """What a command takes where no option is given that it can do without."""
+    """The values of a command's options if only required ones are given."""
     required = ["file"] if command == "export" else ["file", "--data", "digits"]
     return main.commands[command].make_context(command, required).params
 

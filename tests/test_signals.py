@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command: in good order, and for certain, whatever it is at."""
+"""Ctrl-C and SIGTERM end a command in an orderly way, and in any case."""
 
 import signal
 import subprocess

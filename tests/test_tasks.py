@@ -339,7 +339,7 @@ def test_heads_take_outputs_and_labels_apart_and_together():
     assert [score.label for score in heads.scores(outputs, joined, None)] == labelled
 
 
-# Models that know the validation split
+# Models that have memorized the validation split
 
 
 def split_of(x, y):
@@ -464,7 +464,7 @@ def test_no_task_comes_out_worse_than_of_tf_lite(name, quantize, tmp_path):
         by_label(file.evaluation.scores)
         for file in compare([model, peer, tmp_path / "out.tflite"], str(data)).files
     ]
-    if not files[0]:  # nobody knows what is right: it is held against the float model
+    if not files[0]:  # without labels it is compared with the float model
         assert report["criteria"] == ["cosine similarity"]
         files = [{"cosine similarity": 1.0}, by_label(Score(**each) for each in report["files"][0]["scores"])]
     *others, ours = files

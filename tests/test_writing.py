@@ -1,4 +1,4 @@
-"""What is written lies where it was to be, and nowhere else: no link leads it away."""
+"""Files are written to their place and nowhere else: no link leads them away."""
 
 import os
 import sqlite3
@@ -116,7 +116,7 @@ def test_of_a_killed_process_nothing_stays_and_of_a_living_one_all(victim, tmp_p
 
 
 def test_many_writers_of_one_file(tmp_path):
-    """None sees another's half of it, or loses its own."""
+    """No process sees another's unfinished file, or loses its own."""
     output, wrong = tmp_path / "a", []
 
     def work(text):

@@ -1,4 +1,4 @@
-"""Converts what Keras ships and a zoo of small models, and prints what became of each.
+"""Converts Keras's architectures and a zoo of small models, and prints the result for each.
 
     python tests/bench/coverage.py                      # one architecture of every family, and the zoo
     python tests/bench/coverage.py --all                # every architecture
@@ -58,7 +58,7 @@ IMAGES = 200
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a model."""
+    """The result for a model."""
 
     outcome: str  # integer, the layers that stay float, or why it is refused
     agreement: float = float("nan")
@@ -99,7 +99,7 @@ def application(api: Any, name: str) -> tuple[Any, np.ndarray]:
 
 
 def post_training(model: Any, examples: np.ndarray, seen: np.ndarray) -> np.ndarray | None:
-    """What tf.lite's int8 file of the same model, calibrated on the same images, answers."""
+    """The outputs of tf.lite's int8 file of the same model, calibrated on the same images."""
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([image[np.newaxis]] for image in seen)

@@ -1,4 +1,4 @@
-"""Takes thousands of damaged and hostile files, and prints what became of them.
+"""Tries thousands of damaged and hostile files, and prints the results.
 
     python tests/bench/fuzz.py [COUNT] [FIRST]
 

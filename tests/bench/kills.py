@@ -1,4 +1,4 @@
-"""Kills runs at random moments, goes on with --resume, and compares the codes with an undisturbed run's.
+"""Kills runs at random moments, continues with --resume, and compares the codes with an undisturbed run's.
 
     python tests/bench/kills.py 20
 

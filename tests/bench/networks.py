@@ -2,7 +2,7 @@
 
     LQCONVERT_DATA=... python tests/bench/networks.py mlp lenet-300-100 lenet-5 --seeds 3
 
-Float models and results are kept in --folder: the same command goes on where it was interrupted, and a file
+Float models and results are kept in --folder: the same command continues an interrupted run, and a file
 to be made anew has its .result.json removed. ResNet-8 is MLPerf Tiny's, trained anew because its own
 weights have seen every image that a split could be taken from; ResNet-18 is of half the width. All rows of a
 network share the float model, the splits and the runtime (files for tflm run in TFLite Micro); with
@@ -341,7 +341,7 @@ def row(name: str, method: str, results: list[Result], originals: list[Result]) 
 
 
 def missing(names: Collection[str], peers: Collection[str] = ()) -> str:
-    """What a run of these networks and peers would lack later on, after minutes of training; or nothing."""
+    """The packages and data that a run of these networks and peers needs and that are missing."""
     if any("ai-edge-quantizer" in peer for peer in peers) and not find_spec("ai_edge_quantizer"):
         return "ai-edge-quantizer is not installed: pip install -e '.[bench]', or name the other --peers"
     for name in names:

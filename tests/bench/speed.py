@@ -1,4 +1,4 @@
-"""Times a step of fine-tuning beside plain training and tfmot's, jobs, start-up, packing, and exported files.
+"""Times a fine-tuning step against plain training and tfmot's, jobs, start-up, packing, and exported files.
 
     LQCONVERT_DATA=... python tests/bench/speed.py steps latency jobs start packing --json speed.json
 
@@ -202,7 +202,7 @@ def start(repeats: int, folder: Path) -> Iterable[dict[str, Any]]:
 
 
 def latency(turns: int, folder: Path) -> Iterable[dict[str, Any]]:
-    """Latency in LiteRT of our files beside tf.lite's int8 of the same float model."""
+    """Latency in LiteRT of our files and of tf.lite's int8 file of the same float model."""
     from networks import NETWORKS as BUILT
     from networks import post_training
 

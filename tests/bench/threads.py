@@ -24,7 +24,7 @@ THREADS, DAMAGED = 8, 40
 
 
 def answer(call: tuple[Callable[[Path], Any], Path]) -> str:
-    """What a call says of a file, or its error."""
+    """The result of a call for a file, or its error."""
     work, path = call
     try:
         return str(work(path).to_json())
