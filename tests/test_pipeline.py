@@ -86,7 +86,7 @@ def test_a_classifier_whose_answers_have_axes_of_length_1(samples, tmp_path):
 
 
 def test_pixels_are_learned_as_they_are_fed(samples, tmp_path):
-    """With a shift of half a step, each pixel is between two codes. Graph, score and device use one of them."""
+    """With a shift of half a step, each pixel is between two codes. All must use the same one."""
     model = load_model(samples / "digits_cnn.h5")
     x = layers.Input((8, 8, 1))
     wrapped = tf_keras.Model(x, model(layers.Rescaling(8.0, 8.0)(x)))  # what -1-1 made of 0..16 and more
