@@ -511,7 +511,7 @@ def test_defaults_of_the_project_go_by_the_options_names(int8, samples, tmp_path
     ("text", "message"),
     [
         ("[tool.lqconvert.check]\nmax-sise = 1", "has 'max-sise', which is not an option of this command"),
-        ("[tool.lqconvert]\nmax-sise = 1", "no command and no option"),
+        ("[tool.lqconvert]\nmax-sise = 1", "not a command or an option"),
         ("[tool.lqconvert]\ncheck = 1", "check is not a table"),
         ("[tool", "cannot be read"),
     ],

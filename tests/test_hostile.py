@@ -246,7 +246,7 @@ def test_archives(api, seeds, tmp_path):
     for name in ("config.json", "model.weights.h5"):
         bomb = archive(seed, path, {name: bytes(300 << 20)}, compression=zipfile.ZIP_DEFLATED)
         refused(bomb, f"{name} unpacks from [0-9,]+ bytes to 314,572,800")
-    refused(archive(seed, path, {"config.json": b"[1]"}), "no JSON object")
+    refused(archive(seed, path, {"config.json": b"[1]"}), "not a JSON object")
     refused(archive(seed, path, {"config.json": b"\xff"}), "is damaged")
 
 

@@ -324,5 +324,5 @@ def test_folders_that_are_no_model_of_keras(saved, tmp_path):
     with pytest.raises(LqError, match="a SavedModel, but not of a Keras model"):
         load_model(saved)
     shutil.rmtree(saved / "variables")
-    with pytest.raises(LqError, match="of something else"):
+    with pytest.raises(LqError, match="but not of a Keras model"):
         load_model(saved)

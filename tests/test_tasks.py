@@ -505,7 +505,7 @@ def test_a_file_by_default_and_exit_3_for_budgets_that_were_asked_for(asked, qua
         assert (tmp_path / "out.tflite").exists()
         said = "no file is as good as the float model on validation data. The best one is written: "
         (line,) = [line for line in result.stderr.splitlines() if said in line]
-        assert "points below it in quality (R²). Set --max-drop to allow a drop" in line
+        assert "points below it in quality (R²); set --max-drop to allow a drop" in line
 
 
 def test_arrays_that_nothing_uses_are_told_of(tmp_path):
