@@ -149,7 +149,7 @@ def _learn(
             ready.folded,
             ready.data,
             ready.preprocess,
-            ready.batches,
+            seed=ready.settings.seed,
             budget=ready.settings.budget,
             file_size=file_size,
             progress=progress,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +13,13 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from lqconvert.quantization.granularity import class_name
-from lqconvert.quantization.layers import QuantizedLayer
+from lqconvert.keras_loader.layer_kinds import class_name
 from lqconvert.quantization.model_outputs import logits_of
 from lqconvert.tasks import Head, Heads
 
-#: The number of positions, over all examples, from which a convolution's moments are measured: this many for
-#: each of its inputs, and at least this many in all.
-POSITIONS, LEAST_POSITIONS = 8, 4096
+#: The number of rows from which a layer's moments are measured: this many for each of its inputs, and at
+#: least this many.
+ROWS, LEAST_ROWS = 8, 4096
 #: Logits are divided by this. A model that is certain about its training images shows too little of what
 #: matters.
 TEMPERATURE = 2.0
@@ -26,10 +27,43 @@ TEMPERATURE = 2.0
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of a layer's inputs, over examples and positions."""
+    """Moments of a layer's inputs x, and of the inputs f of the same layer in the float model."""
 
-    second: np.ndarray  # float64 [groups, inputs, inputs]
-    mean: np.ndarray  # float64 [groups, inputs]
+    rows: int  # the number of x
+    second: np.ndarray  # mean of x x^T: float64 [groups, inputs, inputs]
+    mean: np.ndarray  # mean of x: float64 [groups, inputs]
+    cross: np.ndarray | None = None  # mean of x f^T, in the shape of ``second``; None if x is f
+    float_mean: np.ndarray | None = None  # mean of f, in the shape of ``mean``
+
+    @classmethod
+    def of(cls, x: tf.Tensor, f: tf.Tensor | None = None) -> Moments:
+        """The moments of rows [n, groups, inputs] of x, and of f if that is not x."""
+        found = [_products(x, x), _mean(x)]
+        return cls(len(x), *found, *([] if f is None else [_products(x, f), _mean(f)]))
+
+    def __add__(self, other: Moments) -> Moments:
+        rows = self.rows + other.rows
+        share = other.rows / rows
+
+        def both(mine: Any, its: Any) -> Any:
+            return None if mine is None else (1 - share) * mine + share * its
+
+        return Moments(
+            rows,
+            both(self.second, other.second),
+            both(self.mean, other.mean),
+            both(self.cross, other.cross),
+            both(self.float_mean, other.float_mean),
+        )
+
+
+def _mean(x: tf.Tensor) -> np.ndarray:
+    return tf.reduce_mean(x, 0).numpy().astype(np.float64)
+
+
+def _products(x: tf.Tensor, f: tf.Tensor) -> np.ndarray:
+    by_group = (tf.transpose(each, [1, 0, 2]) for each in (x, f))
+    return tf.matmul(*by_group, transpose_a=True).numpy().astype(np.float64) / len(x)
 
 
 @dataclass(frozen=True)
@@ -44,6 +78,11 @@ class Layout:
     kernel: tuple[int, ...]
     groups: int
     visits: float = 1.0  # the mean number of times that a kernel place contributes to an output (transposed)
+
+    @property
+    def inputs(self) -> int:
+        """The number of inputs that each output is a sum of."""
+        return self.matrices(np.empty(self.kernel, np.uint8)).shape[1]
 
     @classmethod
     def of(cls, layer: Any) -> Layout:
@@ -84,20 +123,35 @@ class Layout:
             return self.visits * outputs.reshape(-1, self.kernel[2]).sum(axis=0)
         return outputs.ravel()
 
-    def patches(self, layer: Any, x: tf.Tensor) -> tf.Tensor:
-        """The inputs [n, groups, inputs] that are multiplied with the weights."""
+    def rows(self, layer: Any, x: tf.Tensor, chosen: Callable[[int], np.ndarray] = np.arange) -> tf.Tensor:
+        """The inputs [n, groups, inputs] that are multiplied with the weights, one row for each position.
+
+        Args:
+            layer: a Keras layer of this layout.
+            x: a batch of its inputs.
+            chosen: (the number of positions) -> the indices of those to return. All by default.
+        """
         if self.kind in ("Dense", "Conv2DTranspose"):
-            return tf.reshape(x, [-1, 1, x.shape[-1]])
-        height = (1,) if self.kind == "Conv1D" else ()
-        sizes, strides, rates = ((1, *height, *each, 1) for each in _steps(layer))
-        padding = layer.padding.upper()
+            flat = tf.reshape(x, [-1, 1, x.shape[-1]])
+            return tf.gather(flat, chosen(len(flat)))
         if self.kind == "Conv1D":
-            if padding == "CAUSAL":
-                x = tf.pad(x, [[0, 0], [(sizes[2] - 1) * rates[2], 0], [0, 0]])
-                padding = "VALID"
             x = x[:, None]
-        found = tf.image.extract_patches(x, sizes, strides, rates, padding)
-        size, channels = sizes[1] * sizes[2], x.shape[-1]
+        window = _Window.of(layer)
+        x = tf.pad(x, [(0, 0), *window.padding(x.shape[1:3]), (0, 0)])
+        height, width = window.positions(x.shape[1:3])
+        image, row, column = np.unravel_index(chosen(len(x) * height * width), (len(x), height, width))
+        found = tf.stack(
+            [
+                tf.gather_nd(
+                    x,
+                    np.stack([image, row * window.strides[0] + down, column * window.strides[1] + right], 1),
+                )
+                for down in np.arange(window.sizes[0]) * window.rates[0]
+                for right in np.arange(window.sizes[1]) * window.rates[1]
+            ],
+            axis=1,
+        )
+        size, channels = found.shape[1], found.shape[2]
         if self.groups == 1:
             return tf.reshape(found, [-1, 1, size * channels])
         found = tf.reshape(found, [-1, size, self.groups, channels // self.groups])
@@ -106,61 +160,81 @@ class Layout:
         )
 
 
-def _steps(layer: Any) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
-    return layer.kernel_size, layer.strides, layer.dilation_rate
+@dataclass(frozen=True)
+class _Window:
+    """The window of a convolution, by axis: (height, width). A Conv1D has height 1."""
 
+    sizes: tuple[int, int]
+    strides: tuple[int, int]
+    rates: tuple[int, int]
+    padded: str  # valid, same or causal
 
-def moments_of(model: tf_keras.Model, batches: Sequence[Any]) -> dict[str, Moments]:
-    """The moments of the inputs of every quantized layer of a rewritten model, by layer name.
+    @classmethod
+    def of(cls, layer: Any) -> _Window:
+        sizes, strides, rates = (
+            (1, *each)[-2:] for each in (layer.kernel_size, layer.strides, layer.dilation_rate)
+        )
+        return cls(sizes, strides, rates, layer.padding)
 
-    Of a convolution's positions, a random part is enough: neighbours are similar.
-    """
-    wrapped = [layer for layer in model.layers if isinstance(layer, QuantizedLayer)]
-    layouts = [Layout.of(layer.layer) for layer in wrapped]
-    observe = tf_keras.Model(model.inputs, [layer.input for layer in wrapped])
-    examples = sum(len(tf.nest.flatten(batch)[0]) for batch in batches)
-
-    @tf.function(reduce_retracing=True)
-    def sums(batch: Any, seed: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-        inputs = tf.nest.flatten(observe(batch, training=False))
+    def padding(self, shape: Sequence[int]) -> list[tuple[int, int]]:
+        """The number of zeros before and after each axis."""
         found = []
-        for number, (layer, layout, x) in enumerate(zip(wrapped, layouts, inputs, strict=True)):
-            rows = layout.patches(layer.layer, x)
-            wanted = max(LEAST_POSITIONS, POSITIONS * rows.shape[-1]) / examples
-            share = tf.cast(tf.shape(x)[0], tf.float32) * wanted / tf.cast(tf.shape(rows)[0], tf.float32)
-            drawn = tf.random.stateless_uniform([tf.shape(rows)[0]], [seed, number])
-            rows = tf.boolean_mask(rows, drawn < tf.maximum(share, tf.reduce_min(drawn) + 1e-7))
-            by_group = tf.transpose(rows, [1, 0, 2])
-            found.append(
-                (tf.matmul(by_group, by_group, transpose_a=True), tf.reduce_sum(rows, 0), tf.shape(rows)[0])
-            )
+        for length, size, stride, rate in zip(shape, self.sizes, self.strides, self.rates, strict=True):
+            reach = (size - 1) * rate
+            if self.padded == "causal":
+                found.append((reach, 0))
+            elif self.padded == "same":
+                whole = max((-(-length // stride) - 1) * stride + reach + 1 - length, 0)
+                found.append((whole // 2, whole - whole // 2))
+            else:
+                found.append((0, 0))
         return found
 
-    totals: list[list[np.ndarray]] = []
-    for place, batch in enumerate(batches):
-        found = [
-            [part.numpy().astype(np.float64) for part in parts]
-            for parts in sums(_tensors(batch), tf.constant(place))
+    def positions(self, shape: Sequence[int]) -> list[int]:
+        """The number of positions along each axis of a padded shape."""
+        return [
+            (length - (size - 1) * rate - 1) // stride + 1
+            for length, size, stride, rate in zip(shape, self.sizes, self.strides, self.rates, strict=True)
         ]
-        totals = (
-            found
-            if not totals
-            else [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(totals, found, strict=True)]
-        )
-    return {
-        layer.name: Moments(second / count, mean / count)
-        for layer, (second, mean, count) in zip(wrapped, totals, strict=True)
-    }
+
+
+def moments_of(
+    layer: Any, xs: Sequence[tf.Tensor], floats: Sequence[tf.Tensor] | None = None, *, examples: int
+) -> Moments:
+    """The moments of a linear layer's inputs.
+
+    Of a convolution's positions, a random part is enough: neighbours are similar.
+
+    Args:
+        layer: a Keras layer with a kernel.
+        xs: batches of its inputs.
+        floats: the same batches in the float model, if they differ.
+        examples: the number of examples in all batches, also in those of other calls.
+    """
+    layout = Layout.of(layer)
+    wanted = max(LEAST_ROWS, ROWS * layout.inputs) / examples
+    found = []
+    for place, x in enumerate(xs):
+
+        def chosen(count: int, place: int = place, size: int = len(x)) -> np.ndarray:
+            some = math.ceil(wanted * size)
+            if some >= count:
+                return np.arange(count)
+            return np.random.default_rng(place).choice(count, some, replace=False)
+
+        rows = [layout.rows(layer, each[place], chosen) for each in (xs, floats) if each is not None]
+        found.append(Moments.of(*rows))
+    return functools.reduce(operator.add, found)
 
 
 def importance_of(
     folded: tf_keras.Model, names: Iterable[str], heads: Heads, batches: Sequence[Any], seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """The cost of a squared error in each layer's output channels, in nats an example: float64 [channels].
+    """What a squared error in an output channel of each layer costs, in nats an example: float64 [channels].
 
-    It is the Fisher information: the mean square of the gradient of the log-likelihood, summed over a
-    channel's positions. Labels are drawn from the model's own probabilities; values are drawn from a normal
-    distribution with the spread of the outputs.
+    The Fisher information: the mean square of the gradient of the log-likelihood, for labels drawn from the
+    model's own probabilities (for values, from a normal distribution of the spread of its outputs), summed
+    over a channel's positions.
     """
     layers = [folded.get_layer(name) for name in names]
     logits = logits_of(folded)
@@ -191,7 +265,7 @@ def _tensors(batch: Any) -> Any:
 
 
 def _spread(logits: tf_keras.Model, batches: Sequence[Any]) -> np.ndarray:
-    """The standard deviation of each output value."""
+    """The standard deviation of each value that the model gives."""
     seen = np.concatenate(
         [np.reshape(logits(batch, training=False), (len(tf.nest.flatten(batch)[0]), -1)) for batch in batches]
     )
@@ -199,7 +273,7 @@ def _spread(logits: tf_keras.Model, batches: Sequence[Any]) -> np.ndarray:
 
 
 def _slopes(answers: tf.Tensor, heads: Heads, spread: np.ndarray, seed: tf.Tensor) -> tf.Tensor:
-    """The gradient of the log-likelihood at the outputs, for labels drawn from their distribution."""
+    """The gradient of the log-likelihood in the answers, for labels drawn from what these say."""
     flat = tf.reshape(answers, [tf.shape(answers)[0], -1])
     sizes = [head.output.size for head in heads]
     parts = tf.split(flat, sizes, axis=1)
@@ -211,7 +285,7 @@ def _slopes(answers: tf.Tensor, heads: Heads, spread: np.ndarray, seed: tf.Tenso
 
 
 def _slope(answers: tf.Tensor, head: Head, spread: np.ndarray, seed: tf.Tensor) -> tf.Tensor:
-    """The gradient for one head. Logits are divided by TEMPERATURE."""
+    """In logits over TEMPERATURE, where they are of probabilities."""
     classes = head.output.classes
     classifies = head.task in ("classification", "binary", "multi-label", "segmentation")
     if head.output.activation == "softmax" or (classifies and head.task != "multi-label" and classes > 1):

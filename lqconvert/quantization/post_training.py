@@ -2,34 +2,61 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras
 
 from lqconvert.quantization.granularity import kernel_name
 from lqconvert.quantization.layers import QuantizedLayer
-from lqconvert.quantization.moments import Layout, importance_of, moments_of
-from lqconvert.quantization.rounding import Curvature, rounded, step_of_least_cost
+from lqconvert.quantization.moments import Layout, Moments, importance_of, moments_of
+from lqconvert.quantization.rounding import Curvature, damping_of, rounded, step_of_least_cost
+from lqconvert.quantization.walk import inputs_of_layers, live_bytes
 from lqconvert.tasks import Heads
+
+#: The number of examples for the importance of outputs. Gradients take longer than moments.
+FISHER_EXAMPLES = 1024
+#: About the most memory for the activations of both models while layers are rounded in order.
+LIVE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class _Layer:
     wrapper: QuantizedLayer
     layout: Layout
-    weights: np.ndarray  # float64 [groups, inputs, outputs]
+    weights: np.ndarray  # the float model's, float64 [groups, inputs, outputs]
     bias: np.ndarray | None
+    wanted: np.ndarray  # the best weights for the layer's inputs, before rounding
     curvature: Curvature
     importance: np.ndarray  # [groups, outputs]
     mean: np.ndarray  # mean of the inputs, [groups, inputs]
+    float_mean: np.ndarray  # the same in the float model
     calibrated: np.ndarray  # the quantizer's scales after calibration
 
     @property
     def quantizer(self) -> Any:
         return self.wrapper.quantizers[kernel_name(self.wrapper.layer)]
+
+    def after(self, moments: Moments) -> _Layer:
+        """The layer for inputs that differ from the float model's. Its weights compensate (least squares)."""
+        assert moments.cross is not None
+        assert moments.float_mean is not None
+        second, cross = moments.second, moments.cross
+        if self.bias is not None:  # the bias compensates the mean difference
+            second = second - moments.mean[:, :, None] * moments.mean[:, None]
+            cross = cross - moments.mean[:, :, None] * moments.float_mean[:, None]
+        damping = damping_of(moments.second)
+        return dataclasses.replace(
+            self,
+            wanted=np.linalg.solve(second + damping, (cross + damping) @ self.weights),
+            curvature=Curvature.of(moments.second),
+            mean=moments.mean,
+            float_mean=moments.float_mean,
+        )
 
     def scale(self, multiplier: float) -> np.ndarray:
         """The scales (in the quantizer's shape) where bits and damage balance; calibrated ones at price 0."""
@@ -51,11 +78,8 @@ class _Layer:
 class PostTraining:
     """A calibrated model of quantized layers that can be rounded at any price of a bit.
 
-    The moments of the inputs and the importance of the outputs are measured once, with the float weights.
-    They are the same for every price.
-
     Args:
-        quantized: a calibrated model from :func:`lqconvert.rewrite`. :meth:`round` changes it in place.
+        quantized: a calibrated model from :func:`lqconvert.rewrite`. Rounding changes it in place.
         folded: the float model from :func:`.fold_batchnorm.fold`, from which it was made.
         heads: the tasks of its outputs.
         batches: unlabelled inputs, preprocessed.
@@ -64,50 +88,97 @@ class PostTraining:
     def __init__(
         self, quantized: tf_keras.Model, folded: tf_keras.Model, heads: Heads, batches: Sequence[Any]
     ) -> None:
-        wrappers = [layer for layer in quantized.layers if isinstance(layer, QuantizedLayer)]
-        moments = moments_of(quantized, batches)
-        importance = importance_of(folded, [layer.name for layer in wrappers], heads, batches)
-        self.layers = [
-            _layer(wrapper, moments[wrapper.name], importance[wrapper.name]) for wrapper in wrappers
-        ]
+        self.quantized, self.folded = quantized, folded
+        wrappers = {layer.name: layer for layer in quantized.layers if isinstance(layer, QuantizedLayer)}
+        few = batches[: -(-FISHER_EXAMPLES // examples_of(batches[:1]))]
+        importance = importance_of(folded, wrappers, heads, few)
+        found = _moments(quantized, wrappers, batches)
+        self.layers = {
+            name: _layer(wrapper, found.pop(name), importance[name]) for name, wrapper in wrappers.items()
+        }
+        kept = LIVE_BYTES // (2 * live_bytes(quantized) * examples_of(batches[:1]))
+        self._kept = batches[: max(kept, 1)]
 
-    def round(self, multiplier: float) -> None:
-        """Rounds every layer. A bit costs ``multiplier`` nats of an example's log-likelihood."""
-        for layer in self.layers:
-            _round(layer, multiplier)
+    def round(self, price: float) -> None:
+        """Rounds every layer for the inputs that the float weights give.
+
+        Args:
+            price: the price of a bit, in nats of an example's log-likelihood.
+        """
+        for layer in self.layers.values():
+            _round(layer, price)
+
+    def round_in_order(self, price: float) -> None:
+        """Rounds every layer for the inputs that the rounded layers before it give.
+
+        Each layer also compensates the errors of the layers before it, as far as its inputs allow: Li et al.,
+        "GPTAQ", arXiv 2504.02692. This takes longer than :meth:`round`.
+        """
+        floats = inputs_of_layers(self.folded, self.layers, self._kept)
+        ahead: dict[str, list[tf.Tensor]] = {}  # the float model may have branches in another order
+        for name, xs in inputs_of_layers(self.quantized, self.layers, self._kept):
+            while name not in ahead:
+                ahead.update([next(floats)])
+            layer = self.layers[name]
+            found = moments_of(layer.wrapper.layer, xs, ahead.pop(name), examples=examples_of(self._kept))
+            _round(layer.after(found), price)
 
 
-def _layer(wrapper: QuantizedLayer, moments: Any, importance: np.ndarray) -> _Layer:
+def examples_of(batches: Sequence[Any]) -> int:
+    """The number of examples in batches."""
+    return sum(len(tf.nest.flatten(batch)[0]) for batch in batches)
+
+
+def _moments(
+    model: tf_keras.Model, wrappers: dict[str, QuantizedLayer], batches: Sequence[Any]
+) -> dict[str, Moments]:
+    """The moments of each layer's inputs, measured batch by batch."""
+    found: dict[str, Moments] = {}
+    for batch in batches:
+        for name, xs in inputs_of_layers(model, wrappers, [batch]):
+            more = moments_of(wrappers[name].layer, xs, examples=examples_of(batches))
+            found[name] = found[name] + more if name in found else more
+    return found
+
+
+def _layer(wrapper: QuantizedLayer, moments: Moments, importance: np.ndarray) -> _Layer:
     layout = Layout.of(wrapper.layer)
     kernel = getattr(wrapper.layer, kernel_name(wrapper.layer)).numpy().astype(np.float64)
     bias = wrapper.layer.bias.numpy().astype(np.float64) if wrapper.layer.use_bias else None
+    weights = layout.matrices(kernel)
     return _Layer(
         wrapper,
         layout,
-        layout.matrices(kernel),
+        weights,
         bias,
+        weights,
         Curvature.of(moments.second),
         layout.by_output(importance),
+        moments.mean,
         moments.mean,
         wrapper.quantizers[kernel_name(wrapper.layer)].scale.numpy(),
     )
 
 
-def _round(layer: _Layer, multiplier: float) -> None:
+def _round(layer: _Layer, price: float) -> None:
     quantizer, inner = layer.quantizer, layer.wrapper.layer
-    quantizer.set_scale(layer.scale(multiplier))
+    quantizer.set_scale(layer.scale(price))
     scale = quantizer.scale.numpy().astype(np.float64)
     scales = layer.layout.matrices(np.broadcast_to(scale, layer.layout.kernel))[:, :1]
     codes = rounded(
-        layer.weights,
+        layer.wanted,
         scales,
         layer.curvature,
         layer.importance,
-        multiplier,
+        price,
         limit=quantizer.scheme.limit or 127,
     )
     values = codes * scales
     getattr(inner, kernel_name(inner)).assign(layer.layout.as_kernel(values))
     if layer.bias is not None:
-        missing = np.einsum("gi,gio->go", layer.mean, layer.weights - values)
+        missing = _mean_output(layer.float_mean, layer.weights) - _mean_output(layer.mean, values)
         inner.bias.assign(layer.bias + layer.layout.by_channel(missing))
+
+
+def _mean_output(mean: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return np.einsum("gi,gio->go", mean, weights)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+import tensorflow as tf
 import tf_keras
 
-from lqconvert.data.dataset import Data
+from lqconvert.data.dataset import Data, as_numpy
 from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.exporting.codes import Codes
 from lqconvert.quantization.calibrate import at_full_width
+from lqconvert.quantization.layers import QuantizedLayer
 from lqconvert.quantization.model_outputs import logits_of, predict
 from lqconvert.quantization.post_training import PostTraining
 from lqconvert.training.budget import Budget, Point, Steering
@@ -20,9 +22,14 @@ from lqconvert.training.trainer import assign, values
 
 #: The first price of a bit (in nats of an example's log-likelihood). The factor by which it changes until one
 #: price holds the budget and another does not. How often the interval between them is halved (in logarithms).
-START, FACTOR, HALVINGS = 1e-7, 8.0, 4
+START, FACTOR, HALVINGS = 1e-7, 8.0, 3
+#: Then layers are rounded in order, which takes longer: for this many prices, up to this factor higher.
+IN_ORDER, HIGHER = 3, 1.6
 #: The lowest price keeps 8 bits; at the highest, no weight is left.
 LEAST, MOST = 1e-14, 1e2
+#: Rounding errors are weighed on this many training inputs. More of them (``PER_INPUT`` for each input of a
+#: Dense layer that has one row in an example) are used if they take at most ``MOST_BYTES``.
+LEAST_EXAMPLES, MOST_EXAMPLES, PER_INPUT, MOST_BYTES, BATCH = 1024, 8192, 8, 1 << 28, 256
 
 
 def post_train(
@@ -30,8 +37,8 @@ def post_train(
     teacher: tf_keras.Model,
     data: Data,
     preprocessing: Preprocessing,
-    batches: Sequence[Any],
     *,
+    seed: int,
     budget: Budget,
     file_size: Callable[[Codes], int],
     progress: Callable[[Progress], None] = lambda _: None,
@@ -41,8 +48,8 @@ def post_train(
     Args:
         model: a calibrated model from :func:`lqconvert.rewrite`. It is changed in place.
         teacher: the float model from :func:`.fold_batchnorm.fold`.
-        data: only its validation split is used: budgets are judged on it.
-        batches: unlabelled inputs, preprocessed. Rounding errors are weighed on them.
+        data: budgets are judged on its validation split, rounding errors are weighed on training inputs.
+        seed: chooses the training inputs.
         budget: without one, weights are rounded for the least damage, with the calibrated scales.
         file_size: (codes) -> the bytes of their file.
         progress: called after every rounding.
@@ -59,7 +66,7 @@ def post_train(
     )
     finished = True
     try:
-        search.run(PostTraining(model, teacher, data.heads, batches))
+        search.run(PostTraining(model, teacher, data.heads, _inputs(model, data, preprocessing, seed)))
     except KeyboardInterrupt:
         finished = False
         if not search.points:
@@ -75,6 +82,20 @@ def post_train(
         False,
         search.points,
     )
+
+
+def _inputs(model: tf_keras.Model, data: Data, preprocessing: Preprocessing, seed: int) -> list[Any]:
+    """Batches of training inputs."""
+    inputs = [
+        layer.input.shape[-1]
+        for layer in model.layers
+        if isinstance(layer, QuantizedLayer) and len(layer.input.shape) == 2
+    ]
+    examples = min(max(LEAST_EXAMPLES, *(PER_INPUT * n for n in inputs), 0), MOST_EXAMPLES)
+    size = 4 * sum(tf.TensorShape(each.shape[1:]).num_elements() for each in model.inputs)
+    examples = max(min(examples, MOST_BYTES // size), LEAST_EXAMPLES)
+    batches = data.train.batches(BATCH, shuffle_seed=seed, preprocessing=preprocessing)
+    return [as_numpy(x) for _, x, _ in batches.take(-(-examples // BATCH))]
 
 
 class _Search:
@@ -97,29 +118,36 @@ class _Search:
     def run(self, post: PostTraining) -> None:
         """Tries prices, and keeps the variables that serve the budget best."""
         if not self.steering.budget.steers:
-            self._try(post, 0.0)
+            post.round_in_order(0.0)
+            self._see(0.0)
             return
         with at_full_width(self.model):  # plain int8: the result if nothing smaller holds the budget
             self._see(0.0)
         low, high = 0.0, math.inf
         price = START
         while LEAST < price < MOST and not (low and high < math.inf):
-            low, high = (low, price) if self._enough(post, price) else (price, high)
+            low, high = (low, price) if self._enough(post.round, price) else (price, high)
             price = price * FACTOR if high == math.inf else price / FACTOR
-        for _ in range(HALVINGS if low and high < math.inf else 0):
-            price = math.sqrt(low * high)
-            low, high = (low, price) if self._enough(post, price) else (price, high)
+        if low and high < math.inf:
+            low, high = self._halved(post.round, math.sqrt(low * high), low, high, HALVINGS)
+            self._halved(post.round_in_order, high, low, HIGHER * high, IN_ORDER)
 
-    def _enough(self, post: PostTraining, price: float) -> bool:
+    def _halved(
+        self, round_: Callable[[float], None], price: float, low: float, high: float, times: int
+    ) -> tuple[float, float]:
+        """The part of an interval of prices that remains after some trials, the first at ``price``."""
+        for _ in range(times):
+            low, high = (low, price) if self._enough(round_, price) else (price, high)
+            price = math.sqrt(low * high)
+        return low, high
+
+    def _enough(self, round_: Callable[[float], None], price: float) -> bool:
         """Whether a higher price is useless: the size is reached, or too much accuracy is lost."""
-        point = self._try(post, price)
+        round_(price)
+        point = self._see(price)
         if self.steering.budget.max_size is not None:
             return self.steering.fits(point)
         return not self.steering.holds(point)
-
-    def _try(self, post: PostTraining, price: float) -> Point:
-        post.round(price)
-        return self._see(price)
 
     def _see(self, price: float) -> Point:
         point = self.evaluator(len(self.points), price)

@@ -1,0 +1,68 @@
+"""The inputs of a model's layers, one layer after the other, while their weights change."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+
+def inputs_of_layers(
+    model: tf_keras.Model, names: Collection[str], batches: Sequence[Any]
+) -> Iterator[tuple[str, list[tf.Tensor]]]:
+    """Evaluates a functional model layer by layer, and yields the inputs of named layers.
+
+    A layer is evaluated after its input was yielded, so the caller may change its weights before. Tensors are
+    freed as soon as no other layer needs them.
+
+    Args:
+        model: a model that calls each of the named layers once.
+        names: layers with one input.
+        batches: inputs of the model: a tensor, or a tuple of them.
+
+    Yields:
+        the name of a layer, and its input for each batch.
+    """
+    depths = sorted(model._nodes_by_depth, reverse=True)
+    nodes = [node for depth in depths for node in model._nodes_by_depth[depth] if not node.is_input]
+    uses = Counter(id(each) for node in nodes for each in node.keras_inputs)
+    inputs = [tf.nest.flatten(batch) for batch in batches]
+    values = {
+        id(tensor): [tf.cast(batch[place], tensor.dtype) for batch in inputs]
+        for place, tensor in enumerate(model.inputs)
+    }
+    for node in nodes:
+        places = [id(each) for each in node.keras_inputs]
+        if node.layer.name in names:
+            yield node.layer.name, values[places[0]]
+        found = [_called(node, dict(zip(places, each, strict=True))) for each in _by_batch(values, places)]
+        for tensor, of_batches in zip(tf.nest.flatten(node.outputs), zip(*found, strict=True), strict=True):
+            values[id(tensor)] = list(of_batches)
+        uses.subtract(places)
+        for place in places:
+            if not uses[place]:
+                values.pop(place, None)
+
+
+def _by_batch(values: dict[int, list[tf.Tensor]], places: Sequence[int]) -> Iterator[tuple[tf.Tensor, ...]]:
+    return zip(*(values[place] for place in places), strict=True)
+
+
+def _called(node: Any, values: dict[int, tf.Tensor]) -> list[tf.Tensor]:
+    """The outputs of a layer's call, for one batch."""
+    several = len(node.keras_inputs)  # a tensor may be given more than once
+    arguments, keywords = node.map_arguments({str(place): [x] * several for place, x in values.items()})
+    return tf.nest.flatten(node.layer(*arguments, **keywords))
+
+
+def live_bytes(model: tf_keras.Model) -> int:
+    """About the bytes of one example's activations at a time: the largest two successive tensors."""
+    sizes = [
+        sum(tf.TensorShape(tensor.shape[1:]).num_elements() or 0 for tensor in tf.nest.flatten(layer.output))
+        for layer in model.layers
+    ]
+    return 4 * max(map(sum, itertools.pairwise(sizes)), default=sizes[0])
