@@ -12,10 +12,11 @@ from tf_keras import layers
 from lqconvert import Rate, calibrate, rewrite
 from lqconvert.exporting.export import learned_codes
 from lqconvert.quantization.fold_batchnorm import fold
-from lqconvert.quantization.layers import QuantizedLayer
-from lqconvert.quantization.moments import TEMPERATURE, Layout, importance_of, moments_of
+from lqconvert.quantization.model_outputs import logits_of
+from lqconvert.quantization.moments import LEAST_ROWS, TEMPERATURE, Layout, importance_of, moments_of
 from lqconvert.quantization.post_training import PostTraining
 from lqconvert.quantization.rounding import Curvature, bits_of, nearest, rounded
+from lqconvert.quantization.walk import inputs_of_layers
 from lqconvert.tasks import Head, Heads, Output
 from lqconvert.training.size_estimate import stored
 from lqconvert.utils.compression import deflated
@@ -110,10 +111,13 @@ def test_a_layer_is_a_product_of_matrices(kind):
     kernel = layer.depthwise_kernel if kind == "depthwise" else layer.kernel
     matrices = layout.matrices(kernel.numpy())
     np.testing.assert_array_equal(layout.as_kernel(matrices), kernel)
-    found = np.einsum("ngi,gio->ngo", layout.patches(layer, x).numpy(), matrices)
+    found = np.einsum("ngi,gio->ngo", layout.rows(layer, x).numpy(), matrices)
     if kind == "transposed":  # each input's 2 x 2 places lie apart
         found = found.reshape(2, 4, 4, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5)
     np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-5)
+    rows = layout.rows(layer, x).numpy()
+    some = layout.rows(layer, x, lambda count: np.arange(count)[::-2]).numpy()
+    np.testing.assert_array_equal(some, rows[::-2])
     channels = np.arange(expected.shape[-1], dtype=float)
     assert np.allclose(layout.by_channel(layout.by_output(channels)), layout.visits * channels)
 
@@ -132,7 +136,7 @@ def network():
 HEADS = Heads((Head(Output("kind", (3,), "softmax"), "raw", judged=("R² to float",)),))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ready():
     model = network()
     folded = fold(model)
@@ -153,15 +157,52 @@ def test_importance_is_that_of_the_loss(ready):
     np.testing.assert_allclose(found, np.mean(p * (1 - p), axis=0), rtol=0.25)  # by one draw for each example
 
 
-def test_moments_are_those_of_all_positions(ready, monkeypatch):
-    _, quantized, batches = ready
-    found = moments_of(quantized, batches)
-    (first, *_) = [layer for layer in quantized.layers if isinstance(layer, QuantizedLayer)]
-    observe = tf_keras.Model(quantized.inputs, first.input)
-    x = np.concatenate([observe.predict(batch, verbose=0) for batch in batches])
-    rows = Layout.of(first.layer).patches(first.layer, x).numpy()[:, 0].astype(np.float64)
-    np.testing.assert_allclose(found[first.name].second[0], rows.T @ rows / len(rows), rtol=0.3, atol=0.05)
-    np.testing.assert_allclose(found[first.name].mean[0], rows.mean(axis=0), atol=0.05)
+def test_moments_are_those_of_all_positions():
+    layer = layers.Conv2D(4, 3, padding="same")
+    xs = [RNG.normal(size=(n, 30, 30, 2)).astype(np.float32) for n in (2, 6)]
+    layer.build(xs[0].shape)
+    floats = [2 * x + 1 for x in xs]
+    alone = [moments_of(layer, [x], [f], examples=8) for x, f in zip(xs, floats, strict=True)]
+    rows, of_floats = (
+        np.concatenate([Layout.of(layer).rows(layer, x) for x in each])[:, 0] for each in (xs, floats)
+    )
+    for found in (moments_of(layer, xs, floats, examples=8), alone[0] + alone[1]):
+        assert LEAST_ROWS <= found.rows <= LEAST_ROWS + 2 < len(rows)
+        np.testing.assert_allclose(found.second[0], rows.T @ rows / len(rows), atol=0.1)
+        np.testing.assert_allclose(found.cross[0], rows.T @ of_floats / len(rows), atol=0.2)
+        np.testing.assert_allclose(found.mean[0], rows.mean(axis=0), atol=0.1)
+        np.testing.assert_allclose(found.float_mean[0], of_floats.mean(axis=0), atol=0.2)
+
+
+def test_a_walk_gives_what_layers_get_and_minds_weights_that_change():
+    """Of a model with two inputs, branches, and a tensor that is used twice."""
+    first, second = tf_keras.Input((6,)), tf_keras.Input((6,))
+    a, b = layers.Dense(6, name="a")(first), layers.Dense(6, name="b")(second)
+    c = layers.Dense(5, name="c")(layers.Add()([a, layers.Multiply()([b, b])]))
+    model = tf_keras.Model([first, second], [layers.Dense(2, name="d")(c), layers.Softmax()(a)])
+    batches = [tuple(RNG.normal(size=(n, 6)).astype(np.float32) for _ in range(2)) for n in (3, 4)]
+    found, names = {}, {"a", "b", "c", "d"}
+    for name, xs in inputs_of_layers(model, names, batches):
+        found[name] = [x.numpy() for x in xs]
+        model.get_layer(name).bias.assign_add(model.get_layer(name).bias + 1)
+    assert list(found) == [layer.name for layer in model.layers if layer.name in names]
+    for place, batch in enumerate(batches):
+        a, b = (model.get_layer(name)(x) for name, x in zip("ab", batch, strict=True))
+        expected = {"a": batch[0], "b": batch[1], "c": a + b * b, "d": model.get_layer("c")(a + b * b)}
+        for name in names:
+            np.testing.assert_allclose(found[name][place], expected[name], atol=1e-5)
+
+
+def test_in_order_each_layer_makes_good_what_those_before_it_did(ready):
+    folded, quantized, batches = ready
+    post = PostTraining(quantized, folded, HEADS, batches)
+    others = RNG.normal(size=(200, 12, 12, 2)).astype(np.float32)
+    logits, truth = logits_of(quantized), logits_of(folded).predict(others, verbose=0)
+    errors = []
+    for round_ in (post.round, post.round_in_order):
+        round_(1e-7)
+        errors.append(np.square(logits.predict(others, verbose=0) - truth).mean())
+    assert errors[1] < 0.9 * errors[0]
 
 
 def test_bytes_fall_as_bits_cost_more_and_the_model_stays_close(ready):
@@ -174,7 +215,7 @@ def test_bytes_fall_as_bits_cost_more_and_the_model_stays_close(ready):
         codes = learned_codes(quantized)
         sizes.append(deflated(b"".join(stored(codes))))
         errors.append(np.abs(quantized.predict(batches[0], verbose=0) - truth).max())
-        for layer in post.layers:  # what is rounded again is the same
+        for layer in post.layers.values():  # what is rounded again is the same
             kernel = layer.layout.as_kernel(layer.weights)
             assert codes.layers[layer.wrapper.name].kernel.codes.shape == kernel.shape
     assert sizes == sorted(sizes, reverse=True)

@@ -19,7 +19,7 @@ DAMPING = 0.03
 BLOCK = 128
 #: At many bits, a step ``s`` causes the damage ``curvature * s^2 / 24`` per weight and takes ``-log2(s)``
 #: bits plus a constant. The sum of damage and price is least at ``s^2 = 12 / ln 2 * multiplier / curvature``.
-#: At one bit per weight, 1.5 times that is better (an MLP on MNIST: 5% fewer bytes), and at four bits as good.
+#: At one bit per weight, 1.5 times that is better (an MLP on MNIST: 5% fewer bytes); at four bits, as good.
 STEP = 1.5 * 12 / math.log(2)
 
 
