@@ -190,6 +190,7 @@ def rows(name: str, made: Made, files: dict[str, File]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(TASKS))
+    parser.add_argument("--seed", type=int, default=0, help="of the data and of the float models' weights")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     names = arguments.names or list(TASKS)
@@ -199,10 +200,10 @@ def main() -> None:
     figures: dict[str, Any] = {}
     for name in names:
         api, make = TASKS[name]
-        api.utils.set_random_seed(0)
+        api.utils.set_random_seed(arguments.seed)
         start = time.monotonic()
         try:
-            made = make(api, np.random.default_rng(0))
+            made = make(api, np.random.default_rng(arguments.seed))
         except Skipped as reason:
             print(f"| {name} | skipped: {reason} |{' |' * (len(COLUMNS) - 2)}", flush=True)
             continue
