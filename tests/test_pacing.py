@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from lqconvert import LSQ, Budget, load_data, plan
+from lqconvert import LSQ, Budget, load_data
 from lqconvert.cli.main import main
+from lqconvert.pipeline.prepare import _steps
+from lqconvert.pipeline.settings import Settings
 from lqconvert.training.pacing import Pace
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "steps"),
     [
@@ -27,9 +28,8 @@ from lqconvert.training.pacing import Pace
         ({"epochs": 3, "scheme": LSQ()}, 27),
     ],
 )
-def test_epochs_that_are_given_have_no_minimum(settings, steps, samples, tmp_path, said):
-    planned = plan(samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite", **settings)
-    assert planned.steps == steps
+def test_epochs_that_are_given_have_no_minimum(settings, steps, said):
+    assert _steps(load_data("digits", (8, 8, 1), 10), Settings.of(settings)) == steps
     bounded = [f"training {steps} steps, for the given epochs" in line for line in said]
     assert any(bounded) == ("epochs" in settings)
 
