@@ -166,12 +166,18 @@ def write_index(path, table):
     path.write_bytes(data + footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57))
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder that Keras saved; it stays as it is."""
+    folder = tmp_path_factory.mktemp("model") / "saved"
+    kernels = layers.Dense(4, name="one"), layers.Dense(4, name="two")
+    tf_keras.Sequential([tf_keras.Input((4,)), *kernels]).save(folder, save_format="tf")
+    return folder
+
+
 @pytest.fixture
-def saved(tmp_path):
-    tf_keras.Sequential(
-        [tf_keras.Input((4,)), layers.Dense(4, name="one"), layers.Dense(4, name="two")]
-    ).save(tmp_path / "saved", save_format="tf")
-    return tmp_path / "saved"
+def saved(model, tmp_path):
+    return shutil.copytree(model, tmp_path / "saved")
 
 
 def changed(saved, change):
