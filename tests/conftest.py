@@ -1,13 +1,18 @@
 import contextlib
 import json
 import os
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import numpy as np
 import pytest
+from filelock import FileLock
+
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
 ROOT = Path(__file__).parent.parent
 CYCLE = 100  # steps: see short_cycles
@@ -37,16 +42,38 @@ def samples() -> Path:
 
 
 @pytest.fixture(scope="session")
-def run(samples, tmp_path_factory):
-    """The report of a run for both targets on the digits sample, and its folder."""
+def once(tmp_path_factory):
+    """A function that has a folder of a name filled, by the first worker that asks for it, for all of them.
+
+    It gives that folder, and what ``fill`` gave of it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if WORKER else base
+
+    def once(name, fill):
+        folder, filled = base / name, base / f"{name}.pickle"
+        with FileLock(base / f"{name}.lock"):
+            if not filled.exists():
+                folder.mkdir(exist_ok=True)
+                filled.write_bytes(pickle.dumps(fill(folder)))
+        return folder, pickle.loads(filled.read_bytes())
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def run(samples, once):
+    """The report of a run for both targets on the digits sample, and its folder, which stays as it is."""
     import lqconvert
 
     pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only")
-    folder = tmp_path_factory.mktemp("run")
-    targets = [lqconvert.target("tflm"), lqconvert.target("litert")]
-    output = folder / "digits.tflite"
-    model, scheme = samples / "digits_cnn.h5", lqconvert.Rate()
-    report = lqconvert.quantize(model, "digits", output, targets=targets, scheme=scheme)
+
+    def quantized(folder):
+        targets = [lqconvert.target("tflm"), lqconvert.target("litert")]
+        job = samples / "digits_cnn.h5", "digits", folder / "digits.tflite"
+        return lqconvert.quantize(*job, targets=targets, scheme=lqconvert.Rate())
+
+    folder, report = once("run", quantized)
     return report, folder
 
 
@@ -60,29 +87,35 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def int8(samples, tmp_path_factory) -> Path:
+def int8(samples, once) -> Path:
     """The digits sample as a plain int8 .tflite, not trained."""
     import lqconvert
 
-    model = lqconvert.rewrite(lqconvert.load_model(samples / "digits_cnn.h5"), lqconvert.LSQ())
-    x = lqconvert.load_data("digits", (8, 8, 1), 10).train.arrays(256)[0].astype("float32")
-    lqconvert.calibrate(model, [x])
-    path = tmp_path_factory.mktemp("int8") / "digits.tflite"
-    path.write_bytes(lqconvert.export(model).tflite)
-    return path
+    def exported(folder):
+        model = lqconvert.rewrite(lqconvert.load_model(samples / "digits_cnn.h5"), lqconvert.LSQ())
+        x = lqconvert.load_data("digits", (8, 8, 1), 10).train.arrays(256)[0].astype("float32")
+        lqconvert.calibrate(model, [x])
+        (folder / "digits.tflite").write_bytes(lqconvert.export(model).tflite)
+
+    folder, _ = once("int8", exported)
+    return folder / "digits.tflite"
 
 
 @pytest.fixture(scope="session")
-def digits_run(samples, tmp_path_factory):
+def digits_run(samples, once):
     """The folder and the output of the digits sample's run with the command line's defaults."""
     from click.testing import CliRunner
 
     from lqconvert.cli.main import main
 
-    folder = tmp_path_factory.mktemp("digits")
-    command = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits"]
-    command += ["-o", str(folder / "digits.tflite"), "--quiet", "--json"]
-    return folder, CliRunner().invoke(main, command)
+    def quantized(folder):
+        command = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits"]
+        command += ["-o", str(folder / "digits.tflite"), "--quiet", "--json"]
+        result = CliRunner().invoke(main, command)
+        said = {name: getattr(result, name) for name in ("exit_code", "output", "stdout", "stderr")}
+        return SimpleNamespace(**said)
+
+    return once("digits", quantized)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import zoo
 from click.testing import CliRunner
 from tf_keras import layers
 
-from lqconvert import LqError, Rate, inspect, quantize
+from lqconvert import LqError, inspect, quantize
 from lqconvert.cli.main import main
 from lqconvert.exporting.codes import Int8File, load_kernels
 from lqconvert.exporting.export import convert
@@ -33,21 +33,20 @@ def digits(samples):
 
 
 @pytest.fixture(scope="module")
-def run(samples, tmp_path_factory):
-    """A run, and the path of its .tflite without a suffix."""
-    path = tmp_path_factory.mktemp("run") / "digits"
-    model, output = samples / "digits_cnn.h5", path.with_suffix(".tflite")
-    return quantize(model, "digits", output, scheme=Rate()), path
+def written(run):
+    """The .tflite for LiteRT and the codes of a run."""
+    _, folder = run
+    return folder / "digits.litert.tflite", folder / "digits.codes.npz"
 
 
 def invoke(*arguments):
     return CliRunner().invoke(main, ["inspect", *map(str, arguments)], env={"COLUMNS": "200"})
 
 
-def test_a_model_is_quantized_as_inspect_said(digits, run):
-    report, path = run
+def test_a_model_is_quantized_as_inspect_said(digits, run, written):
+    (report, _), (_, codes) = run, written
     coded = {row.name: row for row in digits.layers if row.codes}
-    codes, file = path.with_suffix(".codes.npz"), Int8File.load(path.with_suffix(".codes.npz"))
+    file = Int8File.load(codes)
     assert list(coded) == [row.name for row in report.layers]
     assert {name: row.codes for name, row in coded.items()} == {
         name: kernel.size for name, kernel in load_kernels(codes).items()
@@ -161,9 +160,9 @@ def test_a_target_that_cannot_run_the_file_says_why(tmp_path):
     assert "litert: runs\ntflm: TFLite Micro cannot run the file: Didn't find op" in result.stdout
 
 
-def test_codes_are_those_of_the_report(run):
-    report, path = run
-    inspection = inspect(path.with_suffix(".codes.npz"))
+def test_codes_are_those_of_the_report(run, written):
+    (report, _), (_, codes) = run, written
+    inspection = inspect(codes)
     assert inspection.int8_bytes == report.int8.size
     for row, said in zip(report.layers, inspection.layers, strict=True):
         assert (said.layer, said.shape) == (row.name, row.shape)
@@ -176,15 +175,15 @@ def test_codes_are_those_of_the_report(run):
         assert said.axes == (() if row.granularity == "scalar" else (3,))
         assert 0 <= said.zeros <= 1
     assert inspection.packed_bytes["litert"] < inspection.weights
-    output = invoke(path.with_suffix(".codes.npz")).stdout
+    output = invoke(codes).stdout
     assert f"int8 file in it: {report.int8.size:,} bytes" in output
 
 
-def test_a_tflite_is_what_the_report_says_of_it(run):
-    report, path = run
-    inspection = inspect(path.with_suffix(".tflite"))
-    proven = report.files[0].proven
-    assert inspection.bytes == proven.size == path.with_suffix(".tflite").stat().st_size
+def test_a_tflite_is_what_the_report_says_of_it(run, written):
+    (report, _), (path, _) = run, written
+    inspection = inspect(path)
+    (proven,) = (file.proven for file in report.files if file.path == str(path))
+    assert inspection.bytes == proven.size == path.stat().st_size
     assert inspection.deflated_bytes == proven.deflated_bytes
     assert inspection.constant_bytes + inspection.overhead_bytes == proven.size
     assert sorted({row.name for row in inspection.operators}) == proven.operators
@@ -195,7 +194,7 @@ def test_a_tflite_is_what_the_report_says_of_it(run):
     ]
     (source,) = inspection.inputs
     assert [(source.smallest_scale, source.zero_point)] == list(report.inputs.values())
-    output = invoke(path.with_suffix(".tflite")).stdout
+    output = invoke(path).stdout
     assert "integer only: yes" in output
     for row in proven.kernels:
         assert row.packing in output
@@ -257,7 +256,7 @@ def test_float_operators_are_named(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def files(samples, run, tmp_path_factory):
+def files(samples, written, tmp_path_factory):
     """A file of every kind, and the first line about it."""
     folder = tmp_path_factory.mktemp("files")
     x = tf_keras.Input((4,))
@@ -267,8 +266,8 @@ def files(samples, run, tmp_path_factory):
         "model": (samples / "digits_cnn.h5", "quantize makes an integer-only file of it, about 19,0"),
         "float": (folder / "lstm.h5", "quantize makes a file of it that is float in part, about "),
         "refused": (folder / "lambda.h5", "quantize refuses it: "),
-        "tflite": (run[1].with_suffix(".tflite"), "integer only: yes"),
-        "codes": (run[1].with_suffix(".codes.npz"), "15,248 weights: "),
+        "tflite": (written[0], "integer only: yes"),
+        "codes": (written[1], "15,248 weights: "),
     }
     return {kind: (inspect(path), first) for kind, (path, first) in said.items()}
 
@@ -290,19 +289,19 @@ def test_the_verdict_comes_first_in_80_columns(kind, terminal, files, monkeypatc
         assert any(line.startswith("stays float: 'lstm") for line in lines[:6])
 
 
-def test_json_is_the_dataclass(digits, samples, run):
+def test_json_is_the_dataclass(digits, samples, written):
     result = invoke(samples / "digits_cnn.h5", "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout) == json.loads(json.dumps(dataclasses.asdict(digits)))
-    for suffix in (".tflite", ".codes.npz"):
-        result = invoke(run[1].with_suffix(suffix), "--json")
-        assert json.loads(result.stdout) == json.loads(inspect(run[1].with_suffix(suffix)).to_json())
+    for path in written:
+        result = invoke(path, "--json")
+        assert json.loads(result.stdout) == json.loads(inspect(path).to_json())
 
 
-def test_tensorflow_is_not_needed_for_files(run):
-    for suffix in (".tflite", ".codes.npz"):
-        code = "import sys, lqconvert; lqconvert.inspect(sys.argv[1]); assert 'tensorflow' not in sys.modules"
-        subprocess.run([sys.executable, "-c", code, str(run[1].with_suffix(suffix))], check=True)
+def test_tensorflow_is_not_needed_for_files(written):
+    code = "import sys, lqconvert; lqconvert.inspect(sys.argv[1]); assert 'tensorflow' not in sys.modules"
+    for path in written:
+        subprocess.run([sys.executable, "-c", code, str(path)], check=True)
 
 
 def test_the_other_sample(samples):
