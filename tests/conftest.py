@@ -15,7 +15,8 @@ from filelock import FileLock
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
 ROOT = Path(__file__).parent.parent
-CYCLE = 100  # steps: see short_cycles
+#: Short fine-tuning, for tests whose outcome does not depend on what it learns: 60 steps of the digits.
+BRIEF = {"epochs": 7}
 #: Fixtures that are whole runs: the tests that ask for one are slow.
 RUNS = {"run", "digits_run"}
 #: Files that take more than a minute, the longest first. The two that measure time must not run together.
@@ -130,8 +131,14 @@ def run_lengths(**lengths):
 
 @pytest.fixture(scope="module")
 def short_cycles():
-    """Short fine-tuning, for tests that do not depend on how much is learned."""
-    with run_lengths(minimum_cycle=CYCLE):
+    """Short fine-tuning that is enough for small models."""
+    with run_lengths(minimum_cycle=100):
+        yield
+
+
+@pytest.fixture
+def brief():
+    with run_lengths(**BRIEF):
         yield
 
 

@@ -261,15 +261,8 @@ def test_max_size(samples, tmp_path):
     assert report["int8"]["score"] >= report["float"]["score"] - 0.04
 
 
-@pytest.fixture
-def short():
-    """For runs whose result does not depend on training."""
-    with run_lengths(minimum_steps=60, minimum_cycle=10):
-        yield
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("short")
+@pytest.mark.usefixtures("brief")
 def test_a_size_that_no_code_reaches_ends_with_3(samples, tmp_path):
     arguments = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", "--max-size", "1000"]
     result = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "m.tflite")])
@@ -286,7 +279,7 @@ def test_a_scheme_without_penalty_takes_no_budget(samples, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("short")
+@pytest.mark.usefixtures("brief")
 def test_other_penalties_are_steered_too(samples, tmp_path):
     with pytest.raises(BudgetMissed, match="the smallest had"):
         quantize(
@@ -302,14 +295,15 @@ def test_other_penalties_are_steered_too(samples, tmp_path):
 @pytest.mark.slow
 def test_what_was_calibrated_remains_where_nothing_learned_holds(samples, tmp_path, said):
     job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
-    report = quantize(*job, scheme=Rate(gamma=1e5), budget=Budget(max_drop=0.0))
+    with run_lengths(minimum_cycle=100):
+        report = quantize(*job, scheme=Rate(gamma=1e5), budget=Budget(max_drop=0.0))
     assert report.best in report.curve[:2]
     assert report.int8.score >= report.float_.score - 0.01
     assert any("no fine-tuned weights held the budget" in line for line in said)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("short")
+@pytest.mark.usefixtures("brief")
 def test_a_penalty_alone_stays_fixed(samples, tmp_path):
     job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
     report = quantize(*job, scheme=Rate(gamma=2.0), epochs=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import BRIEF
 
 import lqconvert
 from lqconvert.runtime.tflm import run_micro
@@ -107,11 +108,17 @@ def test_quoted_messages_are_those_of_the_source():
         assert any(map(pattern.search, messages)), heading
 
 
+#: A cell in front of the notebook's own, which makes its run short.
+SHORT = "from lqconvert.pipeline import settings\n"
+SHORT += f"settings.DEFAULTS = settings.DEFAULTS.replaced(**{BRIEF})"
+
+
 @pytest.mark.slow
 def test_the_notebook_runs(samples, tmp_path):
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     notebook = nbformat.read(DOCS / "digits.ipynb", as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(SHORT))
     folder = tmp_path / "docs"
     folder.mkdir()
     (tmp_path / "sample_models").symlink_to(samples)

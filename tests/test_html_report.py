@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import CYCLE, run_lengths
+from conftest import BRIEF, run_lengths
 from page import Page
 
 from lqconvert import Budget, LqError, Rate, quantize
@@ -271,7 +271,7 @@ def digits(tmp_path_factory, samples):
     model, output = folder / "<img src=x onerror=alert(1)>.h5", str(folder / "digits.tflite")
     shutil.copy(samples / "digits_cnn.h5", model)
     command = ["quantize", str(model), "--data", "digits", "-o", output]
-    with run_lengths(minimum_cycle=CYCLE):
+    with run_lengths(**BRIEF):
         result = CliRunner().invoke(main, [*command, "--report", str(folder / "pages" / "digits.html")])
     assert result.exit_code == 0, result.output
     return Page(folder / "pages" / "digits.html"), json.loads((folder / "digits.report.json").read_text())

@@ -217,6 +217,7 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("at", [1, 4])
 def test_interrupted_and_resumed(at, samples, tmp_path, said):
     job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"

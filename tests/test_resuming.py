@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
-from conftest import CYCLE, step_of
+from conftest import BRIEF, run_lengths, step_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,14 +23,28 @@ import lqconvert
 from lqconvert import Budget, LqError, load_data, quantize, target
 from lqconvert.cli.main import main
 from lqconvert.training.budget import Steering
-from lqconvert.training.checkpoint import locked
+from lqconvert.training.checkpoint import Checkpoint, locked
 from lqconvert.training.pacing import Pace
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("short_cycles")]
-#: The command line, with a checkpoint after every few of them.
-EAGER = "import lqconvert.pipeline.settings as s; "
-EAGER += f"s.DEFAULTS = s.DEFAULTS.replaced(save_seconds=0, minimum_cycle={CYCLE}); "
-EAGER += "from lqconvert.cli.main import main; main()"
+pytestmark = pytest.mark.slow
+CYCLE = 10  # steps of each of six
+#: The command line, with a checkpoint after every step, and time to be killed in.
+EAGER = f"""
+import time
+import lqconvert.pipeline.settings as s
+from lqconvert.cli.main import main
+from lqconvert.training.trainer import Trainer
+s.DEFAULTS = s.DEFAULTS.replaced(save_seconds=0, **{BRIEF})
+run = Trainer.run
+Trainer.run = lambda *arguments: (time.sleep(0.3), run(*arguments))[1]
+main()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_runs():
+    with run_lengths(**BRIEF):
+        yield
 
 
 def learned(output):
@@ -74,7 +88,7 @@ def test_a_run_that_died_ends_as_if_it_had_not(job, undisturbed, tmp_path, said)
     with pytest.raises(Died):
         quantize(*job, output, progress=dies_at(5))
     quantize(*job, output, resume=True)
-    assert "continuing from step 200" in said
+    assert f"continuing from step {2 * CYCLE}" in said
     assert learned(output) == undisturbed
 
 
@@ -142,7 +156,7 @@ def left(job, tmp_path_factory):
     [
         ({"granularity": "row-wise"}, "with granularity=mixed (now row-wise);"),
         ({"seed": 1}, "seed=0 (now 1)"),
-        ({"epochs": 2}, "with epochs=20 (now 2), steps=600 (now 18);"),
+        ({"epochs": 2}, "with epochs=7 (now 2), steps=60 (now 18);"),
         ({"targets": [target("litert", strip_all=True)]}, "with strip_all=False (now True);"),
     ],
 )
@@ -161,7 +175,7 @@ def test_nor_one_on_other_data_of_the_same_sizes(job, left, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "other arrays", "a pickle"])
-def test_a_damaged_checkpoint_is_refused(damage, job, left, tmp_path):
+def test_a_damaged_checkpoint_is_refused(damage, left, tmp_path):
     path = tmp_path / "m.resume.npz"
     if damage == "cut":
         path.write_bytes(left.read_bytes()[:-500])
@@ -169,8 +183,8 @@ def test_a_damaged_checkpoint_is_refused(damage, job, left, tmp_path):
         np.savez(path, x=np.zeros(3))
     else:
         np.savez(path, state=np.array([{"step": 1}], object))
-    with pytest.raises(LqError, match=r"m\.resume\.npz"):
-        quantize(*job, tmp_path / "m.tflite", resume=True)
+    with pytest.raises(LqError, match=r"m\.resume\.npz.*; leave out --resume"):
+        Checkpoint.load(path, {})
 
 
 def test_one_run_at_a_time(job, tmp_path):
