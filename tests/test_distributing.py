@@ -108,15 +108,15 @@ def test_the_parts_of_a_batch_are_the_batch(batch_size, parts, start):
 class Workers:
     """Two processes on loopback, started with the same command line."""
 
-    def __init__(self, *arguments, setup="pass", others=()):
+    def __init__(self, *arguments, setup="", others=()):
         sockets = [socket.socket() for _ in range(2)]
         for each in sockets:
             each.bind(("localhost", 0))
         workers = [f"localhost:{each.getsockname()[1]}" for each in sockets]
         for each in sockets:
             each.close()
-        code = f"import lqconvert.pipeline.settings as s; {setup}"
-        code += "; from lqconvert.cli.main import main; main()"
+        code = f"import lqconvert.pipeline.settings as s\n{setup}\n"
+        code += "from lqconvert.cli.main import main; main()"
         self.processes = []
         for index, added in enumerate(((), others)):
             config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
@@ -145,17 +145,23 @@ def codes(output):
         return np.concatenate([arrays[name].ravel() for name in arrays.files if name.endswith("/codes")])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def job(samples):
     return samples / "digits_cnn.h5", "--data", "digits", "--epochs", "1", "--penalty", "0.5"
 
 
-def test_two_workers_learn_the_codes_of_one(job, tmp_path):
+@pytest.fixture(scope="module")
+def undisturbed(job, tmp_path_factory):
+    """The file of two workers; what the chief and the other wrote on stdout and stderr, and exit codes."""
+    output = tmp_path_factory.mktemp("two") / "m.tflite"
+    return output, *Workers(*job, "-o", output).ended()
+
+
+def test_two_workers_learn_the_codes_of_one(job, undisturbed, tmp_path):
     """After 9 steps: rounding changes up to 4% of the codes. Another seed changes 12%."""
-    one, two = tmp_path / "one" / "m.tflite", tmp_path / "two" / "m.tflite"
+    (two, chief, other), one = undisturbed, tmp_path / "m.tflite"
     result = CliRunner().invoke(main, ["quantize", *map(str, job), "-o", str(one)])
     assert result.exit_code == 0, result.output
-    chief, other = Workers(*job, "-o", two).ended()
     assert (chief[2], other[2]) == (0, 0), (chief[1], other[1])
     assert "each batch is split over 2 x CPU in 2 processes" in chief[1]
     assert "test accuracy" in chief[0]
@@ -168,11 +174,19 @@ def test_two_workers_learn_the_codes_of_one(job, tmp_path):
     assert np.mean(apart > 1) <= 0.005
 
 
-def test_a_worker_that_dies_and_returns_goes_on_from_the_checkpoint(job, tmp_path):
-    undisturbed, output = tmp_path / "a" / "m.tflite", tmp_path / "b" / "m.tflite"
-    job = *job, "--epochs", "22"
-    assert [code for *_, code in Workers(*job, "-o", undisturbed).ended()] == [0, 0]
-    workers = Workers(*job, "-o", output, setup="s.DEFAULTS = s.DEFAULTS.replaced(save_seconds=0)")
+#: A checkpoint after every step, and half a second in front of each: time to be killed in.
+SLOW = """
+import time
+from lqconvert.training.trainer import Trainer
+s.DEFAULTS = s.DEFAULTS.replaced(save_seconds=0)
+run = Trainer.run
+Trainer.run = lambda *arguments: (time.sleep(0.5), run(*arguments))[1]
+"""
+
+
+def test_a_worker_that_dies_and_returns_goes_on_from_the_checkpoint(job, undisturbed, tmp_path):
+    output = tmp_path / "m.tflite"
+    workers = Workers(*job, "-o", output, setup=SLOW)
     checkpoint = output.with_suffix(".resume.npz")
     while not (checkpoint.exists() and step_of(checkpoint)):
         assert [process.poll() for process in workers.processes] == [None, None]
@@ -185,8 +199,8 @@ def test_a_worker_that_dies_and_returns_goes_on_from_the_checkpoint(job, tmp_pat
     chief, other = Workers(*job, "-o", output, "--resume").ended()
     assert (chief[2], other[2]) == (0, 0), (chief[1], other[1])
     assert "continuing from step" in chief[1]  # the checkpoint is sent in several pieces
-    assert output.read_bytes() == undisturbed.read_bytes()
-    assert np.array_equal(codes(output), codes(undisturbed))
+    assert output.read_bytes() == undisturbed[0].read_bytes()
+    assert np.array_equal(codes(output), codes(undisturbed[0]))
     assert not checkpoint.exists()
 
 
@@ -227,9 +241,12 @@ def test_workers_that_nobody_listed(config, what, job, tmp_path, monkeypatch):
         Distribution.of("multi-worker")
 
 
-def test_one_device_is_no_distribution(job, tmp_path):
+def test_one_device_is_no_distribution(samples, tmp_path):
+    """Which is said first; test_docs.py has a whole run."""
     assert Distribution.of("mirrored") == Distribution()
-    arguments = ["quantize", *map(str, job), "-o", str(tmp_path / "m.tflite"), "--distribute", "mirrored"]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
-    assert "--distribute mirrored: there is only one device" in result.stderr
+    job = samples / "digits_cnn.h5", "--data", tmp_path / "no.npz", "--distribute", "mirrored"
+    result = CliRunner().invoke(main, ["quantize", *map(str, job)])
+    assert result.exit_code == 1
+    first, last = result.stderr.splitlines()
+    assert first.startswith("--distribute mirrored: there is only one device")
+    assert "no.npz" in last
