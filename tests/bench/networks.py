@@ -173,15 +173,17 @@ def float_tflite(path: Path) -> bytes:
 
 
 def post_training(model: tf_keras.Model, network: Network) -> bytes:
+    # Of a model of quantization-aware training the ranges are its own.
+    return tf_lite_int8(model, _examples(network, model))
+
+
+def tf_lite_int8(model: tf_keras.Model, examples: np.ndarray) -> bytes:
     """tf.lite int8 with a representative data set."""
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.int8
-    # Of a model of quantization-aware training the ranges are its own.
-    converter.representative_dataset = lambda: (
-        [example[np.newaxis]] for example in _examples(network, model)
-    )
+    converter.representative_dataset = lambda: ([example[np.newaxis]] for example in examples)
     return converter.convert()
 
 
@@ -231,25 +233,30 @@ def clustered(clusters: int) -> Callable[[tf_keras.Model, Network], bytes]:
 
 def ai_edge_quantizer(bits: int) -> Callable[[tf_keras.Model, Network], bytes]:
     """Post-training quantization of the float .tflite: weights of 8 or 4 bits, activations of 8."""
+    return lambda model, network: edge_quantized(model, _examples(network, model), bits)
 
-    def run(model: tf_keras.Model, network: Network) -> bytes:
-        from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 
-        tflite = convert(model, integer=False)
-        recipes = recipe_manager.RecipeManager()
-        recipes.add_static_config(
-            regex=".*",
-            operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
-            activation_num_bits=8,
-            weight_num_bits=bits,
-        )
-        quantize = quantizer.Quantizer(tflite, recipes.get_quantization_recipe())
-        name = next(iter(Runner(tflite).interpreter.get_signature_list()))
-        (input_name,) = Runner(tflite).interpreter.get_signature_list()[name]["inputs"]
-        examples = [{input_name: example[np.newaxis]} for example in _examples(network, model)]
-        return bytes(quantize.quantize(quantize.calibrate({name: examples})).quantized_model)
+def edge_quantized(
+    model: tf_keras.Model, examples: np.ndarray, bits: int, algorithm: str = "min_max_uniform_quantize"
+) -> bytes:
+    """Its static quantization; operators that the algorithm does not know are quantized by extremes."""
+    from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe_manager
 
-    return run
+    tflite = convert(model, integer=False)
+    recipes, names = recipe_manager.RecipeManager(), qtyping.TFLOperationName
+    add = functools.partial(
+        recipes.add_static_config, regex=".*", activation_num_bits=8, weight_num_bits=bits
+    )
+    add(operation_name=names.ALL_SUPPORTED)
+    for name in (names.FULLY_CONNECTED, names.CONV_2D):
+        if algorithm_manager.is_op_registered(algorithm, name):
+            add(operation_name=name, algorithm_key=algorithm)
+    quantize = quantizer.Quantizer(tflite, recipes.get_quantization_recipe())
+    runner = Runner(tflite).interpreter
+    signature = next(iter(runner.get_signature_list()))
+    (input_name,) = runner.get_signature_list()[signature]["inputs"]
+    given = {signature: [{input_name: example[np.newaxis]} for example in examples]}
+    return bytes(quantize.quantize(quantize.calibrate(given)).quantized_model)
 
 
 PEERS: dict[str, Callable[[tf_keras.Model, Network], bytes]] = {
