@@ -31,6 +31,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -206,7 +207,12 @@ def nncodec(job: Job) -> bytes:
 
 
 def edge(bits: int, algorithm: str) -> Callable[[Job], bytes]:
-    return lambda job: networks.edge_quantized(load_model(job.float_path), job.examples(), bits, algorithm)
+    def run(job: Job) -> bytes:
+        if not hasattr(np, "bool"):  # NumPy 2 has it, and OCTAV asks for it; NNCodec wants NumPy 1
+            np.bool = np.bool_  # type: ignore[attr-defined]
+        return networks.edge_quantized(load_model(job.float_path), job.examples(), bits, algorithm)
+
+    return run
 
 
 def edge_label(bits: int, algorithm: str) -> str:
@@ -232,8 +238,11 @@ def timed(command: list[str]) -> tuple[int, str, float, float]:
     return child.returncode, said, round(time.monotonic() - start, 1), round(usage.ru_maxrss / 1e3)
 
 
-def last_line(said: str) -> str:
-    return (said.strip().splitlines() or ["nothing said"])[-1].replace("|", "/")[:200]
+def complaint(said: str) -> str:
+    """The line that names the error, or the last one."""
+    lines = said.strip().splitlines() or ["nothing said"]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (errors or lines)[-1].replace("|", "/")[:200]
 
 
 def measured(job: Job, tflite: bytes, seconds: float, megabytes: float) -> Result:
@@ -250,7 +259,7 @@ def peer(job: Job, method: str) -> dict[str, Result]:
     command += ["--draw", str(job.draw), "--max-drop", str(job.max_drop)]
     code, said, seconds, megabytes = timed(command)
     if code:
-        return {"": Result(said=last_line(said))}
+        return {"": Result(said=complaint(said))}
     made = output.read_bytes()
     if method != "NNCodec":
         return {"": measured(job, made, seconds, megabytes)}
@@ -266,18 +275,20 @@ def ours(job: Job, *, labels: bool) -> dict[str, Result]:
     command += ["-o", str(output), "--epochs", "0", "--max-drop", str(job.max_drop), "--preprocess", "0-1"]
     code, said, seconds, megabytes = timed([*command, "--seed", str(job.draw)])
     if code:
-        return {"": Result(said=last_line(said))}
+        return {"": Result(said=complaint(said))}
     int8 = Int8File.load(output.with_suffix(".codes.npz")).tflite
     files = {"int8": int8, "litert": output.read_bytes()}
     return {label: measured(job, tflite, seconds, megabytes) for label, tflite in files.items()}
 
 
 def kept(path: Path, make: Callable[[], dict[str, Result]]) -> dict[str, Result]:
-    """The results in a file, made first where it is not there."""
-    if not path.exists():
-        results = {label: dataclasses.asdict(result) for label, result in make().items()}
-        path.write_text(json.dumps(results))
-    return {label: Result(**result) for label, result in json.loads(path.read_text()).items()}
+    """The results in a file; where it is not there, they are made and, if they are files, kept."""
+    if path.exists():
+        return {label: Result(**result) for label, result in json.loads(path.read_text()).items()}
+    results = make()
+    if not any(result.said for result in results.values()):
+        path.write_text(json.dumps({label: dataclasses.asdict(each) for label, each in results.items()}))
+    return results
 
 
 def spread(values: list[float], form: str) -> str:
