@@ -359,11 +359,11 @@ def table(jobs: list[Job]) -> Iterator[str]:
 
 def missing(names: list[str]) -> str:
     """What a run would lack later on, or nothing."""
-    measured = [name for name in names if name not in LARGE]
-    for module, package in PACKAGES.items() if measured else ():
+    trained = [name for name in names if name not in LARGE]
+    for module, package in PACKAGES.items() if trained else ():
         if not find_spec(module):
             return f"{package} is not installed: pip install -e '.[bench]'"
-    return networks.missing(measured)
+    return networks.missing(trained)
 
 
 def main() -> None:
