@@ -61,8 +61,20 @@ def _called(node: Any, values: dict[int, tf.Tensor]) -> list[tf.Tensor]:
 
 def live_bytes(model: tf_keras.Model) -> int:
     """About the bytes of one example's activations at a time: the largest two successive tensors."""
-    sizes = [
-        sum(tf.TensorShape(tensor.shape[1:]).num_elements() or 0 for tensor in tf.nest.flatten(layer.output))
+    sizes = _output_bytes(model)
+    return max(map(sum, itertools.pairwise(sizes)), default=sizes[0])
+
+
+def activation_bytes(model: tf_keras.Model) -> int:
+    """The bytes of all activations of one example."""
+    return sum(_output_bytes(model))
+
+
+def _output_bytes(model: tf_keras.Model) -> list[int]:
+    return [
+        4
+        * sum(
+            tf.TensorShape(tensor.shape[1:]).num_elements() or 0 for tensor in tf.nest.flatten(layer.output)
+        )
         for layer in model.layers
     ]
-    return 4 * max(map(sum, itertools.pairwise(sizes)), default=sizes[0])

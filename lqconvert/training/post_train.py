@@ -16,6 +16,7 @@ from lqconvert.quantization.calibrate import at_full_width
 from lqconvert.quantization.layers import QuantizedLayer
 from lqconvert.quantization.model_outputs import logits_of, predict
 from lqconvert.quantization.post_training import PostTraining
+from lqconvert.quantization.walk import activation_bytes
 from lqconvert.training.budget import Budget, Point, Steering
 from lqconvert.training.finetune import Evaluator, Finetuned, Progress, steering_of
 from lqconvert.training.trainer import assign, values
@@ -29,7 +30,9 @@ IN_ORDER, HIGHER = 3, 1.6
 LEAST, MOST = 1e-14, 1e2
 #: Rounding errors are weighed on this many training inputs. More of them (``PER_INPUT`` for each input of a
 #: Dense layer that has one row in an example) are used if they take at most ``MOST_BYTES``.
-LEAST_EXAMPLES, MOST_EXAMPLES, PER_INPUT, MOST_BYTES, BATCH = 1024, 8192, 8, 1 << 28, 256
+LEAST_EXAMPLES, MOST_EXAMPLES, PER_INPUT, MOST_BYTES = 1024, 8192, 8, 1 << 28
+#: The largest batch, and about the most memory for its activations, which gradients keep.
+BATCH, ACTIVATION_BYTES = 256, 1 << 30
 
 
 def post_train(
@@ -94,8 +97,9 @@ def _inputs(model: tf_keras.Model, data: Data, preprocessing: Preprocessing, see
     examples = min(max(LEAST_EXAMPLES, *(PER_INPUT * n for n in inputs), 0), MOST_EXAMPLES)
     size = 4 * sum(tf.TensorShape(each.shape[1:]).num_elements() for each in model.inputs)
     examples = max(min(examples, MOST_BYTES // size), LEAST_EXAMPLES)
-    batches = data.train.batches(BATCH, shuffle_seed=seed, preprocessing=preprocessing)
-    return [as_numpy(x) for _, x, _ in batches.take(-(-examples // BATCH))]
+    size = min(BATCH, max(1, ACTIVATION_BYTES // (2 * activation_bytes(model))))
+    batches = data.train.batches(size, shuffle_seed=seed, preprocessing=preprocessing)
+    return [as_numpy(x) for _, x, _ in batches.take(-(-examples // size))]
 
 
 class _Search:
