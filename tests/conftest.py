@@ -21,7 +21,7 @@ BRIEF = {"epochs": 7}
 RUNS = {"run", "digits_run"}
 #: Files that take more than a minute, the longest first. The two that measure time must not run together.
 LONG = (
-    *("test_pipeline", "test_distributing", "test_resuming", "test_docs", "test_coverage", "test_budget"),
+    *("test_docs", "test_pipeline", "test_distributing", "test_coverage", "test_resuming", "test_budget"),
     *("test_hostile", "test_quantize", "test_fronts", "test_tasks", "test_html_report", "test_check"),
     *("test_sweep", "test_pacing"),
 )
