@@ -231,7 +231,7 @@ def main(context: click.Context) -> None:
     help="Weight of an output's loss in the sum over all outputs.",
 )
 @click.option(
-    "--seed", type=int, default=DEFAULTS.training.seed, show_default=True, help="Of all random choices."
+    "--seed", type=int, default=DEFAULTS.training.seed, show_default=True, help="Seed of all random choices."
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @click.option("--log", type=click.Path(), help="Append a line of JSON for each evaluation to this file.")

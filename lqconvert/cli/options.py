@@ -131,7 +131,9 @@ def task_options(command: Any) -> Any:
             help="Probability from which an output counts as positive (binary and multi-label).",
         ),
         click.option(
-            "--classes", type=click.Path(), help="Text file with the class names, one line for each output."
+            "--classes",
+            type=click.Path(),
+            help="Text file with the class names, one per line, in the order of the outputs.",
         ),
     )
     for option in reversed(options):
