@@ -133,7 +133,7 @@ def test_a_refusal_names_every_layer_that_is_not_known(tmp_path):
     assert not refused["fine"]
     result = invoke(tmp_path / "model.h5")
     assert result.exit_code == 1
-    assert result.stderr.strip() == f"error: {refusal.value}"
+    assert result.stderr.strip() == f"error: {refusal.value}; give --trust-model"
     assert "layer 'second' (Lambda)" in result.stdout
 
 

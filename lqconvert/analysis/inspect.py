@@ -87,6 +87,7 @@ class ModelInspection(Shown):
     operators: list[str]
     targets: dict[str, str]  # "runs", or the reason why the runtime cannot run it
     refused: str = ""
+    hint: str | None = None  # the setting that can help
     folds: ClassVar[bool] = True
 
     def shown(self) -> Iterator[str | Table]:
@@ -135,9 +136,8 @@ def _inspect_model(
         rows = quantized_rows(quantized, model, config)
         return describe(name, model, rows, int8_file(quantized)[0])
     except LqError as error:
-        return ModelInspection(
-            name, _marked(rows, str(error)), parameters, 4 * parameters, 0, 0, [], {}, str(error)
-        )
+        marked, reason = _marked(rows, str(error)), str(error)
+        return ModelInspection(name, marked, parameters, 4 * parameters, 0, 0, [], {}, reason, error.hint)
 
 
 def describe(name: str, model: Any, rows: list[LayerRow], tflite: bytes) -> ModelInspection:

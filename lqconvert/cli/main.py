@@ -374,7 +374,7 @@ def inspect(file: str, as_json: bool, debug: bool, **settings: Any) -> None:
     inspection = run(file, **settings)
     _show(inspection, as_json)
     if isinstance(inspection, ModelInspection) and inspection.refused:
-        raise LqError(inspection.refused)
+        raise LqError(inspection.refused, hint=inspection.hint)
 
 
 @main.command()
