@@ -296,8 +296,12 @@ def test_limits_that_no_file_holds_leave_the_codes(quantize, samples, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_fixed_width_is_rounded_at_its_own_scales(quantize, samples):
-    result, report = quantize(samples / "digits_cnn.h5", "digits", "--scheme", "lsq", "--bits", 4)
+def test_a_fixed_width_is_rounded_at_its_own_scales(quantize, samples, tmp_path):
+    options = "--scheme", "lsq", "--bits", 4, "--report", tmp_path / "page.html"
+    result, report = quantize(samples / "digits_cnn.h5", "digits", *options)
     assert result.exit_code == 0, result.output
+    page = (tmp_path / "page.html").read_text()
+    assert "<h2>Trials</h2>" in page
+    assert "Fine-tuning" not in page
     assert max(layer["codes"] for layer in report["layers"]) <= 15
     assert report["files"][0]["scores"][0]["value"] > 0.9

@@ -62,15 +62,16 @@ def curve(
     exported: tuple[int, float],
     dashed: tuple[str, Sequence[float]] | None = None,
     *,
+    unit: str = "step",
     bytes_: bool = False,
 ) -> str:
-    """Values by step of fine-tuning, with the exported one marked. Other series are dashed."""
+    """Values by step of fine-tuning, or another unit, with the exported one marked. Others are dashed."""
     figure, axis = new_figure()
     axis.plot(steps, values, "o-", color=AFTER, label=shown(label))
     if dashed is not None:
         axis.plot(steps, dashed[1], "s--", color=BEFORE, label=shown(dashed[0]))
     axis.plot(*exported, "o", label="exported", **ring())
-    axis.set(xlabel="step", ylabel=shown(label))
+    axis.set(xlabel=unit, ylabel=shown(label))
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if bytes_:
         axis.yaxis.set_major_formatter(EngFormatter(sep=" "))

@@ -156,8 +156,9 @@ def _learning(report: Report, heads: Heads) -> list[Drawing]:
     ):
         values = [getattr(point, field) for point in points]
         exported = best.step, getattr(best, field)
-        svg = charts.curve(steps, values, field, exported, bytes_=field == "bytes")
-        drawings.append(Drawing.of(title, svg, note, _spoken(steps, values)))
+        unit = _unit(report)
+        svg = charts.curve(steps, values, field, exported, unit=unit, bytes_=field == "bytes")
+        drawings.append(Drawing.of(title, svg, note, _spoken(steps, values, unit)))
     return drawings
 
 
@@ -168,9 +169,8 @@ def _criterion(report: Report, place: int, metric: Metric) -> list[Drawing]:
     scores, qualities = [p.scores[place] for p in points], [p.qualities[place] for p in points]
     differ = scores != qualities
     of = f" of {name}" if len(report.criteria) > 1 else ""
-    came = charts.curve(
-        steps, scores, name, (best.step, best.scores[place]), ("quality", qualities) if differ else None
-    )
+    exported, dashed = (best.step, best.scores[place]), ("quality", qualities) if differ else None
+    came = charts.curve(steps, scores, name, exported, dashed, unit=_unit(report))
     budget = report.settings.budget
     floor = report.bar[place] if report.bar else None
     exported = best.bytes, best.qualities[place]
@@ -184,8 +184,8 @@ def _criterion(report: Report, place: int, metric: Metric) -> list[Drawing]:
         Drawing.of(
             f"Score on validation data{of}",
             came,
-            f"Exported: {name} {metric.text(best.scores[place])} at step {best.step:,}.",
-            _spoken(steps, scores),
+            f"Exported: {name} {metric.text(best.scores[place])} at {_unit(report)} {best.step:,}.",
+            _spoken(steps, scores, _unit(report)),
         ),
         Drawing.of(
             f"Quality against bytes{of}",
@@ -196,8 +196,13 @@ def _criterion(report: Report, place: int, metric: Metric) -> list[Drawing]:
     ]
 
 
-def _spoken(steps: Sequence[int], values: Sequence[float]) -> str:
-    return "; ".join(f"{value:.4g} at step {step}" for step, value in zip(steps, values, strict=True))
+def _unit(report: Report) -> str:
+    """What the evaluations of a run come after: steps of fine-tuning, or trials of rounding."""
+    return "step" if report.settings.epochs else "trial"
+
+
+def _spoken(steps: Sequence[int], values: Sequence[float], unit: str) -> str:
+    return "; ".join(f"{value:.4g} at {unit} {step}" for step, value in zip(steps, values, strict=True))
 
 
 def _tensors(codes: Codes) -> list[Drawing]:
