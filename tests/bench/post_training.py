@@ -5,7 +5,7 @@
 All start from the float model of networks.py, which is trained where --folder lacks it. A draw is 5,000
 training inputs without labels, of which peers calibrate on the first 1,024. lqconvert has two rows for each
 of its files: "no labels" is given the draw, so that --max-drop is of R2 to the float model's outputs;
-"labels" is given the data set, takes 1,024 inputs of a draw of its own (--seed), and judges --max-drop on the
+"labels" is given the data set, draws training inputs of its own (--seed), and judges --max-drop on the
 labels of the validation split. Of the algorithms of ai-edge-quantizer the best one at each width is printed:
 the one with the smallest file within the drop, or else the most accurate one. NNCodec's bitstream is no file
 that anything runs: its accuracy is that of the float model with the decoded weights. It needs no inputs, but
