@@ -446,7 +446,7 @@ def test_a_baseline_of_another_target(int8, tmp_path):
     run("check", int8, "--save-baseline", tmp_path / "baseline.json")
     result = run("check", int8, "--against", tmp_path / "baseline.json", "--target", "tflm")
     assert result.exit_code == 1
-    assert "was saved for litert" in result.output
+    assert "are for litert, not for tflm" in result.output
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"size": 1}', '{"target": 1, "size": 1, "deflated_bytes": 1}'])

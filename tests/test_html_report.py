@@ -286,7 +286,7 @@ def test_the_page_says_what_the_json_says(digits):
         "Side by side", "Answers", "Bytes by layer", "Fine-tuning", "Codes and scales", "Error by layer",
         "The file", "Settings and versions",
     ]  # fmt: skip
-    sizes = f"{report['float']['size']:,} → {file['verified']['size']:,} bytes"
+    sizes = f"{report['float']['size']:,} → {file['proven']['size']:,} bytes"
     assert sizes in seen.text
     assert f"{file['float_score']:.2%} → {file['score']:.2%}" in seen.text
     assert f"{report['best']['score']:.2%} at step {report['best']['step']:,}" in seen.text

@@ -15,7 +15,7 @@ LINE = re.compile(r"^step (\d+)/18  validation 0\.\d{4}  ~[\d,]+ bytes(  \d+:\d\
 
 
 def look(step):
-    return SimpleNamespace(steps=1000, point=SimpleNamespace(step=step, score=0.9751, bytes=12345))
+    return SimpleNamespace(steps=1000, evaluation=SimpleNamespace(step=step, score=0.9751, bytes=12345))
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import lqconvert
 from lqconvert import Budget, LqError, load_data, quantize, target
+from lqconvert.cli.hints import with_hint
 from lqconvert.cli.main import main
 from lqconvert.training.budget import Steering
 from lqconvert.training.checkpoint import Checkpoint, locked
@@ -32,6 +33,7 @@ CYCLE = 10  # steps of each of six
 EAGER = f"""
 import time
 import lqconvert.pipeline.settings as s
+from lqconvert.cli.hints import with_hint
 from lqconvert.cli.main import main
 from lqconvert.training.trainer import Trainer
 s.DEFAULTS = s.DEFAULTS.replaced(save_seconds=0, **{BRIEF})
@@ -154,10 +156,10 @@ def left(job, tmp_path_factory):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"granularity": "row-wise"}, "with granularity=mixed (now row-wise);"),
+        ({"granularity": "row-wise"}, ": granularity=mixed (now row-wise)"),
         ({"seed": 1}, "seed=0 (now 1)"),
-        ({"epochs": 2}, "with epochs=7 (now 2), steps=60 (now 18);"),
-        ({"targets": [target("litert", strip_all=True)]}, "with strip_all=False (now True);"),
+        ({"epochs": 2}, ": epochs=7 (now 2), steps=60 (now 18)"),
+        ({"targets": [target("litert", strip_all=True)]}, ": strip_all=False (now True)"),
     ],
 )
 def test_another_run_is_not_gone_on_from(change, what, job, left, tmp_path):
@@ -170,7 +172,7 @@ def test_nor_one_on_other_data_of_the_same_sizes(job, left, tmp_path):
     shutil.copy(left, tmp_path)
     with np.load(Path(lqconvert.__file__).with_name("data") / "digits.npz") as arrays:
         np.savez(tmp_path / "data.npz", x=arrays["x"][::-1], y=arrays["y"][::-1])
-    with pytest.raises(LqError, match=r"with data=1,079 train.* \(now 1,079 train"):
+    with pytest.raises(LqError, match=r": data=1,079 train.* \(now 1,079 train"):
         quantize(job[0], str(tmp_path / "data.npz"), tmp_path / "m.tflite", resume=True)
 
 
@@ -183,8 +185,9 @@ def test_a_damaged_checkpoint_is_refused(damage, left, tmp_path):
         np.savez(path, x=np.zeros(3))
     else:
         np.savez(path, state=np.array([{"step": 1}], object))
-    with pytest.raises(LqError, match=r"m\.resume\.npz.*; leave out --resume"):
+    with pytest.raises(LqError, match=r"m\.resume\.npz") as refusal:
         Checkpoint.load(path, {})
+    assert with_hint("", refusal.value.hint) == "; leave out --resume"
 
 
 def test_one_run_at_a_time(job, tmp_path):
