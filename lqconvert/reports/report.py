@@ -156,7 +156,7 @@ def notes(file: TargetFile) -> list[str]:
     """Notes on a file, a line each."""
     verified = file.proven
     differ = ", ".join(
-        f"{steps} steps in {kernels}" for kernels, steps in verified.deviation.items() if steps
+        f"{steps} steps with {kernels} kernels" for kernels, steps in verified.deviation.items() if steps
     )
     same = (
         f"outputs differ from the int8 file by up to {differ}" if differ else "same outputs as the int8 file"
