@@ -10,7 +10,7 @@ import tf_keras
 from tf_keras import layers
 
 from lqconvert import Rate, calibrate, rewrite
-from lqconvert.exporting.export import learned_codes
+from lqconvert.exporting.export import export, learned_codes
 from lqconvert.quantization.fold_batchnorm import fold
 from lqconvert.quantization.model_outputs import logits_of
 from lqconvert.quantization.moments import LEAST_ROWS, TEMPERATURE, Layout, importance_of, moments_of
@@ -223,6 +223,22 @@ def test_bytes_fall_as_bits_cost_more_and_the_model_stays_close(ready):
     assert errors[0] < 0.02
     post.round(1e-7)
     assert deflated(b"".join(stored(learned_codes(quantized)))) == sizes[1]
+
+
+def test_biases_fit_int32_whatever_the_price():
+    """A bias that is large beside its weights needs a scale that is larger than the weights want."""
+    x = inputs = tf_keras.Input((6,))
+    model = tf_keras.Model(inputs, layers.Dense(3, name="kind")(layers.Dense(4, name="large")(x)))
+    weights, bias = RNG.normal(size=(6, 4)) * 1e-7, np.full(4, 50.0)
+    model.get_layer("large").set_weights([weights, bias])
+    batches = [RNG.normal(size=(200, 6)).astype(np.float32)]
+    heads = Heads((Head(Output("kind", (3,), ""), "raw", judged=("R² to float",)),))
+    quantized = rewrite(model, Rate(), granularity="output-channel-wise")
+    calibrate(quantized, batches)
+    post = PostTraining(quantized, fold(model), heads, batches)
+    for round_ in (post.round, post.round_in_order):
+        round_(1e-12)
+        assert export(quantized, batches).tflite
 
 
 # Whole commands

@@ -42,7 +42,7 @@ def calibrate(model: tf_keras.Model, batches: Iterable[np.ndarray]) -> None:
         _calibrate_ranges(model, learned, batches)
     for layer in model.layers:
         if isinstance(layer, QuantizedLayer):
-            _make_room_for_bias(layer)
+            make_room_for_bias(layer)
 
 
 def _calibrate_ranges(
@@ -92,7 +92,7 @@ def cover_targets(model: tf_keras.Model, heads: Heads, labels: np.ndarray) -> No
         quantizer.covered = min(low, float(targets.min())), max(high, float(targets.max()))
 
 
-def _make_room_for_bias(layer: QuantizedLayer) -> None:
+def make_room_for_bias(layer: QuantizedLayer) -> None:
     """Raises scales of a kernel that are so small that the bias would overflow int32 on their grid."""
     name = kernel_name(layer.layer)
     quantizer, source = layer.quantizers[name], quantizer_in_front(layer.input)
@@ -145,7 +145,7 @@ def at_full_width(model: tf_keras.Model) -> Iterator[None]:
     ]
     for layer, quantizer, weights, _ in coarse:
         quantizer.set_scale(best_scale(quantizer, weights, full_width=True))
-        _make_room_for_bias(layer)
+        make_room_for_bias(layer)
     yield
     for _, quantizer, _, scale in coarse:
         quantizer.set_scale(scale)

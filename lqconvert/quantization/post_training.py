@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from lqconvert.quantization.calibrate import make_room_for_bias
 from lqconvert.quantization.granularity import kernel_name
 from lqconvert.quantization.layers import QuantizedLayer
 from lqconvert.quantization.moments import Layout, Moments, importance_of, moments_of
@@ -163,6 +164,9 @@ def _layer(wrapper: QuantizedLayer, moments: Moments, importance: np.ndarray) ->
 def _round(layer: _Layer, price: float) -> None:
     quantizer, inner = layer.quantizer, layer.wrapper.layer
     quantizer.set_scale(layer.scale(price))
+    if layer.bias is not None:
+        inner.bias.assign(layer.bias)
+        make_room_for_bias(layer.wrapper)
     scale = quantizer.scale.numpy().astype(np.float64)
     scales = layer.layout.matrices(np.broadcast_to(scale, layer.layout.kernel))[:, :1]
     codes = rounded(
