@@ -104,7 +104,7 @@ def _layer_weights(source: Source, reader: Any) -> Iterator[Any]:
     """The group of an .h5 with Keras's weights. Refuses a weight that is named more often than stored.
 
     Args:
-            reader: Keras's module for such files.
+        reader: Keras's module for such files.
     """
     with h5py.File(source.weights, "r") as file:
         group, count = file["model_weights"], 0

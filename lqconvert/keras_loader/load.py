@@ -282,8 +282,8 @@ def outputs_of(model: Any, inputs: Any, *, loops: bool) -> list[np.ndarray]:
     """The outputs of a model of either Keras for an input, or for a list of inputs.
 
     Args:
-            loops: the model has recurrent layers. A graph takes a twentieth of the time for a step, but time
-                to make.
+        loops: the model has recurrent layers. A graph takes a twentieth of the time for a step, but time
+            to make.
     """
     run = functools.partial(model, training=False)
     return [np.asarray(y) for y in _tensors(tf.function(run)(inputs) if loops else run(inputs))]

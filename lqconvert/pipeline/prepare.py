@@ -28,7 +28,7 @@ from lqconvert.quantization.calibrate import calibrate, cover_targets
 from lqconvert.quantization.fold_batchnorm import fold
 from lqconvert.quantization.input_scaling import Fronted, choose_front
 from lqconvert.quantization.layers import QuantizedLayer
-from lqconvert.quantization.model_outputs import joined, outputs_of
+from lqconvert.quantization.model_outputs import inference, joined, outputs_of
 from lqconvert.quantization.rewrite import float_layers, rewrite
 from lqconvert.quantization.schemes import Scheme
 from lqconvert.reports.settings import RunSettings
@@ -371,8 +371,8 @@ def _takes_images(model: tf_keras.Model) -> bool:
 
 def _predictions(model: tf_keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     """A function from inputs to all outputs in one array."""
-    one = joined(model)
-    return lambda x: one.predict(x, verbose=0)
+    call = inference(joined(model))
+    return lambda x: call(x).numpy()
 
 
 def preprocessed(

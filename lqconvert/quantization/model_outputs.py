@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -68,9 +70,21 @@ def _before_activation(tensor: tf.Tensor) -> tuple[tf.Tensor, str]:
     return tensor, activation if activation in PROBABILITIES else ""
 
 
+def inference(model: tf_keras.Model) -> Callable[[Any], tf.Tensor]:
+    """The model's output for a batch. Keras's ``predict`` takes longer than a small model does."""
+    given = [tf.TensorSpec(x.shape, x.dtype) for x in model.inputs]
+    signature = given if len(given) == 1 else [tuple(given)]
+
+    @tf.function(input_signature=signature)  # it is traced once, whatever the batch's size
+    def call(x: Any) -> tf.Tensor:
+        return model(list(x) if len(given) > 1 else x, training=False)
+
+    return call
+
+
 def predict(model: tf_keras.Model, split: Split, preprocessing: Preprocessing) -> np.ndarray:
     """The model's outputs on a split, in the split's order."""
-    call = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+    call = inference(model)
     return np.concatenate([call(x).numpy() for _, x, _ in split.batches(256, preprocessing=preprocessing)])
 
 

@@ -207,7 +207,7 @@ def isolated(
 
     Args:
         kernels: names in KERNELS.
-            tensors: return the values of these tensors instead of the outputs (built-in kernels only).
+        tensors: return the values of these tensors instead of the outputs (built-in kernels only).
 
     Raises:
         LqError: if the file is damaged.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import tensorflow as tf
 
 from lqconvert.data.arrays import DataLike
 from lqconvert.data.dataset import as_numpy
@@ -18,7 +17,7 @@ from lqconvert.quantization.calibrate import best_scale, calibrate
 from lqconvert.quantization.fold_batchnorm import fold
 from lqconvert.quantization.granularity import kernel_name
 from lqconvert.quantization.layers import QuantizedLayer, WeightQuantizer
-from lqconvert.quantization.model_outputs import joined, outputs_of, predict
+from lqconvert.quantization.model_outputs import inference, joined, outputs_of, predict
 from lqconvert.quantization.rewrite import rewrite
 from lqconvert.quantization.schemes import LSQ
 
@@ -61,8 +60,7 @@ def sensitivities(
     validation = splits.validation.batches(256, preprocessing=preprocess)
     labels = splits.validation.y
     targets = predict(joined(fold(loaded)), splits.validation, preprocess)
-    outputs = joined(quantized)
-    call = tf.function(lambda x: outputs(x, training=False), reduce_retracing=True)
+    call = inference(joined(quantized))
 
     def score() -> float:
         reached = np.concatenate([call(x).numpy() for _, x, _ in validation])

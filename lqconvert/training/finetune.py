@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import tensorflow as tf
 import tf_keras
 
 from lqconvert.data.dataset import Data, Split
@@ -18,7 +17,7 @@ from lqconvert.errors import LqError
 from lqconvert.exporting.codes import Codes
 from lqconvert.exporting.export import learned_codes
 from lqconvert.quantization.calibrate import at_full_width
-from lqconvert.quantization.model_outputs import logits_of, predict
+from lqconvert.quantization.model_outputs import inference, logits_of, predict
 from lqconvert.tasks import AGAINST_FLOAT
 from lqconvert.training.augmentation import Augmentation
 from lqconvert.training.budget import Budget, Point, Steering
@@ -179,8 +178,8 @@ def total_steps(examples: int, epochs: int, batch_size: int, cycles: int, *, lea
     """The number of steps of a run whose cycles have equal length.
 
     Args:
-            least: the smallest number of steps. None: no more steps than the epochs have, even if there are
-                so few that some cycles are left out.
+        least: the smallest number of steps. None: no more steps than the epochs have, even if there are
+            so few that some cycles are left out.
     """
     steps = epochs * math.ceil(examples / batch_size)
     if least is not None:
@@ -241,16 +240,14 @@ class Evaluator:
         self.file_size = file_size
         self.overheads: list[tuple[float, float]] = []  # (independent bytes, packed / independent)
         self.codes_in_use = 0  # the number of different integers, summed over the tensors
-        logits = logits_of(quantized)
         self.teacher = data.heads.activated(teacher_logits)
         self.float_qualities = float_qualities(data, teacher_logits, data.validation)
-        self.call = tf.function(lambda x: logits(x, training=False), reduce_retracing=True)
+        self.call = inference(logits_of(quantized))
+        self.batches = data.validation.batches(256, preprocessing=preprocessing)
 
     def __call__(self, step: int, penalty_weight: float) -> Point:
-        validation = self.data.validation
-        batches = validation.batches(256, preprocessing=self.preprocessing)
-        logits = np.concatenate([self.call(x).numpy() for _, x, _ in batches])
-        labels = validation.y
+        logits = np.concatenate([self.call(x).numpy() for _, x, _ in self.batches])
+        labels = self.data.validation.y
         codes = learned_codes(self.quantized)
         self.codes_in_use = sum(layer.kernel.code_count for layer in codes.layers.values())
         kernels, independent = b"".join(stored(codes)), max(independent_bytes(codes), 1.0)

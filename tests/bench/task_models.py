@@ -195,8 +195,11 @@ def anomalies(api: Any, rng: np.random.Generator) -> Made:
         z = api.layers.ReLU()(z)
     model = ended(api, inputs, z, 96)
     fit(api, model, [train["x"]], train["x"], "mse", 40)
-    odd = Metric("AUC of the error", lambda y, p: auc(y, ((p - test["x"]) ** 2).mean(1)), test["y"])
-    normal = Metric("R2 of normal ones", lambda x, p: r2(x[test["y"] == 0], p[test["y"] == 0]), test["x"])
+    truth = np.column_stack([test["x"], test["y"]])
+    odd = Metric("AUC of the error", lambda xy, p: auc(xy[:, -1], ((p - xy[:, :-1]) ** 2).mean(1)), truth)
+    normal = Metric(
+        "R2 of normal ones", lambda xy, p: r2(*(each[xy[:, -1] == 0] for each in (xy[:, :-1], p))), truth
+    )
     return Made(model, train, test, [odd, normal])
 
 

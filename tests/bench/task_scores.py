@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+#: How often test examples are drawn again, for the standard error of a difference.
+RESAMPLED = 200
+
 
 def top1(y: np.ndarray, p: np.ndarray) -> float:
     return float(np.mean(p.argmax(-1) == y))
@@ -73,9 +76,23 @@ class Metric:
         return "MAE" not in self.name
 
     def of(self, outputs: dict[str, np.ndarray]) -> float:
+        return self.score(self.truth, self._said(outputs))
+
+    def gain(self, ours: dict[str, np.ndarray], peers: dict[str, np.ndarray]) -> tuple[float, float]:
+        """How far ours is above the peer's, and the standard error of that (paired bootstrap of examples)."""
+        said = self._said(ours), self._said(peers)
+
+        def apart(chosen: np.ndarray) -> float:
+            mine, theirs = (self.score(self.truth[chosen], each[chosen]) for each in said)
+            return mine - theirs
+
+        count, rng = len(self.truth), np.random.default_rng(0)
+        drawn = [apart(rng.integers(0, count, count)) for _ in range(RESAMPLED)]
+        return apart(np.arange(count)), float(np.std(drawn))
+
+    def _said(self, outputs: dict[str, np.ndarray]) -> np.ndarray:
         said = outputs[self.output]
-        same = said.size == self.truth.size
-        return self.score(self.truth, said.reshape(self.truth.shape) if same else said)
+        return said.reshape(self.truth.shape) if said.size == self.truth.size else said
 
     def text(self, value: float | None) -> str:
         if value is None:
