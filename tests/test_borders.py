@@ -11,12 +11,15 @@ from tf_keras import layers
 import lqconvert
 from lqconvert import export_codes
 from lqconvert.cli.main import main
+from lqconvert.data.preprocessing import PREPROCESSINGS
 from lqconvert.errors import LqError
 from lqconvert.exporting.codes import Int8File
 from lqconvert.runtime.litert import Runner
 from lqconvert.runtime.verify import Limits, verify
 from lqconvert.tflite.interface import Interface
 from lqconvert.tflite.io_types import Border, Passage
+
+pytestmark = pytest.mark.slow
 
 pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only")
 
@@ -25,23 +28,37 @@ TARGETS = [lqconvert.target("litert"), lqconvert.target("tflm")]
 
 
 @pytest.fixture(scope="module")
-def codes(run):
-    return run[1] / "digits.codes.npz"
+def made(tmp_path_factory):
+    """The report of a run with uint8 inputs of a model of one layer, and its folder."""
+    folder = tmp_path_factory.mktemp("made")
+    dense = layers.Dense(10, "softmax")
+    model = tf_keras.Sequential([layers.Input((8, 8, 1)), layers.Flatten(), dense])
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(*lqconvert.load_data("digits", (8, 8, 1), 10).train.arrays(), epochs=20, verbose=0)
+    settings = {"scheme": lqconvert.LSQ(), "epochs": 1, "targets": TARGETS, "io": "uint8"}
+    return lqconvert.quantize(model, "digits", folder / "digits.tflite", **settings), folder
+
+
+@pytest.fixture(scope="module")
+def codes(made):
+    return made[1] / "digits.codes.npz"
 
 
 @pytest.mark.parametrize("io", OTHERS)
-def test_files_of_every_type_answer_as_int8(io, run, codes, tmp_path):
+def test_files_of_every_type_answer_as_int8(io, made, codes, tmp_path):
     exports = export_codes(codes, tmp_path / "m.tflite", targets=TARGETS, io=io, data="digits")
     for file in exports.files:
         assert set(file.proven.deviation.values()) == {0}
-        assert file.score == pytest.approx(run[0].int8.score, abs=0.003)
+        assert file.score == pytest.approx(made[0].int8.score, abs=0.003)
         with open(file.path, "rb") as stream:
             interface = Interface.of(stream.read())
         assert list(interface.input_types.values()) == [io]
         assert [np.dtype(detail["dtype"]).name for detail in interface.outputs] == [io]
-        evaluation = lqconvert.evaluate(file.path, "digits", target=file.proven.target)
-        assert evaluation.score == file.score
-        assert evaluation.preprocess == "none"
+    litert, tflm = exports.files
+    found = lqconvert.evaluate(litert.path, "digits")
+    assert (found.score, found.preprocess) == (litert.score, "none")
+    given = {"target": "tflm", "preprocess": PREPROCESSINGS["none"]}
+    assert lqconvert.evaluate(tflm.path, "digits", **given).score == tflm.score
 
 
 @pytest.mark.parametrize("io", OTHERS)
@@ -78,7 +95,6 @@ def ports():
     return exported.tflite, exported.order, batch
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("io", OTHERS)
 @pytest.mark.parametrize("target", ["litert", "tflm"])
 def test_indices_stay_and_each_port_has_its_own_border(io, target, ports):
@@ -112,15 +128,12 @@ def test_the_command_line(codes, tmp_path):
     assert json.loads(result.stdout)["front_code"] is None
 
 
-@pytest.mark.slow
-def test_a_run_counts_the_border_and_says_how_to_feed(samples, tmp_path, short_cycles):
-    output = tmp_path / "m.tflite"
-    settings = {"scheme": lqconvert.Rate(gamma=1.0), "epochs": 1}
-    report = lqconvert.quantize(samples / "digits_cnn.h5", "digits", output, io="uint8", **settings)
+def test_a_run_counts_the_border_and_says_how_to_feed(made):
+    report, folder = made
     assert report.feeding()[0].startswith("input: uint8 = pixel (scale 1, zero point 0")
     assert report.settings.io == "uint8"
     assert next(iter(report.outputs.values()))[1] == 0  # int8's probabilities have -128
-    assert output.stat().st_size == report.files[0].proven.size
+    assert (folder / "digits.tflite").stat().st_size == report.files[0].proven.size
     assert report.files[0].score == report.int8.score
 
 

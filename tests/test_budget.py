@@ -8,8 +8,8 @@ import zlib
 
 import numpy as np
 import pytest
+import small_tasks
 from click.testing import CliRunner
-from conftest import run_lengths
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -228,7 +228,7 @@ def test_overhead_of_packing_is_foreseen(zeros):
 
 
 @pytest.fixture(scope="module")
-def smaller(samples, tmp_path_factory):
+def smaller(samples, tmp_path_factory, short_cycles):
     """The report of a run for the smallest digits file, at most 2 points below float."""
     output = tmp_path_factory.mktemp("budget") / "digits.tflite"
     return quantize(samples / "digits_cnn.h5", "digits", output, budget=Budget(max_drop=2.0))
@@ -262,13 +262,13 @@ def test_max_size(samples, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("brief")
-def test_a_size_that_no_code_reaches_ends_with_3(samples, tmp_path):
-    arguments = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", "--max-size", "1000"]
-    result = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "m.tflite")])
+def test_a_size_that_no_code_reaches_ends_with_3(tmp_path):
+    job = small_tasks.made("multi_label", tmp_path)
+    result, report = small_tasks.quantized(tmp_path, 1, *job, "--max-size", 500)
     assert result.exit_code == 3
     assert "the smallest had" in " ".join(result.stderr.split())
-    assert list(tmp_path.iterdir()) == []
+    assert report is None
+    assert {path.stem for path in tmp_path.iterdir()} == {"multi_label"}
 
 
 def test_a_scheme_without_penalty_takes_no_budget(samples, tmp_path):
@@ -279,33 +279,24 @@ def test_a_scheme_without_penalty_takes_no_budget(samples, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("brief")
-def test_other_penalties_are_steered_too(samples, tmp_path):
+def test_other_penalties_are_steered_too(tmp_path):
+    job = *small_tasks.made("multi_label", tmp_path), tmp_path / "m.tflite"
     with pytest.raises(BudgetMissed, match="the smallest had"):
-        quantize(
-            samples / "digits_cnn.h5",
-            "digits",
-            tmp_path / "m.tflite",
-            scheme=MaxBin(gamma=1e-9),
-            budget=Budget(max_size=100),
-            epochs=1,
-        )
+        quantize(*job, scheme=MaxBin(gamma=1e-9), budget=Budget(max_size=100), epochs=1)
 
 
 @pytest.mark.slow
-def test_what_was_calibrated_remains_where_nothing_learned_holds(samples, tmp_path, said):
-    job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
-    with run_lengths(minimum_cycle=100):
-        report = quantize(*job, scheme=Rate(gamma=1e5), budget=Budget(max_drop=0.0))
+def test_what_was_calibrated_remains_where_nothing_learned_holds(tmp_path, said):
+    job = *small_tasks.made("regression", tmp_path), tmp_path / "m.tflite"
+    report = quantize(*job, scheme=Rate(gamma=1e5), budget=Budget(max_drop=0.5), epochs=20)
     assert report.best in report.curve[:2]
     assert report.int8.score >= report.float_.score - 0.01
     assert any("no fine-tuned weights held the budget" in line for line in said)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("brief")
-def test_a_penalty_alone_stays_fixed(samples, tmp_path):
-    job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
+def test_a_penalty_alone_stays_fixed(tmp_path):
+    job = *small_tasks.made("segmentation", tmp_path), tmp_path / "m.tflite"
     report = quantize(*job, scheme=Rate(gamma=2.0), epochs=1)
     assert {p.pressure for p in report.curve} == {1.0}
     assert report.best == report.curve[-1]

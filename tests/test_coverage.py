@@ -89,6 +89,7 @@ def test_several_inputs_and_outputs_from_model_to_targets(tmp_path):
         tmp_path / "m.tflite",
         targets=[target("litert"), target("tflm")],
         report=tmp_path / "m.html",
+        epochs=1,
     )
     assert {"Bytes by layer, litert", "Bytes by layer, tflm"} <= set(Page(tmp_path / "m.html").headings)
     runner = Runner((tmp_path / "m.tflite").read_bytes())
@@ -112,8 +113,7 @@ def test_indices_are_taken_as_they_are(tmp_path):
     model = saved("embedding", tmp_path)
     words = RNG.integers(0, 300, (400, 8))
     np.savez(tmp_path / "data.npz", x=words)
-    targets = [target("litert")]
-    quantize(tmp_path / "model.h5", str(tmp_path / "data.npz"), tmp_path / "m.tflite", targets=targets)
+    quantize(tmp_path / "model.h5", str(tmp_path / "data.npz"), tmp_path / "m.tflite", epochs=1)
     runner = Runner((tmp_path / "m.tflite").read_bytes())
     assert runner.inputs[0]["dtype"] == np.int32
     truth = model.predict(words, verbose=0)
@@ -129,7 +129,7 @@ def test_float_layers_are_named_or_refused(tmp_path):
     for options in ({"strict": True}, {"targets": [target("tflm")]}):
         with pytest.raises(LqError, match=r"no integer kernel for 'lstm.*' \(a recurrent layer\)"):
             quantize(*job, **options)
-    report = quantize(*job)
+    report = quantize(*job, epochs=1)
     (kept,) = report.float_layers.items()
     assert kept[0].startswith("lstm")
     assert kept[1] == "a recurrent layer"

@@ -522,8 +522,8 @@ def test_preprocessing_is_found(name, outputs, tmp_path):
     y = (x.mean(axis=1) > 127).astype(np.int64)
     np.savez(tmp_path / "data.npz", x=x, y=y)
 
-    def model(inputs):
-        raw = (inputs - truth.offset) / truth.scale
+    def model(batches):
+        raw = (np.concatenate(list(batches)) - truth.offset) / truth.scale
         logit = np.clip((raw.mean(axis=1) - 127) / 8, -50, 50)
         p = 1 / (1 + np.exp(-logit))
         one, other = (logit / 2, -logit / 2) if "logit" in outputs else (p, 1 - p)
@@ -541,7 +541,8 @@ def test_among_logits_of_like_accuracy_the_likelihood_decides(tmp_path):
     y = (RNG.random(4000) < 1 / (1 + np.exp(-slope))).astype(np.int64)
     np.savez(tmp_path / "data.npz", x=x, y=y)
 
-    def model(inputs):
+    def model(batches):
+        inputs = np.concatenate(list(batches))
         logit = 4 * (inputs[:, 0] - inputs[:, 1])
         return np.stack([-logit / 2, logit / 2], axis=1)
 

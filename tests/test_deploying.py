@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import BRIEF
 
 import lqconvert
 from lqconvert.runtime.tflm import run_micro
@@ -110,7 +109,7 @@ def test_quoted_messages_are_those_of_the_source():
 
 #: A cell in front of the notebook's own, which makes its run short.
 SHORT = "from lqconvert.pipeline import settings\n"
-SHORT += f"settings.DEFAULTS = settings.DEFAULTS.replaced(**{BRIEF})"
+SHORT += "settings.DEFAULTS = settings.DEFAULTS.replaced(epochs=1)"
 
 
 @pytest.mark.slow

@@ -10,10 +10,12 @@ import time
 
 import numpy as np
 import pytest
+import tf_keras
 from click.testing import CliRunner
 from conftest import step_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tf_keras import layers
 
 from lqconvert import LqError, load_data
 from lqconvert.cli.main import main
@@ -51,8 +53,8 @@ def learned(distribution, **settings):
     return [loss, *values(quantized.variables)]
 
 two = Distribution(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
-varied = ({"augmentation": Augmentation(mirror=True, shift=1 / 8, blend=blend)} for blend in (False, True))
-for settings in ({}, {"cached_bytes": 0}, *varied):
+varied = {"augmentation": Augmentation(mirror=True, shift=1 / 8, blend=True)}
+for settings in ({}, {"cached_bytes": 0}, varied):
     pairs = zip(learned(None, **settings), learned(two, **settings), strict=True)
     print(max(float(np.abs(np.float32(a) - np.float32(b)).max()) for a, b in pairs))
 
@@ -76,20 +78,34 @@ print(all(map(np.array_equal, begins(None), begins(two))))
 """
 
 
-def test_two_devices_learn_what_one_does(samples):
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small classifier of the digits, hardly trained."""
+    tf_keras.utils.set_random_seed(0)
+    convolution = layers.Conv2D(4, 3, strides=2, activation="relu")
+    model = tf_keras.Sequential([layers.Input((8, 8, 1)), convolution, layers.Flatten(), layers.Dense(10)])
+    x, y = load_data("digits", (8, 8, 1), 10).train.arrays()
+    model.compile("adam", tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x.astype(np.float32), y, epochs=10, verbose=0)
+    path = tmp_path_factory.mktemp("model") / "model.h5"
+    model.save(path)
+    return path
+
+
+def test_two_devices_learn_what_one_does(model):
     """Equal except for float32's rounding, in 20 steps over two passes. Halves of batches differ in size."""
-    command = [sys.executable, "-c", DEVICES, str(samples / "digits_cnn.h5")]
+    command = [sys.executable, "-c", DEVICES, str(model)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     *apart, begin_alike = done.stdout.split()
     apart = [float(line) for line in apart]
-    assert len(apart) == 4
+    assert len(apart) == 3
     assert begin_alike == "True"
     assert max(apart) < 1e-4  # of weights that learn 1e-3 a step; at most 1e-5 was seen, with one thread
     assert max(apart) > 0  # they did sum in another order
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 @given(st.integers(1, 300), st.integers(1, 7), st.integers(0, 9))
 def test_the_parts_of_a_batch_are_the_batch(batch_size, parts, start):
     train = load_data("digits", (8, 8, 1), 10).train
@@ -146,8 +162,8 @@ def codes(output):
 
 
 @pytest.fixture(scope="module")
-def job(samples):
-    return samples / "digits_cnn.h5", "--data", "digits", "--epochs", "1", "--penalty", "0.5"
+def job(model):
+    return model, "--data", "digits", "--epochs", "1", "--penalty", "0.5"
 
 
 @pytest.fixture(scope="module")
@@ -241,10 +257,10 @@ def test_workers_that_nobody_listed(config, what, job, tmp_path, monkeypatch):
         Distribution.of("multi-worker")
 
 
-def test_one_device_is_no_distribution(samples, tmp_path):
+def test_one_device_is_no_distribution(model, tmp_path):
     """Which is said first; test_docs.py has a whole run."""
     assert Distribution.of("mirrored") == Distribution()
-    job = samples / "digits_cnn.h5", "--data", tmp_path / "no.npz", "--distribute", "mirrored"
+    job = model, "--data", tmp_path / "no.npz", "--distribute", "mirrored"
     result = CliRunner().invoke(main, ["quantize", *map(str, job)])
     assert result.exit_code == 1
     first, last = result.stderr.splitlines()

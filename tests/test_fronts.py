@@ -28,36 +28,37 @@ TARGETS = [lqconvert.target("litert"), lqconvert.target("tflm")]
 #: Also a column that never changes, and one far from 0.
 SCALES = np.array([1e-3, 1e-2, 0.1, 1.0, 10.0, 1e5, 0.0, 50.0])
 OFFSETS = np.array([0.001, 0.0, -0.2, 0.0, 3.0, 1e5, 5.0, 20_000.0])
+DEVIATIONS = np.where(SCALES, SCALES, 1.0)
+#: Of the scaled columns in the targets.
+WEIGHTS = np.array([1.0, 0.5, 0.7, 1.0, 0.5, -1.0, 0.0, 0.5])
 TRAINED = 1500
 
 
 def table():
-    """x float32 [n, 8] and targets float32 [n, 1], a function of all columns but the constant one."""
-    rng = np.random.default_rng(0)
-    z = rng.normal(size=(2000, 8))
-    y = np.sin(z[:, 0]) + z[:, 1] * z[:, 2] / 2 + z[:, 3] + z[:, 4] / 2 - z[:, 5] + z[:, 7] / 2
-    return (z * SCALES + OFFSETS).astype(np.float32), (100 * y[:, np.newaxis] + 300).astype(np.float32)
+    """x float32 [n, 8] and targets float32 [n, 1], a sum of all columns but the constant one."""
+    z = np.random.default_rng(0).normal(size=(2000, 8))
+    x, y = z * SCALES + OFFSETS, 100 * (z @ WEIGHTS) + 300
+    return x.astype(np.float32), y[:, np.newaxis].astype(np.float32)
 
 
-def regression(api, begin, path):
-    """Saves a trained model to a path. ``begin`` makes its first layers from (api, x of training, input)."""
-    x, y = table()
-    x, y = x[:TRAINED], y[:TRAINED]
-    api.utils.set_random_seed(0)
+def regression(api, begin, path, deviations=1.0, offsets=0.0):
+    """Saves a model that computes the targets to a path. ``begin`` makes its first layers from (api, input).
+
+    What they leave of the columns' deviations and offsets is in its kernel.
+    """
     inputs = api.Input((8,))
-    hidden = api.layers.Dense(24, activation="relu")(begin(api, x, inputs))
-    model = api.Model(inputs, api.layers.Dense(1)(hidden))
-    model.compile(api.optimizers.Adam(0.01), "mse")
-    model.fit(x, (y - 300) / 100, epochs=30, batch_size=64, verbose=0)
-    last = model.layers[-1]
-    last.set_weights([100 * last.get_weights()[0], 100 * last.get_weights()[1] + 300])
+    hidden, last = api.layers.Dense(16, activation="relu"), api.layers.Dense(1)
+    model = api.Model(inputs, last(hidden(begin(api, inputs))))
+    kernel = np.hstack([np.eye(8), -np.eye(8)]) / np.broadcast_to(deviations, 8)[:, np.newaxis]
+    hidden.set_weights([kernel, -np.broadcast_to(offsets, 8) @ kernel])
+    last.set_weights([100 * np.concatenate([WEIGHTS, -WEIGHTS])[:, np.newaxis], np.array([300.0])])
     model.save(path)
     return path
 
 
-def normalized(api, x, inputs):
+def normalized(api, inputs):
     norm = api.layers.Normalization(name="normalization")  # whatever was made before
-    norm.adapt(x)
+    norm.adapt(table()[0][:TRAINED])
     return norm(inputs)
 
 
@@ -107,15 +108,14 @@ def holds(report):
     return float_ > 0.7 and all(file.score > float_ - 0.01 for file in report.files)
 
 
-@pytest.mark.parametrize("api", APIS)
-def test_a_normalization_stays_in_front(api, models, data, tmp_path):
-    report, said = quantized(models[api], data, tmp_path / "m.tflite")
+def test_a_normalization_stays_in_front(made):
+    report, said, folder = made
     assert holds(report)
     assert any("'normalization' stays before the quantized part: int8" in line for line in said)
     assert list(report.input_types.values()) == ["float32"]
     assert report.settings.io == "float32"
     x = table()[0][TRAINED:]
-    tflite = (tmp_path / "m.tflite").read_bytes()
+    tflite = (folder / "m.tflite").read_bytes()
     runners = Runner(tflite), Runner(tflite, "built-in")
     assert np.int8 in {detail["dtype"] for detail in runners[0].interpreter.get_tensor_details()}
     assert abs(r2(runners[0].run([x])) - r2(runners[1].run([x]))) < 1e-3
@@ -172,8 +172,10 @@ def test_the_front_is_left_to_the_program(io, made, tmp_path):
 
 
 def test_a_run_says_how_to_scale(models, data, tmp_path):
-    report, said = quantized(models["keras"], data, tmp_path / "m.tflite", io="int8")
+    settings = {"targets": TARGETS[:1], "io": "int8"}
+    report, said = quantized(models["keras"], data, tmp_path / "m.tflite", **settings)
     assert holds(report)
+    assert any("'normalization' stays before the quantized part: int8" in line for line in said)
     assert "with int8 inputs your program has to do it; the report says how" in said
     assert "each column scaled by your program" in report.feeding()[0]
     written = json.loads((tmp_path / "m.report.json").read_text())
@@ -183,35 +185,17 @@ def test_a_run_says_how_to_scale(models, data, tmp_path):
 
 def test_raw_columns_are_scaled_for_a_dense_layer(data, tmp_path):
     """A model that was trained on scaled columns, and has the scaling in its kernel."""
-    x, y = table()
-    x, y = x[:TRAINED], y[:TRAINED]
-    deviation = np.where(SCALES, SCALES, 1.0)
-    tf_keras.utils.set_random_seed(0)
-    inputs = tf_keras.Input((8,))
-    dense = tf_keras.layers.Dense(24, activation="relu")
-    model = tf_keras.Model(inputs, tf_keras.layers.Dense(1)(dense(inputs)))
-    model.compile(tf_keras.optimizers.Adam(0.05), "mse")
-    model.fit((x - OFFSETS) / deviation, y, epochs=40, batch_size=64, verbose=0)
-    kernel, bias = dense.get_weights()
-    kernel /= deviation[:, np.newaxis]
-    dense.set_weights([kernel, bias - OFFSETS @ kernel])
-    model.save(tmp_path / "raw.keras")
-    report, said = quantized(tmp_path / "raw.keras", data, tmp_path / "m.tflite")
+    regression(tf_keras, lambda _, inputs: inputs, tmp_path / "raw.keras", DEVIATIONS, OFFSETS)
+    report, said = quantized(tmp_path / "raw.keras", data, tmp_path / "m.tflite", targets=TARGETS[:1])
     assert holds(report)
     assert any("a scaling of the columns stays before the quantized part" in line for line in said)
 
 
 def test_columns_of_one_range_stay_int8(tmp_path):
     x, y = table()
-    x = ((x - OFFSETS) / np.where(SCALES, SCALES, 1.0)).astype(np.float32)
-    y = (y - 300) / 100
-    data = saved(tmp_path / "even.npz", x, y)
-    inputs = tf_keras.Input((8,))
-    norm = tf_keras.layers.Normalization(mean=[0.1] * 8, variance=[1.5] * 8, name="even")(inputs)
-    model = tf_keras.Model(inputs, tf_keras.layers.Dense(1)(tf_keras.layers.Dense(9, "relu")(norm)))
-    model.compile("adam", "mse")
-    model.fit(x, y, epochs=30, verbose=0)
-    model.save(tmp_path / "m.keras")
+    data = saved(tmp_path / "even.npz", ((x - OFFSETS) / DEVIATIONS).astype(np.float32), y)
+    even = tf_keras.layers.Normalization(mean=[0.1] * 8, variance=[1.5] * 8, name="even")
+    regression(tf_keras, lambda _, inputs: even(inputs), tmp_path / "m.keras")
     report, said = quantized(tmp_path / "m.keras", data, tmp_path / "m.tflite", targets=TARGETS[:1])
     assert any("'even' becomes part of the int8 model: int8" in line for line in said)
     assert report.front is None

@@ -33,7 +33,7 @@ from lqconvert.tflite.editing import add_constant, add_tensor, new_operator
 from lqconvert.tflite.flatbuffer import read, serialize, write
 from lqconvert.tflite.graph import Model
 
-FUZZED = 60
+FUZZED = 40
 
 
 @pytest.fixture(scope="module")

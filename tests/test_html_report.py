@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import BRIEF, run_lengths
+from conftest import run_lengths
 from page import Page
 
 from lqconvert import Budget, LqError, Rate, quantize
@@ -162,7 +163,7 @@ FIGURES = {
     "two classes": "at the threshold of 0.7",
     "multi-label": "Precision and recall, all labels together",
     "regression": "Residuals",
-    "regression of columns": "Residuals of 3",
+    "regression of columns": "Residuals of abcd",
     "reconstruction": "Errors of reconstruction",
     "anomalies": "file, anomalies",
     "embedding": "Cosine similarity",
@@ -271,7 +272,7 @@ def digits(tmp_path_factory, samples):
     model, output = folder / "<img src=x onerror=alert(1)>.h5", str(folder / "digits.tflite")
     shutil.copy(samples / "digits_cnn.h5", model)
     command = ["quantize", str(model), "--data", "digits", "-o", output]
-    with run_lengths(**BRIEF):
+    with run_lengths(epochs=1):
         result = CliRunner().invoke(main, [*command, "--report", str(folder / "pages" / "digits.html")])
     assert result.exit_code == 0, result.output
     return Page(folder / "pages" / "digits.html"), json.loads((folder / "digits.report.json").read_text())
@@ -308,23 +309,34 @@ def test_the_page_has_words_for_its_pictures(digits):
     assert 1 <= seen.count("img") <= 12
 
 
+def renamed(case, name):
+    """The case's outputs. Their classes have this name, and theirs begin with it."""
+    return [
+        dataclasses.replace(
+            each,
+            head=dataclasses.replace(
+                each.head,
+                class_names=(name,) * 30,
+                output=dataclasses.replace(each.head.output, name=name + each.head.output.name),
+            ),
+        )
+        for each in CASES[case][0]
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_strangers_names_stay_text(case):
-    def renamed(name):
-        return [
-            dataclasses.replace(
-                each,
-                head=dataclasses.replace(
-                    each.head,
-                    class_names=(name,) * 30,
-                    output=dataclasses.replace(each.head.output, name=name + each.head.output.name),
-                ),
-            )
-            for each in CASES[case][0]
-        ]
-
-    seen, harmless = page(renamed(HOSTILE), 1, HOSTILE), page(renamed("abcd"), 1, "abcd")
+def test_every_task_has_its_figures_and_strangers_names_stay_text(case):
+    outputs, titles = renamed(case, "abcd"), CASES[case][1]
+    report, evidence = made_up(outputs, 1, "abcd")
+    harmless, seen = Page(render(report, evidence)), page(renamed(case, HOSTILE), 1, HOSTILE)
+    assert harmless.text_of("h3").splitlines()[-len(titles) :] == titles
+    assert FIGURES.get(case, "") in harmless.text
+    assert harmless.headings.count("Answers" if len(outputs) == 1 else "Answers of abcdplace") == 1
+    cells = harmless.text_of("td", "th").splitlines()
+    for score in report.files[0].scores:
+        at = cells.index(score.metric)
+        assert score.text in cells[at : at + 3] or len(outputs) > 1
     assert outside_of_figures(seen) == outside_of_figures(harmless)
     assert seen.text.count(printable(HOSTILE)) > 10
     assert not set("\x1b\0\u202e\ud800") & set(seen.text)
@@ -336,21 +348,6 @@ def outside_of_figures(seen):
     return [
         tag for tag, _ in seen.elements if tag not in ("path", "use", "defs", "g", "text", "clipPath", "rect")
     ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_every_task_has_its_figures(case):
-    outputs, titles = CASES[case]
-    report, evidence = made_up(outputs)
-    seen = Page(render(report, evidence))
-    assert seen.text_of("h3").splitlines()[-len(titles) :] == titles
-    assert FIGURES.get(case, "") in seen.text
-    assert seen.headings.count("Answers" if len(outputs) == 1 else "Answers of place") == 1
-    cells = seen.text_of("td", "th").splitlines()
-    for score in report.files[0].scores:
-        at = cells.index(score.metric)
-        assert score.text in cells[at : at + 3] or len(outputs) > 1
 
 
 def test_each_output_has_its_scores():
@@ -405,12 +402,20 @@ def test_only_what_chance_does_not_explain_is_coloured(wrong, colours):
     assert (bad.count("td"), bad.count("span")) == (2 * colours, colours)
 
 
-@pytest.mark.parametrize("case", ["anomalies", "reconstruction", "regression of columns"])
-def test_errors_are_coloured_as_scores_are(case):
+@pytest.mark.parametrize(
+    ("case", "figure"),
+    [
+        ("anomalies", "file, anomalies"),
+        ("reconstruction", "Errors of reconstruction"),
+        ("regression of columns", r"Residuals of [0-5]\b"),  # columns without names are numbered
+    ],
+)
+def test_errors_are_coloured_as_scores_are(case, figure):
     (made,) = CASES[case][0]
     far = dataclasses.replace(made, after=made.before + RNG.normal(size=made.before.shape).astype(np.float32))
     seen = page([far])
     bad = [attributes for _, attributes in seen.elements if (attributes.get("class") or "").endswith(" bad")]
+    assert re.search(figure, seen.text)
     errors = [metric for metric in made.head.metrics if metric.error]
     assert len(bad) >= 1 + 1 + len(errors)  # on the card, and in the table
 

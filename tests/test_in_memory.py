@@ -267,45 +267,69 @@ def test_other_data_have_another_checksum():
     assert checksum((X.copy(), Y.copy())) == checksum((X, Y))
 
 
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits", (8, 8, 1), 10)
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    """A small model of the digits, in memory and as a file."""
+    model, path = network(tf_keras), tmp_path_factory.mktemp("trained") / "net.keras"
+    model.compile(tf_keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy")
+    model.fit(*digits.train.arrays(), epochs=20, verbose=0)
+    model.save(path)
+    return model, path
+
+
+SETTINGS = {"scheme": lqconvert.Rate(gamma=1.0), "epochs": 1}
+#: Instead of trials of what the preprocessing may be, which take time.
+AS_IT_IS = lqconvert.Preprocessing()
+
+
+@pytest.fixture(scope="module")
+def of_memory(trained, digits, tmp_path_factory):
+    """What was planned of a run of what is in memory, its report, and the folder in which it worked."""
+    (model, _), folder = trained, tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        planned = lqconvert.plan(model, digits, **SETTINGS)
+        return planned, lqconvert.quantize(model, digits, **SETTINGS), folder
+
+
 @pytest.mark.slow
-def test_models_and_data_in_memory_are_measured_as_files(samples, int8):
-    model, digits = load_model(samples / "digits_cnn.h5"), load_data("digits", (8, 8, 1), 10)
+def test_a_run_of_what_is_in_memory_makes_the_same_file(of_memory, trained, tmp_path):
+    planned, report, folder = of_memory
+    assert {file.path for file in planned.files} == {path.name for path in folder.iterdir()}
+    assert report.files[0].path == "net.tflite"
+    by_path = lqconvert.quantize(trained[1], "digits", tmp_path / "other.tflite", **SETTINGS)
+    assert (folder / "net.tflite").read_bytes() == (tmp_path / "other.tflite").read_bytes()
+    assert by_path.files[0].scores == report.files[0].scores
+
+
+@pytest.mark.slow
+def test_models_and_data_in_memory_are_measured_as_files(of_memory, trained, digits):
+    (model, path), file = trained, of_memory[-1] / "net.tflite"
     evaluation = lqconvert.evaluate(model, digits)
-    assert evaluation.file == "model"
-    assert evaluation.scores == lqconvert.evaluate(samples / "digits_cnn.h5", "digits").scores
-    test = digits.test.arrays()
-    part = digits.train.arrays(), test
-    first, second = lqconvert.compare([model, int8], part).files
+    assert evaluation.file == "net"
+    assert evaluation.scores == lqconvert.evaluate(path, "digits").scores
+    part = digits.train.arrays(), digits.test.arrays()
+    first, second = lqconvert.compare([model, file], part, preprocess=AS_IT_IS).files
     assert first.evaluation.scores == evaluation.scores
     assert second.agreement > 0.9
-    result = lqconvert.check(int8, data=part, baseline=model, max_drop=10, target="litert")
+    result = lqconvert.check(
+        file, data=part, baseline=model, max_drop=10, target="litert", preprocess=AS_IT_IS
+    )
     assert result.measured.scores["accuracy"] == second.evaluation.score
     assert result.holds
 
 
 @pytest.mark.slow
-def test_a_sweep_of_what_is_in_memory_goes_on(tmp_path, short_cycles, monkeypatch):
+def test_a_sweep_of_what_is_in_memory_goes_on(trained, digits, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     monkeypatch.chdir(tmp_path)
-    data, done = load_data("digits", (8, 8, 1), 10).train.arrays(), []
-    model = network(tf_keras)
-    model.compile(tf_keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy")
-    model.fit(*data, epochs=20, verbose=0)
+    data, done = digits.train.arrays(), []
     grid = {"schemes": ["rate"], "granularities": ["mixed"], "penalties": [1.0], "epochs": 1}
-    (run,) = lqconvert.sweep(model, data, **grid, done=done.append)
+    (run,) = lqconvert.sweep(trained[0], data, **grid, done=done.append)
     assert (tmp_path / "net.sweep" / f"{run.name}.tflite").stat().st_size == run.bytes
-    assert lqconvert.sweep(model, data, **grid, done=done.append) == done == [run]
-
-
-@pytest.mark.slow
-def test_a_run_of_what_is_in_memory_makes_the_same_file(tmp_path, short_cycles, monkeypatch, samples):
-    monkeypatch.chdir(tmp_path)
-    model, data = load_model(samples / "digits_cnn.h5"), load_data("digits", (8, 8, 1), 10)
-    settings = {"scheme": lqconvert.Rate(gamma=1.0), "epochs": 1}
-    planned = lqconvert.plan(model, data, **settings)
-    report = lqconvert.quantize(model, data, **settings)
-    assert {file.path for file in planned.files} == {path.name for path in tmp_path.iterdir()}
-    assert report.files[0].path == "model.tflite"
-    by_path = lqconvert.quantize(samples / "digits_cnn.h5", "digits", "other.tflite", **settings)
-    assert (tmp_path / "model.tflite").read_bytes() == (tmp_path / "other.tflite").read_bytes()
-    assert by_path.files[0].scores == report.files[0].scores
+    assert lqconvert.sweep(trained[0], data, **grid, done=done.append) == done == [run]

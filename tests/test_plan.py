@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_tasks
 import tf_keras
 from click.testing import CliRunner
 
@@ -86,14 +87,15 @@ def test_another_run_into_the_same_folder(digits_run, samples, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-@pytest.mark.slow
-def test_an_interrupted_run(samples, tmp_path):
-    job = samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite"
-    path = tmp_path / "m.resume.npz"
+def test_an_interrupted_run(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    job = *small_tasks.made("regression", tmp_path), folder / "m.tflite"
+    path = folder / "m.resume.npz"
     Checkpoint(600, [], [], [], [], 0, [], 0, 300).save(path, prepare(*job, DEFAULTS).identity)
     resumed = plan(*job, resume=True)
     assert (resumed.resumes, resumed.discards) == (str(path), None)
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(folder.iterdir()) == [path]
 
 
 def refused(case: str, folder: Path, sample: Path) -> tuple[list[str], str]:

@@ -294,17 +294,18 @@ def test_the_same_file_comes_again(quantize, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_size_that_no_price_reaches_is_an_error(quantize, samples):
-    result, report = quantize(samples / "digits_cnn.h5", "digits", "--max-size", 500)
+def test_a_size_that_no_price_reaches_is_an_error(quantize, tmp_path):
+    result, report = quantize(*small_tasks.made("detector", tmp_path), "--max-size", 500)
     assert result.exit_code == 3
     assert "no file of at most 500 bytes" in result.stderr
     assert report is None
 
 
 @pytest.mark.slow
-def test_limits_that_no_file_holds_leave_the_codes(quantize, samples, tmp_path):
+def test_limits_that_no_file_holds_leave_the_codes(quantize, tmp_path):
     pytest.importorskip("tflite_micro")
-    result, report = quantize(samples / "digits_cnn.h5", "digits", "--target", "tflm", "--max-ram", 1000)
+    job = small_tasks.made("detector", tmp_path)
+    result, report = quantize(*job, "--target", "tflm", "--max-ram", 100)
     assert result.exit_code == 3
     assert "no file for tflm is within the limits" in result.stderr
     assert report is None
@@ -312,9 +313,9 @@ def test_limits_that_no_file_holds_leave_the_codes(quantize, samples, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_fixed_width_is_rounded_at_its_own_scales(quantize, samples, tmp_path):
+def test_a_fixed_width_is_rounded_at_its_own_scales(quantize, tmp_path):
     options = "--scheme", "lsq", "--bits", 4, "--report", tmp_path / "page.html"
-    result, report = quantize(samples / "digits_cnn.h5", "digits", *options)
+    result, report = quantize(*small_tasks.made("multi_label", tmp_path), *options)
     assert result.exit_code == 0, result.output
     page = (tmp_path / "page.html").read_text()
     assert "<h2>Trials</h2>" in page

@@ -5,13 +5,12 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner
+import small_tasks
 
-from lqconvert.cli.main import main
 from lqconvert.cli.progress import Bar, Lines, shown
 from lqconvert.utils.terminal import Console
 
-LINE = re.compile(r"^step (\d+)/18  validation 0\.\d{4}  ~[\d,]+ bytes(  \d+:\d\d:\d\d left)?$", re.MULTILINE)
+LINE = re.compile(r"^step (\d+)/6  validation 0\.\d{4}  ~[\d,]+ bytes(  \d+:\d\d:\d\d left)?$", re.MULTILINE)
 
 
 def look(step):
@@ -19,12 +18,11 @@ def look(step):
 
 
 @pytest.mark.slow
-def test_without_a_terminal_every_look_is_a_line(samples, tmp_path):
+def test_without_a_terminal_every_look_is_a_line(tmp_path):
     """And nothing is said with --quiet: see test_plan.py."""
-    arguments = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", "--epochs", "2"]
-    result = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "m.tflite")])
+    result, _ = small_tasks.quantized(tmp_path, 2, *small_tasks.made("regression", tmp_path))
     assert result.exit_code == 0, result.output
-    assert [int(match[1]) for match in LINE.finditer(result.stderr)] == [0, 0, 3, 6, 9, 12, 15, 18]
+    assert [int(match[1]) for match in LINE.finditer(result.stderr)] == [0, *range(7)]
 
 
 def test_a_line_every_half_a_minute_where_looks_are_far_apart():

@@ -19,7 +19,7 @@ from lqconvert.tflite import dead_channels
 from lqconvert.tflite.c_source import c_sources, operators, resolver_lines, with_margin
 from lqconvert.tflite.flatbuffer import read, write
 from lqconvert.tflite.graph import OperatorCode
-from lqconvert.tflite.packing import Huffman, Lut, kernels, name_kernels
+from lqconvert.tflite.packing import Huffman, HuffmanBlocks, Lut, kernels, name_kernels
 from lqconvert.tflite.targets import LITERT, TARGETS, TFLM, target
 
 RNG = np.random.default_rng(0)
@@ -158,17 +158,18 @@ def test_int4_convolutions_on_request():
 @pytest.mark.slow
 def test_memory_is_kept_to(dense):
     """Decoded kernels are in the arena. With a smaller limit, packings that need no arena are chosen."""
-    _, free = verify(dense, TFLM, INPUTS, ["only"], Limits())
+    target = dataclasses.replace(TFLM, packings=(Huffman(), HuffmanBlocks()))
+    _, free = verify(dense, target, INPUTS, ["only"], Limits())
     _, plain = verify(dense, dataclasses.replace(TFLM, packings=()), INPUTS, ["only"], Limits())
     assert plain.arena_bytes < 30_000 < free.arena_bytes
-    _, some = verify(dense, TFLM, INPUTS, ["only"], Limits(max_ram=free.arena_bytes - 1))
+    _, some = verify(dense, target, INPUTS, ["only"], Limits(max_ram=free.arena_bytes - 1))
     assert plain.size > some.size > free.size
     assert some.arena_bytes < free.arena_bytes
     assert "bytes of arena" in some.refused[0]
-    _, least = verify(dense, TFLM, INPUTS, ["only"], Limits(max_ram=plain.arena_bytes))
+    _, least = verify(dense, target, INPUTS, ["only"], Limits(max_ram=plain.arena_bytes))
     assert [row.packing for row in least.kernels] == ["int8"]
     with pytest.raises(BudgetMissed) as missed:
-        verify(dense, TFLM, INPUTS, ["only"], Limits(max_ram=plain.arena_bytes - 1000))
+        verify(dense, target, INPUTS, ["only"], Limits(max_ram=plain.arena_bytes - 1000))
     assert f"the most economical one needs {plain.arena_bytes:,} bytes" in str(missed.value)
 
 
@@ -181,9 +182,10 @@ def test_the_arena_that_is_reported_is_enough(dense):
 @pytest.mark.slow
 def test_latency_is_kept_to(dense):
     """Decoding 30,000 weights takes several times as long as multiplying them."""
-    _, free = verify(dense, TFLM, INPUTS, ["only"], Limits())
+    target = dataclasses.replace(TFLM, packings=(Huffman(),))
+    _, free = verify(dense, target, INPUTS, ["only"], Limits())
     assert free.latency_s > 2.5 * free.int8_latency_s
-    _, fast = verify(dense, TFLM, INPUTS, ["only"], Limits(max_latency=1.2))
+    _, fast = verify(dense, target, INPUTS, ["only"], Limits(max_latency=1.2))
     assert [row.packing for row in fast.kernels] == ["int8"]
     assert "times int8's latency" in fast.refused[-1]
 

@@ -326,7 +326,7 @@ def test_pixels_of_other_tools_files(dtype, zero_point):
 @pytest.mark.slow
 def test_mnist(shared, samples, tmp_path, monkeypatch):
     monkeypatch.setenv("LQCONVERT_DATA", str(shared / "data"))
-    report = lqconvert.quantize(samples / "mnist_mlp.h5", "mnist", tmp_path / "mnist.tflite")
+    report = lqconvert.quantize(samples / "mnist_mlp.h5", "mnist", tmp_path / "mnist.tflite", epochs=1)
     # The budget lets a sampling error of 0.2 points pass on the validation split; test data have their own.
     assert report.int8.score >= report.float_.score - 0.0075
     assert report.agreement_with_graph >= 0.998

@@ -12,6 +12,7 @@ import lqconvert
 from lqconvert.tflite import dead_channels
 from lqconvert.tflite.dead_channels import gather_inputs, gatherable
 from lqconvert.tflite.flatbuffer import read, write
+from lqconvert.tflite.graph import OPERANDS
 from lqconvert.tflite.packing import kernels
 
 RNG = np.random.default_rng(0)
@@ -284,23 +285,31 @@ def gated_network(x):
     return layers.Dense(4)(layers.GlobalAveragePooling2D()(x))
 
 
+@pytest.fixture(scope="module")
+def networks():
+    return {network: exported(model_of(network)) for network in (residual_network, gated_network)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("network", [residual_network, gated_network])
-@settings(deadline=None, max_examples=4)
+@settings(deadline=None, max_examples=8)
 @given(st.integers(0, 2**32), st.sampled_from([0.3, 0.7, 0.9]))
-def test_whatever_dies(network, seed, share):
-    """Random channels of every layer of networks with everything in them."""
-    model = model_of(network)
+def test_whatever_dies(network, networks, seed, share):
+    """Random channels of every layer of networks with everything in them, and random biases."""
+    model = read(networks[network])
     rng = np.random.default_rng(seed)
-    for layer in model.layers:
-        if layer.weights:
-            kernel, bias = layer.get_weights()
-            axis = 2 if isinstance(layer, (layers.DepthwiseConv2D, layers.Conv2DTranspose)) else -1
-            dead = rng.random(kernel.shape[axis]) < share
-            shape = [1] * kernel.ndim
-            shape[axis] = len(dead)
-            layer.set_weights([np.where(dead.reshape(shape), 0, kernel), rng.normal(0, 0.3, bias.shape)])
-    before = exported(model)
+    linear = [operator for operator in model.main.operators if operator.name in OPERANDS]
+    for operator in linear:
+        places = OPERANDS[operator.name]
+        _, kernel, bias = (model.main.tensors[operator.inputs[place]] for place in places)
+        codes, axis = kernel.values(), 3 if operator.name == "DEPTHWISE_CONV_2D" else 0
+        dead = rng.random(codes.shape[axis]) < share
+        shape = [1] * codes.ndim
+        shape[axis] = len(dead)
+        kernel.set_values(np.where(dead.reshape(shape), 0, codes).astype(np.int8))
+        bias.set_values(rng.permutation(bias.values()))
+    assert len(linear) >= 7
+    before = write(model)
     after = remove_dead_channels(before)
     assert_same(before, after)
     assert len(after) <= len(before)

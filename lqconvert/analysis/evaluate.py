@@ -154,7 +154,7 @@ def preprocessing_of(file: Runnable, data: Data) -> Preprocessing:
 
 def _choose(file: Runnable, data: Data) -> Choice:
     samples = examples_in(file.target, len(PREPROCESSINGS) * file.latency_s, 2000)
-    return choose_preprocessing(lambda x: file.predict([x]), data, samples=samples)
+    return choose_preprocessing(file.predict, data, samples=samples)
 
 
 def fed(file: Runnable, data: Data, preprocess: Preprocessing) -> Preprocessing:

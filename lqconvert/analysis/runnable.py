@@ -14,7 +14,7 @@ import numpy as np
 from lqconvert.errors import CannotRun, LqError
 from lqconvert.keras_loader.in_memory import ModelLike, model_name
 from lqconvert.runtime.litert import isolated
-from lqconvert.runtime.tflm import run_micro
+from lqconvert.runtime.tflm import invoke_micro, run_micro
 from lqconvert.tasks import Output
 from lqconvert.tflite.c_source import operators
 from lqconvert.tflite.flatbuffer import read
@@ -50,7 +50,7 @@ class Runnable:
     def _codes(self, batches: Iterable[Any]) -> np.ndarray:
         inputs = (self.interface.quantize(x) for x in batches)
         if self.target.name == TFLM.name:
-            return run_micro(self.tflite, np.concatenate(list(inputs))).outputs  # one process for all batches
+            return invoke_micro(self.tflite, np.concatenate(list(inputs)))  # one process for all batches
         try:
             with isolated(self.tflite) as file:
                 return np.concatenate([file.invoke(x) for x in inputs])

@@ -196,12 +196,16 @@ def measured(head: Head, outputs: np.ndarray, labels: np.ndarray) -> float:
 
 
 def choose_preprocessing(
-    predict: Callable[[np.ndarray], np.ndarray], data: Data, *, samples: int = 2000
+    predict: Callable[[Iterable[Any]], np.ndarray], data: Data, *, samples: int = 2000
 ) -> Choice:
     """Scores the float model with each known preprocessing on the validation split.
 
     If scores differ by less than their sampling error, the likelihood of the labels decides: a ReLU network
     without large biases predicts the same classes for scaled inputs, but with a wrong confidence.
+
+    Args:
+        predict: (batches of inputs) -> outputs for all of them.
+        samples: use at most this many examples.
 
     Raises:
         LqError: if no output with labels is clearly better than chance with any preprocessing.
@@ -213,7 +217,7 @@ def choose_preprocessing(
     fits: dict[str, list[_Fit]] = {}
     for name, preprocessing in PREPROCESSINGS.items():
         batches = part.batches(256, preprocessing=preprocessing)
-        outputs = data.heads.cut(np.concatenate([predict(as_numpy(x)) for _, x, _ in batches]))
+        outputs = data.heads.cut(predict(as_numpy(x) for _, x, _ in batches))
         fits[name] = [_Fit.of(data.heads.heads[place], outputs[place], labels[place]) for place in labelled]
     scores = {name: float(np.mean([fit.score for fit in each])) for name, each in fits.items()}
     best = max(scores, key=lambda name: scores[name])

@@ -403,7 +403,8 @@ def preprocessed(
         return data, preprocess or Preprocessing()
     if preprocess is not None:
         return data.retargeted(preprocess), preprocess
-    choice = choose_preprocessing(_predictions(model), data)
+    predict = _predictions(model)
+    choice = choose_preprocessing(lambda batches: np.concatenate([*map(predict, batches)]), data)
     listed = ", ".join(f"{name} {value:.3g}" for name, value in choice.scores.items())
     log.info(f"preprocessing: {choice.preprocessing} (float model's scores on validation data: {listed})")
     for head in choice.doubts:

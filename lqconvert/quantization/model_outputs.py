@@ -72,14 +72,18 @@ def _before_activation(tensor: tf.Tensor) -> tuple[tf.Tensor, str]:
 
 def inference(model: tf_keras.Model) -> Callable[[Any], tf.Tensor]:
     """The model's output for a batch. Keras's ``predict`` takes longer than a small model does."""
-    given = [tf.TensorSpec(x.shape, x.dtype) for x in model.inputs]
-    signature = given if len(given) == 1 else [tuple(given)]
+    dtypes = [x.dtype for x in model.inputs]
 
-    @tf.function(input_signature=signature)  # it is traced once, whatever the batch's size
-    def call(x: Any) -> tf.Tensor:
-        return model(list(x) if len(given) > 1 else x, training=False)
+    # It is traced once, whatever the batch's size.
+    @tf.function(input_signature=[tf.TensorSpec(x.shape, x.dtype) for x in model.inputs])
+    def call(*x: tf.Tensor) -> tf.Tensor:
+        return model(list(x) if len(x) > 1 else x[0], training=False)
 
-    return call
+    def outputs(x: Any) -> tf.Tensor:
+        parts = x if isinstance(x, (tuple, list)) else (x,)
+        return call(*map(tf.cast, parts, dtypes))
+
+    return outputs
 
 
 def predict(model: tf_keras.Model, split: Split, preprocessing: Preprocessing) -> np.ndarray:

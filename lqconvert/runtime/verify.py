@@ -11,7 +11,7 @@ import numpy as np
 
 from lqconvert.errors import BudgetMissed, LqError
 from lqconvert.runtime.litert import KERNELS, isolated
-from lqconvert.runtime.tflm import run_micro
+from lqconvert.runtime.tflm import invoke_micro, run_micro
 from lqconvert.tflite.c_source import operators
 from lqconvert.tflite.dead_channels import gather_inputs, gatherable, remove_dead_channels
 from lqconvert.tflite.encoding import entropy_bits
@@ -104,7 +104,11 @@ def check_runs(tflite: bytes, target: Target) -> None:
     graph = read(tflite).main
     shapes = [graph.tensors[index].shape[1:] for index in graph.inputs]
     shape = shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
-    execute(tflite, target, np.zeros((1, *shape), np.int8))
+    zeros = np.zeros((1, *shape), np.int8)
+    if target.name == TFLM.name:
+        invoke_micro(tflite, zeros)
+    else:
+        execute(tflite, target, zeros)
 
 
 def run(
@@ -113,7 +117,7 @@ def run(
     """The outputs of a file for batches (inputs, labels) in its target's runtime, and the labels."""
     if target.name == TFLM.name:  # one process for all batches
         inputs, labels = map(np.concatenate, zip(*batches, strict=True))
-        return run_micro(tflite, inputs).outputs, labels
+        return invoke_micro(tflite, inputs), labels
     with isolated(tflite) as file:
         outputs, labels = map(np.concatenate, zip(*((file.invoke(x), y) for x, y in batches), strict=True))
     return outputs, labels
