@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import small_tasks
 from click.testing import CliRunner
+from conftest import run_lengths
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -228,10 +229,11 @@ def test_overhead_of_packing_is_foreseen(zeros):
 
 
 @pytest.fixture(scope="module")
-def smaller(samples, tmp_path_factory, short_cycles):
+def smaller(samples, tmp_path_factory):
     """The report of a run for the smallest digits file, at most 2 points below float."""
     output = tmp_path_factory.mktemp("budget") / "digits.tflite"
-    return quantize(samples / "digits_cnn.h5", "digits", output, budget=Budget(max_drop=2.0))
+    with run_lengths(minimum_cycle=100):
+        return quantize(samples / "digits_cnn.h5", "digits", output, budget=Budget(max_drop=2.0))
 
 
 @pytest.mark.slow

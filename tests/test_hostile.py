@@ -33,7 +33,7 @@ from lqconvert.tflite.editing import add_constant, add_tensor, new_operator
 from lqconvert.tflite.flatbuffer import read, serialize, write
 from lqconvert.tflite.graph import Model
 
-FUZZED = 40
+FUZZED = 30
 
 
 @pytest.fixture(scope="module")

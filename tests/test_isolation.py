@@ -10,16 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_tasks
 from click.testing import CliRunner
 from fuzzing import shared_vector
 
-from lqconvert import LqError, explain, inspect
+from lqconvert import LqError, evaluate, explain, inspect
 from lqconvert.analysis.check import check
 from lqconvert.cli.main import main
+from lqconvert.data.preprocessing import PREPROCESSINGS
 from lqconvert.errors import CannotRun
 from lqconvert.exporting.codes import Codes, Int8File, LayerCodes, TensorCodes
 from lqconvert.runtime.litert import KERNELS, Runner, isolated
 from lqconvert.tflite.flatbuffer import VECTOR_READS, read
+from lqconvert.utils.worker import started
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and PR_SET_PDEATHSIG")
 
@@ -50,6 +53,20 @@ def hungry() -> bytes:
         return tf.reshape(x, (1, 64))[:, :10] + tf.reduce_max(tf.fill([count + 1], 0.0))
 
     return tf.lite.TFLiteConverter.from_concrete_functions([classify.get_concrete_function()]).convert()
+
+
+def test_one_process_answers_for_all_batches(monkeypatch, tmp_path):
+    """One to open the file, one for each candidate of the preprocessing, one for the test data."""
+    processes = []
+
+    def counted(*arguments, **pipes):
+        processes.append(arguments)
+        return started(*arguments, **pipes)
+
+    _, data, file = small_tasks.int8("detector", tmp_path)
+    monkeypatch.setattr("lqconvert.runtime.litert.started", counted)
+    evaluate(file, str(data))
+    assert len(processes) == 2 + len(PREPROCESSINGS)
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
+import small_tasks
 from click.testing import CliRunner
 
 from lqconvert import LSQ, Budget, load_data
@@ -83,13 +85,11 @@ def test_without_a_limit_all_steps_are_taken():
 
 
 @pytest.mark.slow
-def test_a_run_ends_in_time(samples, tmp_path):
-    arguments = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", "--max-minutes", "0.2"]
-    arguments += ["--epochs", "1000", "-o", str(tmp_path / "m.tflite")]
-    result = CliRunner().invoke(main, arguments)
+def test_a_run_ends_in_time(tmp_path):
+    job = small_tasks.made("multi_label", tmp_path)
+    result, report = small_tasks.quantized(tmp_path, 100_000, *job, "--max-minutes", 0.1)
     assert result.exit_code == 0, result.output
-    assert "of 9,000 steps, at the time limit" in result.stderr
-    report = json.loads((tmp_path / "m.report.json").read_text())
-    assert report["settings"]["max_minutes"] == 0.2
-    assert 0 < report["curve"][-1]["step"] < 9000
+    assert re.search("of [0-9,]+ steps, at the time limit", result.stderr)
+    assert report["settings"]["max_minutes"] == 0.1
+    assert 0 < report["curve"][-1]["step"] < 400_000
     assert [path.suffixes for path in tmp_path.glob("*resume*")] == []

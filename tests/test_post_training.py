@@ -285,7 +285,7 @@ def test_a_size_is_filled(quantize, samples, tmp_path):
 
 @pytest.mark.slow
 def test_the_same_file_comes_again(quantize, tmp_path):
-    job, files = small_tasks.made("multi_label", tmp_path), []
+    job, files = small_tasks.made("embedding", tmp_path), []
     for _ in range(2):
         result, _ = quantize(*job)
         assert result.exit_code == 0, result.output

@@ -13,7 +13,7 @@ from single_operator import in_micro, single_operator
 import lqconvert.runtime.verify as verifying
 from lqconvert import BudgetMissed, LqError
 from lqconvert.errors import CannotRun
-from lqconvert.runtime.tflm import run_micro
+from lqconvert.runtime.tflm import invoke_micro, run_micro
 from lqconvert.runtime.verify import Limits, execute, verify
 from lqconvert.tflite import dead_channels
 from lqconvert.tflite.c_source import c_sources, operators, resolver_lines, with_margin
@@ -177,6 +177,7 @@ def test_the_arena_that_is_reported_is_enough(dense):
     run = run_micro(dense, INPUTS[:1])
     assert run.arena_bytes % 16 == 0
     np.testing.assert_array_equal(run.outputs, in_micro(dense, INPUTS[:1]))
+    np.testing.assert_array_equal(run.outputs, invoke_micro(dense, INPUTS[:1]))
 
 
 @pytest.mark.slow

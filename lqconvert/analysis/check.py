@@ -237,7 +237,7 @@ def _refuse(
 ) -> None:
     """Raises an LqError for a budget that cannot be checked with these arguments."""
     if max_ram is not None and target == LITERT.name:
-        raise LqError("max_ram: LiteRT has no arena of a fixed size", hint="tflm")
+        raise LqError("RAM cannot be limited on LiteRT: its arena has no fixed size", hint="tflm")
     if against is not None and target not in (None, against.target):
         raise LqError(
             f"the earlier measurements are for {against.target}, not for {target}", hint="save_baseline"

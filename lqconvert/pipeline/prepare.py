@@ -323,9 +323,9 @@ def paths_of(output: str | Path, targets: Sequence[Target], settings: OutputSett
     paths.check()
     limits = settings.limits
     if limits is not None and limits.max_ram is not None and TFLM.name not in paths.targets:
-        raise LqError("max_ram: LiteRT has no arena of a fixed size", hint="tflm")
+        raise LqError("RAM cannot be limited on LiteRT: its arena has no fixed size", hint="tflm")
     if settings.c_array and not sources:
-        raise LqError("c_array: phones load the .tflite itself", hint="tflm")
+        raise LqError("no C sources for LiteRT: phones load the .tflite itself", hint="tflm")
     for target in targets:
         target.check_installed()
     for name in sources:

@@ -190,7 +190,7 @@ class Report(Shown):
     files: list[TargetFile]
     agreement_with_graph: float | None  # share of equal top classes; None for models that do not classify
     agreement_with_float: float | None
-    max_lsb_from_graph: float  # largest difference from the fine-tuned graph, in steps of the output's scale
+    max_lsb_from_graph: float  # largest difference from the quantized graph, in steps of the output's scale
     input_types: dict[str, str]  # by name
     inputs: Mapping[str, tuple[float, int]]  # scale and zero point by name; (0, 0) for indices and float32
     front: Front | None  # the scaling of input columns before they are quantized
@@ -257,15 +257,14 @@ class Report(Shown):
         for file in self.files:
             yield from notes(file)
         examples = f"on {self.splits['test']:,} test examples"
+        graph = "fine-tuned graph" if self.settings.epochs else "quantized graph"
         if self.agreement_with_graph is not None:
             yield (
-                f"top-1 agreement with the fine-tuned graph {self.agreement_with_graph:.2%}, "
+                f"top-1 agreement with the {graph} {self.agreement_with_graph:.2%}, "
                 f"with the float model {self.agreement_with_float:.2%}, {examples}"
             )
         else:
-            yield (
-                f"at most {self.max_lsb_from_graph:.1f} output steps from the fine-tuned graph, {examples}"
-            )
+            yield f"at most {self.max_lsb_from_graph:.1f} output steps from the {graph}, {examples}"
         for name, what in self.float_layers.items():
             yield f"computes in float: '{name}' ({what})"
         yield from self.feeding()
