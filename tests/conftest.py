@@ -13,19 +13,17 @@ import pytest
 from filelock import FileLock
 
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
-if WORKER:  # there are as many workers as cores
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
 #: Short fine-tuning, for tests whose outcome does not depend on what it learns: 60 steps of the digits.
 BRIEF = {"epochs": 7}
 #: Fixtures that are whole runs: the tests that ask for one are slow.
 RUNS = {"run", "digits_run"}
-#: Files that take more than a minute, the longest first. The two that measure time must not run together.
+#: Files that take more than a minute, the longest first.
 LONG = (
-    *("test_docs", "test_pipeline", "test_distributing", "test_coverage", "test_resuming", "test_budget"),
-    *("test_hostile", "test_quantize", "test_fronts", "test_tasks", "test_html_report", "test_check"),
-    *("test_sweep", "test_pacing"),
+    *("test_docs", "test_coverage", "test_distributing", "test_quantize", "test_pipeline", "test_resuming"),
+    *("test_hostile", "test_post_training", "test_html_report", "test_check", "test_fronts", "test_tasks"),
+    *("test_deploying", "test_budget"),
 )
 
 

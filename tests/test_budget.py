@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import small_tasks
 from click.testing import CliRunner
-from conftest import run_lengths
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -228,27 +227,16 @@ def test_overhead_of_packing_is_foreseen(zeros):
     assert packing_overhead(independent, known) == pytest.approx(overhead, rel=0.05)
 
 
-@pytest.fixture(scope="module")
-def smaller(samples, tmp_path_factory):
-    """The report of a run for the smallest digits file, at most 2 points below float."""
-    output = tmp_path_factory.mktemp("budget") / "digits.tflite"
-    with run_lengths(minimum_cycle=100):
-        return quantize(samples / "digits_cnn.h5", "digits", output, budget=Budget(max_drop=2.0))
-
-
-@pytest.mark.slow
-def test_max_drop(smaller):
-    assert smaller.float_.deflated_bytes > 8 * smaller.int8.deflated_bytes
-    assert smaller.best in smaller.curve
-    assert [p.pressure for p in smaller.curve[:3]] == [Steering.START] * 3
-    assert len({p.pressure for p in smaller.curve}) > 3
-    assert smaller.best.quality >= smaller.bar[0] - 0.005  # what passes as noise
-    assert smaller.int8.score >= smaller.float_.score - 0.06  # with 359 images, the standard error is a point
-
-
-@pytest.mark.slow
-def test_estimates_are_near_the_packed_bytes(smaller):
-    assert smaller.best.bytes == pytest.approx(smaller.files[0].proven.size, rel=0.05)
+def test_the_default_run_is_steered(digits_run):
+    """By its curve, whose best point is the file."""
+    folder, _ = digits_run
+    report = json.loads((folder / "digits.report.json").read_text())
+    best, curve = report["best"], report["curve"]
+    assert report["float"]["deflated_bytes"] > 8 * report["int8"]["deflated_bytes"]
+    assert best in curve
+    assert [point["pressure"] for point in curve[:3]] == [Steering.START] * 3
+    assert len({point["pressure"] for point in curve}) > 3
+    assert best["bytes"] == pytest.approx(report["files"][0]["proven"]["size"], rel=0.05)
 
 
 @pytest.mark.slow

@@ -400,7 +400,7 @@ def test_a_metric_of_the_users_own(task, tmp_path, monkeypatch):
         ((), 2, "no budget to check"),
         (("--max-drop", 1), 1, "give --data"),
         (("--max-drop", 1, "--data", "digits"), 1, "--baseline"),
-        (("--max-ram", "1KB", "--target", "litert"), 1, "no arena"),
+        (("--max-ram", "1KB", "--target", "litert"), 1, "RAM cannot be limited on LiteRT"),
         (("--against", "nowhere.json"), 1, "nowhere.json"),
         (("--min-accuracy", 97, "--data", "digits"), 2, "not in the range"),
     ],

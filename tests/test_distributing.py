@@ -166,30 +166,6 @@ def job(model):
     return model, "--data", "digits", "--epochs", "1", "--penalty", "0.5"
 
 
-@pytest.fixture(scope="module")
-def undisturbed(job, tmp_path_factory):
-    """The file of two workers; what the chief and the other wrote on stdout and stderr, and exit codes."""
-    output = tmp_path_factory.mktemp("two") / "m.tflite"
-    return output, *Workers(*job, "-o", output).ended()
-
-
-def test_two_workers_learn_the_codes_of_one(job, undisturbed, tmp_path):
-    """After 9 steps: rounding changes up to 4% of the codes. Another seed changes 12%."""
-    (two, chief, other), one = undisturbed, tmp_path / "m.tflite"
-    result = CliRunner().invoke(main, ["quantize", *map(str, job), "-o", str(one)])
-    assert result.exit_code == 0, result.output
-    assert (chief[2], other[2]) == (0, 0), (chief[1], other[1])
-    assert "each batch is split over 2 x CPU in 2 processes" in chief[1]
-    assert "test accuracy" in chief[0]
-    assert other[0] == ""  # only the chief prints
-    assert "each batch" not in other[1]
-    names = {path.name for path in one.parent.iterdir()}
-    assert {path.name for path in two.parent.iterdir()} == names
-    apart = np.abs(codes(one).astype(int) - codes(two))
-    assert np.mean(apart > 0) <= 0.08
-    assert np.mean(apart > 1) <= 0.005
-
-
 #: A checkpoint after every step, and half a second in front of each: time to be killed in.
 SLOW = """
 import time
@@ -200,8 +176,10 @@ Trainer.run = lambda *arguments: (time.sleep(0.5), run(*arguments))[1]
 """
 
 
-def test_a_worker_that_dies_and_returns_goes_on_from_the_checkpoint(job, undisturbed, tmp_path):
-    output = tmp_path / "m.tflite"
+@pytest.fixture(scope="module")
+def continued(job, tmp_path_factory):
+    """The file of two workers, one of which died; what both wrote when they were started again."""
+    output = tmp_path_factory.mktemp("two") / "m.tflite"
     workers = Workers(*job, "-o", output, setup=SLOW)
     checkpoint = output.with_suffix(".resume.npz")
     while not (checkpoint.exists() and step_of(checkpoint)):
@@ -212,12 +190,29 @@ def test_a_worker_that_dies_and_returns_goes_on_from_the_checkpoint(job, undistu
     assert chief[2] == 1
     assert "error: another worker was lost; start all of them again, with --resume" in chief[1]
     assert not output.exists()
-    chief, other = Workers(*job, "-o", output, "--resume").ended()
+    return output, *Workers(*job, "-o", output, "--resume").ended()
+
+
+def test_workers_go_on_from_the_checkpoint(continued):
+    output, chief, other = continued
     assert (chief[2], other[2]) == (0, 0), (chief[1], other[1])
+    assert "each batch is split over 2 x CPU in 2 processes" in chief[1]
     assert "continuing from step" in chief[1]  # the checkpoint is sent in several pieces
-    assert output.read_bytes() == undisturbed[0].read_bytes()
-    assert np.array_equal(codes(output), codes(undisturbed[0]))
-    assert not checkpoint.exists()
+    assert "test accuracy" in chief[0]
+    assert other[0] == ""  # only the chief prints
+    assert "each batch" not in other[1]
+    assert not output.with_suffix(".resume.npz").exists()
+
+
+def test_two_workers_learn_the_codes_of_one(job, continued, tmp_path):
+    """After 9 steps, whatever died on the way. Another seed changes 17% of the codes."""
+    (two, *_), one = continued, tmp_path / "m.tflite"
+    result = CliRunner().invoke(main, ["quantize", *map(str, job), "-o", str(one)])
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in two.parent.iterdir()} == {path.name for path in one.parent.iterdir()}
+    apart = np.abs(codes(one).astype(int) - codes(two))
+    assert np.mean(apart > 0) <= 0.05
+    assert np.mean(apart > 1) <= 0.005
 
 
 def test_workers_that_are_to_make_different_files_are_told(job, tmp_path):

@@ -134,5 +134,5 @@ def test_what_a_run_would_refuse(case, samples, tmp_path):
 def test_a_plan_takes_the_settings_of_a_run(samples, tmp_path):
     with pytest.raises(TypeError, match="epoch"):
         plan(samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite", epoch=1)
-    with pytest.raises(LqError, match="c_array"):
+    with pytest.raises(LqError, match="no C sources for LiteRT"):
         plan(samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite", c_array=True)
