@@ -247,10 +247,10 @@ def fold(model: tf_keras.Model) -> tf_keras.Model:
         FoldIntoFlatDense("Dense", {}, flatten=True),
         FoldIntoConv(any_of("Conv2D", "Conv1D"), {"padding": "valid", "groups": 1}, flatten=False),
     )
-    shapes = {
-        layer.name: layer.output_shape[1:] for layer in folded.layers if class_name(layer) != "InputLayer"
-    }
-    folded = transform(folded, BatchNormToDepthwise(shapes))
+    layers = [layer for layer in folded.layers if class_name(layer) != "InputLayer"]
+    if any(class_name(layer) == "BatchNormalization" for layer in layers):
+        shapes = {layer.name: layer.output_shape[1:] for layer in layers}
+        folded = transform(folded, BatchNormToDepthwise(shapes))
     inputs = random_inputs(model, batch=4)
     for before, after in zip(_outputs(model, inputs), _outputs(folded, inputs), strict=True):
         # float32 rounds sums in another order differently. Relative to the largest output.
