@@ -30,7 +30,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "api"), CASES, ids=[f"{name}-{api}" for name, api in CASES])
 def test_zoo(name, api, tmp_path):
     if name in HALVES and "ONEDNN_MAX_CPU_ISA" in os.environ:
-        pytest.skip("TensorFlow asks for the processor's float16 kernels, which oneDNN then has not")
+        pytest.skip("with this setting, oneDNN lacks the float16 kernels that TensorFlow asks it for")
     feature, (package, suffix) = zoo.ZOO[name], zoo.APIS[api]
     path = tmp_path / f"model{suffix}"
     package.utils.set_random_seed(0)

@@ -33,6 +33,7 @@ def test_epochs_that_are_given_have_no_minimum(settings, steps, said):
     assert any(bounded) == ("epochs" in settings)
 
 
+@pytest.mark.slow
 def test_an_epoch_of_100_unlabelled_images_is_a_step(samples, tmp_path):
     """No minimum of steps turns its seconds into minutes."""
     x = load_data("digits", (8, 8, 1), 10).train.arrays(100)[0].astype(np.float32)[:100]

@@ -75,7 +75,7 @@ def inference(model: tf_keras.Model) -> Callable[[Any], tf.Tensor]:
     dtypes = [x.dtype for x in model.inputs]
 
     # It is traced once, whatever the batch's size.
-    @tf.function(input_signature=[tf.TensorSpec(x.shape, x.dtype) for x in model.inputs])
+    @tf.function(input_signature=[tf.TensorSpec((None, *x.shape[1:]), x.dtype) for x in model.inputs])
     def call(*x: tf.Tensor) -> tf.Tensor:
         return model(list(x) if len(x) > 1 else x[0], training=False)
 

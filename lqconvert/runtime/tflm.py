@@ -52,7 +52,7 @@ def run_micro(tflite: bytes, inputs: np.ndarray) -> MicroRun:
     Raises:
         CannotRun: if it cannot run the file. The message has its reason.
     """
-    ran = _in_any_arena(tflite, inputs)
+    ran, arena = _in_any_arena(tflite, inputs)
     needed, step = ran.arena_bytes, ARENA_STEP
     while True:
         try:
@@ -60,21 +60,22 @@ def run_micro(tflite: bytes, inputs: np.ndarray) -> MicroRun:
             return dataclasses.replace(ran, arena_bytes=needed)
         except LqError:
             needed, step = needed + step, 2 * step
-            if needed > LARGEST_ARENA:
+            if needed > arena:
                 raise
 
 
 def invoke_micro(tflite: bytes, inputs: np.ndarray) -> np.ndarray:
-    """The outputs of :func:`run_micro`, in a third of its time."""
-    return _in_any_arena(tflite, inputs).outputs
+    """The outputs of :func:`run_micro`, without the search for an arena."""
+    ran, _ = _in_any_arena(tflite, inputs)
+    return ran.outputs
 
 
-def _in_any_arena(tflite: bytes, inputs: np.ndarray) -> MicroRun:
-    """A run in an arena that is large enough. ``arena_bytes`` is the sum of the allocations in it."""
+def _in_any_arena(tflite: bytes, inputs: np.ndarray) -> tuple[MicroRun, int]:
+    """A run, with the sum of its allocations as ``arena_bytes``, and the size of the arena that it got."""
     arena = FIRST_ARENA
     while True:
         try:
-            return _child(tflite, inputs, arena)
+            return _child(tflite, inputs, arena), arena
         except _NoArenaHelps:
             raise
         except LqError:
