@@ -57,22 +57,20 @@ class Comparison(Shown):
         return to_json(_finite(dataclasses.asdict(self)))
 
     def shown(self) -> Iterator[str | Table]:
-        first = self.files[0].evaluation
-        scores = [score.label for score in first.scores]
-        table = Table("file", "bytes", "ratio", "download", *scores, "agrees", "latency", "arena")
-        table.columns[0].overflow = "fold"
-        for each in self.files:
-            file = each.evaluation
-            table.add_row(
-                file.file,
-                f"{file.size:,}",
-                f"{first.size / file.size:.1f}x",
-                f"{file.deflated_bytes:,}",
-                *(score.text for score in file.scores),
-                _likeness(each),
-                f"{1e3 * file.latency_s:.3f} ms",
-                f"{file.arena_bytes:,}" if file.arena_bytes else "",
-            )
+        first, files = self.files[0].evaluation, [each.evaluation for each in self.files]
+        table = Table("", *(file.file for file in files))
+        for column in table.columns:
+            column.overflow = "fold"
+        table.add_row("bytes", *(f"{file.size:,}" for file in files))
+        table.add_row("ratio", *(f"{first.size / file.size:.1f}x" for file in files))
+        table.add_row("download", *(f"{file.deflated_bytes:,}" for file in files))
+        for place, score in enumerate(first.scores):
+            table.add_row(score.label, *(file.scores[place].text for file in files))
+        table.add_row("agrees", *map(_likeness, self.files))
+        table.add_row("latency", *(f"{1e3 * file.latency_s:.3f} ms" for file in files))
+        if any(file.arena_bytes for file in files):
+            arenas = (f"{file.arena_bytes:,}" if file.arena_bytes else "" for file in files)
+            table.add_row("arena", *arenas)
         yield table
         for table in self._layers():
             yield table
