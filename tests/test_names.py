@@ -481,7 +481,7 @@ def test_streams(line, environment, code, stdout, stderr, folder):
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\n", b"figure.hooks: evil:run\n", None])
 def test_no_matplotlibrc_is_read(content, tmp_path):
-    """TensorFlow's Keras imports matplotlib, so that every command would read it."""
+    """Reports have charts by matplotlib."""
     if content is None:
         os.mkfifo(tmp_path / "matplotlibrc")
     else:
@@ -493,3 +493,15 @@ def test_no_matplotlibrc_is_read(content, tmp_path):
     line = f'"$PYTHON" -c "{test}"'
     result = command(line, tmp_path, MATPLOTLIBRC=str(tmp_path), MPLBACKEND="agg")
     assert result.stdout.endswith(b"same [] False\n"), result
+
+
+def test_commands_import_nothing_that_keras_only_wraps(samples, tmp_path):
+    """They could: both are there before and after."""
+    test = "import sys, lqconvert.cli.main as cli; "
+    test += f"cli.main(['inspect', {str(samples / 'digits_cnn.h5')!r}, '--json'], standalone_mode=False); "
+    test += (
+        "print([n in sys.modules for n in ('keras', 'sklearn', 'matplotlib')]); import matplotlib, sklearn"
+    )
+    result = command(f'"$PYTHON" -c "{test}"', tmp_path)
+    assert result.returncode == 0, result
+    assert result.stdout.endswith(b"[True, False, False]\n"), result

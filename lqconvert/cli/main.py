@@ -14,9 +14,9 @@ import click
 from click.core import ParameterSource
 
 from lqconvert import __version__
+from lqconvert.cli import imports
 from lqconvert.cli.config import defaults, find
 from lqconvert.cli.hints import with_hint
-from lqconvert.cli.matplotlibrc import ignore
 from lqconvert.cli.messages import passed_on
 from lqconvert.cli.options import (
     MAX_DROP,
@@ -74,7 +74,7 @@ class _Group(click.Group):
 
     def main(self, *args: Any, **settings: Any) -> Any:
         install()
-        ignore()
+        imports.install()
         try:
             return super().main(*args, **settings)
         except LqError as error:  # from stdout, after the command has ended
