@@ -52,7 +52,10 @@ class Split:
             indices = indices.shuffle(self.size, seed=shuffle_seed, reshuffle_each_iteration=True)
         return (
             indices.batch(batch_size)
-            .map(lambda at: (at, *self._fetched(at, preprocessing)), num_parallel_calls=2)
+            .map(
+                tf.autograph.experimental.do_not_convert(lambda at: (at, *self._fetched(at, preprocessing))),
+                num_parallel_calls=2,
+            )
             .prefetch(2)
         )
 
@@ -84,20 +87,18 @@ class Split:
         indices = places.batch(batch_size).repeat().skip(start)
         batches = tf.data.Dataset.zip(tf.data.Dataset.counter(start), indices)
 
+        @tf.autograph.experimental.do_not_convert
         def dealt(step: Any, index: Any) -> tf.data.Dataset:
             size = tf.size(index, tf.int64)
             return tf.data.Dataset.range(given.start, given.stop).map(
                 lambda part: (step, part, size, index[part::parts])
             )
 
-        return (
-            batches.flat_map(dealt)
-            .map(
-                lambda step, part, size, at: (step, part, size, at, *self._fetched(at, preprocessing)),
-                num_parallel_calls=2,
-            )
-            .prefetch(2)
-        )
+        @tf.autograph.experimental.do_not_convert
+        def fetched(step: Any, part: Any, size: Any, at: Any) -> tuple[Any, ...]:
+            return step, part, size, at, *self._fetched(at, preprocessing)
+
+        return batches.flat_map(dealt).map(fetched, num_parallel_calls=2).prefetch(2)
 
     def _fetched(self, index: Any, preprocessing: Preprocessing | None) -> tuple[Any, Any]:
         """Tensors (x, y) of the examples at ``index``, an int64 tensor [b]."""

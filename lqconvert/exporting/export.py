@@ -28,6 +28,7 @@ from lqconvert.quantization.layers import (
     QuantizedLayer,
     scale_and_zero_point,
 )
+from lqconvert.quantization.model_outputs import traced
 from lqconvert.quantization.rewrite import float_layers
 from lqconvert.tflite.editing import strip
 from lqconvert.tflite.flatbuffer import read, write
@@ -103,7 +104,7 @@ def convert(model: tf_keras.Model, *, integer: bool, outputs: Sequence[str] = ()
     Raises:
         LqError: if the converter refuses the model.
     """
-    call = tf.function(lambda *x: model(list(x) if len(x) > 1 else x[0], training=False))
+    call = traced(lambda *x: model(list(x) if len(x) > 1 else x[0], training=False))
     signature = [tf.TensorSpec((1, *x.shape[1:]), x.dtype) for x in model.inputs]
     # With a Keras model, the converter would trace and save the functions of every layer, which takes long.
     variables = tf.Module()

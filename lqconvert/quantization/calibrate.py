@@ -19,6 +19,7 @@ from lqconvert.quantization.layers import (
     WeightQuantizer,
     quantizer_in_front,
 )
+from lqconvert.quantization.model_outputs import traced
 from lqconvert.tasks import Heads
 
 #: A smaller range than this, also relative to the ranges of other layers, comes from a dead layer.
@@ -50,7 +51,7 @@ def _calibrate_ranges(
 ) -> None:
     observe = tf_keras.Model(model.inputs, [quantizer.input for quantizer in learned])
 
-    @tf.function
+    @traced
     def extremes(x):
         outputs = observe(x, training=False)
         outputs = outputs if isinstance(outputs, list) else [outputs]

@@ -70,14 +70,23 @@ def _before_activation(tensor: tf.Tensor) -> tuple[tf.Tensor, str]:
     return tensor, activation if activation in PROBABILITIES else ""
 
 
+def traced(call: Callable[..., Any], **settings: Any) -> Any:
+    """``tf.function`` of code without Python control flow that depends on tensors.
+
+    Nothing in it is converted by AutoGraph, which takes about two seconds for all functions of a run.
+    """
+    return tf.function(tf.autograph.experimental.do_not_convert(call), autograph=False, **settings)
+
+
 def inference(model: tf_keras.Model) -> Callable[[Any], tf.Tensor]:
     """The model's output for a batch. Keras's ``predict`` takes longer than a small model does."""
     dtypes = [x.dtype for x in model.inputs]
 
     # It is traced once, whatever the batch's size.
-    @tf.function(input_signature=[tf.TensorSpec((None, *x.shape[1:]), x.dtype) for x in model.inputs])
-    def call(*x: tf.Tensor) -> tf.Tensor:
-        return model(list(x) if len(x) > 1 else x[0], training=False)
+    call = traced(
+        lambda *x: model(list(x) if len(x) > 1 else x[0], training=False),
+        input_signature=[tf.TensorSpec((None, *x.shape[1:]), x.dtype) for x in model.inputs],
+    )
 
     def outputs(x: Any) -> tf.Tensor:
         parts = x if isinstance(x, (tuple, list)) else (x,)

@@ -14,7 +14,7 @@ import tensorflow as tf
 import tf_keras
 
 from lqconvert.keras_loader.layer_kinds import class_name
-from lqconvert.quantization.model_outputs import logits_of
+from lqconvert.quantization.model_outputs import logits_of, traced
 from lqconvert.tasks import Head, Heads
 
 #: The number of rows from which a layer's moments are measured: this many for each of its inputs, and at
@@ -243,7 +243,7 @@ def importance_of(
     )
     spread = _spread(logits, batches)
 
-    @tf.function(reduce_retracing=True)
+    @functools.partial(traced, reduce_retracing=True)
     def squares(batch: Any, place: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             tape.watch([part for part in tf.nest.flatten(batch) if part.dtype.is_floating])

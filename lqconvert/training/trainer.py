@@ -91,6 +91,7 @@ class Trainer:
                 preprocessing=preprocessing,
             )
 
+            @tf.autograph.experimental.do_not_convert
             def with_targets(step: Any, part: Any, size: Any, index: Any, x: Any, y: Any) -> Any:
                 y = _flat(y)
                 if cached is not None:
@@ -143,6 +144,7 @@ class Trainer:
             total += strategy.reduce(tf.distribute.ReduceOp.SUM, each, axis=None)
         return total / tf.cast(steps, tf.float32)
 
+    @tf.autograph.experimental.do_not_convert
     def _step(self, x: Any, y: tf.Tensor, size: tf.Tensor, penalty_weight: tf.Tensor) -> tf.Tensor:
         """Learns from a batch, or this device's part of it. Returns that part of the task's loss."""
         if self.teacher is not None:
