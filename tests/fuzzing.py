@@ -112,11 +112,9 @@ def make_seeds(folder: Path) -> list[Path]:
     codes = Codes({"dense": LayerCodes("dense", "Dense", kernel, np.zeros(3, np.float32))})
     codes.save(folder / "run.codes.npz", Int8File(tflite, ["dense"], (1.0, 0.0)))
     tf_keras.models.load_model(folder / "cnn-tf_keras.h5").save(folder / "cnn.saved", save_format="tf")
-    point = Point(3, (0.9,), (0.8,), (0.0,), 0.1, 5000, 4000, 4000, 1.0)
+    point = Point(3, (0.9,), (0.8,), (0.0,), 0.1, 5000, 1.0)
     arrays = [rng.normal(size=(4, 3)).astype(np.float32), np.float32(3)]
-    Checkpoint(3, arrays, arrays, arrays, [point], 0, [(1.0, 1.0)], 0, 300).save(
-        folder / "run.resume.npz", {"seed": 0}
-    )
+    Checkpoint(3, arrays, arrays, arrays, [point], 0, 0, 300).save(folder / "run.resume.npz", {"seed": 0})
     (folder / "pyproject.toml").write_text("\n".join(SETTINGS[:6:5] + SETTINGS[5:7]))
     with zipfile.ZipFile(folder / "images.zip", "w") as archive:
         for number, image in enumerate(images[:24]):

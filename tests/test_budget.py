@@ -6,7 +6,6 @@ import json
 import math
 import zlib
 
-import numpy as np
 import pytest
 import small_tasks
 from click.testing import CliRunner
@@ -15,9 +14,7 @@ from hypothesis import strategies as st
 
 from lqconvert import Budget, BudgetMissed, LqError, MaxBin, Rate, quantize
 from lqconvert.cli.main import main
-from lqconvert.exporting.codes import Codes, LayerCodes, TensorCodes
 from lqconvert.training.budget import Point, Steering
-from lqconvert.training.size_estimate import independent_bytes, packing_overhead, stored
 from lqconvert.utils.compression import deflated, gzipped
 
 
@@ -29,7 +26,7 @@ def point(pressure: float, bearable: float, step: int = 1) -> Point:
 
 def evaluated(step: int, score: float, size: int, pressure: float = 1.0, error: float = 0.0) -> Point:
     """An evaluation of a model with one judged metric."""
-    return Point(step, (score,), (score,), (error,), 1 - score, size, 0, 0, pressure)
+    return Point(step, (score,), (score,), (error,), 1 - score, size, pressure)
 
 
 def steer(steering: Steering, bearable: float) -> Point:
@@ -160,7 +157,7 @@ def test_a_noisy_validation_split_is_no_license(error, tolerance):
 )
 def test_every_metric_has_to_hold(qualities, holds):
     steering = Steering(Budget(max_drop=1.0), [0.85, 0.7])
-    evaluation = Point(1, qualities, qualities, (0.0, 0.0), 0.1, 10_000, 0, 0, 1.0)
+    evaluation = Point(1, qualities, qualities, (0.0, 0.0), 0.1, 10_000, 1.0)
     assert steering.holds(evaluation) == holds
     assert steering.margin(evaluation) == pytest.approx(min(qualities[0] - 0.84, qualities[1] - 0.69))
 
@@ -168,12 +165,12 @@ def test_every_metric_has_to_hold(qualities, holds):
 def test_what_has_no_labels_is_held_against_the_best_that_was_seen():
     steering = Steering(Budget(max_drop=1.0), [1.0, 0.7], perfect=[True, False])
     for quality in (0.9, 0.95, 0.93):
-        steering.see(Point(1, (0, 0), (quality, 0.9), (0.0, 0.0), 0.1, 10_000, 0, 0, 1.0))
+        steering.see(Point(1, (0, 0), (quality, 0.9), (0.0, 0.0), 0.1, 10_000, 1.0))
     assert steering.required == pytest.approx([0.94, 0.69])
 
 
 def test_a_look_is_numbers_and_back():
-    evaluation = Point(3, (0.9, 0.8), (0.7, 0.6), (0.1, 0.2), 0.3, 5000, 4000, 3000, 0.25)
+    evaluation = Point(3, (0.9, 0.8), (0.7, 0.6), (0.1, 0.2), 0.3, 5000, 0.25)
     assert Point.of_numbers(evaluation.numbers()) == evaluation
     assert Point.of_json(json.loads(json.dumps(dataclasses.asdict(evaluation)))) == evaluation
 
@@ -195,36 +192,6 @@ def test_a_collapse_is_told_from_a_drop():
 def test_any_inflater_reads_what_deflated_counts(data):
     assert deflated(data) <= len(zlib.compress(data, 9))
     assert gzip.decompress(gzipped(data)) == data
-
-
-def test_kernels_are_stored_as_tflite_does():
-    codes = np.random.default_rng(0).integers(-9, 9, (7, 5))
-    assert stored(dense(codes)) == [codes.T.astype(np.int8).tobytes()]
-
-
-def dense(codes):
-    kernel = TensorCodes(codes.astype(np.int32), np.ones((1, 1), np.float32))
-    return Codes({"dense": LayerCodes("dense", "Dense", kernel, None)})
-
-
-@pytest.mark.parametrize("spread", [0.16, 0.22, 0.3, 0.4, 0.5, 0.6, 0.8, 1.2, 3, 10])
-def test_independent_codes_take_what_deflate_makes_of_them(spread):
-    codes = dense(np.rint(np.random.default_rng(0).laplace(0, spread, (500, 300))))
-    assert independent_bytes(codes) == pytest.approx(deflated(b"".join(stored(codes))), rel=0.04)
-
-
-@pytest.mark.parametrize("zeros", [0.0, 0.6, 0.95])
-def test_overhead_of_packing_is_foreseen(zeros):
-    def measure(zeros):
-        rng = np.random.default_rng(0)
-        values = np.where(rng.random((500, 400)) < zeros, 0, np.rint(rng.normal(0, 3, (500, 400))))
-        codes = dense(values)
-        independent = independent_bytes(codes)
-        return independent, deflated(b"".join(stored(codes))) / independent
-
-    known = [measure(zeros), measure(zeros + 0.4 * (1 - zeros))]
-    independent, overhead = measure(zeros + 0.5 * (1 - zeros))
-    assert packing_overhead(independent, known) == pytest.approx(overhead, rel=0.05)
 
 
 def test_the_default_run_is_steered(digits_run):

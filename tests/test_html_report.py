@@ -223,7 +223,7 @@ def made_up(outputs=None, layers=2, name="layer", pictures=None, noise=None):
         "tflm", size, size, "runtime", 9, {"x": 0}, 1e-3, 1e-3, 5000, 4000, size, ["CONV_2D"], rows, [name]
     )  # fmt: skip
     half, less = (0.5,) * len(criteria), (0.45,) * len(criteria)
-    evaluations = [Point(n * 100, half, less, less, 0.3, size + 900 - n, 9, 9, 1.0) for n in range(5)]
+    evaluations = [Point(n * 100, half, less, less, 0.3, size + 900 - n, 1.0) for n in range(5)]
     measured = Measured(10 * size, size, float_scores, 1e-4)
     report = Report(
         model=name,

@@ -92,7 +92,7 @@ def test_an_interrupted_run(tmp_path):
     folder.mkdir()
     job = *small_tasks.made("regression", tmp_path), folder / "m.tflite"
     path = folder / "m.resume.npz"
-    Checkpoint(600, [], [], [], [], 0, [], 0, 300).save(path, prepare(*job, DEFAULTS).identity)
+    Checkpoint(600, [], [], [], [], 0, 0, 300).save(path, prepare(*job, DEFAULTS).identity)
     resumed = plan(*job, resume=True)
     assert (resumed.resumes, resumed.discards) == (str(path), None)
     assert list(folder.iterdir()) == [path]

@@ -18,7 +18,6 @@ from lqconvert.quantization.post_training import PostTraining
 from lqconvert.quantization.rounding import Curvature, bits_of, nearest, rounded
 from lqconvert.quantization.walk import inputs_of_layers
 from lqconvert.tasks import Head, Heads, Output
-from lqconvert.training.size_estimate import stored
 from lqconvert.utils.compression import deflated
 
 RNG = np.random.default_rng(0)
@@ -213,7 +212,7 @@ def test_bytes_fall_as_bits_cost_more_and_the_model_stays_close(ready):
     for multiplier in (1e-9, 1e-7, 1e-5, 1e-3):
         post.round(multiplier)
         codes = learned_codes(quantized)
-        sizes.append(deflated(b"".join(stored(codes))))
+        sizes.append(bytes_of_kernels(codes))
         errors.append(np.abs(quantized.predict(batches[0], verbose=0) - truth).max())
         for layer in post.layers.values():  # what is rounded again is the same
             kernel = layer.layout.as_kernel(layer.weights)
@@ -222,7 +221,12 @@ def test_bytes_fall_as_bits_cost_more_and_the_model_stays_close(ready):
     assert sizes[-1] < sizes[0] / 2
     assert errors[0] < 0.02
     post.round(1e-7)
-    assert deflated(b"".join(stored(learned_codes(quantized)))) == sizes[1]
+    assert bytes_of_kernels(learned_codes(quantized)) == sizes[1]
+
+
+def bytes_of_kernels(codes):
+    kernels = (layer.kernel.codes for layer in codes.layers.values())
+    return deflated(b"".join(kernel.astype(np.int8).tobytes() for kernel in kernels))
 
 
 def test_biases_fit_int32_whatever_the_price():

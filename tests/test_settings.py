@@ -151,7 +151,7 @@ def test_defaults_can_be_replaced_as_a_whole(monkeypatch):
 
 def test_another_runs_checkpoint_names_the_settings_that_differ(tmp_path):
     path = tmp_path / "m.resume.npz"
-    Checkpoint(1, [], [], [], [], 0, [], 0, 3).save(path, {"seed": "0", "epochs": "20", "io": "int8"})
+    Checkpoint(1, [], [], [], [], 0, 0, 3).save(path, {"seed": "0", "epochs": "20", "io": "int8"})
     assert Checkpoint.load(path, {"seed": "0", "epochs": "20", "io": "int8"}).step == 1
     with pytest.raises(LqError) as raised:
         Checkpoint.load(path, {"seed": "1", "epochs": "20", "start": "0.5"})

@@ -28,22 +28,19 @@ class Point:
     errors: tuple[float, ...]  # standard errors of the paired differences from the float model
     loss: float  # on the validation split
     bytes: int  # the size of the target's file, packed
-    estimated_weight_bytes: int  # from the entropy of the codes and the packed sizes of earlier evaluations
-    weight_bytes: int  # deflated codes
     pressure: float  # the penalty weight: a factor on the scheme's penalty
 
     def numbers(self) -> np.ndarray:
-        """All fields as numbers, float64 [3 criteria + 6]."""
-        rest = self.step, self.loss, self.bytes, self.estimated_weight_bytes, self.weight_bytes, self.pressure
+        """All fields as numbers, float64 [3 criteria + 4]."""
+        rest = self.step, self.loss, self.bytes, self.pressure
         return np.array([*rest, *self.scores, *self.qualities, *self.errors], np.float64)
 
     @classmethod
     def of_numbers(cls, numbers: np.ndarray) -> Point:
         """The inverse of :meth:`numbers`."""
-        (step, loss, size, estimated, packed, pressure), criteria = numbers[:6].tolist(), numbers[6:]
+        (step, loss, size, pressure), criteria = numbers[:4].tolist(), numbers[4:]
         scores, qualities, errors = (tuple(part.tolist()) for part in np.split(criteria, 3))
-        sizes = int(size), int(estimated), int(packed)
-        return cls(int(step), scores, qualities, errors, loss, *sizes, pressure)
+        return cls(int(step), scores, qualities, errors, loss, int(size), pressure)
 
     @classmethod
     def of_json(cls, fields: dict[str, Any]) -> Point:

@@ -32,7 +32,6 @@ class Checkpoint:
     best_variables: list[np.ndarray]  # the model's at the best evaluation
     points: list[Point]
     best: int  # index into ``points``
-    overheads: list[tuple[float, float]]  # at each point: independent bytes, packed / independent
     rollbacks: int
     cycle: int  # the number of steps in it
     larger_variables: list[np.ndarray] = field(default_factory=list)  # at the smallest point over a size

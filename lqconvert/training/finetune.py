@@ -24,9 +24,7 @@ from lqconvert.training.budget import Budget, Point, Steering
 from lqconvert.training.checkpoint import Checkpoint
 from lqconvert.training.distribution import Distribution
 from lqconvert.training.pacing import Pace
-from lqconvert.training.size_estimate import independent_bytes, packing_overhead, stored
 from lqconvert.training.trainer import Trainer, assign, values
-from lqconvert.utils.compression import deflated
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +224,7 @@ def steering_of(
 
 
 class Evaluator:
-    """Evaluates the model on the validation split, and estimates the size of its file."""
+    """Evaluates the model on the validation split, and measures the size of its file."""
 
     def __init__(
         self,
@@ -238,7 +236,6 @@ class Evaluator:
     ) -> None:
         self.quantized, self.data, self.preprocessing = quantized, data, preprocessing
         self.file_size = file_size
-        self.overheads: list[tuple[float, float]] = []  # (independent bytes, packed / independent)
         self.codes_in_use = 0  # the number of different integers, summed over the tensors
         self.teacher = data.heads.activated(teacher_logits)
         self.float_qualities = float_qualities(data, teacher_logits, data.validation)
@@ -250,28 +247,20 @@ class Evaluator:
         labels = self.data.validation.y
         codes = learned_codes(self.quantized)
         self.codes_in_use = sum(layer.kernel.code_count for layer in codes.layers.values())
-        kernels, independent = b"".join(stored(codes)), max(independent_bytes(codes), 1.0)
-        packed = deflated(kernels)
-        known = self.overheads or [(independent, packed / independent)]
-        estimated = independent * packing_overhead(independent, known)
         heads = self.data.heads
         scores = heads.judged_scores(heads.activated(logits), labels, self.teacher)
         qualities = heads.qualities(logits, labels, self.teacher)
         differences = qualities - self.float_qualities
         errors = differences.std(axis=1) / math.sqrt(differences.shape[1])
-        point = Point(
+        return Point(
             step,
             tuple(scores),
             tuple(qualities.mean(axis=1).tolist()),
             tuple(errors.tolist()),
             heads.loss(logits, labels, self.teacher),
             self.file_size(codes),
-            round(estimated),
-            packed,
             penalty_weight,
         )
-        self.overheads.append((independent, packed / independent))
-        return point
 
 
 class _FinetuningRun:
@@ -317,7 +306,6 @@ class _FinetuningRun:
         self.points, self.best = checkpoint.points, checkpoint.best
         self.best_variables = checkpoint.best_variables
         self.larger_variables = checkpoint.larger_variables
-        self.evaluator.overheads = checkpoint.overheads
         assign(self.trainer.model.variables, checkpoint.variables)
         assign(self.trainer.optimizer.variables, checkpoint.optimizer)
         self.trainer.seek(self.step)
@@ -427,7 +415,6 @@ class _FinetuningRun:
                 self.best_variables,
                 self.points,
                 self.best,
-                self.evaluator.overheads,
                 self.rollbacks,
                 int(self.pace.cycle),
                 self.larger_variables,

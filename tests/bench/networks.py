@@ -280,7 +280,6 @@ class Result:
     seconds: float
     latency_s: float = 0.0
     arena: int = 0
-    estimate: float = 0.0  # of the packed bytes of the weights, over these
 
 
 def kept(path: Path, make: Callable[[], dict[str, Result]]) -> dict[str, Result]:
@@ -319,8 +318,7 @@ def learned(
         seed=seed,
     )
     seconds, int8 = round(time.time() - start, 1), report.int8
-    estimate = report.best.estimated_weight_bytes / report.best.weight_bytes
-    plain = Result(int8.size, int8.deflated_bytes, int8.score, seconds, int8.latency_s, estimate=estimate)
+    plain = Result(int8.size, int8.deflated_bytes, int8.score, seconds, int8.latency_s)
     results = {"int8": plain}
     for file in report.files:
         proven, arena = file.proven, file.proven.arena_bytes or 0
@@ -335,15 +333,13 @@ def learned(
 def row(name: str, method: str, results: list[Result], originals: list[Result]) -> str:
     """A line of the table: the mean of the results, and the spread of their scores over their originals'."""
     original, drops = originals[0], [a.score - b.score for a, b in zip(results, originals, strict=True)]
-    size, packed, score, seconds, latency, arena, _ = np.mean(
+    size, packed, score, seconds, latency, arena = np.mean(
         [dataclasses.astuple(result) for result in results], axis=0
     )
-    off = max((100 * abs(result.estimate - 1) for result in results if result.estimate), default=None)
     spread = f" +- {100 * np.std(drops):.2f}" if len(results) > 1 else ""
     accuracy = f"{100 * score:.2f}% | {100 * np.mean(drops):+.2f}{spread}"
     sizes = f"{size:,.0f} | {original.size / size:.1f}x | {packed:,.0f} | {original.size / packed:.1f}x"
-    estimate = "" if off is None else f"{off:.1f}%"
-    took = f"{estimate} | {1e3 * latency:.3f} ms | {arena:,.0f} | {seconds / 60:.1f}"
+    took = f"{1e3 * latency:.3f} ms | {arena:,.0f} | {seconds / 60:.1f}"
     return f"| {name} | {method} | {sizes} | {accuracy} | {took} |"
 
 
@@ -380,7 +376,7 @@ def main() -> None:
     asked = f"{size}B" if size else f"{arguments.max_drop:g}points"
     asked += "" if arguments.epochs is None else f".{arguments.epochs}epochs"
     columns = ("network", "method", "bytes", "ratio", "deflated", "ratio", "accuracy", "points")
-    columns += ("estimate off by", "latency", "arena", "minutes")
+    columns += ("latency", "arena", "minutes")
     print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
     for name in arguments.networks:
         network, own = NETWORKS[name], arguments.own_floats
