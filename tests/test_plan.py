@@ -136,3 +136,20 @@ def test_a_plan_takes_the_settings_of_a_run(samples, tmp_path):
         plan(samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite", epoch=1)
     with pytest.raises(LqError, match="no C sources for LiteRT"):
         plan(samples / "digits_cnn.h5", "digits", tmp_path / "m.tflite", c_array=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"), [([], 6), (["--effort", "fast"], 0), (["--effort", "high"], 7200)]
+)
+def test_effort_is_the_length_of_a_run(options, steps, tmp_path, monkeypatch):
+    """On the command line it has priority over the project's epochs."""
+    model, data = small_tasks.made("regression", tmp_path)
+    (tmp_path / "pyproject.toml").write_text("[tool.lqconvert.quantize]\nepochs = 2\n")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["quantize", str(model), "--data", str(data), *options]
+    result = CliRunner().invoke(main, [*arguments, "--dry-run", "--json"])
+    assert json.loads(result.stdout)["steps"] == steps
+    if options:
+        both = CliRunner().invoke(main, [*arguments, "--epochs", "3"])
+        assert both.exit_code == 2
+        assert "exclude one another" in both.stderr

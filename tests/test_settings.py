@@ -18,7 +18,7 @@ from lqconvert.errors import LqError
 from lqconvert.pipeline import settings as module
 from lqconvert.pipeline.settings import DEFAULTS, ExportKeywords, OutputSettings, QuantizeKeywords, Settings
 from lqconvert.quantization.granularity import GRANULARITIES
-from lqconvert.quantization.recipes import DEFAULT_SCHEME, RECIPES, ROUNDINGS
+from lqconvert.quantization.recipes import DEFAULT_SCHEME, EFFORTS, RECIPES, ROUNDINGS
 from lqconvert.tasks import Wishes
 from lqconvert.training.checkpoint import Checkpoint
 
@@ -131,6 +131,8 @@ def test_what_the_user_left_open_follows_the_scheme():
     assert DEFAULTS.budget == Budget(max_drop=0.0, asked=False)
     assert DEFAULTS.replaced(scheme=Rate()).budget == Budget(asked=False)
     assert DEFAULTS.replaced(epochs=0).epochs == 0
+    assert [DEFAULTS.replaced(effort=effort).epochs for effort in EFFORTS] == [0, 20, 80]
+    assert DEFAULTS.replaced(effort="high", epochs=7).epochs == 7
     coarse = DEFAULTS.replaced(scheme=LSQ(), epochs=7)
     assert (coarse.granularity, coarse.epochs, coarse.learning_rate) == ("output-channel-wise", 7, 2e-4)
 
@@ -142,6 +144,8 @@ def test_keywords_change_settings():
     assert Settings.of({"epochs": 2}, settings).changes() == settings.changes() | {"epochs": 2}
     with pytest.raises(TypeError, match="epoch"):
         Settings.of({"epoch": 1})
+    with pytest.raises(LqError, match="effort 'quick': not one of fast, normal, high"):
+        Settings.of({"effort": "quick"})
 
 
 def test_defaults_can_be_replaced_as_a_whole(monkeypatch):

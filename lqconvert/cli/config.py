@@ -37,7 +37,8 @@ PLAIN = frozenset(
         *("task", "threshold", "weight", "steer-on"),
         *("c-array", "gzip", "io", "strip-all", "int4-convolutions", "strict", "resume", "distribute"),
         *("scheme", "bits", "penalty", "granularity", "rounding", "start", "preprocess", "input-shape"),
-        *("epochs", "max-minutes", "batch-size", "learning-rate", "seed", "json", "markdown", "quiet"),
+        *("effort", "epochs", "max-minutes", "batch-size", "learning-rate", "seed"),
+        *("json", "markdown", "quiet"),
     )
 )
 #: Options that name a file to read.

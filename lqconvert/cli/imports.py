@@ -1,9 +1,9 @@
-"""How commands import matplotlib and TensorFlow. Programs that use lqconvert as a library are not affected.
+"""How commands import matplotlib and Keras. Programs that use lqconvert as a library are not affected.
 
 - When matplotlib is imported, it reads the matplotlibrc of the working folder. A damaged one ends the import,
   a FIFO blocks it, and others may name modules to import or programs to run. So commands read none of them.
-- When TensorFlow is imported, Keras imports scikit-learn and matplotlib if they are installed, only to offer
-  wrappers of them. That takes two seconds, and no command needs them.
+- When Keras is imported, as TensorFlow does, it imports scikit-learn and matplotlib if they are installed,
+  only to offer wrappers of them. That takes two seconds, and no command needs the wrappers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WRAPPED = ("sklearn", "matplotlib")
 
 
 def install() -> None:
-    """Makes matplotlib and TensorFlow be imported like this, if they are imported later."""
+    """Makes matplotlib and Keras be imported like this, if they are imported later."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
@@ -59,7 +59,7 @@ def _without_wrapped(_: ModuleType) -> Iterator[None]:
 
 AROUND: dict[str, Callable[[ModuleType], AbstractContextManager[None]]] = {
     "matplotlib": _own_files,
-    "tensorflow": _without_wrapped,
+    "keras": _without_wrapped,
 }
 
 

@@ -41,7 +41,7 @@ from lqconvert.errors import LqError, Terminated
 from lqconvert.keras_loader.in_memory import default_output
 from lqconvert.pipeline.settings import DEFAULTS, Settings
 from lqconvert.quantization.granularity import GRANULARITIES
-from lqconvert.quantization.recipes import DEFAULT_SCHEME, RECIPES, ROUNDINGS
+from lqconvert.quantization.recipes import DEFAULT_SCHEME, EFFORTS, RECIPES, ROUNDINGS
 from lqconvert.training.budget import STEER_ON, Budget
 from lqconvert.utils.terminal import Console, Table, install, move_stderr, say, spelled
 from lqconvert.utils.text import printable
@@ -193,9 +193,16 @@ def main(context: click.Context) -> None:
     "--preprocess", type=PreprocessingType(), help="How inputs were scaled for training.  [default: detected]"
 )
 @click.option(
+    "--effort",
+    type=click.Choice(tuple(EFFORTS)),
+    default=DEFAULTS.training.effort,
+    show_default=True,
+    help="fast: a file in seconds, without training. high: a smaller file, in four times the steps.",
+)
+@click.option(
     "--epochs",
     type=click.IntRange(0),
-    help="Training epochs. 0: no training (post-training quantization, in seconds).  "
+    help="Training epochs, instead of --effort. 0: no training (post-training quantization).  "
     f"[default: {by_scheme('epochs')}; more if they give fewer than {DEFAULTS.training.minimum_steps} steps]",
 )
 @click.option(
@@ -267,6 +274,7 @@ def quantize(
 ) -> None:
     """Quantizes a Keras MODEL to an integer-only .tflite for a target and measures the file."""
     penalty, budget = _penalty_or_budget(options)
+    _effort_or_epochs(options)
     if not os.path.exists(model):
         raise LqError(f"{model}: no such file")
     _import_quietly(debug)
@@ -332,6 +340,16 @@ def _penalty_or_budget(options: dict[str, Any]) -> tuple[float | None, Budget]:
         return None, Budget(**asked)
     steered = scheme == DEFAULT_SCHEME and penalty is None
     return penalty, DEFAULTS.budget if steered else Budget(asked=False)
+
+
+def _effort_or_epochs(options: dict[str, Any]) -> None:
+    """Removes the --epochs of a pyproject.toml if the command line has an --effort."""
+    source = click.get_current_context().get_parameter_source
+    given = [name for name in ("effort", "epochs") if source(name) is ParameterSource.COMMANDLINE]
+    if len(given) == 2:
+        raise click.UsageError("--effort and --epochs exclude one another")
+    if given == ["effort"]:
+        options["epochs"] = None
 
 
 @main.command()

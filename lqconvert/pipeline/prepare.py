@@ -29,6 +29,7 @@ from lqconvert.quantization.fold_batchnorm import fold
 from lqconvert.quantization.input_scaling import Fronted, choose_front
 from lqconvert.quantization.layers import QuantizedLayer
 from lqconvert.quantization.model_outputs import inference, joined, outputs_of
+from lqconvert.quantization.recipes import EFFORTS
 from lqconvert.quantization.rewrite import float_layers, rewrite
 from lqconvert.quantization.schemes import Scheme
 from lqconvert.reports.settings import RunSettings
@@ -179,14 +180,14 @@ def prepare(
 def _steps(data: Data, settings: Settings) -> int:
     """The number of training steps. If the user set the epochs, no steps are added; there may be none."""
     training, cycles = settings.training, settings.budget.cycles
-    if training.epochs == 0:
+    if settings.epochs == 0:
         return 0
     usual = steps = total_steps(
         data.train.size,
         settings.epochs,
         training.batch_size,
         cycles,
-        least=max(training.minimum_steps, training.minimum_cycle * cycles),
+        least=EFFORTS[training.effort] * max(training.minimum_steps, training.minimum_cycle * cycles),
     )
     if training.epochs is not None:
         steps = total_steps(data.train.size, training.epochs, training.batch_size, cycles)

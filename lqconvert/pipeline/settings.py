@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from lqconvert.data.preprocessing import Preprocessing
-from lqconvert.quantization.recipes import DEFAULT_SCHEME
+from lqconvert.errors import LqError
+from lqconvert.quantization.recipes import DEFAULT_SCHEME, EFFORTS
 from lqconvert.tasks import Wishes
 from lqconvert.training.budget import Budget
 
@@ -65,9 +66,10 @@ class QuantizeKeywords(ExportKeywords, total=False):
         budget: the accuracy or size budget. By default the file may lose nothing; if that is not possible,
             the best file is written. If a scheme is given, there is no budget by default. Schemes without a
             penalty cannot have one.
-        epochs, learning_rate: they depend on the scheme by default. If you give epochs, no steps are added;
-            by default, small data sets get more epochs. 0 epochs are post-training quantization, which takes
-            seconds.
+        effort: "fast" (no training: post-training quantization, in seconds), "normal" or "high" (four times
+            the steps, for smaller files).
+        epochs, learning_rate: they depend on the scheme by default. If you give epochs, they count instead of
+            the effort, and no steps are added; by default, small data sets get more epochs.
         max_minutes: stop fine-tuning after this time, counted from the call, and use the best weights so far.
             Cycles are shortened accordingly. Files are exported and verified after that.
         batch_size: training examples in a step.
@@ -89,6 +91,7 @@ class QuantizeKeywords(ExportKeywords, total=False):
     rounding: str
     start: float | None
     budget: Budget | None
+    effort: str
     epochs: int | None
     learning_rate: float | None
     max_minutes: float | None
@@ -132,6 +135,7 @@ class TrainingSettings:
     """How the quantized model is fine-tuned."""
 
     budget: Budget | None = None
+    effort: str = "normal"
     epochs: int | None = None
     learning_rate: float | None = None
     max_minutes: float | None = None
@@ -140,6 +144,10 @@ class TrainingSettings:
     minimum_steps: int = 500
     minimum_cycle: int = 300
     save_seconds: float = 60
+
+    def __post_init__(self) -> None:
+        if self.effort not in EFFORTS:
+            raise LqError(f"effort '{self.effort}': not one of {', '.join(EFFORTS)}")
 
 
 @dataclass(frozen=True)
@@ -229,7 +237,8 @@ class Settings:
 
     @property
     def epochs(self) -> int:
-        return self.scheme.recipe.epochs if self.training.epochs is None else self.training.epochs
+        given = self.training.epochs
+        return self.scheme.recipe.epochs * EFFORTS[self.training.effort] if given is None else given
 
     @property
     def learning_rate(self) -> float:

@@ -34,5 +34,7 @@ RECIPES = {
     "difference": PUBLISHED,
 }
 DEFAULT_SCHEME = "rate"
+#: By name: the factor on the steps of fine-tuning. With 0, nothing is trained.
+EFFORTS = {"fast": 0, "normal": 1, "high": 4}
 #: How a weight, divided by its scale, becomes a code. "floor" is the thesis's way.
 ROUNDINGS = ("nearest", "floor")
