@@ -256,15 +256,16 @@ class Report(Shown):
             yield recalls
         for file in self.files:
             yield from notes(file)
-        examples = f"on {self.splits['test']:,} test examples"
-        graph = "fine-tuned graph" if self.settings.epochs else "quantized graph"
+        examples = f"{self.splits['test']:,} test examples"
+        graph = "fine-tuned model" if self.settings.epochs else "quantized model"
         if self.agreement_with_graph is not None:
             yield (
-                f"top-1 agreement with the {graph} {self.agreement_with_graph:.2%}, "
-                f"with the float model {self.agreement_with_float:.2%}, {examples}"
+                f"int8 gives the same class as the {graph} for {self.agreement_with_graph:.2%}, "
+                f"and as the float model for {self.agreement_with_float:.2%}, of {examples}"
             )
         else:
-            yield f"at most {self.max_lsb_from_graph:.1f} output steps from the {graph}, {examples}"
+            steps = f"{self.max_lsb_from_graph:.1f} steps"
+            yield f"int8 differs from the {graph} by at most {steps} of the output's scale, on {examples}"
         for name, what in self.float_layers.items():
             yield f"computes in float: '{name}' ({what})"
         yield from self.feeding()

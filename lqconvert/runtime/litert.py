@@ -17,7 +17,6 @@ from typing import IO, Any
 import numpy as np
 
 from lqconvert.errors import CannotRun
-from lqconvert.tflite.flatbuffer import read
 from lqconvert.tflite.interface import LARGEST_INPUT, Detail, Interface, Scale, split
 from lqconvert.utils.worker import ended_by, started
 
@@ -213,6 +212,8 @@ def isolated(
         LqError: if the file is damaged.
         CannotRun: if LiteRT cannot run it.
     """
+    from lqconvert.tflite.flatbuffer import read  # the process that runs the file does not need it
+
     read(tflite)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as errors:
         model = Path(folder) / "model.tflite"

@@ -1,16 +1,21 @@
-"""The inputs and outputs of a .tflite file, and the conversion of their codes to real values."""
+"""The inputs and outputs of a .tflite file, and the conversion of their codes to real values.
+
+A process that runs a file imports this module, and starts in two thirds of the time without the modules that
+read files. So they are imported where they are used.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
 from lqconvert.errors import LqError
-from lqconvert.tflite.flatbuffer import read
-from lqconvert.tflite.graph import DTYPES, Tensor, text_of
+
+if TYPE_CHECKING:
+    from lqconvert.tflite.graph import Tensor
 
 #: The largest number of values in an input or output of a file for TFLite Micro, checked before it is run.
 LARGEST_INPUT = 1 << 24
@@ -61,6 +66,8 @@ class Interface:
         Raises:
             LqError: if the file is damaged.
         """
+        from lqconvert.tflite.flatbuffer import read
+
         graph = read(tflite).main
         inputs, outputs = (
             [_detail(graph.tensors[index]) for index in side] for side in (graph.inputs, graph.outputs)
@@ -161,6 +168,8 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], detail: Detail) ->
 
 
 def _detail(tensor: Tensor) -> Detail:
+    from lqconvert.tflite.graph import DTYPES, text_of
+
     name, scale = text_of(tensor.name), Scale(0.0, 0)
     if len(tensor.scales) == 1:
         scale = Scale(float(tensor.scales[0]), tensor.zero_point)
