@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def main(context: click.Context) -> None:
     type=click.Choice(tuple(EFFORTS)),
     default=DEFAULTS.training.effort,
     show_default=True,
-    help="fast: a file in seconds, without training. high: a smaller file, in four times the steps.",
+    help="fast: a file in seconds, without training. high: four times the steps, usually for a smaller file.",
 )
 @click.option(
     "--epochs",
@@ -324,12 +325,17 @@ def quantize(
         click.get_current_context().exit(128 + signal.SIGINT)
 
 
+def _on_command_line(names: Sequence[str]) -> list[str]:
+    """Those of the options that the command line gives. They have priority over pyproject.toml."""
+    source = click.get_current_context().get_parameter_source
+    return [name for name in names if source(name) is ParameterSource.COMMANDLINE]
+
+
 def _penalty_or_budget(options: dict[str, Any]) -> tuple[float | None, Budget]:
     """The --penalty, and the budget. Both are removed from the options."""
     asked = {name: options.pop(name) for name in BUDGETS}
-    source = click.get_current_context().get_parameter_source
-    given = [name for name in BUDGETS if source(name) is ParameterSource.COMMANDLINE]
-    if given:  # the command line has priority over pyproject.toml
+    given = _on_command_line(BUDGETS)
+    if given:
         asked = {name: value if name in given else None for name, value in asked.items()}
     if sum(value is not None for value in asked.values()) > 1:
         raise click.UsageError("--max-drop, --max-size and --penalty exclude one another")
@@ -344,8 +350,7 @@ def _penalty_or_budget(options: dict[str, Any]) -> tuple[float | None, Budget]:
 
 def _effort_or_epochs(options: dict[str, Any]) -> None:
     """Removes the --epochs of a pyproject.toml if the command line has an --effort."""
-    source = click.get_current_context().get_parameter_source
-    given = [name for name in ("effort", "epochs") if source(name) is ParameterSource.COMMANDLINE]
+    given = _on_command_line(("effort", "epochs"))
     if len(given) == 2:
         raise click.UsageError("--effort and --epochs exclude one another")
     if given == ["effort"]:
