@@ -23,7 +23,7 @@ from lqconvert.analysis.inspect_tflite import Allowance, Constants
 from lqconvert.cli.main import main
 from lqconvert.exporting.codes import Int8File
 from lqconvert.keras_loader import limits
-from lqconvert.keras_loader.layer_rules import TrustedFunction
+from lqconvert.keras_loader.custom_layers import TrustedFunction
 from lqconvert.pipeline.quantize import export_codes
 from lqconvert.quantization.fold_batchnorm import fold
 from lqconvert.quantization.rewrite import float_layers

@@ -233,10 +233,22 @@ ZOO: dict[str, Feature] = {
         lambda api: causal(api, use_causal_mask=True), refused="use_causal_mask=True, which is not supported"
     ),
     "layer norm": Feature(chain(STEPS, head, layer("LayerNormalization"), head), floats="LayerNormalization"),
-    "lstm": Feature(chain(STEPS, layer("LSTM", 5), head), floats="a recurrent layer"),
+    "lstm": Feature(chain(STEPS, layer("LSTM", 5), head)),
+    "stacked lstm": Feature(
+        chain(
+            STEPS,
+            layer("BatchNormalization"),
+            layer("LSTM", 5, return_sequences=True, go_backwards=True, use_bias=False),
+            layer("BatchNormalization"),
+            layer("LSTM", 4, return_sequences=True),
+            layer("Flatten"),
+            head,
+        )
+    ),
+    "lstm relu": Feature(chain(STEPS, layer("LSTM", 5, activation="relu"), head), floats="a recurrent layer"),
     "gru": Feature(chain(STEPS, layer("GRU", 5), head), floats="a recurrent layer"),
     "rnn": Feature(chain(STEPS, layer("SimpleRNN", 5), head), floats="a recurrent layer"),
-    "bidirectional": Feature(chain(STEPS, bidirectional, head), floats="a recurrent layer"),
+    "bidirectional": Feature(chain(STEPS, bidirectional, head)),
     "nested": Feature(nested),
     "several": Feature(several),
     "branches": Feature(branches),

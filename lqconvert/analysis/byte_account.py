@@ -13,7 +13,7 @@ import numpy as np
 
 from lqconvert.analysis.inspect_tflite import Allowance, ConstantRow, Constants, stored_arrays
 from lqconvert.tflite.flatbuffer import Touched, read_places
-from lqconvert.tflite.graph import OPERANDS, Model, Operator, Tensor
+from lqconvert.tflite.graph import LSTM, LSTM_BIASES, OPERANDS, Model, Operator, Tensor
 
 #: The uses of bytes, in the order in which they are shown. Together they are the file.
 KINDS = ("weights", "biases", "scales", "unread", "graph", "names", "padding")
@@ -93,13 +93,13 @@ def _claim_constants(
         operands = [index for index in operator.operands if index in constants.sources]
         reader = f"{place} {operator.code.shown_name}" + (f" of graph {number}" if number else "")
         row = next((layers[index] for index in operands if index in layers), reader)
-        bias = _bias(operator)
+        biases = _biases(operator)
         for index in operands:
             if index in seen:
                 continue
             seen.add(index)
             each = constants.row(index, reader)
-            kind = "biases" if index == bias else "graph" if _setting(each) else "weights"
+            kind = "biases" if index in biases else "graph" if _setting(each) else "weights"
             if kind == "biases":
                 found.biases[row] += each.elements
             if kind == "weights":
@@ -113,10 +113,12 @@ def _claim_constants(
                 claim(_quantization(tensor), row, "scales")
 
 
-def _bias(operator: Operator) -> int:
-    """The tensor of a linear operator's bias, or -1."""
+def _biases(operator: Operator) -> tuple[int, ...]:
+    """The tensors of an operator's biases."""
+    if operator.name == LSTM:
+        return operator.inputs[LSTM_BIASES]
     place = OPERANDS[operator.name][2] if operator.name in OPERANDS else len(operator.inputs)
-    return operator.inputs[place] if place < len(operator.inputs) else -1
+    return operator.inputs[place : place + 1]
 
 
 def _setting(constant: ConstantRow) -> bool:

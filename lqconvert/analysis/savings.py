@@ -14,14 +14,14 @@ from lqconvert.runtime.verify import smallest
 from lqconvert.tflite.dead_channels import remove_dead_channels
 from lqconvert.tflite.editing import Needless, strip
 from lqconvert.tflite.flatbuffer import read, size_of, write
-from lqconvert.tflite.graph import OPERANDS, Model
-from lqconvert.tflite.packing import INT8, kernels, name_kernels
+from lqconvert.tflite.graph import LSTM, OPERANDS, Model
+from lqconvert.tflite.packing import INT8, Stored, kernels, name_kernels
 from lqconvert.tflite.targets import TARGETS, TFLM
 
 #: Who can save bytes: lqconvert with the same codes, quantize with new codes, or the model's author.
 LQCONVERT, QUANTIZE, MODEL = "lqconvert", "quantize", "model"
 #: Operators whose float weights quantize converts to int8.
-INTEGER = {*OPERANDS, "GATHER"}
+INTEGER = {*OPERANDS, LSTM, "GATHER"}
 #: The limit for kernels: each is tried in several packings, which takes minutes for this many.
 MOST_KERNELS = 256
 #: The storage of constants that are not packed.
@@ -138,9 +138,13 @@ class Measured:
                 continue
             best = smallest(tflite, target)
             self.smallest[target.name] = best.size
+            chosen: dict[str, list[Stored]] = {}  # an LSTM has several kernels
             for kernel, stored in zip(best.kernels, best.chosen, strict=True):
-                if stored.size < before[kernel.name]:
-                    self.packed.setdefault(kernel.name, {})[target.name] = stored.packing, stored.size
+                chosen.setdefault(kernel.name, []).append(stored)
+            for name, parts in chosen.items():
+                size, ways = sum(each.size for each in parts), {each.packing: None for each in parts}
+                if size < before[name]:
+                    self.packed.setdefault(name, {})[target.name] = ", ".join(ways), size
             counts = Counter(name for name in best.packings if name != INT8.name)
             if counts:
                 how = ", ".join(f"{name} for {count}" for name, count in counts.most_common())
@@ -150,8 +154,11 @@ class Measured:
 
 
 def _sizes(model: Model) -> dict[str, int]:
-    """The number of codes of each kernel."""
-    return {kernel.name: kernel.codes.size for kernel in kernels(model)}
+    """The number of codes of all kernels of each name."""
+    sizes: Counter[str] = Counter()
+    for kernel in kernels(model):
+        sizes[kernel.name] += kernel.codes.size
+    return dict(sizes)
 
 
 def counted(count: int, one: str, more: str) -> str:

@@ -20,8 +20,9 @@ import tf_keras
 from lqconvert.errors import LqError, first_line
 from lqconvert.exporting.codes import Codes, LayerCodes, TensorCodes, native
 from lqconvert.exporting.fold_channel_scales import fold_input_scales
+from lqconvert.exporting.lstm import GATES, FusedLSTM, fill_lstm, put_lstm, with_keras_lstms
 from lqconvert.keras_loader.layer_kinds import class_name
-from lqconvert.quantization.granularity import KEPT_AXES, kernel_name
+from lqconvert.quantization.granularity import KEPT_AXES, KERNELS, kernel_name
 from lqconvert.quantization.layers import (
     ActivationQuantizer,
     FollowingQuantizer,
@@ -32,7 +33,17 @@ from lqconvert.quantization.model_outputs import traced
 from lqconvert.quantization.rewrite import float_layers
 from lqconvert.tflite.editing import strip
 from lqconvert.tflite.flatbuffer import read, write
-from lqconvert.tflite.graph import OPERANDS, Model, Operator, Port, Quantization, Tensor, text_of
+from lqconvert.tflite.graph import (
+    LSTM,
+    LSTM_INPUT_KERNELS,
+    OPERANDS,
+    Model,
+    Operator,
+    Port,
+    Quantization,
+    Tensor,
+    text_of,
+)
 from lqconvert.tflite.interface import Scale
 
 
@@ -78,13 +89,15 @@ def learned_codes(model: tf_keras.Model) -> Codes:
 
 
 def _granularity(layer: Any, kept_axes: tuple[int, ...]) -> str:
+    if not kept_axes:
+        return "scalar"
     names = [name for name, kept in KEPT_AXES.items() if kept[class_name(layer)] == kept_axes]
     return "output-channel-wise" if "output-channel-wise" in names else names[0]
 
 
 def tflite_layout(kind: str, kernel: np.ndarray) -> np.ndarray:
     """The kernel of a Keras layer of class ``kind`` in TFLite's memory layout."""
-    if kind == "Dense":
+    if KERNELS[kind].is_matrix:
         return kernel.T
     if kind == "DepthwiseConv2D":
         return kernel.reshape(1, *kernel.shape[:2], -1)
@@ -104,6 +117,7 @@ def convert(model: tf_keras.Model, *, integer: bool, outputs: Sequence[str] = ()
     Raises:
         LqError: if the converter refuses the model.
     """
+    model = model if integer else with_keras_lstms(model)
     call = traced(lambda *x: model(list(x) if len(x) > 1 else x[0], training=False))
     signature = [tf.TensorSpec((1, *x.shape[1:]), x.dtype) for x in model.inputs]
     # With a Keras model, the converter would trace and save the functions of every layer, which takes long.
@@ -120,11 +134,16 @@ def convert(model: tf_keras.Model, *, integer: bool, outputs: Sequence[str] = ()
     except Exception as error:  # the converter raises bare Exceptions
         raise LqError(f"TFLite's converter refused the model: {first_line(error)}") from error
     several = len(model.inputs) > 1 or len(model.outputs) > 1
-    if not several:
+    recurrent = any(isinstance(layer, tf_keras.layers.LSTM) for layer in model.layers)
+    if not several and not recurrent:
         return tflite
-    ordered = read(tflite)
-    _put_in_order(ordered, model.input_names, outputs or model.output_names)
-    return write(ordered)
+    edited = read(tflite)
+    for operator in edited.main.operators:
+        if operator.name == LSTM:
+            operator.set_option("cellClip", 0.0)  # the converter sets 10, which Keras's layer has not
+    if several:
+        _put_in_order(edited, model.input_names, outputs or model.output_names)
+    return write(edited)
 
 
 def export(model: tf_keras.Model, batches: Iterable[np.ndarray] = ()) -> Exported:
@@ -165,7 +184,12 @@ class Template:
     """A converted file whose kernels are assigned to layers. It can be filled with codes repeatedly."""
 
     tflite: bytes
-    order: list[str]  # the layers of its kernels
+    layers: list[str | FusedLSTM]  # the layer or layers of each operator with kernels
+
+    @property
+    def order(self) -> list[str]:
+        """The layers of its kernels."""
+        return [name for each in self.layers for name in ([each] if isinstance(each, str) else each.kernels)]
 
     @cached_property
     def model(self) -> Model:
@@ -183,21 +207,29 @@ class Template:
         names = [name.removesuffix("_quantized") for name in model.output_names]
         converted = read(convert(plain, integer=True, outputs=getattr(model, "given_outputs", names)))
         _refuse_float(converted, float_layers(model))
-        order = []
+        layers: list[str | FusedLSTM] = []
         for operator in _linear_operators(converted):
             tensor = converted.main.tensors[operator.inputs[OPERANDS[operator.name][1]]]
             name = _identify(tensor, fingerprints)
             del fingerprints[name]
-            order.append(name)
+            if codes.layers[name].kind == "LSTMGates":
+                fused = _fused_lstm(model, name)
+                put_lstm(converted, operator, fused)
+                layers.append(fused)
+            else:
+                layers.append(name)
         if fingerprints:
             raise LqError(f"layers not found in the converted file: {', '.join(fingerprints)}")
-        return cls(write(converted), order)
+        return cls(write(converted), layers)
 
     def fill(self, codes: Codes) -> bytes:
         """The file with these codes, scales and biases. The activations' scales stay as they are."""
         filled = self.model.copy()
         graph, layers = filled.main, _native_codes(codes).layers
-        for operator, name in zip(_linear_operators(filled), self.order, strict=True):
+        for operator, name in zip(_linear_operators(filled), self.layers, strict=True):
+            if isinstance(name, FusedLSTM):
+                fill_lstm(graph, operator, layers[name.gates], layers[name.states])
+                continue
             input_, kernel, bias = OPERANDS[operator.name]
             layer = layers[name]
             scales = layer.kernel.scale.astype(np.float32).ravel()
@@ -216,6 +248,12 @@ class Template:
                 raise LqError(f"layer '{name}': the converter left no place for its bias")
         strip(filled)
         return write(filled)
+
+
+def _fused_lstm(model: tf_keras.Model, gates: str) -> FusedLSTM:
+    (node,) = model.get_layer(gates).outbound_nodes
+    states = node.outbound_layer
+    return FusedLSTM(gates, states.name, float(states.layer.cell_limit))
 
 
 def _put_in_order(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
@@ -243,10 +281,11 @@ def _renamed(model: Model, ports: Sequence[Port], names: Sequence[str]) -> list[
 
 
 def _linear_operators(model: Model) -> list[Operator]:
-    """The integer linear operators, without those inside a layer that stays float."""
+    """The integer operators with kernels, without those inside a layer that stays float."""
     graph = model.main
-    linear = [operator for operator in graph.operators if operator.name in OPERANDS]
-    return [each for each in linear if graph.tensors[each.inputs[OPERANDS[each.name][1]]].type == "INT8"]
+    places = {name: kernel for name, (_, kernel, _) in OPERANDS.items()} | {LSTM: LSTM_INPUT_KERNELS.start}
+    linear = [operator for operator in graph.operators if operator.name in places]
+    return [each for each in linear if graph.tensors[each.inputs[places[each.name]]].type == "INT8"]
 
 
 def _outputs(layer: LayerCodes) -> int:
@@ -268,6 +307,11 @@ def _fingerprinted(
     """The model with fingerprints for the converter, and each layer's fingerprint with its scale."""
 
     def plain(layer: Any) -> Any:
+        kind = class_name(layer.layer) if isinstance(layer, QuantizedLayer) else ""
+        if kind == "LSTMGates":  # a placeholder with the output of the layer behind it
+            return tf_keras.layers.Dense(layer.layer.units // len(GATES), use_bias=False, name=layer.name)
+        if kind == "LSTMStates":
+            return tf_keras.layers.Activation("linear", name=layer.name)
         if isinstance(layer, QuantizedLayer):
             return type(layer.layer).from_config(layer.layer.get_config() | {"name": layer.name})
         if isinstance(layer, (ActivationQuantizer, FollowingQuantizer)):
@@ -286,15 +330,20 @@ def _fingerprinted(
     rng = np.random.default_rng(0)
     fingerprints = {}
     for number, (name, layer) in enumerate(codes.layers.items()):
-        pattern = rng.integers(-127, 128, layer.kernel.codes.shape)
-        pattern = _reach_127(layer.kind, pattern)
+        if layer.kind == "LSTMStates":
+            continue  # part of its LSTMGates
+        placeholder = layer.kind == "LSTMGates"
+        inputs, outputs = layer.kernel.codes.shape[0], layer.kernel.codes.shape[-1]
+        kind = "Dense" if placeholder else layer.kind
+        shape = (inputs, outputs // len(GATES)) if placeholder else layer.kernel.codes.shape
+        pattern = _reach_127(kind, rng.integers(-127, 128, shape))
         scale = 2.0**-10 * (1 + number / 1024)
         weights = [(pattern * scale).astype(np.float32)]
-        if layer.bias is not None:
+        if layer.bias is not None and not placeholder:
             # A small bias: for one that is too large for int32, the converter would choose another scale.
             weights.append(1e-6 * rng.normal(size=layer.bias.shape).astype(np.float32))
         clone.get_layer(name).set_weights(weights)
-        fingerprints[name] = (tflite_layout(layer.kind, pattern).astype(np.int8), scale)
+        fingerprints[name] = (tflite_layout(kind, pattern).astype(np.int8), scale)
     return clone, fingerprints
 
 

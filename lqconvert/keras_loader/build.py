@@ -18,8 +18,8 @@ from typing import Any
 import h5py
 
 from lqconvert.errors import LqError
+from lqconvert.keras_loader.custom_layers import CUSTOM_LAYERS
 from lqconvert.keras_loader.layer_kinds import LAYERS
-from lqconvert.keras_loader.layer_rules import CUSTOM_LAYERS
 from lqconvert.keras_loader.limits import UNROLLED, check_repeats, limited_weights
 from lqconvert.keras_loader.saved_model import load_checkpoint
 

@@ -16,8 +16,8 @@ import h5py
 
 from lqconvert.errors import LqError, first_line
 from lqconvert.keras_loader.archive_checks import LARGEST_CONFIG, open_archive, weight_count
+from lqconvert.keras_loader.custom_layers import CUSTOM_LAYERS
 from lqconvert.keras_loader.layer_kinds import LAYERS, Loading
-from lqconvert.keras_loader.layer_rules import CUSTOM_LAYERS
 from lqconvert.keras_loader.limits import layers_of
 from lqconvert.keras_loader.op_rules import KERAS3, TENSORFLOW
 from lqconvert.keras_loader.saved_model import saved_config

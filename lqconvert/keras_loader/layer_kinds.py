@@ -26,17 +26,23 @@ class Range(Enum):
     LEARNED = auto()
     INPUT = auto()  #: the input's range: the TFLite kernel has one scale for input and output
     INPUT_ROUNDED = auto()  #: the same, but results lie between the steps of that scale
+    INSIDE = auto()  #: it has none: the next layer's TFLite kernel computes it in int16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """The kernel of a linear layer: its attribute, and the meaning of its axes."""
+    """The kernel of a linear layer: its attribute, and the meaning of its axes.
+
+    Attributes:
+        is_matrix: each row of inputs is multiplied with it, without a window.
+    """
 
     rows: tuple[int, ...]
     columns: tuple[int, ...]
     channels: tuple[int, ...]
     outputs: tuple[int, ...]
     attribute: str = "kernel"
+    is_matrix: bool = False
 
     @property
     def summed(self) -> int | None:
@@ -81,17 +87,19 @@ class LayerKind:
 
 
 AS_IS, RULE, DROPPED, NONE = Loading.AS_IS, Loading.RULE, Loading.DROPPED, Loading.NONE
-LEARNED, INPUT, INPUT_ROUNDED = Range.LEARNED, Range.INPUT, Range.INPUT_ROUNDED
+LEARNED, INPUT, INPUT_ROUNDED, INSIDE = Range.LEARNED, Range.INPUT, Range.INPUT_ROUNDED, Range.INSIDE
 #: Prescribed by TFLite: scale 1/256 or 1/128.
 PROBABILITIES, SIGNED = (0.0, 255 / 256), (-1.0, 127 / 128)
 
 #: A Dense kernel has no spatial axes: its input axis is its row and its channel.
-DENSE = Kernel(rows=(0,), columns=(1,), channels=(0,), outputs=(1,))
+DENSE = Kernel(rows=(0,), columns=(1,), channels=(0,), outputs=(1,), is_matrix=True)
 #: Conv1D is treated as a Conv2D of height 1.
 CONV_1D = Kernel(rows=(), columns=(0,), channels=(1,), outputs=(2,))
 CONV_2D = Kernel(rows=(0,), columns=(1,), channels=(2,), outputs=(3,))
 DEPTHWISE = Kernel(rows=(0,), columns=(1,), channels=(2,), outputs=(2, 3), attribute="depthwise_kernel")
 TRANSPOSED = Kernel(rows=(0,), columns=(1,), channels=(3,), outputs=(2,))
+#: A matrix for which TFLite has only one scale.
+WHOLE = Kernel(rows=(), columns=(), channels=(), outputs=(), is_matrix=True)
 
 #: Grouped by purpose, as docs/models.md lists them.
 KINDS = {
@@ -185,10 +193,10 @@ KINDS = {
         LayerKind("mish", AS_IS, LEARNED, stays_float="activation mish"),
     ),
     "Recurrent layers": (
-        LayerKind("LSTM", RULE, stays_float="a recurrent layer", recurrent=True),
+        LayerKind("LSTM", RULE, recurrent=True),
         LayerKind("GRU", RULE, stays_float="a recurrent layer", recurrent=True),
         LayerKind("SimpleRNN", RULE, stays_float="a recurrent layer", recurrent=True),
-        LayerKind("Bidirectional", RULE, stays_float="a recurrent layer"),
+        LayerKind("Bidirectional", RULE),
     ),
     "Python code": (LayerKind("Lambda", RULE, stays_float="Python code"),),
     "For training only": (
@@ -208,6 +216,8 @@ KINDS = {
     ),
     "Made by rules": (
         # Our own layers, and tf_keras's RNN of one cell. They do not occur in files.
+        LayerKind("LSTMGates", NONE, INSIDE, WHOLE),
+        LayerKind("LSTMStates", NONE, LEARNED, WHOLE),
         LayerKind("L2Normalize", NONE, SIGNED),
         LayerKind("Gelu", NONE, LEARNED, elementwise=True),
         LayerKind("Slice", NONE, INPUT),

@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
-import tf_keras
 from tf_keras import layers as keras_layers
-from tf_keras.utils import register_keras_serializable
 
 from lqconvert.errors import LqError
+from lqconvert.keras_loader.custom_layers import (
+    Gelu,
+    HardSwish,
+    L2Normalize,
+    LayerNorm,
+    LSTMGates,
+    LSTMStates,
+    MatMul,
+    Slice,
+    TrustedFunction,
+)
 from lqconvert.keras_loader.layer_kinds import ACTIVATIONS, OTHER, Loading, kind_of
 from lqconvert.keras_loader.limits import UNROLLED, check_repeats
 
@@ -34,158 +40,6 @@ Twin = Callable[[Any, dict[str, Any], Any, str, Unique], Any]
 KEPT_ACTIVATIONS = {
     kind.name for kind in ACTIVATIONS.values() if kind.loading is Loading.AS_IS and not kind.stays_float
 }
-
-#: Our own layers, by the names that they have in configs.
-CUSTOM_LAYERS: dict[str, type] = {}
-
-
-def custom_layer(cls: type) -> Any:
-    """Registers one of our own layers."""
-    CUSTOM_LAYERS[cls.__name__] = cls
-    return register_keras_serializable("lqconvert")(cls)
-
-
-@custom_layer
-class HardSwish(tf_keras.layers.Layer):
-    """x * relu6(x + 3) / 6, in the form that TFLite's converter recognizes for its HARD_SWISH kernel."""
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        return inputs * tf.nn.relu6(inputs + 3.0) * (1.0 / 6.0)
-
-
-@custom_layer
-class L2Normalize(tf_keras.layers.Layer):
-    """x divided by its length along the last axis. The converter makes an L2_NORMALIZATION of it."""
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        return tf.math.l2_normalize(inputs, axis=-1)
-
-
-@custom_layer
-class Gelu(tf_keras.layers.Layer):
-    """x * P(X <= x) for a standard normal X, or its approximation by tanh."""
-
-    def __init__(self, approximate: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.approximate = approximate
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"approximate": self.approximate}
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        return tf.nn.gelu(inputs, self.approximate)
-
-
-@custom_layer
-class Slice(tf_keras.layers.Layer):
-    """inputs[:, start:stop:step, ...], with (start, stop, step) for each axis except the batch axis."""
-
-    def __init__(self, slices: Sequence[Sequence[int | None]], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.slices = [tuple(part) for part in slices]
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"slices": self.slices}
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        return inputs[(slice(None), *(slice(*part) for part in self.slices))]
-
-
-@custom_layer
-class Reduce(tf_keras.layers.Layer):
-    """Mean, sum or maximum over axes. The batch axis is counted, but is not among them."""
-
-    FUNCTIONS: ClassVar[dict[str, Callable[..., tf.Tensor]]] = {
-        "mean": tf.reduce_mean,
-        "sum": tf.reduce_sum,
-        "max": tf.reduce_max,
-    }
-
-    def __init__(self, function: str, axes: Sequence[int], keepdims: bool, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.function, self.axes, self.keepdims = function, list(axes), keepdims
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {
-            "function": self.function,
-            "axes": self.axes,
-            "keepdims": self.keepdims,
-        }
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        return self.FUNCTIONS[self.function](inputs, self.axes, self.keepdims)
-
-
-@custom_layer
-class MatMul(tf_keras.layers.Layer):
-    """The matrix product of two tensors along their last two axes."""
-
-    def __init__(self, transpose_b: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.transpose_b = transpose_b
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"transpose_b": self.transpose_b}
-
-    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
-        return tf.matmul(inputs[0], inputs[1], transpose_b=self.transpose_b)
-
-
-@custom_layer
-class LayerNorm(tf_keras.layers.Layer):
-    """LayerNormalization over the last axis.
-
-    Means are products with a constant: the converter makes of a MEAN an integer kernel that rounds to the
-    scale of its input, which is too coarse here.
-    """
-
-    def __init__(self, epsilon: float = 1e-3, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.epsilon = epsilon
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"epsilon": self.epsilon}
-
-    def build(self, shape: Any) -> None:
-        self.gamma = self.add_weight("gamma", shape=(shape[-1],), initializer="ones")
-        self.beta = self.add_weight("beta", shape=(shape[-1],), initializer="zeros")
-        super().build(shape)
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        channels = inputs.shape[-1]
-        average = tf.fill([channels, 1], 1.0 / channels)
-        centered = inputs - tf.matmul(inputs, average)
-        variance = tf.matmul(centered * centered, average)
-        return centered * tf.math.rsqrt(variance + self.epsilon) * self.gamma + self.beta
-
-
-@custom_layer
-class TrustedFunction(tf_keras.layers.Layer):
-    """The function of a Lambda layer of a trusted file. Configs have the function's number in this process.
-
-    Layers own their functions, and copies of a layer find them. When the last copy is deleted, so is the
-    function.
-    """
-
-    FUNCTIONS: ClassVar[weakref.WeakValueDictionary[int, Any]] = weakref.WeakValueDictionary()
-    NUMBERS: ClassVar[Iterator[int]] = itertools.count()
-
-    def __init__(self, number: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.number = number
-        self.function = self.FUNCTIONS[number]
-
-    @classmethod
-    def of(cls, function: Callable[..., Any], name: str) -> TrustedFunction:
-        number = next(cls.NUMBERS)
-        cls.FUNCTIONS[number] = function
-        return cls(number, name=name)
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"number": self.number}
-
-    def call(self, inputs: Any) -> Any:
-        return self.function(inputs)
 
 
 def scaled(x: Any, factor: Any, offset: Any, name: str, mean: Any = 0.0, variance: Any = 1.0) -> Any:
@@ -421,9 +275,11 @@ def _attention(layer: Any, config: dict[str, Any], inputs: Any, name: str, uniqu
 def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     if config.get("return_state") or config.get("stateful"):
         raise LqError(f"layer '{name}': a recurrent layer that is stateful or returns its state")
-    # An RNN of a cell: with fake quantization, the converter fails on LSTM's fused kernels.
-    cls = getattr(keras_layers, f"{type(layer).__name__}Cell")
     activation = _activation_name(layer.cell)
+    if type(layer).__name__ == "LSTM" and (activation, config["recurrent_activation"]) == ("tanh", "sigmoid"):
+        return _lstm(layer, config, x, name, unique)
+    # An RNN of a cell: with fake quantization, the converter fails on fused float kernels.
+    cls = getattr(keras_layers, f"{type(layer).__name__}Cell")
     cell = _copy(layer.cell, f"{name}_cell", cls, activation=activation, dropout=0.0, recurrent_dropout=0.0)
     if config["unroll"]:
         check_repeats(name, x.shape[1], UNROLLED)
@@ -432,6 +288,23 @@ def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Un
     y = copy(x)
     copy.set_weights(_weights(layer))
     return y
+
+
+def _lstm(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    """The two products of an LSTM. The converted file has one operator for both."""
+    units, whole = config["units"], (None, None, None)
+    if config["go_backwards"]:
+        x = Slice([(None, None, -1), whole], name=unique(f"{name}_backwards"))(x)
+    gates = LSTMGates(4 * units, use_bias=config["use_bias"], name=unique(f"{name}_gates"))
+    states = LSTMStates(units, name=name if config["return_sequences"] else unique(f"{name}_states"))
+    y = states(gates(x))
+    kernel, recurrent, *bias = _weights(layer)
+    gates.set_weights([kernel, *bias])
+    states.kernel.assign(recurrent)
+    if config["return_sequences"]:
+        return y
+    last = Slice([(-1, None, None), whole], name=unique(f"{name}_last"))(y)
+    return keras_layers.Reshape((units,), name=name)(last)
 
 
 def _bidirectional(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:

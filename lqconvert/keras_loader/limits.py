@@ -189,9 +189,10 @@ def _add(
     cost.work += values * _window(layer, "pool_size") + per_position * math.prod(output[1:-1])
     if kind == "MatMul":
         cost.work += values * inputs[0][-1]
-    if hasattr(layer, "unroll"):  # a recurrent layer: its work is done for each step
-        cost.steps += inputs[0][1]
+    if hasattr(layer, "unroll"):  # an RNN: its work is done for each step
         cost.work += per_position * inputs[0][1]
+    if hasattr(layer, "unroll") or kind == "LSTMStates":
+        cost.steps += inputs[0][1]
     if values > LARGEST_TENSOR or cost.values > most_values:
         _refuse_output(layer, output[1:])
     if cost.work > MOST_WORK:

@@ -14,11 +14,8 @@ import numpy as np
 from tf_keras import layers
 
 from lqconvert.errors import LqError
+from lqconvert.keras_loader.custom_layers import Gelu, MatMul, Reduce, Slice
 from lqconvert.keras_loader.layer_rules import (
-    Gelu,
-    MatMul,
-    Reduce,
-    Slice,
     Unique,
     activated,
     l2_normalized,

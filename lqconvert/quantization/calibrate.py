@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from lqconvert.keras_loader.custom_layers import LSTMStates
 from lqconvert.keras_loader.layer_kinds import class_name
 from lqconvert.quantization.granularity import KEPT_AXES, kernel_name
 from lqconvert.quantization.layers import (
@@ -39,8 +40,12 @@ def calibrate(model: tf_keras.Model, batches: Iterable[np.ndarray]) -> None:
                 if quantizer.start is None and quantizer.scheme.limit is not None:
                     quantizer.set_scale(best_scale(quantizer, getattr(layer.layer, name).numpy()))
     learned = [x for x in model.layers if isinstance(x, ActivationQuantizer) and x.fixed is None]
+    batches = list(batches)
     if learned:
         _calibrate_ranges(model, learned, batches)
+    for layer in model.layers:
+        if isinstance(layer, QuantizedLayer) and isinstance(layer.layer, LSTMStates):
+            _calibrate_cells(model, layer, batches)
     for layer in model.layers:
         if isinstance(layer, QuantizedLayer):
             make_room_for_bias(layer)
@@ -78,6 +83,14 @@ def _calibrate_ranges(
         quantizer.set_range(*((0.0, 0.0) if dead else (low, high)))
 
 
+def _calibrate_cells(model: tf_keras.Model, wrapper: QuantizedLayer, batches: Sequence[np.ndarray]) -> None:
+    """Sets the limit of an LSTM's cells to the power of two that leaves room for twice the largest cell."""
+    gates, states = tf_keras.Model(model.inputs, wrapper.input), wrapper.layer
+    largest = traced(lambda x: tf.reduce_max(tf.abs(states.cells(gates(x, training=False)))))
+    most = max(float(largest(batch)) for batch in batches)
+    states.cell_limit.assign(2.0 ** np.clip(np.ceil(np.log2(2 * max(most, 1e-9))), -3, 15))
+
+
 def cover_targets(model: tf_keras.Model, heads: Heads, labels: np.ndarray) -> None:
     """Widens the output ranges of regressions to all targets, and keeps them at least as wide in training.
 
@@ -101,7 +114,9 @@ def make_room_for_bias(layer: QuantizedLayer) -> None:
         return
     scale, axes = quantizer.scale.numpy(), KEPT_AXES["output-channel-wise"][class_name(layer.layer)]
     shape = [length if axis in axes else 1 for axis, length in enumerate(getattr(layer.layer, name).shape)]
-    least = np.abs(layer.layer.bias.numpy()).reshape(shape) / (2.0**30 * source.scale_and_zero_point[0])
+    biases = np.abs(layer.layer.bias.numpy())
+    biases = biases.reshape(shape) if axes else biases.max().reshape(shape)
+    least = biases / (2.0**30 * source.scale_and_zero_point[0])
     least = least.max(axis=tuple(axis for axis in axes if scale.shape[axis] == 1), keepdims=True)
     if np.any(scale < least):
         quantizer.set_scale(np.maximum(scale, least))

@@ -21,10 +21,10 @@ from tensorflow_model_optimization.python.core.quantization.keras.graph_transfor
 )
 
 from lqconvert.errors import LqError
+from lqconvert.keras_loader.custom_layers import CUSTOM_LAYERS, LSTMStates
 from lqconvert.keras_loader.layer_kinds import class_name
-from lqconvert.keras_loader.layer_rules import CUSTOM_LAYERS
 from lqconvert.keras_loader.load import outputs_of, random_inputs
-from lqconvert.quantization.granularity import KEPT_AXES, LINEAR, kernel_name
+from lqconvert.quantization.granularity import FOLDABLE, KEPT_AXES, kernel_name
 
 
 def node(cls: type, config: dict[str, Any], weights: dict[str, np.ndarray], *inputs: LayerNode) -> LayerNode:
@@ -34,8 +34,11 @@ def node(cls: type, config: dict[str, Any], weights: dict[str, np.ndarray], *inp
 
 
 def any_of(*names: str) -> str:
-    """A pattern for any of these whole names. tfmot adds ^ and $, which bind more tightly than |."""
-    return f"({'|'.join(names)})"
+    """A pattern for any of these whole names, also those of our own layers, which have our package in front.
+
+    tfmot adds ^ and $, which bind more tightly than |.
+    """
+    return f"(lqconvert>)?({'|'.join(names)})"
 
 
 class GraphTransform(Transform):
@@ -49,7 +52,7 @@ class SplitActivation(GraphTransform):
     """Dense(activation="relu") -> Dense, ReLU."""
 
     def pattern(self):
-        return LayerPattern(any_of(*LINEAR, "SeparableConv2D"), {"activation": "(?!(linear|None)$).*"})
+        return LayerPattern(any_of(*FOLDABLE, "SeparableConv2D"), {"activation": "(?!(linear|None)$).*"})
 
     def replacement(self, match_layer):
         config = match_layer.layer["config"]
@@ -126,7 +129,7 @@ class FoldBatchNorm(GraphTransform):
         return LayerPattern(
             "BatchNormalization",
             {},
-            [LayerPattern(any_of(*LINEAR), {"activation": any_of("linear", "None")})],
+            [LayerPattern(any_of(*FOLDABLE), {"activation": any_of("linear", "None")})],
         )
 
     def replacement(self, match_layer):
@@ -140,7 +143,7 @@ class FoldBatchNorm(GraphTransform):
 
 
 class FoldBatchNormForward(GraphTransform):
-    """BatchNormalization, (Flatten,) Dense or unpadded Conv2D -> the same without BatchNormalization."""
+    """BatchNormalization, (Flatten,) Dense, LSTMGates or unpadded Conv2D -> without BatchNormalization."""
 
     def __init__(self, linear: str, config: dict[str, Any], flatten: bool) -> None:
         self.linear, self.config, self.flatten = linear, config, flatten
@@ -243,7 +246,7 @@ def fold(model: tf_keras.Model) -> tf_keras.Model:
         NameActivation(),
         SplitSeparable(),
         FoldBatchNorm(),
-        FoldIntoDense("Dense", {}, flatten=False),
+        FoldIntoDense(any_of("Dense", "LSTMGates"), {}, flatten=False),
         FoldIntoFlatDense("Dense", {}, flatten=True),
         FoldIntoConv(any_of("Conv2D", "Conv1D"), {"padding": "valid", "groups": 1}, flatten=False),
     )
@@ -261,5 +264,5 @@ def fold(model: tf_keras.Model) -> tf_keras.Model:
 
 
 def _outputs(model: tf_keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    loops = any(isinstance(layer, tf_keras.layers.RNN) for layer in model.layers)
+    loops = any(isinstance(layer, (tf_keras.layers.RNN, LSTMStates)) for layer in model.layers)
     return outputs_of(model, inputs if len(inputs) > 1 else inputs[0], loops=loops)

@@ -8,6 +8,8 @@ from lqconvert.keras_loader.layer_kinds import LAYERS, class_name
 
 KERNELS = {kind.name: kind.kernel for kind in LAYERS.values() if kind.kernel}
 LINEAR = tuple(KERNELS)
+#: Those whose output channels can be multiplied by factors.
+FOLDABLE = tuple(name for name, kernel in KERNELS.items() if kernel.outputs)
 KEPT_AXES: dict[str, dict[str, tuple[int, ...]]] = {
     "scalar": dict.fromkeys(LINEAR, ()),
     "row-wise": {name: kernel.rows for name, kernel in KERNELS.items()},

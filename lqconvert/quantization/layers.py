@@ -18,6 +18,7 @@ import tf_keras
 from tf_keras.utils import register_keras_serializable
 
 from lqconvert.errors import LqError
+from lqconvert.keras_loader.custom_layers import LSTMStates
 from lqconvert.quantization.schemes import EPSILON, Scheme, scheme_from_config
 
 #: Scales that are trained directly never fall below this (it is also the thesis's starting value).
@@ -176,12 +177,19 @@ class QuantizedLayer(tf_keras.layers.Wrapper):
         # Set without Keras's attribute tracking, which would drop the variables from layer.weights.
         attributes: dict[str, Any] = self.layer.__dict__
         floats = {name: attributes[name] for name in self.quantizers}
+        if isinstance(self.layer, LSTMStates):
+            attributes["quantizer"] = self._quantizer_behind()
         try:
             for name, quantizer in self.quantizers.items():
                 attributes[name] = quantizer(floats[name])
             return self.layer.call(inputs)
         finally:
             attributes.update(floats)
+
+    def _quantizer_behind(self) -> ActivationQuantizer | None:
+        """The quantizer of this layer's output; None while the model is being built."""
+        layers = (node.outbound_layer for node in self.outbound_nodes)
+        return next((layer for layer in layers if isinstance(layer, ActivationQuantizer)), None)
 
 
 def scale_and_zero_point(low: Any, high: Any) -> tuple[float, int]:

@@ -14,6 +14,7 @@ import tensorflow as tf
 import tf_keras
 
 from lqconvert.keras_loader.layer_kinds import class_name
+from lqconvert.quantization.granularity import KERNELS
 from lqconvert.quantization.model_outputs import logits_of, traced
 from lqconvert.tasks import Head, Heads
 
@@ -131,7 +132,9 @@ class Layout:
             x: a batch of its inputs.
             chosen: (the number of positions) -> the indices of those to return. All by default.
         """
-        if self.kind in ("Dense", "Conv2DTranspose"):
+        if self.kind == "LSTMStates":
+            x = layer.previous_states(x)
+        if KERNELS[self.kind].is_matrix or self.kind == "Conv2DTranspose":
             flat = tf.reshape(x, [-1, 1, x.shape[-1]])
             return tf.gather(flat, chosen(len(flat)))
         if self.kind == "Conv1D":
@@ -238,9 +241,9 @@ def importance_of(
     """
     layers = [folded.get_layer(name) for name in names]
     logits = logits_of(folded)
-    observe = tf_keras.Model(
-        folded.inputs, [*(layer.output for layer in layers), *tf.nest.flatten(logits.outputs)]
-    )
+    # A gradient in the input of LSTMStates is one in its product, to which it is added.
+    sums = [layer.input if class_name(layer) == "LSTMStates" else layer.output for layer in layers]
+    observe = tf_keras.Model(folded.inputs, [*sums, *tf.nest.flatten(logits.outputs)])
     spread = _spread(logits, batches)
 
     @functools.partial(traced, reduce_retracing=True)

@@ -13,6 +13,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.graph_transfor
 )
 
 from lqconvert.errors import LqError
+from lqconvert.keras_loader.custom_layers import CUSTOM_LAYERS
 from lqconvert.keras_loader.layer_kinds import ACTIVATIONS, OTHER, LayerKind, Range, class_name, kind_of
 from lqconvert.quantization.fold_batchnorm import GraphTransform, any_of, fold, node, transform
 from lqconvert.quantization.granularity import GRANULARITIES, KEPT_AXES, LINEAR, kernel_name
@@ -46,7 +47,9 @@ class QuantizeWeights(_Transform):
 
     def replacement(self, match_layer):
         layer, weights = match_layer.layer, match_layer.weights
-        inner = getattr(tf_keras.layers, class_name(layer)).from_config(layer["config"])
+        kind = class_name(layer)
+        cls: Any = CUSTOM_LAYERS.get(kind) or getattr(tf_keras.layers, kind)
+        inner = cls.from_config(layer["config"])
         wrapped = QuantizedLayer(inner, self.quantizers(layer, weights), name=layer["config"]["name"])
         return node(QuantizedLayer, wrapped.get_config(), weights)
 
@@ -105,8 +108,8 @@ def _activation_quantizers(
     for layer in model.layers:
         kind, name = class_name(layer), quantized_output(layer.name)
         output_range = _output_range(layer)
-        if kind == "InputLayer" and layer.dtype == "int32":
-            continue  # indices into an Embedding
+        if output_range is Range.INSIDE or (kind == "InputLayer" and layer.dtype == "int32"):
+            continue  # int16, or indices into an Embedding
         if kind == "InputLayer":
             quantizers[layer.name] = ActivationQuantizer(fixed=input_range, name=name)
         elif kind_of(layer).fuses_relu and layer.name not in outputs and _fused_relu(layer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import itertools
 import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -139,15 +140,18 @@ def kernel_table(verified: Verified) -> Table:
     """How each kernel is stored, with the entropy bound that no code of single weights can beat."""
     columns = ("kernel", "shape", "packing", "int8", "entropy", "stored", "overhead")
     table = Table(*columns, title=f"bytes of kernels for {verified.target}", title_justify="left")
-    for row in verified.kernels:
+    # An LSTM layer has a kernel for each gate.
+    for layer, rows in itertools.groupby(verified.kernels, lambda row: row.layer):
+        kernels = list(rows)
+        shape = "x".join(map(str, kernels[0].shape))
         table.add_row(
-            row.layer,
-            "x".join(map(str, row.shape)),
-            row.packing,
-            f"{row.int8_bytes:,}",
-            f"{row.entropy_bytes:,}",
-            f"{row.stored_bytes:,}",
-            f"{row.added_bytes:,}",
+            layer,
+            shape if len(kernels) == 1 else f"{len(kernels)} of {shape}",
+            ", ".join(dict.fromkeys(row.packing for row in kernels)),
+            f"{sum(row.int8_bytes for row in kernels):,}",
+            f"{sum(row.entropy_bytes for row in kernels):,}",
+            f"{sum(row.stored_bytes for row in kernels):,}",
+            f"{sum(row.added_bytes for row in kernels):,}",
         )
     return table
 
@@ -269,6 +273,8 @@ class Report(Shown):
         for name, what in self.float_layers.items():
             yield f"computes in float: '{name}' ({what})"
         yield from self.feeding()
+        if any(row.kind == "LSTMStates" for row in self.layers):
+            yield from _RESETS
 
     def comparison(self) -> list[list[str]]:
         """Float, plain int8 and every target's file side by side: a table's rows, the header first."""
@@ -337,6 +343,12 @@ class Report(Shown):
             how += ", x preprocessed as for the model"
             lines.append(f"{label}: {how if kind != 'int32' else 'indices as they are, int32'}")
         return lines
+
+
+_RESETS = (
+    "The file keeps the state of its LSTM from one run to the next. Reset it before each sequence:",
+    "reset_all_variables() in LiteRT, Reset() of TensorFlow Lite Micro's interpreter.",
+)
 
 
 def value_of(label: str, scores: Sequence[Score]) -> float:

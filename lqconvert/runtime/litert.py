@@ -57,6 +57,7 @@ class Runner(Interface):
 
     def run_one(self, example: np.ndarray) -> None:
         """Computes the outputs of an example [...] in the file's own types."""
+        self.interpreter.reset_all_variables()  # an LSTM starts each example with a state of zeros
         parts = split(example[np.newaxis], [detail["shape"] for detail in self.inputs])
         for part, detail in zip(parts, self.inputs, strict=True):
             self.interpreter.set_tensor(detail["index"], part.astype(detail["dtype"], copy=False))

@@ -33,6 +33,7 @@ def main(model: str, inputs: str, outputs: str, arena: str, input_count: str, ou
     ends = np.cumsum([np.prod(detail["shape"]) for detail in details])
     results, times = [], []
     for example in np.load(inputs):
+        interpreter.reset()  # an LSTM starts each example with a state of zeros
         parts = np.split(example.ravel(), ends[:-1])
         for number, (part, detail) in enumerate(zip(parts, details, strict=True)):
             interpreter.set_input(part.reshape(detail["shape"]).astype(detail["dtype"], copy=False), number)

@@ -23,12 +23,18 @@ _ADDERS = {
     "CUMSUM": "CumSum",
     "L2_POOL_2D": "L2Pool2D",
     "PADV2": "PadV2",
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTM",
 }
 
 
 def operators(tflite: bytes) -> list[str]:
     """The operators of a file by their names in the schema. Custom operators have their own names."""
     return sorted({operator.code.shown_name for operator in read(tflite).main.operators})
+
+
+def keeps_state(tflite: bytes) -> bool:
+    """Whether results depend on earlier runs, until the program resets the interpreter."""
+    return any(tensor.variable for graph in read(tflite).graphs for tensor in graph.tensors)
 
 
 def resolver_lines(names: list[str]) -> list[str]:
@@ -122,6 +128,12 @@ def c_sources(
     if front_code is not None:
         body = front_code["c"].splitlines()
         lines += ["", f"namespace g_{symbol}_columns {{", "", *body, "", "}  // namespace"]
+    if keeps_state(tflite):
+        lines += [
+            "",
+            "// The model keeps its state from one run to the next.",
+            "// Call interpreter.Reset() before each sequence.",
+        ]
     lines += ["", "// The operators that the model uses:"]
     lines += [f"//   {line}" for line in resolver_lines(operators(tflite))]
     rows = np.frombuffer(tflite, np.uint8)

@@ -135,7 +135,9 @@ def drop_unused(model: Model) -> None:
     for number, graph in enumerate(model.graphs):
         signatures = [each for each in model.signatures or [] if each.graph == number]
         used = {*graph.inputs, *graph.outputs}
-        used |= {index for each in graph.operators for index in (*each.inputs, *each.outputs)}
+        used |= {
+            index for each in graph.operators for index in (*each.inputs, *each.outputs, *each.intermediates)
+        }
         used |= {port.tensor for each in signatures for port in (*each.inputs, *each.outputs)}
         kept = sorted(used - {-1})
         places = {old: new for new, old in enumerate(kept)} | {-1: -1}
@@ -144,6 +146,8 @@ def drop_unused(model: Model) -> None:
         for group in groups:
             group.inputs = tuple(places[index] for index in group.inputs)
             group.outputs = tuple(places[index] for index in group.outputs)
+        for operator in graph.operators:
+            operator.intermediates = tuple(places[index] for index in operator.intermediates)
         for each in signatures:
             each.inputs = [replace(port, tensor=places[port.tensor]) for port in each.inputs]
             each.outputs = [replace(port, tensor=places[port.tensor]) for port in each.outputs]

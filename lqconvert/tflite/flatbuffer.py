@@ -175,6 +175,7 @@ def _refuse_dangling(flat: Any) -> None:
             )
             within(group.inputs, count, -1)
             within(group.outputs, count)
+        within([place for each in graph.operators for place in _numbers(each.intermediates)], count)
         within([operator.opcodeIndex for operator in graph.operators], len(flat.operatorCodes or []))
         within([tensor.buffer for tensor in graph.tensors], len(flat.buffers))
         for tensor in graph.tensors:
@@ -220,6 +221,7 @@ def _graph(raw: Any, codes: Sequence[OperatorCode], buffers: Sequence[Buffer]) -
             inputs=_numbers(each.inputs),
             outputs=_numbers(each.outputs),
             options=each.builtinOptions,
+            intermediates=_numbers(each.intermediates),
             stored=each,
         )
         for each in raw.operators
@@ -246,6 +248,7 @@ def _tensor(raw: Any, buffers: Sequence[Buffer]) -> Tensor:
         quantization=quantization,
         name=raw.name,
         sparsity=raw.sparsity,
+        variable=raw.isVariable,
         stored=raw,
     )
 
@@ -384,6 +387,7 @@ def _raw_tensor(tensor: Tensor, buffer: int) -> Any:
     raw.type, raw.buffer, raw.name = TYPE_NUMBERS[tensor.type], buffer, tensor.name
     # LiteRT takes a missing shape for an unknown one.
     raw.shape, raw.sparsity = np.array(tensor.shape, np.int32), tensor.sparsity
+    raw.isVariable = tensor.variable
     raw.quantization = None
     if quantization is not None:
         each = raw.quantization = _copied(quantization.stored, schema.QuantizationParametersT)
@@ -396,6 +400,8 @@ def _raw_operator(operator: Operator, code: int) -> Any:
     raw = _copied(operator.stored, schema.OperatorT)
     raw.opcodeIndex = code
     raw.inputs, raw.outputs = np.array(operator.inputs, np.int32), np.array(operator.outputs, np.int32)
+    if operator.intermediates:
+        raw.intermediates = np.array(operator.intermediates, np.int32)
     if operator.options is not raw.builtinOptions:
         raw.builtinOptions = operator.options
         raw.builtinOptionsType = getattr(

@@ -24,6 +24,9 @@ OPERANDS = {
     "FULLY_CONNECTED": (0, 1, 2),
     "TRANSPOSE_CONV": (2, 1, 3),
 }
+LSTM = "UNIDIRECTIONAL_SEQUENCE_LSTM"
+#: The positions of its kernels for inputs and for the hidden state, and of its biases: gates i, f, c, o.
+LSTM_INPUT_KERNELS, LSTM_STATE_KERNELS, LSTM_BIASES = slice(1, 5), slice(5, 9), slice(12, 16)
 
 
 def _names(enumeration: object) -> dict[int, str]:
@@ -112,6 +115,7 @@ class Tensor:
         shape: no length is negative.
         name: as stored; :func:`text_of` makes text of it.
         sparsity: the schema's description of a sparse constant.
+        variable: it keeps its values from one run to the next, until the program resets it.
     """
 
     type: str
@@ -120,6 +124,7 @@ class Tensor:
     quantization: Quantization | None = None
     name: bytes | None = None
     sparsity: schema.SparsityParametersT | None = None
+    variable: bool = False
     stored: object = None
 
     @property
@@ -205,12 +210,14 @@ class Operator:
         inputs: indices of tensors in its graph, or -1 for an optional input that is missing.
         outputs: indices of tensors in its graph.
         options: its settings, as in the schema.
+        intermediates: indices of tensors whose scales it needs for results inside it.
     """
 
     code: OperatorCode
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     options: object = None
+    intermediates: tuple[int, ...] = ()
     stored: object = None
 
     @property

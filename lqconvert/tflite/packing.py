@@ -25,7 +25,18 @@ from lqconvert.tflite.editing import (
     strip,
 )
 from lqconvert.tflite.flatbuffer import size_of, write
-from lqconvert.tflite.graph import OPERANDS, Buffer, Graph, Model, Operator, Quantization, text_of
+from lqconvert.tflite.graph import (
+    LSTM,
+    LSTM_INPUT_KERNELS,
+    LSTM_STATE_KERNELS,
+    OPERANDS,
+    Buffer,
+    Graph,
+    Model,
+    Operator,
+    Quantization,
+    text_of,
+)
 
 #: The custom operator that TFLite Micro registers with AddDecode().
 DECODE = "TFLM_DECODE"
@@ -389,10 +400,8 @@ def kernels(model: Model) -> list[Kernel]:
     graph = model.main
     found: dict[int, Kernel] = {}
     readers = Counter(index for operator in graph.operators for index in {*operator.inputs})
-    for operator in graph.operators:
-        place = OPERANDS[operator.name][1] if operator.name in OPERANDS else len(operator.inputs)
-        index = operator.inputs[place] if place < len(operator.inputs) else -1
-        codes = graph.tensors[index].values() if index >= 0 else None
+    for operator, index in ((each, index) for each in graph.operators for index in _kernels(each)):
+        codes = graph.tensors[index].values()
         if codes is None or codes.dtype != np.int8 or index in found:
             continue
         tensor = graph.tensors[index]
@@ -406,6 +415,16 @@ def kernels(model: Model) -> list[Kernel]:
             name=text_of(tensor.name),
         )
     return list(found.values())
+
+
+def _kernels(operator: Operator) -> tuple[int, ...]:
+    """The tensors of an operator's kernels."""
+    if operator.name == LSTM:
+        indices = (*operator.inputs[LSTM_INPUT_KERNELS], *operator.inputs[LSTM_STATE_KERNELS])
+    else:
+        place = OPERANDS[operator.name][1] if operator.name in OPERANDS else len(operator.inputs)
+        indices = operator.inputs[place : place + 1]
+    return tuple(index for index in indices if index >= 0)
 
 
 def name_kernels(model: Model, layers: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from lqconvert.errors import LqError
 from lqconvert.tflite.editing import Needless
+from lqconvert.tflite.graph import LSTM, OPERANDS
 from lqconvert.tflite.packing import Huffman, HuffmanBlocks, Lut, Narrow, Packing, Pruning, Sparse
 
 
@@ -42,6 +43,8 @@ class Target:
             raise LqError(f"{what}: pip install {self.package} (x86-64 Linux)") from error
 
 
+#: DECODE unpacks these kernels. DENSIFY cannot unpack an LSTM's: LiteRT reads them before it runs.
+DECODED = (*OPERANDS, LSTM)
 #: INT4 convolutions are not included, because XNNPACK takes four to seven times as long for them as for int8.
 #: XNNPACK takes INT2 only with a scale for each channel.
 INT2 = Narrow(bits=2, per_tensor=False)
@@ -52,7 +55,7 @@ TFLM = Target(
     (
         # FULLY_CONNECTED kernels only with one scale.
         Narrow(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), 4, ("CONV_2D", "DEPTHWISE_CONV_2D")),
-        *(Lut(), Huffman(), Pruning(), HuffmanBlocks()),
+        *(packing(DECODED) for packing in (Lut, Huffman, Pruning, HuffmanBlocks)),
     ),
     Needless(bias_scales=True),
     exact="TFLite Micro",

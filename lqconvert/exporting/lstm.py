@@ -1,0 +1,115 @@
+"""TFLite's integer LSTM operator, which takes the place of a FULLY_CONNECTED operator in the converted file.
+
+With fake quantization, TFLite's converter makes no LSTM operator. So it gets a placeholder: a Dense layer
+with the LSTM's input and output. Its operator becomes the LSTM here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tf_keras
+from ai_edge_litert import schema_py_generated as schema
+
+from lqconvert.exporting.codes import LayerCodes
+from lqconvert.keras_loader.custom_layers import LSTMGates, LSTMStates
+from lqconvert.tflite.editing import add_constant, add_tensor, new_operator
+from lqconvert.tflite.graph import (
+    LSTM,
+    LSTM_BIASES,
+    LSTM_INPUT_KERNELS,
+    LSTM_STATE_KERNELS,
+    Graph,
+    Model,
+    Operator,
+    Quantization,
+)
+
+#: The gates, in the order of Keras's kernels and of TFLite's operands.
+GATES = "ifco"
+
+
+@dataclass(frozen=True)
+class FusedLSTM:
+    """The layers of an LSTM operator, and the limit of its cells: a power of two."""
+
+    gates: str
+    states: str
+    cell_limit: float
+
+    @property
+    def kernels(self) -> list[str]:
+        """The layer of each of the operator's kernels."""
+        return [self.gates] * len(GATES) + [self.states] * len(GATES)
+
+
+def with_keras_lstms(model: tf_keras.Model) -> tf_keras.Model:
+    """A float model with Keras's LSTM layers, of which the converter makes float LSTM operators."""
+    pairs = {layer.name: _gates_of(layer) for layer in model.layers if isinstance(layer, LSTMStates)}
+    if not pairs:
+        return model
+
+    def replaced(layer: Any) -> Any:
+        if isinstance(layer, LSTMGates):
+            return tf_keras.layers.Activation("linear", name=layer.name)
+        if isinstance(layer, LSTMStates):
+            return tf_keras.layers.LSTM(layer.units, return_sequences=True, name=layer.name)
+        return type(layer).from_config(layer.get_config())
+
+    clone = tf_keras.models.clone_model(model, clone_function=replaced)
+    for layer in clone.layers:
+        if layer.name in pairs:
+            gates, states = pairs[layer.name], model.get_layer(layer.name)
+            bias = gates.bias.numpy() if gates.use_bias else np.zeros(gates.units)
+            layer.set_weights([gates.kernel.numpy(), states.kernel.numpy(), bias])
+        elif layer.weights:
+            layer.set_weights(model.get_layer(layer.name).get_weights())
+    return clone
+
+
+def _gates_of(states: LSTMStates) -> LSTMGates:
+    return states.input._keras_history.layer
+
+
+def put_lstm(model: Model, placeholder: Operator, fused: FusedLSTM) -> None:
+    """Replaces a placeholder by an LSTM operator whose weights are zeros."""
+    graph = model.main
+    source, output = placeholder.inputs[0], placeholder.outputs[0]
+    features, units = (graph.tensors[index].shape[-1] for index in (source, output))
+    inputs, recurrent, biases = (
+        [add_constant(model, np.zeros(shape, dtype), Quantization.one(1.0)) for _ in GATES]
+        for shape, dtype in (((units, features), np.int8), ((units, units), np.int8), ((units,), np.int32))
+    )
+    hidden = graph.tensors[output].quantization
+    state = add_tensor(model, "INT8", (1, units), hidden)
+    cell = add_tensor(model, "INT16", (1, units), Quantization.one(fused.cell_limit / 2**15))
+    for index in (state, cell):
+        graph.tensors[index].variable = True
+    missing = [-1]
+    operands = [source, *inputs, *recurrent, *(3 * missing), *biases, *(2 * missing), state, cell]
+    options = schema.UnidirectionalSequenceLSTMOptionsT()
+    options.fusedActivationFunction = schema.ActivationFunctionType.TANH
+    operator = new_operator(model, LSTM, [*operands, *(4 * missing)], [output], options)
+    # The operator reads the scale of the last one; the others belong to layer normalization.
+    unused = [add_tensor(model, "FLOAT32", (0,)) for _ in GATES]
+    operator.intermediates = (*unused, add_tensor(model, "INT8", (0,), hidden))
+    graph.operators[graph.operators.index(placeholder)] = operator
+
+
+def fill_lstm(graph: Graph, operator: Operator, gates: LayerCodes, states: LayerCodes) -> None:
+    """Writes learned codes, scales and biases into an LSTM operator. Codes are [inputs, 4 * units]."""
+    scale = np.float32(graph.tensors[operator.inputs[0]].scales[0])
+    kernels = zip((gates, states), (LSTM_INPUT_KERNELS, LSTM_STATE_KERNELS), strict=True)
+    for layer, places in kernels:
+        parts = np.split(layer.kernel.codes.T.astype(np.int8), len(GATES))
+        for index, part in zip(operator.inputs[places], parts, strict=True):
+            graph.tensors[index].set_values(np.ascontiguousarray(part))
+            graph.tensors[index].quantization = Quantization.one(layer.kernel.scale.item())
+    step = np.float32(scale * np.float32(gates.kernel.scale.item()))
+    floats = np.zeros(gates.kernel.codes.shape[1]) if gates.bias is None else gates.bias
+    biases = np.split(np.round(floats.astype(np.float64) / step).astype(np.int32), len(GATES))
+    for index, bias in zip(operator.inputs[LSTM_BIASES], biases, strict=True):
+        graph.tensors[index].set_values(bias)
+        graph.tensors[index].quantization = Quantization.one(step)

@@ -1,0 +1,164 @@
+"""LSTM layers: the graph, the file's operator, and both runtimes compute the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from lqconvert import Budget, quantize, rewrite
+from lqconvert.exporting.export import convert, export, learned_codes
+from lqconvert.keras_loader.load import load_model
+from lqconvert.quantization.calibrate import calibrate
+from lqconvert.runtime.litert import Runner
+from lqconvert.runtime.verify import execute
+from lqconvert.tflite.c_source import c_sources
+from lqconvert.tflite.flatbuffer import read
+from lqconvert.tflite.graph import LSTM, LSTM_BIASES, LSTM_INPUT_KERNELS, LSTM_STATE_KERNELS
+from lqconvert.tflite.targets import LITERT, TFLM
+
+layers = tf_keras.layers
+RNG = np.random.default_rng(0)
+STEPS, COLUMNS = 12, 3
+
+
+def classifier(path, **settings):
+    x = layers.Input((STEPS, COLUMNS))
+    y = layers.LSTM(8, return_sequences=True, name="lstm", **settings)(x)
+    y = layers.Bidirectional(layers.LSTM(6), name="both")(y)
+    model = tf_keras.Model(x, layers.Dense(4, activation="softmax")(y))
+    model.save(path)
+    return model
+
+
+def windows(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Waves of one of four frequencies at any phase, in noise: the class is the frequency."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, count)
+    phases = rng.uniform(0, 2 * np.pi, (count, 1, COLUMNS))
+    times = np.arange(STEPS)[None, :, None] * (0.3 + 0.5 * labels[:, None, None])
+    return (np.sin(times + phases) + rng.normal(0, 0.3, phases.shape)).astype(np.float32), labels
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory):
+    path = tmp_path_factory.mktemp("lstm") / "model.h5"
+    tf_keras.utils.set_random_seed(0)
+    classifier(path)
+    model = rewrite(load_model(path))
+    x = windows(64)[0]
+    calibrate(model, [x])
+    return model, export(model, [x]), x
+
+
+def test_the_file_has_the_learned_codes_and_scales(quantized):
+    model, exported, _ = quantized
+    codes = learned_codes(model).layers
+    graph = read(exported.tflite).main
+    operators = [operator for operator in graph.operators if operator.name == LSTM]
+    assert len(exported.order) == 3 * 8 + 1  # LSTMs with eight kernels, and a Dense layer
+    pairs = [(exported.order[place], exported.order[place + 4]) for place in range(0, 3 * 8, 8)]
+    assert {gates for gates, _ in pairs} == {name for name in codes if name.endswith("_gates")}
+    for operator, (gates, states) in zip(operators, pairs, strict=True):
+        for name, places in ((gates, LSTM_INPUT_KERNELS), (states, LSTM_STATE_KERNELS)):
+            tensors = [graph.tensors[index] for index in operator.inputs[places]]
+            kernel = codes[name].kernel
+            np.testing.assert_array_equal(np.concatenate([t.values() for t in tensors]), kernel.codes.T)
+            assert {float(t.scales[0]) for t in tensors} == {kernel.scale.item()}
+        source = graph.tensors[operator.inputs[0]].scales[0]
+        step = np.float32(source * np.float32(codes[gates].kernel.scale.item()))
+        biases = [graph.tensors[index] for index in operator.inputs[LSTM_BIASES]]
+        integers = np.round(codes[gates].bias / np.float64(step))
+        np.testing.assert_array_equal(np.concatenate([t.values() for t in biases]), integers)
+        assert all(t.scales[0] == step for t in biases)
+
+
+def test_both_runtimes_compute_what_the_graph_computes(quantized):
+    model, exported, x = quantized
+    runner = Runner(exported.tflite)
+    codes = runner.quantize(x)
+    steps = np.round(model(x, training=False).numpy() / exported.output_scale) + exported.output_zero_point
+    for target in (LITERT, TFLM):
+        for outputs in execute(exported.tflite, target, codes).outputs.values():
+            assert np.abs(outputs - steps).max() <= 2
+
+
+def test_sums_and_cells_saturate_as_in_the_file(tmp_path):
+    loud = {
+        f"{name}_initializer": tf_keras.initializers.RandomNormal(stddev=4.0, seed=seed)
+        for seed, name in enumerate(("kernel", "recurrent"))
+    }
+    x = layers.Input((STEPS, COLUMNS))
+    tf_keras.Model(x, layers.Dense(3)(layers.LSTM(6, **loud)(x))).save(tmp_path / "model.h5")
+    model, data = rewrite(load_model(tmp_path / "model.h5")), windows(64)[0]
+    calibrate(model, [data])
+    (states,) = (layer.layer for layer in model.layers if layer.name.endswith("_states"))
+    assert np.log2(float(states.cell_limit)) % 1 == 0
+    exported = export(model, [data])
+    outputs = Runner(exported.tflite).run([data])
+
+    def steps_apart() -> float:
+        return float(np.quantile(np.abs(outputs - model(data, training=False)), 0.9) / exported.output_scale)
+
+    assert steps_apart() <= 2.01
+    states.SUMS = -np.inf, np.inf
+    assert steps_apart() > 8
+
+
+def test_an_example_does_not_depend_on_those_before(quantized):
+    _, exported, x = quantized
+    runner = Runner(exported.tflite)
+    codes = runner.quantize(x[:16])
+    forward = runner.invoke(codes)
+    np.testing.assert_array_equal(forward, runner.invoke(codes[::-1])[::-1])
+    (micro,) = execute(exported.tflite, TFLM, codes).outputs.values()
+    (back,) = execute(exported.tflite, TFLM, codes[::-1]).outputs.values()
+    np.testing.assert_array_equal(micro, back[::-1])
+
+
+def test_the_program_is_told_to_reset(quantized, tmp_path):
+    sources = c_sources(quantized[1].tflite, tmp_path / "m.tflite", 4096)
+    header = sources[tmp_path / "m.h"]
+    assert "Call interpreter.Reset() before each sequence." in header
+    assert "AddUnidirectionalSequenceLSTM()" in header
+
+
+def test_float32_is_the_converter_s_lstm(tmp_path):
+    model = classifier(tmp_path / "model.h5", use_bias=False)
+    tflite = convert(load_model(tmp_path / "model.h5"), integer=False)
+    operators = [operator for operator in read(tflite).main.operators if operator.name == LSTM]
+    assert [operator.options.cellClip for operator in operators] == [0.0] * 3
+    x = windows(16)[0]
+    np.testing.assert_allclose(Runner(tflite).run([x]), model.predict(x, verbose=0), atol=1e-5)
+
+
+def test_gradients_reach_codes_and_range_of_the_state(quantized):
+    model, _, x = quantized
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(x, training=True) ** 2)
+    names = ("lstm/kernel", "lstm_gates/kernel", "lstm/log_scale", "lstm_quantized/range")
+    wanted = [v for v in model.trainable_variables if any(name in v.name for name in names)]
+    assert len(wanted) >= len(names)
+    for variable, gradient in zip(wanted, tape.gradient(loss, wanted), strict=True):
+        assert np.any(gradient.numpy()), variable.name
+
+
+@pytest.mark.slow
+def test_a_classifier_for_both_runtimes(tmp_path):
+    tf_keras.utils.set_random_seed(0)
+    model = classifier(tmp_path / "model.h5")
+    (x, y), (tests, labels) = windows(2000), windows(500, seed=1)
+    model.compile(tf_keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    model.fit(x, y, 64, 6, verbose=0)
+    model.save(tmp_path / "model.h5")
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=tests, y_test=labels)
+    job = tmp_path / "model.h5", str(tmp_path / "data.npz"), tmp_path / "m.tflite"
+    report = quantize(*job, epochs=0, targets=["litert", "tflm"], budget=Budget(max_drop=1.0))
+    assert not report.float_layers
+    assert report.agreement_with_graph >= 0.99
+    float_ = report.float_.scores[0].value
+    assert float_ > 0.9
+    for file in report.files:
+        assert file.score > float_ - 0.03
+        assert "DEQUANTIZE" not in file.proven.operators
