@@ -147,6 +147,78 @@ def by_tensor(api: Any) -> Any:
     return api.Model(x, api.layers.Dense(2)(y / (y * y + 1.0)))
 
 
+def formulas(api: Any) -> Any:
+    x = api.Input((6,))
+    y = api.layers.Dense(6)(x)
+    t = tf.math if api is tf_keras else keras.ops
+    y = t.log(t.sqrt(y * y + 1.0) + 0.5) + t.erf(y) * t.sin(y)
+    y = y - t.rsqrt(t.softplus(y) + 1.0) + t.cos(y) ** 3
+    return api.Model(x, api.layers.Dense(2)(y))
+
+
+def constants(api: Any) -> Any:
+    positions = tf.sin(tf.reshape(tf.range(48.0), (1, *STEPS)))
+    x = api.Input(STEPS)
+    y = (x + positions) * (2.0 + positions[0])
+    return api.Model(x, api.layers.Dense(3)(api.layers.Flatten()(y - positions)))
+
+
+def anchors(api: Any) -> Any:
+    x = api.Input(IMAGE)
+    y = api.layers.Reshape((-1, 4))(api.layers.Conv2D(4, 3)(x))
+    fixed = tf.tile(tf.reshape(tf.range(144.0) / 100, (1, 36, 4)), [tf.shape(x)[0], 1, 1])
+    return api.Model(x, [y, fixed])
+
+
+def sizes(api: Any) -> Any:
+    x = api.Input(IMAGE)
+    y = api.layers.Resizing(6, 5)(x)
+    y = (tf.nn.relu if api is tf_keras else keras.ops.relu)(api.layers.Conv2D(8, 3, padding="same")(y))
+    y = api.layers.Resizing(12, 10, interpolation="nearest")(y)
+    y = tf.image.resize(y, (8, 8)) if api is tf_keras else keras.ops.image.resize(y, (8, 8))
+    y = tf.nn.depth_to_space(y, 2) if api is tf_keras else api.layers.Conv2D(2, 1)(y)
+    return api.Model(x, api.layers.Conv2D(3, 3)(y))
+
+
+def video(api: Any) -> Any:
+    each, (conv_layer, normalize) = (
+        api.layers.TimeDistributed,
+        (api.layers.Conv2D, api.layers.BatchNormalization),
+    )
+    x = api.Input((3, *IMAGE))
+    y = each(normalize())(each(conv_layer(6, 3, activation="elu"))(x))
+    y = each(api.layers.GlobalAveragePooling2D())(each(api.layers.MaxPooling2D())(y))
+    return api.Model(x, api.layers.Dense(3)(api.layers.Flatten()(y)))
+
+
+def named_outputs(api: Any) -> Any:
+    x = api.Input((8,))
+    y = api.layers.Dense(8, activation="relu")(x)
+    first = api.layers.Identity(name="class")(api.layers.Dense(3, activation="softmax")(y))
+    return api.Model(x, [first, api.layers.Identity(name="box")(api.layers.Dense(4)(y))])
+
+
+def similarity(api: Any) -> Any:
+    x = api.Input((6, 8))
+    a, b = (api.layers.Dense(5)(x) for _ in range(2))
+    products = api.layers.Dot(axes=(2, 2), normalize=True)([a, b])
+    means = (api.layers.GlobalAveragePooling1D()(y) for y in (a, b))
+    y = api.layers.Concatenate()([api.layers.Flatten()(products), api.layers.Dot(axes=1)([*means])])
+    return api.Model(x, api.layers.Dense(3)(y))
+
+
+def dot_attention(api: Any) -> Any:
+    x = api.Input(STEPS)
+    y = api.layers.Dense(6)(x)
+    return api.Model(x, api.layers.Dense(3)(api.layers.Attention(use_scale=True)([y, x])))
+
+
+def compiled_inside(api: Any) -> Any:
+    part = api.Sequential([api.Input((6,)), api.layers.Dense(6, activation="relu")])
+    part.compile("adam", "mse")
+    return api.Sequential([api.Input((6,)), part, api.layers.Dense(2)])
+
+
 def compiled(api: Any) -> Any:
     model = chain((6,), head)(api)
     model.compile("adam", loss=lambda truth, answer: (truth - answer) ** 2)
@@ -156,7 +228,14 @@ def compiled(api: Any) -> Any:
 ZOO: dict[str, Feature] = {
     **{
         name: Feature(with_activation(name))
-        for name in ("relu6", "swish", "gelu", "hard_sigmoid", "leaky_relu", "exponential", "tanh", "sigmoid")
+        for name in (
+            *("relu6", "swish", "gelu", "hard_sigmoid", "leaky_relu", "exponential", "tanh", "sigmoid"),
+            *("elu", "selu", "softplus", "softsign", "mish"),
+        )
+    },
+    **{
+        name: Feature(with_activation(name), apis=("keras",))
+        for name in ("celu", "log_sigmoid", "tanh_shrink", "squareplus")
     },
     "hard-silu": Feature(with_activation("hard_silu"), apis=("keras",)),
     "hard-swish": Feature(
@@ -166,10 +245,7 @@ ZOO: dict[str, Feature] = {
     ),
     "unit length": Feature(chain(IMAGE, conv, pool, layer("Dense", 8), layer("UnitNormalization"))),
     "unit length by an operation": Feature(chain(IMAGE, conv, pool, layer("Dense", 8), normalized)),
-    "elu": Feature(with_activation("elu"), floats="activation elu"),
-    "elu layer": Feature(chain(IMAGE, conv, layer("ELU"), head), floats="ELU"),
-    "selu": Feature(with_activation("selu"), floats="activation selu"),
-    "softplus": Feature(with_activation("softplus"), floats="activation softplus"),
+    "elu layer": Feature(chain(IMAGE, conv, layer("ELU", 0.5), head)),
     "prelu": Feature(
         chain(IMAGE, conv, layer("PReLU", shared_axes=[1, 2], alpha_initializer="uniform"), head)
     ),
@@ -264,7 +340,57 @@ ZOO: dict[str, Feature] = {
         chain(IMAGE, layer("Conv2D", 6, 3, data_format="channels_first")), refused="channels_first"
     ),
     "open size": Feature(chain((None, None, 4), conv, pool, head), refused="unknown size"),
-    "division": Feature(by_tensor, refused="division by a tensor"),
+    "division": Feature(by_tensor),
+    "formulas": Feature(formulas),
+    "constants": Feature(constants),
+    "anchors": Feature(anchors, apis=("tf_keras",)),
+    "sizes": Feature(sizes),
+    "crops": Feature(
+        chain(IMAGE, layer("CenterCrop", 7, 6), layer("RandomCrop", 5, 5), conv, pool, head),
+        apis=("tf_keras",),
+    ),
+    "video": Feature(video),
+    "named outputs": Feature(named_outputs),
+    "similarity": Feature(similarity),
+    "dot attention": Feature(dot_attention),
+    "compiled inside": Feature(compiled_inside),
+    "group norm": Feature(
+        chain(IMAGE, conv, layer("GroupNormalization", 2), pool, head), floats="GroupNormalization"
+    ),
+    "rms norm": Feature(
+        chain(STEPS, head, layer("RMSNormalization"), head), floats="RMSNormalization", apis=("keras",)
+    ),
+    "colours": Feature(
+        chain(
+            (8, 8, 3),
+            layer("RandomColorDegeneration", 0.5),
+            layer("RandomColorJitter"),
+            layer("RandomGaussianBlur"),
+            layer("RandomGrayscale", 0.5),
+            layer("RandomHue", 0.5),
+            layer("RandomInvert"),
+            layer("RandomPosterization", 4),
+            layer("RandomSaturation", 0.5),
+            layer("RandomSharpness", 0.5),
+            conv,
+        ),
+        apis=("keras",),
+    ),
+    "distortions": Feature(
+        chain(
+            (8, 8, 3),
+            layer("RandomElasticTransform"),
+            layer("RandomErasing"),
+            layer("RandomPerspective"),
+            layer("RandomShear", (0.0, 0.1), (0.0, 0.1)),
+            conv,
+        ),
+        apis=("keras",),
+    ),
+    "random sizes": Feature(
+        chain(IMAGE, layer("RandomHeight", 0.1), layer("RandomWidth", 0.1), conv, pool, head),
+        apis=("tf_keras",),
+    ),
     "lambda": Feature(trusted, refused=r"'twice' .*Lambda"),
     "stateful": Feature(
         lambda api: api.Sequential(
@@ -278,8 +404,6 @@ ZOO: dict[str, Feature] = {
         refused="mask_zero|NotEqual",
     ),
     "conv 3d": Feature(chain((4, 4, 4, 2), layer("Conv3D", 2, 2)), refused="Conv3D"),
-    "softsign": Feature(with_activation("softsign"), floats="activation softsign"),
-    "mish": Feature(with_activation("mish"), floats="activation mish"),
     "activation layers": Feature(
         chain(IMAGE, conv, layer("LeakyReLU"), layer("Activation", "tanh"), pool, head, layer("Softmax"))
     ),

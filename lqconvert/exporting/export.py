@@ -20,7 +20,9 @@ import tf_keras
 from lqconvert.errors import LqError, first_line
 from lqconvert.exporting.codes import Codes, LayerCodes, TensorCodes, native
 from lqconvert.exporting.fold_channel_scales import fold_input_scales
+from lqconvert.exporting.lookup import number_of, placeholder_slope, put_lookup
 from lqconvert.exporting.lstm import GATES, FusedLSTM, fill_lstm, put_lstm, with_keras_lstms
+from lqconvert.keras_loader.custom_layers import Elementwise
 from lqconvert.keras_loader.layer_kinds import class_name
 from lqconvert.quantization.granularity import KEPT_AXES, KERNELS, kernel_name
 from lqconvert.quantization.layers import (
@@ -220,6 +222,11 @@ class Template:
                 layers.append(name)
         if fingerprints:
             raise LqError(f"layers not found in the converted file: {', '.join(fingerprints)}")
+        functions = [layer for layer in model.layers if isinstance(layer, Elementwise)]
+        for operator in list(converted.main.operators):
+            number = number_of(operator)
+            if number is not None:
+                put_lookup(converted, operator, functions[number])
         return cls(write(converted), layers)
 
     def fill(self, codes: Codes) -> bytes:
@@ -305,6 +312,7 @@ def _fingerprinted(
     model: tf_keras.Model, codes: Codes
 ) -> tuple[tf_keras.Model, dict[str, tuple[np.ndarray, float]]]:
     """The model with fingerprints for the converter, and each layer's fingerprint with its scale."""
+    functions = [layer for layer in model.layers if isinstance(layer, Elementwise)]
 
     def plain(layer: Any) -> Any:
         kind = class_name(layer.layer) if isinstance(layer, QuantizedLayer) else ""
@@ -314,6 +322,8 @@ def _fingerprinted(
             return tf_keras.layers.Activation("linear", name=layer.name)
         if isinstance(layer, QuantizedLayer):
             return type(layer.layer).from_config(layer.layer.get_config() | {"name": layer.name})
+        if isinstance(layer, Elementwise):
+            return tf_keras.layers.LeakyReLU(placeholder_slope(functions.index(layer)), name=layer.name)
         if isinstance(layer, (ActivationQuantizer, FollowingQuantizer)):
             source = layer.source() if isinstance(layer, FollowingQuantizer) else layer
             scale, zero_point = (np.float64(number) for number in codes.activations[source.name])

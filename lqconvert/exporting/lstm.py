@@ -6,6 +6,7 @@ with the LSTM's input and output. Its operator becomes the LSTM here.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from lqconvert.exporting.codes import LayerCodes
 from lqconvert.keras_loader.custom_layers import LSTMGates, LSTMStates
-from lqconvert.tflite.editing import add_constant, add_tensor, new_operator
+from lqconvert.tflite.editing import add_constant, add_tensor, new_operator, reshape
 from lqconvert.tflite.graph import (
     LSTM,
     LSTM_BIASES,
@@ -76,8 +77,14 @@ def _gates_of(states: LSTMStates) -> LSTMGates:
 def put_lstm(model: Model, placeholder: Operator, fused: FusedLSTM) -> None:
     """Replaces a placeholder by an LSTM operator whose weights are zeros."""
     graph = model.main
-    source, output = placeholder.inputs[0], placeholder.outputs[0]
-    features, units = (graph.tensors[index].shape[-1] for index in (source, output))
+    source, kernel, *_ = placeholder.inputs
+    (output,) = placeholder.outputs
+    units, features = graph.tensors[kernel].shape
+    steps = math.prod(graph.tensors[source].shape) // features
+    # The converter may have made rows of sequences.
+    sequence = _shaped(model, source, (1, steps, features))
+    states = _shaped(model, output, (1, steps, units))
+    operators = [] if sequence == source else [reshape(model, source, sequence)]
     inputs, recurrent, biases = (
         [add_constant(model, np.zeros(shape, dtype), Quantization.one(1.0)) for _ in GATES]
         for shape, dtype in (((units, features), np.int8), ((units, units), np.int8), ((units,), np.int32))
@@ -88,14 +95,22 @@ def put_lstm(model: Model, placeholder: Operator, fused: FusedLSTM) -> None:
     for index in (state, cell):
         graph.tensors[index].variable = True
     missing = [-1]
-    operands = [source, *inputs, *recurrent, *(3 * missing), *biases, *(2 * missing), state, cell]
+    operands = [sequence, *inputs, *recurrent, *(3 * missing), *biases, *(2 * missing), state, cell]
     options = schema.UnidirectionalSequenceLSTMOptionsT()
     options.fusedActivationFunction = schema.ActivationFunctionType.TANH
-    operator = new_operator(model, LSTM, [*operands, *(4 * missing)], [output], options)
+    operator = new_operator(model, LSTM, [*operands, *(4 * missing)], [states], options)
     # The operator reads the scale of the last one; the others belong to layer normalization.
     unused = [add_tensor(model, "FLOAT32", (0,)) for _ in GATES]
     operator.intermediates = (*unused, add_tensor(model, "INT8", (0,), hidden))
-    graph.operators[graph.operators.index(placeholder)] = operator
+    operators += [operator] if states == output else [operator, reshape(model, states, output)]
+    place = graph.operators.index(placeholder)
+    graph.operators[place : place + 1] = operators
+
+
+def _shaped(model: Model, index: int, shape: tuple[int, ...]) -> int:
+    """The tensor, or a new one of this shape if it has another."""
+    tensor = model.main.tensors[index]
+    return index if tensor.shape == shape else add_tensor(model, "INT8", shape, tensor.quantization)
 
 
 def fill_lstm(graph: Graph, operator: Operator, gates: LayerCodes, states: LayerCodes) -> None:

@@ -94,7 +94,9 @@ def build_with_keras3(source: Source) -> Any:
 def _from_archive(source: Source, serialization_lib: Any) -> Any:
     """The model of a .keras archive, in the Keras with this module."""
     with serialization_lib.ObjectSharingScope():
-        model = serialization_lib.deserialize_keras_object(_for_keras(source.config))
+        # For a model that is not compiled.
+        config = {**_guarded(source.config), "compile_config": None}
+        model = serialization_lib.deserialize_keras_object(config)
         model.load_weights(str(source.weights))
     return model
 
@@ -117,11 +119,6 @@ def _layer_weights(source: Source, reader: Any) -> Iterator[Any]:
                 if count > source.count:
                     raise LqError(f"weights '{name[:80]}' are named several times in the file")
         yield group
-
-
-def _for_keras(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of an archive with guarded layers, for a model that is not compiled."""
-    return {**_guarded(config), "compile_config": None}
 
 
 def _guarded(value: Any) -> Any:

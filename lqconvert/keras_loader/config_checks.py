@@ -36,7 +36,7 @@ PARTS = {
     *("L1", "L2", "L1L2", "OrthogonalRegularizer"),
     *("MaxNorm", "NonNeg", "UnitNorm", "MinMaxNorm", "RadialConstraint"),
     *("Policy", "DTypePolicy", "FloatDTypePolicy"),
-    *("__tuple__", "__ellipsis__", "__keras_tensor__", "TensorShape", "__slice__"),
+    *("__tuple__", "__ellipsis__", "__keras_tensor__", "__tensor__", "TensorShape", "__slice__"),
 }
 FUNCTIONS = {
     *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "glu", "mish", "silu", "swish"),
@@ -151,9 +151,16 @@ def refuse_unknown(config: dict[str, Any], trusted: bool = False) -> None:
         raise LqError(f"the model is a {kind}, not a Sequential or functional model: it cannot be rebuilt")
     if layer_count(config) > MOST_LAYERS:
         raise LqError(f"the model has more than {MOST_LAYERS:,} layers")
-    # The outermost compile_config is not read: models are loaded without compiling.
-    outermost = {key: value for key, value in config.items() if key != "compile_config"}
-    _vet(outermost, f"the {kind} model", trusted, 0)
+    _vet(config, f"the {kind} model", trusted, 0)
+
+
+def uncompiled(config: Any) -> Any:
+    """A checked config without the losses and metrics of the model and of models in it: nobody reads them."""
+    if isinstance(config, list):
+        return [uncompiled(inner) for inner in config]
+    if not isinstance(config, dict):
+        return config
+    return {key: uncompiled(inner) for key, inner in config.items() if key != "compile_config"}
 
 
 def layer_count(value: Any) -> int:
@@ -172,11 +179,11 @@ def _vet(value: Any, where: str, trusted: bool, depth: int) -> None:
     if isinstance(value, dict):
         if "class_name" in value:
             where = _vet_object(value, where, trusted)
-        if value.get("compile_config"):
-            raise LqError(f"{where}: compiled inside another model; save the model with compile(...) undone")
         if value.get("data_format") == "channels_first":
             raise LqError(f"{where}: data_format channels_first; build the model with channels_last")
         for key, inner in value.items():
+            if key == "compile_config":  # not read, see uncompiled()
+                continue
             if key == "shared_object_id" and isinstance(inner, int):  # Python's id of the object
                 continue
             if key.endswith("activation") and isinstance(inner, str) and inner not in FUNCTIONS:

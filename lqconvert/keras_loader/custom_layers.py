@@ -6,10 +6,12 @@ TFLite's converter makes one operator, or few, of each of them.
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 from tf_keras.utils import register_keras_serializable
@@ -40,19 +42,151 @@ class L2Normalize(tf_keras.layers.Layer):
         return tf.math.l2_normalize(inputs, axis=-1)
 
 
-@custom_layer
-class Gelu(tf_keras.layers.Layer):
-    """x * P(X <= x) for a standard normal X, or its approximation by tanh."""
+#: Functions that are not defined at 0 or below have their value (and no gradient) at this number instead.
+LEAST = 1e-7
 
-    def __init__(self, approximate: bool = False, **kwargs: Any) -> None:
+
+def _erf(x: tf.Tensor) -> tf.Tensor:
+    """The error function, with an error of at most 1.5e-7: TFLite has none. Abramowitz and Stegun, 7.1.26."""
+    t = 1 / (1 + 0.3275911 * tf.abs(x))
+    series = 0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429
+    polynomial = sum(factor * t ** (power + 1) for power, factor in enumerate(series))
+    return tf.sign(x) * (1 - polynomial * tf.exp(-x * x))
+
+
+def _off_zero(x: tf.Tensor) -> tf.Tensor:
+    return tf.where(tf.abs(x) < LEAST, LEAST, x)
+
+
+def _power(x: tf.Tensor, exponent: float) -> tf.Tensor:
+    x = x if float(exponent).is_integer() else tf.maximum(x, LEAST)
+    return tf.pow(_off_zero(x) if exponent < 0 else x, exponent)
+
+
+@custom_layer
+class Elementwise(tf_keras.layers.Layer):
+    """A function of each value. The exported file looks its 256 results up in a table.
+
+    Args:
+        function: its name in FUNCTIONS.
+        parameter: of the function, if it has one: ELU's alpha, or an exponent.
+    """
+
+    FUNCTIONS: ClassVar[dict[str, Callable[[tf.Tensor, float], tf.Tensor]]] = {
+        "elu": lambda x, alpha: tf.where(x > 0, x, alpha * tf.math.expm1(tf.minimum(x, 0))),
+        "celu": lambda x, alpha: tf.where(x > 0, x, alpha * tf.math.expm1(tf.minimum(x, 0) / alpha)),
+        "selu": lambda x, _: tf.nn.selu(x),
+        "softplus": lambda x, _: tf.nn.softplus(x),
+        "softsign": lambda x, _: tf.nn.softsign(x),
+        "mish": lambda x, _: x * tf.tanh(tf.nn.softplus(x)),
+        "gelu": lambda x, _: tf.nn.gelu(x, approximate=False),
+        "gelu_tanh": lambda x, _: tf.nn.gelu(x, approximate=True),
+        "log_sigmoid": lambda x, _: tf.math.log_sigmoid(x),
+        "tanh_shrink": lambda x, _: x - tf.tanh(x),
+        "squareplus": lambda x, b: (x + tf.sqrt(x * x + b)) / 2,
+        "exp": lambda x, _: tf.exp(x),
+        "log": lambda x, _: tf.math.log(tf.maximum(x, LEAST)),
+        "log1p": lambda x, _: tf.math.log1p(tf.maximum(x, LEAST - 1)),
+        "expm1": lambda x, _: tf.math.expm1(x),
+        "sqrt": lambda x, _: tf.sqrt(tf.maximum(x, LEAST**2)),
+        "rsqrt": lambda x, _: tf.math.rsqrt(tf.maximum(x, LEAST)),
+        "reciprocal": lambda x, _: 1 / _off_zero(x),
+        "power": _power,
+        "sin": lambda x, _: tf.sin(x),
+        "cos": lambda x, _: tf.cos(x),
+        "erf": lambda x, _: _erf(x),
+    }
+
+    def __init__(self, function: str, parameter: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.approximate = approximate
+        self.function, self.parameter = function, float(parameter)
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"approximate": self.approximate}
+        return super().get_config() | {"function": self.function, "parameter": self.parameter}
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        return tf.nn.gelu(inputs, self.approximate)
+        return self.FUNCTIONS[self.function](inputs, self.parameter)
+
+
+@custom_layer
+class Constant(tf_keras.layers.Layer):
+    """A constant [1, ...] for each example of its input, of which only the number counts."""
+
+    def __init__(self, shape: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.constant_shape = tuple(shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"shape": self.constant_shape}
+
+    @classmethod
+    def of(cls, values: Any, like: Any, name: str) -> Any:
+        """A tensor with these values [...] for each example of the tensor ``like``."""
+        values = np.asarray(values, np.float32)
+        layer = cls((1, *values.shape), name=name)
+        y = layer(like)
+        layer.set_weights([values[np.newaxis]])
+        return y
+
+    def build(self, shape: Any) -> None:
+        self.values = self.add_weight("values", shape=self.constant_shape, trainable=False)
+        super().build(shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.repeat(self.values, tf.shape(inputs)[0], axis=0)
+
+
+@custom_layer
+class Resize(tf_keras.layers.Layer):
+    """Images of another size: "bilinear" or "nearest", without antialiasing."""
+
+    def __init__(self, height: int, width: int, method: str = "bilinear", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.height, self.width, self.method = height, width, method
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"height": self.height, "width": self.width, "method": self.method}
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.image.resize(inputs, (self.height, self.width), self.method)
+
+
+@custom_layer
+class DepthToSpace(tf_keras.layers.Layer):
+    """Blocks of channels as blocks of pixels: [b, h, w, n * n * c] as [b, h * n, w * n, c]."""
+
+    def __init__(self, block: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.block = block
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"block": self.block}
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.nn.depth_to_space(inputs, self.block)
+
+
+@custom_layer
+class MergeSteps(tf_keras.layers.Layer):
+    """[b, steps, ...] as [b * steps, ...]: the next layers treat each step as an example."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(inputs, (-1, *inputs.shape[2:]))
+
+
+@custom_layer
+class SplitSteps(tf_keras.layers.Layer):
+    """[b * steps, ...] as [b, steps, ...]."""
+
+    def __init__(self, steps: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.steps = steps
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"steps": self.steps}
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(inputs, (-1, self.steps, *inputs.shape[1:]))
 
 
 @custom_layer
@@ -139,6 +273,56 @@ class LayerNorm(tf_keras.layers.Layer):
 
 
 @custom_layer
+class GroupNorm(tf_keras.layers.Layer):
+    """GroupNormalization over the last axis of images or sequences. Means are products, as in LayerNorm."""
+
+    def __init__(self, groups: int, epsilon: float = 1e-3, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.groups, self.epsilon = groups, epsilon
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"groups": self.groups, "epsilon": self.epsilon}
+
+    def build(self, shape: Any) -> None:
+        self.gamma = self.add_weight("gamma", shape=(shape[-1],), initializer="ones")
+        self.beta = self.add_weight("beta", shape=(shape[-1],), initializer="zeros")
+        super().build(shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        places, channels = math.prod(inputs.shape[1:-1]), inputs.shape[-1]
+        size = channels // self.groups
+        x = tf.reshape(inputs, (-1, places, channels))
+        # The mean over places, and over the channels of a group.
+        of_places = tf.fill([1, places], 1.0 / places)
+        of_group = tf.constant(np.kron(np.eye(self.groups), np.full((size, size), 1 / size)), tf.float32)
+        x -= tf.matmul(tf.matmul(of_places, x), of_group)
+        variance = tf.matmul(tf.matmul(of_places, x * x), of_group)
+        y = x * tf.math.rsqrt(variance + self.epsilon) * self.gamma + self.beta
+        return tf.reshape(y, (-1, *inputs.shape[1:]))
+
+
+@custom_layer
+class RMSNorm(tf_keras.layers.Layer):
+    """RMSNormalization over the last axis."""
+
+    def __init__(self, epsilon: float = 1e-6, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"epsilon": self.epsilon}
+
+    def build(self, shape: Any) -> None:
+        self.gamma = self.add_weight("gamma", shape=(shape[-1],), initializer="ones")
+        super().build(shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        channels = inputs.shape[-1]
+        square = tf.matmul(inputs * inputs, tf.fill([channels, 1], 1.0 / channels))
+        return inputs * tf.math.rsqrt(square + self.epsilon) * self.gamma
+
+
+@custom_layer
 class TrustedFunction(tf_keras.layers.Layer):
     """The function of a Lambda layer of a trusted file. Configs have the function's number in this process.
 
@@ -189,6 +373,7 @@ class LSTMStates(tf_keras.layers.Layer):
         super().__init__(**kwargs)
         self.units = units
         self.quantizer: Any = None
+        self._graph = tf.function(self._run, autograph=False, reduce_retracing=True)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"units": self.units}
@@ -214,27 +399,26 @@ class LSTMStates(tf_keras.layers.Layer):
 
     def _loop(self, inputs: tf.Tensor) -> tf.Tensor:
         """The hidden state and the cell after each step: [b, steps, 2 * units]."""
+        integer = self.quantizer is not None and self.quantizer.enabled
+        # In a graph, a step takes a twentieth of the time.
+        run = self._graph if tf.executing_eagerly() else self._run
+        return run(inputs, tf.convert_to_tensor(self.kernel), integer)
+
+    def _run(self, inputs: tf.Tensor, kernel: tf.Tensor, integer: bool) -> tf.Tensor:
+        def step(gates: tf.Tensor, states: Sequence[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            state, cell = states
+            sums = gates + tf.matmul(state, kernel)
+            sums = tf.clip_by_value(sums, *self.SUMS) if integer else sums
+            cell, output = self._cell(sums, cell)
+            if integer:
+                cell = tf.clip_by_value(cell, -self.cell_limit, self.cell_limit * (1 - 2.0**-15))
+            state = output * tf.tanh(cell)
+            state = self.quantizer.call(state) if integer else state
+            return tf.concat([state, cell], axis=-1), [state, cell]
+
         zeros = tf.zeros([tf.shape(inputs)[0], self.units], inputs.dtype)
-        step = self._step
-        if self.quantizer is not None and self.quantizer.enabled:
-            inputs, step = tf.clip_by_value(inputs, *self.SUMS), self._integer_step
+        inputs = tf.clip_by_value(inputs, *self.SUMS) if integer else inputs
         return tf_keras.backend.rnn(step, inputs, [zeros, zeros])[1]
-
-    def _step(self, gates: tf.Tensor, states: Sequence[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        state, cell = states
-        cell, output = self._cell(gates + tf.matmul(state, self.kernel), cell)
-        state = output * tf.tanh(cell)
-        return tf.concat([state, cell], axis=-1), [state, cell]
-
-    def _integer_step(
-        self, gates: tf.Tensor, states: Sequence[tf.Tensor]
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        state, cell = states
-        sums = tf.clip_by_value(gates + tf.matmul(state, self.kernel), *self.SUMS)
-        cell, output = self._cell(sums, cell)
-        cell = tf.clip_by_value(cell, -self.cell_limit, self.cell_limit * (1 - 2.0**-15))
-        state = self.quantizer.call(output * tf.tanh(cell))
-        return tf.concat([state, cell], axis=-1), [state, cell]
 
     @staticmethod
     def _cell(sums: tf.Tensor, cell: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

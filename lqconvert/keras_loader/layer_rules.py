@@ -18,14 +18,20 @@ from tf_keras import layers as keras_layers
 
 from lqconvert.errors import LqError
 from lqconvert.keras_loader.custom_layers import (
-    Gelu,
+    Elementwise,
+    GroupNorm,
     HardSwish,
     L2Normalize,
     LayerNorm,
     LSTMGates,
     LSTMStates,
     MatMul,
+    MergeSteps,
+    Reduce,
+    Resize,
+    RMSNorm,
     Slice,
+    SplitSteps,
     TrustedFunction,
 )
 from lqconvert.keras_loader.layer_kinds import ACTIVATIONS, OTHER, Loading, kind_of
@@ -238,6 +244,112 @@ def _layer_norm(layer: Any, config: dict[str, Any], x: Any, name: str, unique: U
     return y
 
 
+def _last_axis(config: dict[str, Any], x: Any, name: str) -> None:
+    """Refuses a normalization over another axis than the last one."""
+    if config["axis"] not in (-1, len(x.shape) - 1, [-1], [len(x.shape) - 1]):
+        raise LqError(f"layer '{name}': a normalization over axis {config['axis']}, not the last one")
+
+
+def _group_norm(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    _last_axis(config, x, name)
+    channels = x.shape[-1]
+    copy = GroupNorm(channels if config["groups"] == -1 else config["groups"], config["epsilon"], name=name)
+    y = copy(x)
+    weights = iter(_weights(layer))
+    gamma = next(weights) if config["scale"] else np.ones(channels)
+    copy.set_weights([gamma, next(weights) if config["center"] else np.zeros(channels)])
+    return y
+
+
+def _rms_norm(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    _last_axis(config, x, name)
+    copy = RMSNorm(config["epsilon"], name=name)
+    y = copy(x)
+    copy.set_weights(_weights(layer))
+    return y
+
+
+def _dot(layer: Any, config: dict[str, Any], xs: Any, name: str, unique: Unique) -> Any:
+    """Dot of two vectors, or of two sequences: a matrix product along one axis of each."""
+    axes = config["axes"]
+    a, b = (axes, axes) if isinstance(axes, int) else axes
+    rank = len(xs[0].shape)
+    a, b = a % rank, b % rank
+    if len(xs[1].shape) != rank or rank not in (2, 3) or 0 in (a, b):
+        raise LqError(f"layer '{name}': Dot of shapes {xs[0].shape} and {xs[1].shape} along {axes}")
+    if config.get("normalize"):
+        if (a, b) != (rank - 1, rank - 1):
+            raise LqError(f"layer '{name}': Dot normalizes along axes {axes}; TFLite does along the last one")
+        xs = [L2Normalize(name=unique(f"{name}_unit"))(x) for x in xs]
+    if rank == 2:
+        product = keras_layers.Multiply(name=unique(f"{name}_products"))(xs)
+        return Reduce("sum", [1], True, name=name)(product)
+    x, y = xs
+    if a == 1:
+        x = keras_layers.Permute((2, 1), name=unique(f"{name}_permuted"))(x)
+    return MatMul(transpose_b=b == 2, name=name)([x, y])
+
+
+def _dot_attention(layer: Any, config: dict[str, Any], xs: Any, name: str, unique: Unique) -> Any:
+    if config.get("score_mode", "dot") != "dot":
+        raise LqError(f"layer '{name}': Attention with score_mode '{config['score_mode']}'")
+    query, value, *key = xs
+    scores = MatMul(transpose_b=True, name=unique(f"{name}_scores"))([query, key[0] if key else value])
+    if config.get("use_scale"):
+        scores = scaled(scores, _weights(layer)[0], 0.0, unique(f"{name}_scaled"))
+    chances = keras_layers.Softmax(name=unique(f"{name}_softmax"))(scores)
+    return MatMul(name=name)([chances, value])
+
+
+def resized(x: Any, height: int, width: int, method: str, name: str) -> Any:
+    """Images [b, h, w, channels] of another size."""
+    if len(x.shape) != 4 or method not in ("bilinear", "nearest"):
+        raise LqError(f"layer '{name}': resizes by '{method}'; TFLite has bilinear and nearest, for images")
+    return Resize(int(height), int(width), method, name=name)(x)
+
+
+def _resizing(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    height, width, method = config["height"], config["width"], config["interpolation"]
+    if config.get("pad_to_aspect_ratio") or config.get("antialias"):
+        raise LqError(f"layer '{name}': Resizing with pad_to_aspect_ratio or antialias")
+    if config.get("crop_to_aspect_ratio"):
+        return _cropped_to_size(x, height, width, method, name, unique)
+    return resized(x, height, width, method, name)
+
+
+def _cropped_to_size(x: Any, height: int, width: int, method: str, name: str, unique: Unique) -> Any:
+    """The largest part in the middle with the shape's proportions, resized, as Keras's smart_resize does."""
+    rows, columns = x.shape[1:3]
+    x = _middle(x, min(rows, columns * height // width), min(columns, rows * width // height), name, unique)
+    return resized(x, height, width, method, name)
+
+
+def _middle(x: Any, rows: int, columns: int, name: str, unique: Unique) -> Any:
+    """The middle of images. If a margin is odd, the smaller half is in front."""
+    margins = [
+        ((length - kept) // 2, length - kept - (length - kept) // 2)
+        for length, kept in zip(x.shape[1:3], (rows, columns), strict=True)
+    ]
+    if margins == [(0, 0), (0, 0)]:
+        return x
+    return keras_layers.Cropping2D(margins, name=unique(f"{name}_middle"))(x)
+
+
+def _center_crop(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    height, width = config["height"], config["width"]
+    if len(x.shape) == 4 and x.shape[1] >= height and x.shape[2] >= width:
+        return _middle(x, height, width, name, unique)
+    return _cropped_to_size(x, height, width, "bilinear", name, unique)
+
+
+def _random_crop(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    """In inference, it crops the middle and resizes it."""
+    height, width = config["height"], config["width"]
+    if tuple(x.shape[1:3]) == (height, width):
+        return x
+    return _cropped_to_size(x, height, width, "bilinear", name, unique)
+
+
 def _attention(layer: Any, config: dict[str, Any], inputs: Any, name: str, unique: Unique) -> Any:
     """MultiHeadAttention: Dense, products of matrices and a softmax between them."""
     query, value, *key = inputs if isinstance(inputs, (list, tuple)) else (inputs, inputs)
@@ -275,14 +387,14 @@ def _attention(layer: Any, config: dict[str, Any], inputs: Any, name: str, uniqu
 def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     if config.get("return_state") or config.get("stateful"):
         raise LqError(f"layer '{name}': a recurrent layer that is stateful or returns its state")
+    if config["unroll"]:
+        check_repeats(name, x.shape[1], UNROLLED)
     activation = _activation_name(layer.cell)
     if type(layer).__name__ == "LSTM" and (activation, config["recurrent_activation"]) == ("tanh", "sigmoid"):
         return _lstm(layer, config, x, name, unique)
     # An RNN of a cell: with fake quantization, the converter fails on fused float kernels.
     cls = getattr(keras_layers, f"{type(layer).__name__}Cell")
     cell = _copy(layer.cell, f"{name}_cell", cls, activation=activation, dropout=0.0, recurrent_dropout=0.0)
-    if config["unroll"]:
-        check_repeats(name, x.shape[1], UNROLLED)
     settings = {key: config[key] for key in ("return_sequences", "go_backwards", "unroll")}
     copy = keras_layers.RNN(cell, name=name, **settings)
     y = copy(x)
@@ -331,7 +443,11 @@ def _time_distributed(layer: Any, config: dict[str, Any], x: Any, name: str, uni
         return replace_layer(inner, x, name, unique)
     if type(inner).__name__ == "Flatten":
         return keras_layers.Reshape((x.shape[1], int(np.prod(x.shape[2:]))), name=name)(x)
-    raise LqError(f"layer '{name}': TimeDistributed({type(inner).__name__}) is not known to lqconvert")
+    if kind is OTHER or kind.recurrent or kind.name in ("Bidirectional", "TimeDistributed", "Lambda"):
+        raise LqError(f"layer '{name}': TimeDistributed({type(inner).__name__}) is not known to lqconvert")
+    merged = MergeSteps(name=unique(f"{name}_merged"))(x)
+    y = replace_layer(inner, merged, unique(f"{name}_{inner.name}"), unique)
+    return SplitSteps(x.shape[1], name=name)(y)
 
 
 def _normalization(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
@@ -358,6 +474,10 @@ def _embedding(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Un
     return _plain(layer, config, x, name, unique)
 
 
+def _looked_up(function: str) -> Callable[[Any, str, Unique, bool], Any]:
+    return lambda x, name, unique, keras3: Elementwise(function, name=name)(x)
+
+
 #: The rule for each kind of layer, by the kind's name.
 RULES: dict[str, Twin] = {
     "Activation": lambda layer, config, x, name, unique: activated(
@@ -373,11 +493,18 @@ RULES: dict[str, Twin] = {
     "LeakyReLU": lambda layer, config, x, name, unique: keras_layers.LeakyReLU(
         config.get("negative_slope", config.get("alpha")), name=name
     )(x),
-    "ELU": lambda layer, config, x, name, unique: keras_layers.ELU(config["alpha"], name=name)(x),
+    "ELU": lambda layer, config, x, name, unique: Elementwise("elu", config["alpha"], name=name)(x),
     "HardSwish": lambda layer, config, x, name, unique: HardSwish(name=name)(x),
     "LayerNormalization": _layer_norm,
+    "GroupNormalization": _group_norm,
+    "RMSNormalization": _rms_norm,
     "UnitNormalization": lambda layer, config, x, name, unique: l2_normalized(x, config["axis"], name),
     "MultiHeadAttention": _attention,
+    "Attention": _dot_attention,
+    "Dot": _dot,
+    "Resizing": _resizing,
+    "CenterCrop": _center_crop,
+    "RandomCrop": _random_crop,
     **dict.fromkeys(("LSTM", "GRU", "SimpleRNN"), _recurrent),
     "Bidirectional": _bidirectional,
     "TimeDistributed": _time_distributed,
@@ -399,5 +526,13 @@ ACTIVATION_RULES: dict[str, Callable[[Any, str, Unique, bool], Any]] = {
     **dict.fromkeys(("silu", "swish"), _swish),
     **dict.fromkeys(("hard_silu", "hard_swish"), lambda x, name, unique, keras3: HardSwish(name=name)(x)),
     "hard_sigmoid": _hard_sigmoid,
-    "gelu": lambda x, name, unique, keras3: Gelu(name=name)(x),
+    "exponential": _looked_up("exp"),
+    "squareplus": lambda x, name, unique, keras3: Elementwise("squareplus", 4.0, name=name)(x),
+    **{
+        function: _looked_up(function)
+        for function in (
+            *("elu", "celu", "selu", "softplus", "softsign", "mish", "gelu"),
+            *("log_sigmoid", "tanh_shrink"),
+        )
+    },
 }

@@ -12,6 +12,7 @@ import logging
 import re
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ import tf_keras
 from lqconvert.errors import LqError, about, first_line
 from lqconvert.keras_loader.archive_checks import unpack_weights, weight_count
 from lqconvert.keras_loader.build import Source, build_with_keras3, build_with_tf_keras
-from lqconvert.keras_loader.config_checks import MODELS, read_config, refuse_endless, refuse_unknown
+from lqconvert.keras_loader.config_checks import (
+    MODELS,
+    read_config,
+    refuse_endless,
+    refuse_unknown,
+    uncompiled,
+)
 from lqconvert.keras_loader.in_memory import ModelLike, as_file
 from lqconvert.keras_loader.layer_rules import replace_layer
 from lqconvert.keras_loader.limits import (
@@ -101,7 +108,8 @@ def _load(
             count = weight_count(weights, attributes=weights != path)  # an .h5's are checked already
         except LqError as error:
             raise LqError(str(error).replace(str(weights), str(path), 1)) from error
-        source = Source(config, weights, count, archived=weights.parent == Path(folder), trusted=trusted)
+        archived, config = weights.parent == Path(folder), uncompiled(config)
+        source = Source(config, weights, count, archived=archived, trusted=trusted)
         loaded = _build(source, version)
     for layer in _layers(loaded):
         for weight in layer.weights:
@@ -185,21 +193,18 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
                     else (node.call_args, node.call_kwargs)
                 )
                 args, kwargs = rebuilt(tuple(args)), {key: rebuilt(v) for key, v in kwargs.items()}
-                if kind == "MultiHeadAttention":  # key follows value, whatever the order of the arguments
-                    named = list(inspect.signature(layer.call).bind(*args, **kwargs).arguments.values())
-                else:
-                    named = [*args, *kwargs.values()]
-                given = [value for value in named if _holds_tensors(value)]
-                values = list(given[0]) if isinstance(given[0], (list, tuple)) else given
-                if hasattr(layer, "_nodes_by_depth") or kind in MODELS:
-                    results = run(layer, values)
-                elif kind in ("TFOpLambda", "SlicingOpLambda") or type(layer).__module__.startswith(OPS):
+                if kind in ("TFOpLambda", "SlicingOpLambda") or type(layer).__module__.startswith(OPS):
                     results = _tensors(operate(layer, args, kwargs, unique(layer.name), unique))
+                elif kind == "Identity":
+                    results = _inputs_of(layer, args, kwargs)
+                elif hasattr(layer, "_nodes_by_depth") or kind in MODELS:
+                    results = run(layer, _inputs_of(layer, args, kwargs))
                 else:
                     _check_call(layer, kwargs)
+                    values = _inputs_of(layer, args, kwargs)
                     value = values if len(values) > 1 else values[0]
                     results = _tensors(replace_layer(layer, value, unique(layer.name), unique))
-                check_tensors(results)
+                check_tensors([result for result in results if is_tensor(result)])
                 outputs = _tensors(node.output_tensors if keras3 else node.outputs)
                 tensors |= {id(output): result for output, result in zip(outputs, results, strict=True)}
         return [tensors[id(output)] for output in part.outputs]
@@ -211,11 +216,31 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
     ]
     check_tensors(inputs)
     outputs = run(model, inputs)
+    for loaded, output in zip(model.outputs, outputs, strict=True):
+        _name_output(loaded, output, unique)
     single = len(outputs) == 1
     # A fixed name, because Keras's counter would get into the exported file.
     return tf_keras.Model(
         inputs if len(inputs) > 1 else inputs[0], outputs[0] if single else outputs, name="model"
     )
+
+
+def _inputs_of(layer: Any, args: Any, kwargs: dict[str, Any]) -> list[Any]:
+    """The tensors among the arguments of a layer's call."""
+    named = [*args, *kwargs.values()]
+    if type(layer).__name__ == "MultiHeadAttention":  # key follows value, whatever the arguments' order
+        named = list(inspect.signature(layer.call).bind(*args, **kwargs).arguments.values())
+    given = [value for value in named if _holds_tensors(value)]
+    return list(given[0]) if isinstance(given[0], (list, tuple)) else given
+
+
+def _name_output(loaded: Any, output: Any, unique: Callable[[str], str]) -> None:
+    """Gives an output the name of the Identity layer that stood behind it, which the rebuilt model lacks."""
+    history = loaded._keras_history
+    identity = getattr(history, "operation", None) or history.layer
+    layer = output._keras_history.layer
+    if type(identity).__name__ == "Identity" and not isinstance(layer, tf_keras.layers.InputLayer):
+        layer._name = unique(identity.name)
 
 
 def _check_call(layer: Any, kwargs: dict[str, Any]) -> None:

@@ -14,12 +14,13 @@ import numpy as np
 from tf_keras import layers
 
 from lqconvert.errors import LqError
-from lqconvert.keras_loader.custom_layers import Gelu, MatMul, Reduce, Slice
+from lqconvert.keras_loader.custom_layers import Constant, DepthToSpace, Elementwise, MatMul, Reduce, Slice
 from lqconvert.keras_loader.layer_rules import (
     Unique,
     activated,
     l2_normalized,
     rectified,
+    resized,
     scaled,
     summed,
 )
@@ -34,37 +35,71 @@ def _number(value: Any) -> np.ndarray:
     return np.asarray(value, np.float32)
 
 
-def _add(a: dict[str, Any], name: str, unique: Unique) -> Any:
+class Batch:
+    """The number of examples, where a model computes with it: ``tf.shape(x)[0]``."""
+
+    def __init__(self, like: Any) -> None:
+        self.like = like
+
+
+def _operands(a: dict[str, Any], name: str, unique: Unique) -> tuple[Any, Any]:
+    """Both operands. A constant that is not one number a channel becomes a tensor."""
     x, y = a["x"], a["y"]
+    like = x if is_tensor(x) else y
+    return tuple(_tensor(each, like, name, unique) for each in (x, y))
+
+
+def _tensor(value: Any, like: Any, name: str, unique: Unique) -> Any:
+    if is_tensor(value):
+        return value
+    array = _number(value)
+    if array.size == 1 or (array.size == like.shape[-1] and array.shape[-1] == like.shape[-1]):
+        return value
+    if array.ndim == len(like.shape) and len(array) == 1:
+        array = array[0]
+    if array.ndim >= len(like.shape):
+        raise LqError(f"layer '{name}': a constant of shape {array.shape}, which depends on the batch")
+    array = array.reshape((1,) * (len(like.shape) - 1 - array.ndim) + array.shape)
+    return Constant.of(array, like, unique(f"{name}_constant"))
+
+
+def _add(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    x, y = _operands(a, name, unique)
     if is_tensor(x) and is_tensor(y):
         return summed([x, y], name, unique)
     return scaled(x, 1.0, _number(y), name) if is_tensor(x) else scaled(y, 1.0, _number(x), name)
 
 
 def _subtract(a: dict[str, Any], name: str, unique: Unique) -> Any:
-    x, y = a["x"], a["y"]
+    x, y = _operands(a, name, unique)
     if is_tensor(x) and is_tensor(y):
         return layers.Subtract(name=name)([x, y])
     return scaled(x, 1.0, -_number(y), name) if is_tensor(x) else scaled(y, -1.0, _number(x), name)
 
 
 def _multiply(a: dict[str, Any], name: str, unique: Unique) -> Any:
-    x, y = a["x"], a["y"]
+    x, y = _operands(a, name, unique)
     if is_tensor(x) and is_tensor(y):
         return layers.Multiply(name=name)([x, y])
     return scaled(x, _number(y), 0.0, name) if is_tensor(x) else scaled(y, _number(x), 0.0, name)
 
 
 def _divide(a: dict[str, Any], name: str, unique: Unique) -> Any:
-    if is_tensor(a["y"]) or not np.all(_number(a["y"])):
-        raise LqError(f"layer '{name}': division by a tensor; TFLite divides by constants")
-    return scaled(a["x"], 1 / _number(a["y"]), 0.0, name)
+    if not is_tensor(a["y"]):
+        if not np.all(_number(a["y"])):
+            raise LqError(f"layer '{name}': division by 0")
+        return _multiply({"x": a["x"], "y": 1 / _number(a["y"])}, name, unique)
+    inverse = Elementwise("reciprocal", name=unique(f"{name}_reciprocal"))(a["y"])
+    return _multiply({"x": a["x"], "y": inverse}, name, unique)
 
 
 def _power(a: dict[str, Any], name: str, unique: Unique) -> Any:
-    if is_tensor(a["y"]) or float(_number(a["y"])) != 2:
-        raise LqError(f"layer '{name}': a power other than the square")
-    return layers.Multiply(name=name)([a["x"], a["x"]])
+    if is_tensor(a["y"]) or not is_tensor(a["x"]) or _number(a["y"]).size != 1:
+        raise LqError(f"layer '{name}': a power with an exponent that is not one number")
+    exponent = float(_number(a["y"]).ravel()[0])
+    if exponent == 2:
+        return layers.Multiply(name=name)([a["x"], a["x"]])
+    return Elementwise("power", exponent, name=name)(a["x"])
 
 
 def _extreme(kind: str) -> Callable[[dict[str, Any], str, Unique], Any]:
@@ -123,7 +158,46 @@ def _leaky(a: dict[str, Any], name: str, unique: Unique) -> Any:
 
 
 def _gelu(a: dict[str, Any], name: str, unique: Unique) -> Any:
-    return Gelu(bool(a.get("approximate", False)), name=name)(a["x"])
+    return Elementwise("gelu_tanh" if a.get("approximate") else "gelu", name=name)(a["x"])
+
+
+def _elementwise(function: str) -> Callable[[dict[str, Any], str, Unique], Any]:
+    def run(a: dict[str, Any], name: str, unique: Unique) -> Any:
+        return Elementwise(function, name=name)(a["x"])
+
+    return run
+
+
+def _elu(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    return Elementwise("elu", a.get("slope", 1.0), name=name)(a["x"])
+
+
+def _resize(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    height, width = (int(n) for n in np.ravel(a["size"]))
+    for setting in ("preserve_aspect_ratio", "antialias", "crop_to_aspect_ratio", "pad_to_aspect_ratio"):
+        if a.get(setting):
+            raise LqError(f"layer '{name}': image.resize with {setting}")
+    return resized(a["x"], height, width, str(a.get("method") or "bilinear").lower(), name)
+
+
+def _shape(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    """The shape as a list: known lengths, and the number of examples."""
+    return [[Batch(a["x"]), *(int(n) for n in a["x"].shape[1:])]]
+
+
+def _tile(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    """A constant for each example, as anchors are."""
+    times, constant = list(a["times"]), a["x"]
+    if is_tensor(constant) or not isinstance(times[0], Batch) or any(n != 1 for n in times[1:]):
+        raise LqError(f"layer '{name}': tile of something else than a constant [1, ...] to the batch")
+    values = _number(constant)
+    if len(values) != 1 or values.ndim != len(times):
+        raise LqError(f"layer '{name}': tile of something else than a constant [1, ...] to the batch")
+    return Constant.of(values[0], times[0].like, name)
+
+
+def _depth_to_space(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    return DepthToSpace(int(a["block"]), name=name)(a["x"])
 
 
 def _axes(axis: Any, rank: int, name: str) -> list[int]:
@@ -148,7 +222,8 @@ def _reduce(function: str) -> Callable[[dict[str, Any], str, Unique], Any]:
 
 
 def _reshape(a: dict[str, Any], name: str, unique: Unique) -> Any:
-    shape = [int(n) for n in np.ravel(a["shape"])]
+    lengths = list(a["shape"]) if isinstance(a["shape"], (list, tuple)) else list(np.ravel(a["shape"]))
+    shape = [-1 if isinstance(n, Batch) else int(n) for n in lengths]
     size = math.prod(a["x"].shape[1:])
     if shape[0] not in (-1, 1) or (-1 in shape[1:] and shape[0] == -1):
         raise LqError(f"layer '{name}': reshapes to {shape}, which is not a shape with the batch in front")
@@ -212,6 +287,8 @@ def _split(a: dict[str, Any], name: str, unique: Unique) -> list[Any]:
 
 def _getitem(a: dict[str, Any], name: str, unique: Unique) -> Any:
     x, key = a["x"], a["key"]
+    if isinstance(x, list):  # a shape
+        return [x[key] if isinstance(key, (int, slice)) else x[key[0]]]
     key = list(key) if isinstance(key, (list, tuple)) else [key]
     rank = len(x.shape)
     if any(part is Ellipsis or part == "Ellipsis" for part in key):
@@ -299,7 +376,20 @@ TENSORFLOW: dict[str, tuple[Maker, tuple[str, ...]]] = {
     **dict.fromkeys(("math.sigmoid", "nn.sigmoid"), (_activation("sigmoid"), ("x",))),
     **dict.fromkeys(("math.tanh", "nn.tanh"), (_activation("tanh"), ("x",))),
     **dict.fromkeys(("nn.silu", "nn.swish"), (_activation("silu"), ("x",))),
-    "nn.elu": (_activation("elu"), ("x",)),
+    **{
+        f"{module}.{name}": (_elementwise(name), ("x",))
+        for module, names in {
+            "math": "softplus log log1p expm1 sqrt rsqrt sin cos erf reciprocal log_sigmoid",
+            "nn": "softplus softsign selu",
+        }.items()
+        for name in names.split()
+    },
+    **dict.fromkeys(("math.exp", "exp"), (_elementwise("exp"), ("x",))),
+    "nn.elu": (_elu, ("x",)),
+    **dict.fromkeys(("image.resize", "image.resize_v2"), (_resize, ("x", "size", "method"))),
+    **dict.fromkeys(("shape", "compat.v1.shape"), (_shape, ("x",))),
+    "tile": (_tile, ("x", "times")),
+    **dict.fromkeys(("nn.depth_to_space", "depth_to_space"), (_depth_to_space, ("x", "block"))),
     "nn.leaky_relu": (_leaky, ("x", "slope")),
     "nn.gelu": (_gelu, ("x", "approximate")),
     **dict.fromkeys(("nn.softmax", "compat.v1.nn.softmax"), (_softmax, AXIS)),
@@ -346,6 +436,10 @@ ALIASES = {
     "pad_width": "widths",
     "x1": "x",
     "x2": "y",
+    "images": "x",
+    "interpolation": "method",
+    "multiples": "times",
+    "block_size": "block",
 }
 #: By the name of Keras 3's operation. Its settings are its attributes.
 KERAS3: dict[str, tuple[Maker, tuple[str, ...]]] = {
@@ -368,11 +462,32 @@ KERAS3: dict[str, tuple[Maker, tuple[str, ...]]] = {
             "Sigmoid": "sigmoid",
             "Tanh": "tanh",
             "Silu": "silu",
-            "Elu": "elu",
             "HardSigmoid": "hard_sigmoid",
             "HardSilu": "hard_silu",
         }.items()
     },
+    **{
+        kind: (_elementwise(name), ("x",))
+        for kind, name in {
+            "Selu": "selu",
+            "Softplus": "softplus",
+            "Softsign": "softsign",
+            "LogSigmoid": "log_sigmoid",
+            "TanhShrink": "tanh_shrink",
+            "Exp": "exp",
+            "Log": "log",
+            "Log1p": "log1p",
+            "Expm1": "expm1",
+            "Sqrt": "sqrt",
+            "Rsqrt": "rsqrt",
+            "Reciprocal": "reciprocal",
+            "Sin": "sin",
+            "Cos": "cos",
+            "Erf": "erf",
+        }.items()
+    },
+    "Elu": (_elu, ("x",)),
+    "Resize": (_resize, ("x",)),
     "LeakyRelu": (_leaky, ("x",)),
     "Gelu": (_gelu, ("x",)),
     "Softmax": (_softmax, ("x",)),
