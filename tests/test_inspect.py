@@ -141,7 +141,11 @@ def test_a_refusal_names_every_layer_that_is_not_known(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kinds", "floats"),
-    [("several", ["InputLayer"] * 2, 0), ("embedding", ["InputLayer", "Embedding"], 0), ("gru", ["RNN"], 1)],
+    [
+        ("several", ["InputLayer"] * 2, 0),
+        ("embedding", ["InputLayer", "Embedding"], 0),
+        ("lstm relu", ["RNN"], 1),
+    ],
 )
 def test_inputs_and_float_layers_of_all_kinds(name, kinds, floats, tmp_path):
     zoo.ZOO[name].build(tf_keras).save(tmp_path / "model.h5")
@@ -268,10 +272,10 @@ def files(samples, written, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     x = tf_keras.Input((4,))
     tf_keras.Model(x, layers.Lambda(abs, name="magnitude")(x)).save(folder / "lambda.h5")
-    zoo.ZOO["gru"].build(tf_keras).save(folder / "gru.h5")
+    zoo.ZOO["lstm relu"].build(tf_keras).save(folder / "lstm.h5")
     said = {
         "model": (samples / "digits_cnn.h5", "quantize makes an integer-only file of it, about 19,0"),
-        "float": (folder / "gru.h5", "quantize makes a file of it that is float in part, about "),
+        "float": (folder / "lstm.h5", "quantize makes a file of it that is float in part, about "),
         "refused": (folder / "lambda.h5", "quantize refuses it: "),
         "tflite": (written[0], "integer only: yes"),
         "codes": (written[1], "15,248 weights: "),
@@ -293,7 +297,7 @@ def test_the_verdict_comes_first_in_80_columns(kind, terminal, files, monkeypatc
     assert max(map(len, lines)) <= 80
     assert "…" not in screen.getvalue()
     if kind == "float":
-        assert any(line.startswith("stays float: 'gru") for line in lines[:6])
+        assert any(line.startswith("stays float: 'lstm") for line in lines[:6])
 
 
 def test_json_is_the_dataclass(digits, samples, written):

@@ -322,8 +322,16 @@ ZOO: dict[str, Feature] = {
         )
     ),
     "lstm relu": Feature(chain(STEPS, layer("LSTM", 5, activation="relu"), head), floats="a recurrent layer"),
-    "gru": Feature(chain(STEPS, layer("GRU", 5), head), floats="a recurrent layer"),
-    "rnn": Feature(chain(STEPS, layer("SimpleRNN", 5), head), floats="a recurrent layer"),
+    "gru": Feature(chain(STEPS, layer("GRU", 5), head)),
+    "gru reset before": Feature(
+        chain(
+            STEPS,
+            layer("GRU", 5, reset_after=False, return_sequences=True),
+            layer("GRU", 4, use_bias=False),
+            head,
+        )
+    ),
+    "rnn": Feature(chain(STEPS, layer("SimpleRNN", 5), head)),
     "bidirectional": Feature(chain(STEPS, bidirectional, head)),
     "nested": Feature(nested),
     "several": Feature(several),

@@ -21,9 +21,12 @@ from lqconvert.errors import LqError, first_line
 from lqconvert.exporting.codes import Codes, LayerCodes, TensorCodes, native
 from lqconvert.exporting.fold_channel_scales import fold_input_scales
 from lqconvert.exporting.lookup import number_of, placeholder_slope, put_lookup
-from lqconvert.exporting.lstm import GATES, FusedLSTM, fill_lstm, put_lstm, with_keras_lstms
+from lqconvert.exporting.loop import Loop, fill_loop, is_loop, put_loop
+from lqconvert.exporting.lstm import FusedLSTM, fill_lstm, put_lstm
+from lqconvert.exporting.recurrent import with_keras_layers
 from lqconvert.keras_loader.custom_layers import Elementwise
-from lqconvert.keras_loader.layer_kinds import class_name
+from lqconvert.keras_loader.layer_kinds import LAYERS, class_name
+from lqconvert.keras_loader.recurrent_layers import LSTMStates, RecurrentInputs, RecurrentStates
 from lqconvert.quantization.granularity import KEPT_AXES, KERNELS, kernel_name
 from lqconvert.quantization.layers import (
     ActivationQuantizer,
@@ -119,7 +122,7 @@ def convert(model: tf_keras.Model, *, integer: bool, outputs: Sequence[str] = ()
     Raises:
         LqError: if the converter refuses the model.
     """
-    model = model if integer else with_keras_lstms(model)
+    model = model if integer else with_keras_layers(model)
     call = traced(lambda *x: model(list(x) if len(x) > 1 else x[0], training=False))
     signature = [tf.TensorSpec((1, *x.shape[1:]), x.dtype) for x in model.inputs]
     # With a Keras model, the converter would trace and save the functions of every layer, which takes long.
@@ -186,7 +189,7 @@ class Template:
     """A converted file whose kernels are assigned to layers. It can be filled with codes repeatedly."""
 
     tflite: bytes
-    layers: list[str | FusedLSTM]  # the layer or layers of each operator with kernels
+    layers: list[str | FusedLSTM | Loop]  # the layer or layers of each operator with kernels
 
     @property
     def order(self) -> list[str]:
@@ -209,17 +212,12 @@ class Template:
         names = [name.removesuffix("_quantized") for name in model.output_names]
         converted = read(convert(plain, integer=True, outputs=getattr(model, "given_outputs", names)))
         _refuse_float(converted, float_layers(model))
-        layers: list[str | FusedLSTM] = []
+        layers: list[str | FusedLSTM | Loop] = []
         for operator in _linear_operators(converted):
             tensor = converted.main.tensors[operator.inputs[OPERANDS[operator.name][1]]]
             name = _identify(tensor, fingerprints)
             del fingerprints[name]
-            if codes.layers[name].kind == "LSTMGates":
-                fused = _fused_lstm(model, name)
-                put_lstm(converted, operator, fused)
-                layers.append(fused)
-            else:
-                layers.append(name)
+            layers.append(_replaced(converted, operator, model.get_layer(name)))
         if fingerprints:
             raise LqError(f"layers not found in the converted file: {', '.join(fingerprints)}")
         functions = [layer for layer in model.layers if isinstance(layer, Elementwise)]
@@ -235,7 +233,10 @@ class Template:
         graph, layers = filled.main, _native_codes(codes).layers
         for operator, name in zip(_linear_operators(filled), self.layers, strict=True):
             if isinstance(name, FusedLSTM):
-                fill_lstm(graph, operator, layers[name.gates], layers[name.states])
+                fill_lstm(graph, operator, layers[name.inputs], layers[name.states])
+                continue
+            if isinstance(name, Loop):
+                fill_loop(filled, operator, layers[name.inputs], layers[name.states], name)
                 continue
             input_, kernel, bias = OPERANDS[operator.name]
             layer = layers[name]
@@ -257,10 +258,20 @@ class Template:
         return write(filled)
 
 
-def _fused_lstm(model: tf_keras.Model, gates: str) -> FusedLSTM:
-    (node,) = model.get_layer(gates).outbound_nodes
-    states = node.outbound_layer
-    return FusedLSTM(gates, states.name, float(states.layer.cell_limit))
+def _replaced(model: Model, operator: Operator, layer: Any) -> str | FusedLSTM | Loop:
+    """The layers of an operator, which is replaced if it is a recurrent layer's placeholder."""
+    if not isinstance(layer.layer, RecurrentInputs):
+        return str(layer.name)
+    (node,) = layer.outbound_nodes
+    name, states = node.outbound_layer.name, node.outbound_layer.layer
+    if isinstance(states, LSTMStates):
+        fused = FusedLSTM(layer.name, name, float(states.cell_limit))
+        put_lstm(model, operator, fused)
+        return fused
+    cell, reset_after = type(states).__name__.removesuffix("States"), getattr(states, "reset_after", True)
+    loop = Loop(layer.name, name, cell, reset_after)
+    put_loop(model, operator, loop)
+    return loop
 
 
 def _put_in_order(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
@@ -291,8 +302,13 @@ def _linear_operators(model: Model) -> list[Operator]:
     """The integer operators with kernels, without those inside a layer that stays float."""
     graph = model.main
     places = {name: kernel for name, (_, kernel, _) in OPERANDS.items()} | {LSTM: LSTM_INPUT_KERNELS.start}
-    linear = [operator for operator in graph.operators if operator.name in places]
-    return [each for each in linear if graph.tensors[each.inputs[places[each.name]]].type == "INT8"]
+
+    def has_kernels(operator: Operator) -> bool:
+        if operator.name not in places:
+            return is_loop(graph, operator)
+        return graph.tensors[operator.inputs[places[operator.name]]].type == "INT8"
+
+    return [operator for operator in graph.operators if has_kernels(operator)]
 
 
 def _outputs(layer: LayerCodes) -> int:
@@ -308,6 +324,12 @@ def _native_codes(codes: Codes) -> Codes:
     return Codes(layers, codes.activations)
 
 
+def units_of(layer: Any) -> int:
+    """The units of the recurrent layer of which a quantized layer multiplies the inputs."""
+    (node,) = layer.outbound_nodes
+    return int(node.outbound_layer.layer.units)
+
+
 def _fingerprinted(
     model: tf_keras.Model, codes: Codes
 ) -> tuple[tf_keras.Model, dict[str, tuple[np.ndarray, float]]]:
@@ -315,10 +337,10 @@ def _fingerprinted(
     functions = [layer for layer in model.layers if isinstance(layer, Elementwise)]
 
     def plain(layer: Any) -> Any:
-        kind = class_name(layer.layer) if isinstance(layer, QuantizedLayer) else ""
-        if kind == "LSTMGates":  # a placeholder with the output of the layer behind it
-            return tf_keras.layers.Dense(layer.layer.units // len(GATES), use_bias=False, name=layer.name)
-        if kind == "LSTMStates":
+        inner = layer.layer if isinstance(layer, QuantizedLayer) else None
+        if isinstance(inner, RecurrentInputs):  # a placeholder with the output of the layer behind it
+            return tf_keras.layers.Dense(units_of(layer), use_bias=False, name=layer.name)
+        if isinstance(inner, RecurrentStates):
             return tf_keras.layers.Activation("linear", name=layer.name)
         if isinstance(layer, QuantizedLayer):
             return type(layer.layer).from_config(layer.layer.get_config() | {"name": layer.name})
@@ -340,12 +362,12 @@ def _fingerprinted(
     rng = np.random.default_rng(0)
     fingerprints = {}
     for number, (name, layer) in enumerate(codes.layers.items()):
-        if layer.kind == "LSTMStates":
-            continue  # part of its LSTMGates
-        placeholder = layer.kind == "LSTMGates"
-        inputs, outputs = layer.kernel.codes.shape[0], layer.kernel.codes.shape[-1]
-        kind = "Dense" if placeholder else layer.kind
-        shape = (inputs, outputs // len(GATES)) if placeholder else layer.kernel.codes.shape
+        if LAYERS[layer.kind].loops:
+            continue  # its RecurrentInputs have a placeholder for both
+        placeholder = layer.kind == "RecurrentInputs"
+        kind, shape = layer.kind, layer.kernel.codes.shape
+        if placeholder:
+            kind, shape = "Dense", (shape[0], units_of(model.get_layer(name)))
         pattern = _reach_127(kind, rng.integers(-127, 128, shape))
         scale = 2.0**-10 * (1 + number / 1024)
         weights = [(pattern * scale).astype(np.float32)]

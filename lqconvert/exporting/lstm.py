@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 
 from lqconvert.exporting.codes import LayerCodes
-from lqconvert.keras_loader.custom_layers import LSTMGates, LSTMStates
 from lqconvert.tflite.editing import add_constant, add_tensor, new_operator, reshape
 from lqconvert.tflite.graph import (
     LSTM,
@@ -36,42 +33,14 @@ GATES = "ifco"
 class FusedLSTM:
     """The layers of an LSTM operator, and the limit of its cells: a power of two."""
 
-    gates: str
+    inputs: str
     states: str
     cell_limit: float
 
     @property
     def kernels(self) -> list[str]:
         """The layer of each of the operator's kernels."""
-        return [self.gates] * len(GATES) + [self.states] * len(GATES)
-
-
-def with_keras_lstms(model: tf_keras.Model) -> tf_keras.Model:
-    """A float model with Keras's LSTM layers, of which the converter makes float LSTM operators."""
-    pairs = {layer.name: _gates_of(layer) for layer in model.layers if isinstance(layer, LSTMStates)}
-    if not pairs:
-        return model
-
-    def replaced(layer: Any) -> Any:
-        if isinstance(layer, LSTMGates):
-            return tf_keras.layers.Activation("linear", name=layer.name)
-        if isinstance(layer, LSTMStates):
-            return tf_keras.layers.LSTM(layer.units, return_sequences=True, name=layer.name)
-        return type(layer).from_config(layer.get_config())
-
-    clone = tf_keras.models.clone_model(model, clone_function=replaced)
-    for layer in clone.layers:
-        if layer.name in pairs:
-            gates, states = pairs[layer.name], model.get_layer(layer.name)
-            bias = gates.bias.numpy() if gates.use_bias else np.zeros(gates.units)
-            layer.set_weights([gates.kernel.numpy(), states.kernel.numpy(), bias])
-        elif layer.weights:
-            layer.set_weights(model.get_layer(layer.name).get_weights())
-    return clone
-
-
-def _gates_of(states: LSTMStates) -> LSTMGates:
-    return states.input._keras_history.layer
+        return [self.inputs] * len(GATES) + [self.states] * len(GATES)
 
 
 def put_lstm(model: Model, placeholder: Operator, fused: FusedLSTM) -> None:
@@ -113,17 +82,17 @@ def _shaped(model: Model, index: int, shape: tuple[int, ...]) -> int:
     return index if tensor.shape == shape else add_tensor(model, "INT8", shape, tensor.quantization)
 
 
-def fill_lstm(graph: Graph, operator: Operator, gates: LayerCodes, states: LayerCodes) -> None:
+def fill_lstm(graph: Graph, operator: Operator, inputs: LayerCodes, states: LayerCodes) -> None:
     """Writes learned codes, scales and biases into an LSTM operator. Codes are [inputs, 4 * units]."""
     scale = np.float32(graph.tensors[operator.inputs[0]].scales[0])
-    kernels = zip((gates, states), (LSTM_INPUT_KERNELS, LSTM_STATE_KERNELS), strict=True)
+    kernels = zip((inputs, states), (LSTM_INPUT_KERNELS, LSTM_STATE_KERNELS), strict=True)
     for layer, places in kernels:
         parts = np.split(layer.kernel.codes.T.astype(np.int8), len(GATES))
         for index, part in zip(operator.inputs[places], parts, strict=True):
             graph.tensors[index].set_values(np.ascontiguousarray(part))
             graph.tensors[index].quantization = Quantization.one(layer.kernel.scale.item())
-    step = np.float32(scale * np.float32(gates.kernel.scale.item()))
-    floats = np.zeros(gates.kernel.codes.shape[1]) if gates.bias is None else gates.bias
+    step = np.float32(scale * np.float32(inputs.kernel.scale.item()))
+    floats = np.zeros(inputs.kernel.codes.shape[1]) if inputs.bias is None else inputs.bias
     biases = np.split(np.round(floats.astype(np.float64) / step).astype(np.int32), len(GATES))
     for index, bias in zip(operator.inputs[LSTM_BIASES], biases, strict=True):
         graph.tensors[index].set_values(bias)

@@ -68,7 +68,8 @@ class LayerKind:
             maximum).
         elementwise: an output depends only on the input in the same place.
         time_distributed: it treats all axes but the last alike, so that TimeDistributed changes nothing.
-        recurrent: it is a loop over the steps of a sequence.
+        recurrent: a layer of Keras that is a loop over the steps of a sequence.
+        loops: one of ours that is. Its kernel is multiplied with its state.
         has_activation: it has a setting for an activation, which is applied last.
     """
 
@@ -83,6 +84,7 @@ class LayerKind:
     elementwise: bool = False
     time_distributed: bool = False
     recurrent: bool = False
+    loops: bool = False
     has_activation: bool = False
 
 
@@ -205,8 +207,8 @@ KINDS = {
     ),
     "Recurrent layers": (
         LayerKind("LSTM", RULE, recurrent=True),
-        LayerKind("GRU", RULE, stays_float="a recurrent layer", recurrent=True),
-        LayerKind("SimpleRNN", RULE, stays_float="a recurrent layer", recurrent=True),
+        LayerKind("GRU", RULE, recurrent=True),
+        LayerKind("SimpleRNN", RULE, recurrent=True),
         LayerKind("Bidirectional", RULE),
     ),
     "Python code": (LayerKind("Lambda", RULE, stays_float="Python code"),),
@@ -243,8 +245,10 @@ KINDS = {
     ),
     "Made by rules": (
         # Our own layers, and tf_keras's RNN of one cell. They do not occur in files.
-        LayerKind("LSTMGates", NONE, INSIDE, WHOLE),
-        LayerKind("LSTMStates", NONE, LEARNED, WHOLE),
+        LayerKind("RecurrentInputs", NONE, INSIDE, WHOLE),
+        LayerKind("LSTMStates", NONE, LEARNED, WHOLE, loops=True),
+        LayerKind("GRUStates", NONE, LEARNED, WHOLE, loops=True),
+        LayerKind("SimpleRNNStates", NONE, LEARNED, WHOLE, loops=True),
         LayerKind("L2Normalize", NONE, SIGNED),
         LayerKind("Elementwise", NONE, LEARNED, elementwise=True),
         LayerKind("Constant", NONE, LEARNED),

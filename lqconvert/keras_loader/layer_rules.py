@@ -23,8 +23,6 @@ from lqconvert.keras_loader.custom_layers import (
     HardSwish,
     L2Normalize,
     LayerNorm,
-    LSTMGates,
-    LSTMStates,
     MatMul,
     MergeSteps,
     Reduce,
@@ -36,6 +34,7 @@ from lqconvert.keras_loader.custom_layers import (
 )
 from lqconvert.keras_loader.layer_kinds import ACTIVATIONS, OTHER, Loading, kind_of
 from lqconvert.keras_loader.limits import UNROLLED, check_repeats
+from lqconvert.keras_loader.recurrent_layers import GRUStates, LSTMStates, RecurrentInputs, SimpleRNNStates
 
 #: Makes a layer's name unique in the rebuilt model.
 Unique = Callable[[str], str]
@@ -384,16 +383,20 @@ def _attention(layer: Any, config: dict[str, Any], inputs: Any, name: str, uniqu
     return y
 
 
+#: The loops over steps, by the layers of Keras.
+STATES = {"LSTM": LSTMStates, "GRU": GRUStates, "SimpleRNN": SimpleRNNStates}
+
+
 def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     if config.get("return_state") or config.get("stateful"):
         raise LqError(f"layer '{name}': a recurrent layer that is stateful or returns its state")
     if config["unroll"]:
         check_repeats(name, x.shape[1], UNROLLED)
-    activation = _activation_name(layer.cell)
-    if type(layer).__name__ == "LSTM" and (activation, config["recurrent_activation"]) == ("tanh", "sigmoid"):
-        return _lstm(layer, config, x, name, unique)
+    activation, kind = _activation_name(layer.cell), type(layer).__name__
+    if (activation, config.get("recurrent_activation", "sigmoid")) == ("tanh", "sigmoid"):
+        return _in_two_parts(layer, config, x, name, unique)
     # An RNN of a cell: with fake quantization, the converter fails on fused float kernels.
-    cls = getattr(keras_layers, f"{type(layer).__name__}Cell")
+    cls = getattr(keras_layers, f"{kind}Cell")
     cell = _copy(layer.cell, f"{name}_cell", cls, activation=activation, dropout=0.0, recurrent_dropout=0.0)
     settings = {key: config[key] for key in ("return_sequences", "go_backwards", "unroll")}
     copy = keras_layers.RNN(cell, name=name, **settings)
@@ -402,17 +405,26 @@ def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Un
     return y
 
 
-def _lstm(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
-    """The two products of an LSTM. The converted file has one operator for both."""
+def _in_two_parts(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    """A recurrent layer as its product with the inputs, and the loop over steps."""
     units, whole = config["units"], (None, None, None)
     if config["go_backwards"]:
         x = Slice([(None, None, -1), whole], name=unique(f"{name}_backwards"))(x)
-    gates = LSTMGates(4 * units, use_bias=config["use_bias"], name=unique(f"{name}_gates"))
-    states = LSTMStates(units, name=name if config["return_sequences"] else unique(f"{name}_states"))
-    y = states(gates(x))
-    kernel, recurrent, *bias = _weights(layer)
-    gates.set_weights([kernel, *bias])
+    settings: dict[str, Any] = {"name": name if config["return_sequences"] else unique(f"{name}_states")}
+    kernel, recurrent, *biases = _weights(layer)
+    if type(layer).__name__ == "GRU":
+        settings["reset_after"] = config.get("reset_after", False)
+        if biases and settings["reset_after"]:
+            settings["use_bias"] = True
+            biases = list(biases[0])  # of inputs, and of states
+    states = STATES[type(layer).__name__](units, **settings)
+    width, with_bias = states.sums * units, config["use_bias"]
+    inputs = RecurrentInputs(width, use_bias=with_bias, name=unique(f"{name}_inputs"))
+    y = states(inputs(x))
+    inputs.set_weights([kernel, *biases[:1]])
     states.kernel.assign(recurrent)
+    if states.use_bias:
+        states.bias.assign(biases[1])
     if config["return_sequences"]:
         return y
     last = Slice([(-1, None, None), whole], name=unique(f"{name}_last"))(y)

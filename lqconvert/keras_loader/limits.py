@@ -191,7 +191,7 @@ def _add(
         cost.work += values * inputs[0][-1]
     if hasattr(layer, "unroll"):  # an RNN: its work is done for each step
         cost.work += per_position * inputs[0][1]
-    if hasattr(layer, "unroll") or kind == "LSTMStates":
+    if hasattr(layer, "unroll") or hasattr(layer, "previous_states"):
         cost.steps += inputs[0][1]
     if values > LARGEST_TENSOR or cost.values > most_values:
         _refuse_output(layer, output[1:])

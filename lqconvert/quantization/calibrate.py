@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from lqconvert.keras_loader.custom_layers import LSTMStates
 from lqconvert.keras_loader.layer_kinds import class_name
+from lqconvert.keras_loader.recurrent_layers import LSTMStates
 from lqconvert.quantization.granularity import KEPT_AXES, kernel_name
 from lqconvert.quantization.layers import (
     LEAST_SCALE,

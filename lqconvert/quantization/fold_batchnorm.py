@@ -21,8 +21,8 @@ from tensorflow_model_optimization.python.core.quantization.keras.graph_transfor
 )
 
 from lqconvert.errors import LqError
-from lqconvert.keras_loader.custom_layers import CUSTOM_LAYERS, LSTMStates
-from lqconvert.keras_loader.layer_kinds import class_name
+from lqconvert.keras_loader.custom_layers import CUSTOM_LAYERS
+from lqconvert.keras_loader.layer_kinds import class_name, kind_of
 from lqconvert.keras_loader.load import outputs_of, random_inputs
 from lqconvert.quantization.granularity import FOLDABLE, KEPT_AXES, kernel_name
 
@@ -143,7 +143,7 @@ class FoldBatchNorm(GraphTransform):
 
 
 class FoldBatchNormForward(GraphTransform):
-    """BatchNormalization, (Flatten,) Dense, LSTMGates or unpadded Conv2D -> without BatchNormalization."""
+    """BatchNormalization, (Flatten,) Dense, RecurrentInputs or unpadded Conv2D -> without the first."""
 
     def __init__(self, linear: str, config: dict[str, Any], flatten: bool) -> None:
         self.linear, self.config, self.flatten = linear, config, flatten
@@ -246,7 +246,7 @@ def fold(model: tf_keras.Model) -> tf_keras.Model:
         NameActivation(),
         SplitSeparable(),
         FoldBatchNorm(),
-        FoldIntoDense(any_of("Dense", "LSTMGates"), {}, flatten=False),
+        FoldIntoDense(any_of("Dense", "RecurrentInputs"), {}, flatten=False),
         FoldIntoFlatDense("Dense", {}, flatten=True),
         FoldIntoConv(any_of("Conv2D", "Conv1D"), {"padding": "valid", "groups": 1}, flatten=False),
     )
@@ -264,5 +264,5 @@ def fold(model: tf_keras.Model) -> tf_keras.Model:
 
 
 def _outputs(model: tf_keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    loops = any(isinstance(layer, (tf_keras.layers.RNN, LSTMStates)) for layer in model.layers)
+    loops = any(isinstance(layer, tf_keras.layers.RNN) or kind_of(layer).loops for layer in model.layers)
     return outputs_of(model, inputs if len(inputs) > 1 else inputs[0], loops=loops)

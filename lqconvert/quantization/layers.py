@@ -18,7 +18,7 @@ import tf_keras
 from tf_keras.utils import register_keras_serializable
 
 from lqconvert.errors import LqError
-from lqconvert.keras_loader.custom_layers import LSTMStates
+from lqconvert.keras_loader.recurrent_layers import RecurrentStates
 from lqconvert.quantization.schemes import EPSILON, Scheme, scheme_from_config
 
 #: Scales that are trained directly never fall below this (it is also the thesis's starting value).
@@ -177,7 +177,7 @@ class QuantizedLayer(tf_keras.layers.Wrapper):
         # Set without Keras's attribute tracking, which would drop the variables from layer.weights.
         attributes: dict[str, Any] = self.layer.__dict__
         floats = {name: attributes[name] for name in self.quantizers}
-        if isinstance(self.layer, LSTMStates):
+        if isinstance(self.layer, RecurrentStates):
             attributes["quantizer"] = self._quantizer_behind()
         try:
             for name, quantizer in self.quantizers.items():

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from lqconvert.keras_loader.layer_kinds import class_name
+from lqconvert.keras_loader.layer_kinds import LAYERS, class_name, kind_of
 from lqconvert.quantization.granularity import KERNELS
 from lqconvert.quantization.model_outputs import logits_of, traced
 from lqconvert.tasks import Head, Heads
@@ -132,7 +132,7 @@ class Layout:
             x: a batch of its inputs.
             chosen: (the number of positions) -> the indices of those to return. All by default.
         """
-        if self.kind == "LSTMStates":
+        if LAYERS[self.kind].loops:
             x = layer.previous_states(x)
         if KERNELS[self.kind].is_matrix or self.kind == "Conv2DTranspose":
             flat = tf.reshape(x, [-1, 1, x.shape[-1]])
@@ -241,8 +241,8 @@ def importance_of(
     """
     layers = [folded.get_layer(name) for name in names]
     logits = logits_of(folded)
-    # A gradient in the input of LSTMStates is one in its product, to which it is added.
-    sums = [layer.input if class_name(layer) == "LSTMStates" else layer.output for layer in layers]
+    # A gradient in the input of a loop is one in its product, to which it is added.
+    sums = [layer.input if kind_of(layer).loops else layer.output for layer in layers]
     observe = tf_keras.Model(folded.inputs, [*sums, *tf.nest.flatten(logits.outputs)])
     spread = _spread(logits, batches)
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from lqconvert.exporting.codes import Codes
+from lqconvert.keras_loader.layer_kinds import LAYERS, OTHER
 from lqconvert.metrics import Metric
 from lqconvert.reports import charts, task_figures
 from lqconvert.reports.evidence import COLOURS, LEAST_POINTS, Evidence
@@ -21,6 +22,7 @@ from lqconvert.reports.page_parts import Drawing
 from lqconvert.reports.report import Report, TargetFile, notes
 from lqconvert.runtime.layer_snr import LayerNoise
 from lqconvert.tasks import Heads, metric_named
+from lqconvert.tflite.packing import INT8
 from lqconvert.utils.text import printable
 
 #: The largest number of tensors shown, so that a report can be read and sent by mail.
@@ -136,6 +138,9 @@ def _weights(report: Report, file: TargetFile) -> list[Weights]:
         stored = sum(kernel.stored_bytes + kernel.added_bytes for kernel in kernels)
         count = math.prod(layer.shape)
         packing = ", ".join(dict.fromkeys(kernel.packing for kernel in kernels)) or "removed"
+        kind = LAYERS.get(layer.kind, OTHER).kernel
+        if not kernels and kind is not None and not kind.outputs:  # in a loop, where kernels are not packed
+            packing, stored = INT8.name, count
         shape = kernels[0].shape if len(kernels) == 1 else layer.shape
         rows.append(Weights(layer.name, layer.kind, shape, packing, 8 * stored / count, 4 * count, stored))
     before = report.float_.size - sum(row.before for row in rows)

@@ -29,7 +29,8 @@ _ADDERS = {
 
 def operators(tflite: bytes) -> list[str]:
     """The operators of a file by their names in the schema. Custom operators have their own names."""
-    return sorted({operator.code.shown_name for operator in read(tflite).main.operators})
+    graphs = read(tflite).graphs  # a loop has its own
+    return sorted({operator.code.shown_name for graph in graphs for operator in graph.operators})
 
 
 def keeps_state(tflite: bytes) -> bool:

@@ -2,7 +2,7 @@
 
     python tests/bench/coverage.py                      # one architecture of every family, and the zoo
     python tests/bench/coverage.py --all                # every architecture
-    python tests/bench/coverage.py tf_keras.MobileNetV2 keras.ConvNeXtTiny zoo.gru
+    python tests/bench/coverage.py tf_keras.MobileNetV2 keras.ConvNeXtTiny zoo.lstm
 
 Weights are random, with the statistics of BatchNormalization taken from the images so that signals keep
 their size through a hundred layers; the images are smooth noise. There is no training: what is measured is
