@@ -68,7 +68,7 @@ def test_a_name_has_one_row():
 def test_what_a_rule_handles_has_a_row_and_the_other_way_round():
     assert sorted(RULES) == names(lambda kind: kind.loading is Loading.RULE)
     assert sorted(ACTIVATION_RULES) == names(lambda kind: kind.loading is Loading.RULE, ACTIVATIONS)
-    assert names(lambda kind: kind.loading is Loading.NONE) == sorted({*CUSTOM_LAYERS, "RNN"} - {*RULES})
+    assert names(lambda kind: kind.loading is Loading.NONE) == sorted({*CUSTOM_LAYERS} - {*RULES})
 
 
 def test_rows_are_of_layers_and_activations_of_keras():

@@ -191,6 +191,13 @@ def video(api: Any) -> Any:
     return api.Model(x, api.layers.Dense(3)(api.layers.Flatten()(y)))
 
 
+def video_of_models(api: Any) -> Any:
+    part = api.Sequential([api.Input(IMAGE), api.layers.Conv2D(6, 3), api.layers.GlobalMaxPooling2D()])
+    x = api.Input((3, *IMAGE))
+    y = api.layers.LSTM(4)(api.layers.TimeDistributed(part)(x))
+    return api.Model(x, api.layers.Dense(3)(y))
+
+
 def named_outputs(api: Any) -> Any:
     x = api.Input((8,))
     y = api.layers.Dense(8, activation="relu")(x)
@@ -323,6 +330,10 @@ ZOO: dict[str, Feature] = {
     ),
     "lstm relu": Feature(chain(STEPS, layer("LSTM", 5, activation="relu"), head), floats="a recurrent layer"),
     "gru": Feature(chain(STEPS, layer("GRU", 5), head)),
+    "rnn of a cell": Feature(
+        chain(STEPS, lambda api: api.layers.RNN(api.layers.GRUCell(5), return_sequences=True), head)
+    ),
+    "video of models": Feature(video_of_models),
     "gru reset before": Feature(
         chain(
             STEPS,

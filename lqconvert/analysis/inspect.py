@@ -253,7 +253,7 @@ def _quantized_rows(quantized: Any, model: Any) -> list[LayerRow]:
 
 def _becomes(layer: Any, scales: int) -> str:
     """The form of a layer of the rewritten graph in the int8 file, in words."""
-    from lqconvert.keras_loader.layer_kinds import class_name
+    from lqconvert.keras_loader.layer_kinds import Range, class_name, kind_of
     from lqconvert.quantization.layers import ActivationQuantizer, FollowingQuantizer
 
     parts = []
@@ -273,6 +273,8 @@ def _becomes(layer: Any, scales: int) -> str:
             parts.append("fixed range {:.4g}..{:.4g}".format(*quantizer.fixed))
     elif quantizer is None and behind and _fused_into(behind[0]):
         parts.append(f"range of {behind[0].name}")
+    elif kind_of(getattr(layer, "layer", layer)).output_range is Range.INSIDE:
+        parts.append("int16 sums")
     else:
         parts.append("scale of its input")
     return "; ".join(parts)

@@ -24,7 +24,7 @@ from lqconvert.exporting.lookup import number_of, placeholder_slope, put_lookup
 from lqconvert.exporting.loop import Loop, fill_loop, is_loop, put_loop
 from lqconvert.exporting.lstm import FusedLSTM, fill_lstm, put_lstm
 from lqconvert.exporting.recurrent import with_keras_layers
-from lqconvert.keras_loader.custom_layers import Elementwise
+from lqconvert.keras_loader.custom_layers import Elementwise, Slice
 from lqconvert.keras_loader.layer_kinds import LAYERS, class_name
 from lqconvert.keras_loader.recurrent_layers import LSTMStates, RecurrentInputs, RecurrentStates
 from lqconvert.quantization.granularity import KEPT_AXES, KERNELS, kernel_name
@@ -269,9 +269,18 @@ def _replaced(model: Model, operator: Operator, layer: Any) -> str | FusedLSTM |
         put_lstm(model, operator, fused)
         return fused
     cell, reset_after = type(states).__name__.removesuffix("States"), getattr(states, "reset_after", True)
-    loop = Loop(layer.name, name, cell, reset_after)
+    loop = Loop(layer.name, name, cell, reset_after, _only_last(node.outbound_layer))
     put_loop(model, operator, loop)
     return loop
+
+
+def _only_last(states: Any) -> bool:
+    """Whether only the last step of a layer's output is used."""
+    (node,) = states.outbound_nodes
+    readers = [each.outbound_layer for each in node.outbound_layer.outbound_nodes]
+    return bool(readers) and all(
+        isinstance(reader, Slice) and reader.slices[0] == (-1, None, None) for reader in readers
+    )
 
 
 def _put_in_order(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:

@@ -34,6 +34,7 @@ class Loop:
     states: str
     cell: str  # GRU or SimpleRNN
     reset_after: bool = True
+    only_last: bool = False  # no operator reads other states than the last
 
     @property
     def kernels(self) -> list[str]:
@@ -59,7 +60,10 @@ def put_loop(model: Model, placeholder: Operator, loop: Loop) -> None:
     units, features = tensors[kernel].shape
     steps = math.prod(tensors[source].shape) // features
     variables = _Variables(
-        (1, steps, features), (1, steps, units), tensors[source].quantization, tensors[output].quantization
+        (1, steps, features),
+        (1, 1 if loop.only_last else steps, units),
+        tensors[source].quantization,
+        tensors[output].quantization,
     )
     main = _Builder(model, Graph(tensors))
     # The converter may have made rows of sequences.
@@ -68,19 +72,35 @@ def put_loop(model: Model, placeholder: Operator, loop: Loop) -> None:
         main.constant(np.zeros((), np.int32)),
         x,
         main.constant(np.zeros((1, units), np.int16), _one(UNIT)),
-        main.constant(np.zeros(variables.states, np.int8), variables.leaving),
+        main.zeros(variables.states, variables.leaving),
     ]
     options = schema.WhileOptionsT()
     options.condSubgraphIndex, options.bodySubgraphIndex = len(model.graphs), len(model.graphs) + 1
     ends = variables.tensors(main)
-    alike = tensors[output].shape == variables.states
-    ends = [*ends[:-1], output] if alike else ends
     main.operator("WHILE", starts, ends, options)
-    if not alike:
+    if loop.only_last:
+        _take_last(model, output, ends[-1])
+    elif tensors[output].shape == variables.states:
+        main.graph.operators[-1].outputs = (*ends[:-1], output)
+    else:
         main.graph.operators.append(reshape(model, ends[-1], output))
     place = operators.index(placeholder)
     operators[place : place + 1] = main.graph.operators
     model.graphs += [_condition(model, variables), _body(model, variables, loop)]
+
+
+def _take_last(model: Model, states: int, last: int) -> None:
+    """Makes the operators that take the last step of some states take the tensor ``last`` as it is."""
+    graph, shaped = model.main, {states}
+    for operator in list(graph.operators):
+        if not shaped & {*operator.inputs}:
+            continue
+        place = graph.operators.index(operator)
+        if operator.name == "RESHAPE":
+            shaped.add(operator.outputs[0])
+            del graph.operators[place]
+        else:
+            graph.operators[place] = reshape(model, last, operator.outputs[0])
 
 
 def fill_loop(model: Model, operator: Operator, inputs: LayerCodes, states: LayerCodes, loop: Loop) -> None:
@@ -161,6 +181,13 @@ class _Builder:
         return self.operator(
             "RESHAPE", [index], [self.tensor(tensor.type, shape, tensor.quantization)], options
         )
+
+    def zeros(self, shape: tuple[int, ...], quantization: Quantization | None) -> int:
+        """An int8 tensor of zeros, which the file does not store."""
+        lengths = self.constant(np.array(shape, np.int32))
+        zero = self.constant(np.zeros((), np.int8), quantization)
+        result = self.tensor("INT8", shape, quantization)
+        return self.operator("FILL", [lengths, zero], [result], schema.FillOptionsT())
 
     def wide(self, scale: float | np.floating, *shape: int) -> int:
         """A new int16 tensor."""

@@ -28,7 +28,7 @@ IN_FILES = {kind.name for kind in LAYERS.values() if kind.loading is not Loading
 KNOWN = {*IN_FILES, *CUSTOM_LAYERS, *KERAS3} - {"Lambda", "TrustedFunction"}
 #: Functions of TensorFlow that tf_keras calls, by their names.
 OPERATIONS = {"TFOpLambda", "SlicingOpLambda"}
-#: Objects that layers hold besides layers: initializers, regularizers, constraints, dtypes and plain values.
+#: Objects that layers hold besides layers: initializers, regularizers, constraints, dtypes, cells and values.
 PARTS = {
     *("Zeros", "Ones", "Constant", "RandomNormal", "RandomUniform", "TruncatedNormal", "VarianceScaling"),
     *("GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "LecunNormal", "LecunUniform"),
@@ -36,6 +36,7 @@ PARTS = {
     *("L1", "L2", "L1L2", "OrthogonalRegularizer"),
     *("MaxNorm", "NonNeg", "UnitNorm", "MinMaxNorm", "RadialConstraint"),
     *("Policy", "DTypePolicy", "FloatDTypePolicy"),
+    *("LSTMCell", "GRUCell", "SimpleRNNCell"),
     *("__tuple__", "__ellipsis__", "__keras_tensor__", "__tensor__", "TensorShape", "__slice__"),
 }
 FUNCTIONS = {

@@ -209,6 +209,8 @@ KINDS = {
         LayerKind("LSTM", RULE, recurrent=True),
         LayerKind("GRU", RULE, recurrent=True),
         LayerKind("SimpleRNN", RULE, recurrent=True),
+        # An RNN of a cell is also what rules make of a layer with unusual activations.
+        LayerKind("RNN", RULE, LEARNED, stays_float="a recurrent layer", recurrent=True),
         LayerKind("Bidirectional", RULE),
     ),
     "Python code": (LayerKind("Lambda", RULE, stays_float="Python code"),),
@@ -244,7 +246,7 @@ KINDS = {
         LayerKind("Identity", DROPPED),
     ),
     "Made by rules": (
-        # Our own layers, and tf_keras's RNN of one cell. They do not occur in files.
+        # Our own layers. They do not occur in files.
         LayerKind("RecurrentInputs", NONE, INSIDE, WHOLE),
         LayerKind("LSTMStates", NONE, LEARNED, WHOLE, loops=True),
         LayerKind("GRUStates", NONE, LEARNED, WHOLE, loops=True),
@@ -263,7 +265,6 @@ KINDS = {
         LayerKind("GroupNorm", NONE, LEARNED, stays_float="GroupNormalization"),
         LayerKind("RMSNorm", NONE, LEARNED, stays_float="RMSNormalization"),
         LayerKind("TrustedFunction", NONE, LEARNED, stays_float="Python code"),
-        LayerKind("RNN", NONE, LEARNED, stays_float="a recurrent layer"),
     ),
 }
 ACTIVATIONS = {kind.name: kind for kind in KINDS["Activation functions"]}

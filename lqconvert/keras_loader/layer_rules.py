@@ -388,16 +388,20 @@ STATES = {"LSTM": LSTMStates, "GRU": GRUStates, "SimpleRNN": SimpleRNNStates}
 
 
 def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    """An LSTM, GRU or SimpleRNN, or an RNN of such a cell."""
     if config.get("return_state") or config.get("stateful"):
         raise LqError(f"layer '{name}': a recurrent layer that is stateful or returns its state")
     if config["unroll"]:
         check_repeats(name, x.shape[1], UNROLLED)
-    activation, kind = _activation_name(layer.cell), type(layer).__name__
-    if (activation, config.get("recurrent_activation", "sigmoid")) == ("tanh", "sigmoid"):
+    kind = type(layer.cell).__name__.removesuffix("Cell")
+    if kind not in STATES:
+        raise LqError(f"layer '{name}': an RNN of {type(layer.cell).__name__} is not known to lqconvert")
+    activation, gates = _activation_name(layer.cell), getattr(layer.cell, "recurrent_activation", None)
+    if activation == "tanh" and getattr(gates, "__name__", "sigmoid") == "sigmoid":
         return _in_two_parts(layer, config, x, name, unique)
-    # An RNN of a cell: with fake quantization, the converter fails on fused float kernels.
-    cls = getattr(keras_layers, f"{kind}Cell")
-    cell = _copy(layer.cell, f"{name}_cell", cls, activation=activation, dropout=0.0, recurrent_dropout=0.0)
+    # With fake quantization, the converter fails on fused float kernels.
+    changes: dict[str, Any] = {"activation": activation, "dropout": 0.0, "recurrent_dropout": 0.0}
+    cell = _copy(layer.cell, f"{name}_cell", getattr(keras_layers, f"{kind}Cell"), **changes)
     settings = {key: config[key] for key in ("return_sequences", "go_backwards", "unroll")}
     copy = keras_layers.RNN(cell, name=name, **settings)
     y = copy(x)
@@ -407,18 +411,19 @@ def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Un
 
 def _in_two_parts(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     """A recurrent layer as its product with the inputs, and the loop over steps."""
-    units, whole = config["units"], (None, None, None)
+    cell, kind = layer.cell.get_config(), type(layer.cell).__name__.removesuffix("Cell")
+    units, whole = cell["units"], (None, None, None)
     if config["go_backwards"]:
         x = Slice([(None, None, -1), whole], name=unique(f"{name}_backwards"))(x)
     settings: dict[str, Any] = {"name": name if config["return_sequences"] else unique(f"{name}_states")}
     kernel, recurrent, *biases = _weights(layer)
-    if type(layer).__name__ == "GRU":
-        settings["reset_after"] = config.get("reset_after", False)
+    if kind == "GRU":
+        settings["reset_after"] = cell.get("reset_after", False)
         if biases and settings["reset_after"]:
             settings["use_bias"] = True
             biases = list(biases[0])  # of inputs, and of states
-    states = STATES[type(layer).__name__](units, **settings)
-    width, with_bias = states.sums * units, config["use_bias"]
+    states = STATES[kind](units, **settings)
+    width, with_bias = states.sums * units, cell["use_bias"]
     inputs = RecurrentInputs(width, use_bias=with_bias, name=unique(f"{name}_inputs"))
     y = states(inputs(x))
     inputs.set_weights([kernel, *biases[:1]])
@@ -517,7 +522,7 @@ RULES: dict[str, Twin] = {
     "Resizing": _resizing,
     "CenterCrop": _center_crop,
     "RandomCrop": _random_crop,
-    **dict.fromkeys(("LSTM", "GRU", "SimpleRNN"), _recurrent),
+    **dict.fromkeys(("LSTM", "GRU", "SimpleRNN", "RNN"), _recurrent),
     "Bidirectional": _bidirectional,
     "TimeDistributed": _time_distributed,
     "Embedding": _embedding,

@@ -58,8 +58,10 @@ def refuse_calls(config: dict[str, Any]) -> None:
 
 
 def layers_of(config: Any) -> list[dict[str, Any]]:
-    """The configs of a model's layers; empty if it is no model."""
+    """The configs of the layers in a model or wrapper; empty if it is neither."""
     inner = config.get("config") if isinstance(config, dict) else None
+    if isinstance(inner, dict) and isinstance(inner.get("layer"), dict):  # a wrapper
+        return [inner["layer"]]
     layers = inner.get("layers") if isinstance(inner, dict) else inner  # a list in old Sequential models
     return [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
 

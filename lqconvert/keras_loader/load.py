@@ -30,6 +30,7 @@ from lqconvert.keras_loader.config_checks import (
     refuse_unknown,
     uncompiled,
 )
+from lqconvert.keras_loader.custom_layers import MergeSteps, SplitSteps
 from lqconvert.keras_loader.in_memory import ModelLike, as_file
 from lqconvert.keras_loader.layer_rules import replace_layer
 from lqconvert.keras_loader.limits import (
@@ -195,6 +196,11 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
                 args, kwargs = rebuilt(tuple(args)), {key: rebuilt(v) for key, v in kwargs.items()}
                 if kind in ("TFOpLambda", "SlicingOpLambda") or type(layer).__module__.startswith(OPS):
                     results = _tensors(operate(layer, args, kwargs, unique(layer.name), unique))
+                elif kind == "TimeDistributed" and hasattr(layer.layer, "layers"):
+                    (x,) = _inputs_of(layer, args, kwargs)
+                    merged = MergeSteps(name=unique(f"{layer.name}_merged"))(x)
+                    parts = run(layer.layer, [merged])
+                    results = [SplitSteps(x.shape[1], name=unique(layer.name))(part) for part in parts]
                 elif kind == "Identity":
                     results = _inputs_of(layer, args, kwargs)
                 elif hasattr(layer, "_nodes_by_depth") or kind in MODELS:

@@ -48,6 +48,11 @@ def read_metadata(folder: Path) -> list[tuple[str, str, str]]:
     from tf_keras.protobuf import saved_metadata_pb2
 
     if not (folder / METADATA).is_symlink() and not (folder / METADATA).exists():
+        if (folder / "saved_model.pb").exists():
+            raise LqError(
+                f"{folder}: a SavedModel without Keras's description of the model (export() or another "
+                "program made it); save the model with model.save('model.keras')"
+            )
         raise LqError(f"{folder}: a folder, but not the SavedModel of a Keras model")
     message = saved_metadata_pb2.SavedMetadata()
     try:

@@ -133,7 +133,7 @@ def tags(api: Any, rng: np.random.Generator) -> Made:
     return trained(api, model, parts, YES_NO, 10, mean_AUC=mean_auc, micro_F1=micro_f1)
 
 
-def windows(api: Any, rng: np.random.Generator) -> Made:
+def activities(rng: np.random.Generator) -> tuple[Arrays, Arrays]:
     """Five activities in 128 samples of three axes of acceleration and three of rotation."""
     y = rng.integers(0, 5, 5000)
     speed = np.array([0.3, 1.0, 1.6, 2.2, 3.0])[y] * rng.normal(1, 0.12, len(y))
@@ -141,11 +141,51 @@ def windows(api: Any, rng: np.random.Generator) -> Made:
     phase = 2 * np.pi * (speed[:, None] * np.arange(128) / 50 + rng.uniform(size=(len(y), 1)))
     x = swing[:, None] * np.sin(phase[:, :, None] + np.arange(6)) + rng.normal(0, 1.2, (len(y), 128, 6))
     x = x * [9.81, 9.81, 9.81, 1, 1, 1] + [0, 0, 9.81, 0, 0, 0]
+    return halves(3000, x=x.astype(np.float32), y=y)
+
+
+def windows(api: Any, rng: np.random.Generator) -> Made:
+    parts = activities(rng)
     inputs = z = api.Input((128, 6))
     for filters in (16, 24, 32):
         z = conv(api, z, filters, 2, "Conv1D")
     model = ended(api, inputs, api.layers.GlobalAveragePooling1D()(z), 5, "softmax")
-    return trained(api, model, halves(3000, x=x.astype(np.float32), y=y), CLASSES, 10, accuracy=top1)
+    return trained(api, model, parts, CLASSES, 10, accuracy=top1)
+
+
+def recurrent(*kinds: str) -> Callable[[Any, np.random.Generator], Made]:
+    """A classifier of :func:`activities`, by layers of kinds "conv", "lstm", "gru" or "both" (directions)."""
+
+    def make(api: Any, rng: np.random.Generator) -> Made:
+        parts = activities(rng)
+        inputs = api.Input((128, 6))
+        # Four samples a step, in the units of their spread.
+        z = api.layers.BatchNormalization()(api.layers.AveragePooling1D(4)(inputs))
+        for place, kind in enumerate(kinds, start=1):
+            goes_on = {"return_sequences": place < len(kinds)}
+            if kind == "conv":
+                z = conv(api, z, 24, 1, "Conv1D")
+            elif kind == "gru":
+                z = api.layers.GRU(32, **goes_on)(z)
+            else:
+                lstm = api.layers.LSTM(32, **goes_on)
+                z = (api.layers.Bidirectional(lstm) if kind == "both" else lstm)(z)
+        model = ended(api, inputs, z, 5, "softmax")
+        return trained(api, model, parts, CLASSES, 12, accuracy=top1)
+
+    return make
+
+
+def forecast(api: Any, rng: np.random.Generator) -> Made:
+    """The next value of a series with two periods and a trend that turns, from 48 values."""
+    times = np.arange(6000)
+    trend = np.cumsum(np.repeat(rng.normal(0, 0.02, 60), 100))
+    series = np.sin(times / 3.8) + 0.6 * np.sin(times / 11.4 + 1) + trend + rng.normal(0, 0.1, len(times))
+    x = np.lib.stride_tricks.sliding_window_view(series, 49).astype(np.float32)
+    inputs = api.Input((48, 1))
+    z = api.layers.GRU(24)(api.layers.GRU(24, return_sequences=True)(inputs))
+    model = ended(api, inputs, z, 1, None)
+    return trained(api, model, halves(4000, x=x[:, :-1, None], y=x[:, -1]), "mse", 12, R2=r2, MAE=mae)
 
 
 def tabular(api: Any, rng: np.random.Generator) -> Made:
@@ -372,6 +412,11 @@ TASKS: dict[str, tuple[Any, Callable[[Any, np.random.Generator], Made]]] = {
     "folder": (keras, folder),
     "keypoints": (tf_keras, keypoints),
     "embedding": (keras, embedding),
+    "lstm": (tf_keras, recurrent("lstm")),
+    "gru": (keras, recurrent("gru")),
+    "bidirectional": (tf_keras, recurrent("both")),
+    "conv-lstm": (keras, recurrent("conv", "lstm", "lstm")),
+    "forecast": (tf_keras, forecast),
     "mnist-mlp": (tf_keras, mnist_mlp),
     "fashion-cnn": (keras, real_cnn("fashion_mnist", (28, 28, 1))),
     "cifar-cnn": (tf_keras, real_cnn(CIFAR, (32, 32, 3))),

@@ -87,6 +87,7 @@ def run(made: Made, tflite: bytes) -> dict[str, np.ndarray]:
     for example in zip(*codes, strict=True):
         for value, detail in zip(example, inputs.values(), strict=True):
             interpreter.set_tensor(detail["index"], value)
+        interpreter.reset_all_variables()  # an LSTM's state
         interpreter.invoke()
         for name, detail in outputs.items():
             said[name].append(interpreter.get_tensor(detail["index"])[0].astype(np.float64))
@@ -111,7 +112,9 @@ def tf_lite(made: Made, *, integer: bool) -> File:
     graph = tf.function(
         lambda *inputs: made.model(list(inputs) if len(inputs) > 1 else inputs[0], training=False)
     )
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([graph.get_concrete_function(*specs)])
+    function = graph.get_concrete_function(*specs)
+    # With the variables' owner: without it, the calibration of an LSTM crashes.
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], made.model)
     if integer:
         chosen = np.random.default_rng(0).permutation(len(made.train[names[0]]))[:500]
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
