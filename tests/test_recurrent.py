@@ -224,3 +224,31 @@ def test_a_loop_keeps_no_state(tmp_path):
     assert "Reset" not in header
     assert "AddWhile()" in header
     assert "AddLogistic()" in header
+
+
+def sequence_and_last(states):
+    return [states, states[:, -1]]
+
+
+def part_of_last(states):
+    return layers.Dense(3)(states[:, -1, :2])
+
+
+@pytest.mark.parametrize("read", [sequence_and_last, part_of_last])
+@pytest.mark.parametrize("cell", [layers.LSTM, layers.GRU])
+def test_whatever_is_read_of_the_states(read, cell, tmp_path):
+    """A GRU gives its last state alone only where nothing else is read."""
+    x = layers.Input((STEPS, COLUMNS))
+    tf_keras.Model(x, read(cell(4, return_sequences=True)(x))).save(tmp_path / "model.h5")
+    model, data = rewrite(load_model(tmp_path / "model.h5")), windows(16)[0]
+    calibrate(model, [data])
+    tflite = export(model, [data]).tflite
+    runner = Runner(tflite)
+    outputs = model(data, training=False)
+    parts = outputs if isinstance(outputs, list) else [outputs]
+    wanted = np.concatenate([np.reshape(part, (len(data), -1)) for part in parts], axis=1)
+    apart = np.abs(runner.run([data]).reshape(wanted.shape) - wanted) / runner.output_steps
+    assert apart.max() <= 2.01
+    codes = runner.quantize(data)
+    (micro,) = execute(tflite, TFLM, codes).outputs.values()
+    assert np.abs(micro.astype(int) - runner.invoke(codes)).max() <= 3

@@ -217,7 +217,7 @@ class Template:
             tensor = converted.main.tensors[operator.inputs[OPERANDS[operator.name][1]]]
             name = _identify(tensor, fingerprints)
             del fingerprints[name]
-            layers.append(_replaced(converted, operator, model.get_layer(name)))
+            layers.append(_replaced(converted, operator, model, model.get_layer(name)))
         if fingerprints:
             raise LqError(f"layers not found in the converted file: {', '.join(fingerprints)}")
         functions = [layer for layer in model.layers if isinstance(layer, Elementwise)]
@@ -258,7 +258,7 @@ class Template:
         return write(filled)
 
 
-def _replaced(model: Model, operator: Operator, layer: Any) -> str | FusedLSTM | Loop:
+def _replaced(file: Model, operator: Operator, model: tf_keras.Model, layer: Any) -> str | FusedLSTM | Loop:
     """The layers of an operator, which is replaced if it is a recurrent layer's placeholder."""
     if not isinstance(layer.layer, RecurrentInputs):
         return str(layer.name)
@@ -266,20 +266,24 @@ def _replaced(model: Model, operator: Operator, layer: Any) -> str | FusedLSTM |
     name, states = node.outbound_layer.name, node.outbound_layer.layer
     if isinstance(states, LSTMStates):
         fused = FusedLSTM(layer.name, name, float(states.cell_limit))
-        put_lstm(model, operator, fused)
+        put_lstm(file, operator, fused)
         return fused
     cell, reset_after = type(states).__name__.removesuffix("States"), getattr(states, "reset_after", True)
-    loop = Loop(layer.name, name, cell, reset_after, _only_last(node.outbound_layer))
-    put_loop(model, operator, loop)
+    only_last = _only_last(model, node.outbound_layer)
+    loop = Loop(layer.name, name, cell, reset_after, only_last)
+    put_loop(file, operator, loop)
     return loop
 
 
-def _only_last(states: Any) -> bool:
+def _only_last(model: tf_keras.Model, states: Any) -> bool:
     """Whether only the last step of a layer's output is used."""
     (node,) = states.outbound_nodes
-    readers = [each.outbound_layer for each in node.outbound_layer.outbound_nodes]
-    return bool(readers) and all(
-        isinstance(reader, Slice) and reader.slices[0] == (-1, None, None) for reader in readers
+    quantizer = node.outbound_layer
+    readers = [each.outbound_layer for each in quantizer.outbound_nodes]
+    last = [(-1, None, None), (None, None, None)]
+    given = {id(output) for output in model.outputs}
+    return id(quantizer.output) not in given and all(
+        isinstance(reader, Slice) and reader.slices == last for reader in readers
     )
 
 

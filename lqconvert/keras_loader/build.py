@@ -23,7 +23,7 @@ from lqconvert.keras_loader.layer_kinds import LAYERS
 from lqconvert.keras_loader.limits import UNROLLED, check_repeats, limited_weights
 from lqconvert.keras_loader.saved_model import load_checkpoint
 
-RECURRENT = [kind.name for kind in LAYERS.values() if kind.recurrent]
+RECURRENT = [kind.name for kind in LAYERS.values() if kind.recurrent and kind.name != "Bidirectional"]
 GUARDED = {*RECURRENT, "UpSampling1D"}
 
 

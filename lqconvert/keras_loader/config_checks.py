@@ -37,7 +37,7 @@ PARTS = {
     *("MaxNorm", "NonNeg", "UnitNorm", "MinMaxNorm", "RadialConstraint"),
     *("Policy", "DTypePolicy", "FloatDTypePolicy"),
     *("LSTMCell", "GRUCell", "SimpleRNNCell"),
-    *("__tuple__", "__ellipsis__", "__keras_tensor__", "__tensor__", "TensorShape", "__slice__"),
+    *("__tuple__", "__ellipsis__", "__keras_tensor__", "__tensor__", "__numpy__", "TensorShape", "__slice__"),
 }
 FUNCTIONS = {
     *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "glu", "mish", "silu", "swish"),
@@ -45,6 +45,8 @@ FUNCTIONS = {
     *("tanh", "hard_tanh", "tanh_shrink", "hard_silu", "hard_swish", "softplus", "softsign", "soft_shrink"),
     *("hard_shrink", "squareplus", "sparse_plus", "exponential", "threshold"),
 }
+#: The types of constants in operations.
+CONSTANTS = {"float16", "bfloat16", "float32", "float64", "int32", "int64", "bool"}
 #: Keras imports the module that an object names. Only these modules are allowed.
 MODULES = re.compile(r"(tf_)?keras(\.\w+)*|lqconvert(\.\w+)*|builtins")
 #: Each nested model adds about six levels. Keras's own readers recurse.
@@ -310,6 +312,8 @@ def _vet_object(value: dict[str, Any], where: str, trusted: bool) -> str:
             unknown()
     elif short not in KNOWN | MODELS | PARTS:
         unknown()
+    if short in ("__tensor__", "__numpy__") and inner.get("dtype") not in CONSTANTS:
+        unknown(f"a constant of type {str(inner.get('dtype'))[:80]!r}")
     if module is not None and not (isinstance(module, str) and MODULES.fullmatch(module)):
         unknown(f"comes from the module {str(module)[:80]!r}, not from Keras")
     # Keras uses a registered name before module and class.

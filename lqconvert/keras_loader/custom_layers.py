@@ -292,11 +292,17 @@ class GroupNorm(tf_keras.layers.Layer):
         places, channels = math.prod(inputs.shape[1:-1]), inputs.shape[-1]
         size = channels // self.groups
         x = tf.reshape(inputs, (-1, places, channels))
-        # The mean over places, and over the channels of a group.
-        of_places = tf.fill([1, places], 1.0 / places)
-        of_group = tf.constant(np.kron(np.eye(self.groups), np.full((size, size), 1 / size)), tf.float32)
-        x -= tf.matmul(tf.matmul(of_places, x), of_group)
-        variance = tf.matmul(tf.matmul(of_places, x * x), of_group)
+
+        def mean(values: tf.Tensor) -> tf.Tensor:
+            """Over places and the channels of a group, for each channel."""
+            by_group = tf.reshape(
+                tf.matmul(tf.fill([1, places], 1.0 / places), values), (-1, self.groups, size)
+            )
+            of_group = tf.matmul(by_group, tf.fill([size, 1], 1.0 / size))
+            return tf.reshape(tf.matmul(of_group, tf.ones([1, size])), (-1, 1, channels))
+
+        x -= mean(x)
+        variance = mean(x * x)
         y = x * tf.math.rsqrt(variance + self.epsilon) * self.gamma + self.beta
         return tf.reshape(y, (-1, *inputs.shape[1:]))
 

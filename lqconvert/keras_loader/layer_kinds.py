@@ -211,7 +211,7 @@ KINDS = {
         LayerKind("SimpleRNN", RULE, recurrent=True),
         # An RNN of a cell is also what rules make of a layer with unusual activations.
         LayerKind("RNN", RULE, LEARNED, stays_float="a recurrent layer", recurrent=True),
-        LayerKind("Bidirectional", RULE),
+        LayerKind("Bidirectional", RULE, recurrent=True),
     ),
     "Python code": (LayerKind("Lambda", RULE, stays_float="Python code"),),
     "For training only": (

@@ -36,6 +36,8 @@ from lqconvert.keras_loader.layer_kinds import ACTIVATIONS, OTHER, Loading, kind
 from lqconvert.keras_loader.limits import UNROLLED, check_repeats
 from lqconvert.keras_loader.recurrent_layers import GRUStates, LSTMStates, RecurrentInputs, SimpleRNNStates
 
+#: Slopes of LeakyReLU are smaller. Exports use larger ones as marks.
+STEEPEST = 1000.0
 #: Makes a layer's name unique in the rebuilt model.
 Unique = Callable[[str], str]
 #: (layer, its config, inputs, name, unique) -> outputs
@@ -90,6 +92,12 @@ def _hard_sigmoid(x: Any, name: str, unique: Unique, keras3: bool) -> Any:
     return scaled(x, 1 / 6, 0.0, name)
 
 
+def leaky(x: Any, slope: Any, name: str) -> Any:
+    if not abs(float(slope)) < STEEPEST:
+        raise LqError(f"layer '{name}': a LeakyReLU with a slope of {slope}")
+    return keras_layers.LeakyReLU(float(slope), name=name)(x)
+
+
 def rectified(
     x: Any, maximum: float | None, slope: float, threshold: float, name: str, unique: Unique
 ) -> Any:
@@ -97,7 +105,7 @@ def rectified(
     if threshold or (slope and maximum is not None):
         raise LqError(f"layer '{name}': a ReLU with a threshold, or with a slope and a maximum")
     if slope:
-        return keras_layers.LeakyReLU(slope, name=name)(x)
+        return leaky(x, slope, name)
     if maximum in (None, 6.0):
         return keras_layers.ReLU(maximum, name=name)(x)
     # TFLite has only ReLU and ReLU6.
@@ -302,6 +310,8 @@ def _dot_attention(layer: Any, config: dict[str, Any], xs: Any, name: str, uniqu
 
 def resized(x: Any, height: int, width: int, method: str, name: str) -> Any:
     """Images [b, h, w, channels] of another size."""
+    if min(int(height), int(width)) < 1:
+        raise LqError(f"layer '{name}': resizes images to {height} x {width}")
     if len(x.shape) != 4 or method not in ("bilinear", "nearest"):
         raise LqError(f"layer '{name}': resizes by '{method}'; TFLite has bilinear and nearest, for images")
     return Resize(int(height), int(width), method, name=name)(x)
@@ -319,7 +329,11 @@ def _resizing(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Uni
 def _cropped_to_size(x: Any, height: int, width: int, method: str, name: str, unique: Unique) -> Any:
     """The largest part in the middle with the shape's proportions, resized, as Keras's smart_resize does."""
     rows, columns = x.shape[1:3]
-    x = _middle(x, min(rows, columns * height // width), min(columns, rows * width // height), name, unique)
+    if min(height, width) > 0:
+        rows, columns = min(rows, columns * height // width), min(columns, rows * width // height)
+    if min(height, width, rows, columns) < 1:
+        raise LqError(f"layer '{name}': crops images of {x.shape[1:3]} for {height} x {width} to nothing")
+    x = _middle(x, rows, columns, name, unique)
     return resized(x, height, width, method, name)
 
 
@@ -344,7 +358,7 @@ def _center_crop(layer: Any, config: dict[str, Any], x: Any, name: str, unique: 
 def _random_crop(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     """In inference, it crops the middle and resizes it."""
     height, width = config["height"], config["width"]
-    if tuple(x.shape[1:3]) == (height, width):
+    if tuple(x.shape[1:3]) == (height, width) or _is_keras3(layer):  # Keras 3 crops only in training
         return x
     return _cropped_to_size(x, height, width, "bilinear", name, unique)
 
@@ -389,8 +403,8 @@ STATES = {"LSTM": LSTMStates, "GRU": GRUStates, "SimpleRNN": SimpleRNNStates}
 
 def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     """An LSTM, GRU or SimpleRNN, or an RNN of such a cell."""
-    if config.get("return_state") or config.get("stateful"):
-        raise LqError(f"layer '{name}': a recurrent layer that is stateful or returns its state")
+    if config.get("return_state") or config.get("stateful") or config.get("time_major"):
+        raise LqError(f"layer '{name}': a recurrent layer that is stateful, time_major or returns its state")
     if config["unroll"]:
         check_repeats(name, x.shape[1], UNROLLED)
     kind = type(layer.cell).__name__.removesuffix("Cell")
@@ -399,6 +413,8 @@ def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Un
     activation, gates = _activation_name(layer.cell), getattr(layer.cell, "recurrent_activation", None)
     if activation == "tanh" and getattr(gates, "__name__", "sigmoid") == "sigmoid":
         return _in_two_parts(layer, config, x, name, unique)
+    if _is_keras3(layer) and getattr(gates, "__name__", "") == "hard_sigmoid":
+        raise LqError(f"layer '{name}': recurrent_activation 'hard_sigmoid' of Keras 3")
     # With fake quantization, the converter fails on fused float kernels.
     changes: dict[str, Any] = {"activation": activation, "dropout": 0.0, "recurrent_dropout": 0.0}
     cell = _copy(layer.cell, f"{name}_cell", getattr(keras_layers, f"{kind}Cell"), **changes)
@@ -460,7 +476,7 @@ def _time_distributed(layer: Any, config: dict[str, Any], x: Any, name: str, uni
         return replace_layer(inner, x, name, unique)
     if type(inner).__name__ == "Flatten":
         return keras_layers.Reshape((x.shape[1], int(np.prod(x.shape[2:]))), name=name)(x)
-    if kind is OTHER or kind.recurrent or kind.name in ("Bidirectional", "TimeDistributed", "Lambda"):
+    if kind is OTHER or kind.recurrent or kind.name in ("Embedding", "TimeDistributed", "Lambda"):
         raise LqError(f"layer '{name}': TimeDistributed({type(inner).__name__}) is not known to lqconvert")
     merged = MergeSteps(name=unique(f"{name}_merged"))(x)
     y = replace_layer(inner, merged, unique(f"{name}_{inner.name}"), unique)
@@ -507,9 +523,9 @@ RULES: dict[str, Twin] = {
     "ReLU": lambda layer, config, x, name, unique: rectified(
         x, config["max_value"], config["negative_slope"] or 0.0, config["threshold"] or 0.0, name, unique
     ),
-    "LeakyReLU": lambda layer, config, x, name, unique: keras_layers.LeakyReLU(
-        config.get("negative_slope", config.get("alpha")), name=name
-    )(x),
+    "LeakyReLU": lambda layer, config, x, name, unique: leaky(
+        x, config.get("negative_slope", config.get("alpha")), name
+    ),
     "ELU": lambda layer, config, x, name, unique: Elementwise("elu", config["alpha"], name=name)(x),
     "HardSwish": lambda layer, config, x, name, unique: HardSwish(name=name)(x),
     "LayerNormalization": _layer_norm,

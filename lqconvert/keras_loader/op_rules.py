@@ -19,6 +19,7 @@ from lqconvert.keras_loader.layer_rules import (
     Unique,
     activated,
     l2_normalized,
+    leaky,
     rectified,
     resized,
     scaled,
@@ -108,6 +109,9 @@ def _extreme(kind: str) -> Callable[[dict[str, Any], str, Unique], Any]:
         if is_tensor(x) and is_tensor(y):
             return getattr(layers, kind)(name=name)([x, y])
         x, bound = (x, y) if is_tensor(x) else (y, x)
+        like = _tensor(bound, x, name, unique)
+        if is_tensor(like):
+            return getattr(layers, kind)(name=name)([x, like])
         if kind == "Maximum" and np.all(_number(bound) == 0):
             return layers.ReLU(name=name)(x)
         return _bounded(
@@ -119,6 +123,8 @@ def _extreme(kind: str) -> Callable[[dict[str, Any], str, Unique], Any]:
 
 def _bounded(x: Any, low: Any, high: Any, name: str, unique: Unique) -> Any:
     """clip(x, low, high) as relu(x - low) + low, or similar."""
+    if low is not None and high is not None and max(_number(low).size, _number(high).size) > 1:
+        raise LqError(f"layer '{name}': clips to other limits than two numbers")
     if low is None:
         x = scaled(x, -1.0, _number(high), unique(f"{name}_below"))
         return scaled(layers.ReLU(name=unique(f"{name}_relu"))(x), -1.0, _number(high), name)
@@ -154,7 +160,7 @@ def _l2_normalize(a: dict[str, Any], name: str, unique: Unique) -> Any:
 
 
 def _leaky(a: dict[str, Any], name: str, unique: Unique) -> Any:
-    return layers.LeakyReLU(a.get("slope", 0.2), name=name)(a["x"])
+    return leaky(a["x"], a.get("slope", 0.2), name)
 
 
 def _gelu(a: dict[str, Any], name: str, unique: Unique) -> Any:
@@ -223,7 +229,7 @@ def _reduce(function: str) -> Callable[[dict[str, Any], str, Unique], Any]:
 
 def _reshape(a: dict[str, Any], name: str, unique: Unique) -> Any:
     lengths = list(a["shape"]) if isinstance(a["shape"], (list, tuple)) else list(np.ravel(a["shape"]))
-    shape = [-1 if isinstance(n, Batch) else int(n) for n in lengths]
+    shape = [1 if isinstance(n, Batch) else int(n) for n in lengths]
     size = math.prod(a["x"].shape[1:])
     if shape[0] not in (-1, 1) or (-1 in shape[1:] and shape[0] == -1):
         raise LqError(f"layer '{name}': reshapes to {shape}, which is not a shape with the batch in front")
@@ -288,7 +294,8 @@ def _split(a: dict[str, Any], name: str, unique: Unique) -> list[Any]:
 def _getitem(a: dict[str, Any], name: str, unique: Unique) -> Any:
     x, key = a["x"], a["key"]
     if isinstance(x, list):  # a shape
-        return [x[key] if isinstance(key, (int, slice)) else x[key[0]]]
+        key = key[0] if isinstance(key, (list, tuple)) else key
+        return [x[slice(key["start"], key["stop"], key["step"]) if isinstance(key, dict) else key]]
     key = list(key) if isinstance(key, (list, tuple)) else [key]
     rank = len(x.shape)
     if any(part is Ellipsis or part == "Ellipsis" for part in key):

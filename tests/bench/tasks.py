@@ -112,12 +112,14 @@ def tf_lite(made: Made, *, integer: bool) -> File:
     graph = tf.function(
         lambda *inputs: made.model(list(inputs) if len(inputs) > 1 else inputs[0], training=False)
     )
-    function = graph.get_concrete_function(*specs)
-    # With the variables' owner: without it, the calibration of an LSTM crashes.
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], made.model)
+    function, owner = graph.get_concrete_function(*specs), tf.Module()
+    # Keras 3's variables have TensorFlow's. Without their owner, the calibration of an LSTM crashes.
+    owner.all = [v if isinstance(v, tf.Variable) else v.value for v in made.model.variables]
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], owner)
     if integer:
         chosen = np.random.default_rng(0).permutation(len(made.train[names[0]]))[:500]
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if integer and not made.dynamic:
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = converter.inference_output_type = tf.int8
         converter.representative_dataset = lambda: (
