@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from lqconvert import Budget, quantize, rewrite
+from lqconvert import Budget, LqError, inspect, quantize, rewrite
 from lqconvert.exporting.export import convert, export, learned_codes
 from lqconvert.keras_loader import recurrent_layers
 from lqconvert.keras_loader.load import load_model
@@ -117,6 +117,23 @@ def test_an_example_does_not_depend_on_those_before(quantized):
     (micro,) = execute(exported.tflite, TFLM, codes).outputs.values()
     (back,) = execute(exported.tflite, TFLM, codes[::-1]).outputs.values()
     np.testing.assert_array_equal(micro, back[::-1])
+
+
+def test_parameters_are_those_of_keras(tmp_path):
+    model = classifier(tmp_path / "model.h5")
+    assert sum(row.parameters for row in inspect(tmp_path / "model.h5").layers) == model.count_params()
+
+
+def test_a_bias_that_int32_cannot_hold_is_refused(quantized):
+    model, _, x = quantized
+    bias = model.get_layer("lstm_inputs").layer.bias
+    before = bias.numpy()
+    try:
+        bias.assign(np.full_like(before, 1e9))
+        with pytest.raises(LqError, match="'lstm_inputs': its bias does not fit int32"):
+            export(model, [x])
+    finally:
+        bias.assign(before)
 
 
 def test_the_program_is_told_to_reset(quantized, tmp_path):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from lqconvert.errors import LqError
 from lqconvert.exporting.codes import LayerCodes
 from lqconvert.tflite.editing import add_constant, add_tensor, new_operator, reshape
 from lqconvert.tflite.graph import (
@@ -93,7 +94,10 @@ def fill_lstm(graph: Graph, operator: Operator, inputs: LayerCodes, states: Laye
             graph.tensors[index].quantization = Quantization.one(layer.kernel.scale.item())
     step = np.float32(scale * np.float32(inputs.kernel.scale.item()))
     floats = np.zeros(inputs.kernel.codes.shape[1]) if inputs.bias is None else inputs.bias
-    biases = np.split(np.round(floats.astype(np.float64) / step).astype(np.int32), len(GATES))
+    integers = np.round(floats.astype(np.float64) / step)
+    if np.abs(integers).max() >= 2**31:
+        raise LqError(f"layer '{inputs.name}': its bias does not fit int32 on the grid of its scales")
+    biases = np.split(integers.astype(np.int32), len(GATES))
     for index, bias in zip(operator.inputs[LSTM_BIASES], biases, strict=True):
         graph.tensors[index].set_values(bias)
         graph.tensors[index].quantization = Quantization.one(step)

@@ -99,6 +99,10 @@ class LSTMStates(RecurrentStates):
             "cell_limit", shape=(), initializer=tf_keras.initializers.Constant(2.0**15), trainable=False
         )
 
+    def count_params(self) -> int:
+        """The number of parameters of Keras's layer: the limit is none."""
+        return int(super().count_params()) - 1
+
     def cells(self, inputs: tf.Tensor) -> tf.Tensor:
         """The cells [b, steps, units]."""
         return self._loop(inputs)[..., self.units :]
