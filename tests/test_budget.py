@@ -208,14 +208,16 @@ def test_the_default_run_is_steered(digits_run):
 
 @pytest.mark.slow
 def test_max_size(samples, tmp_path):
-    arguments = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", "--max-size", "6KB"]
-    result = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "m.tflite")])
+    """Also of a run that is too short for it, and ends far below: then its rounded weights are better."""
+    arguments = ["quantize", str(samples / "digits_cnn.h5"), "--data", "digits", "--max-size", "8KB"]
+    result = CliRunner().invoke(main, [*arguments, "--epochs", "30", "-o", str(tmp_path / "m.tflite")])
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "m.tflite").stat().st_size <= 6000
+    assert (tmp_path / "m.tflite").stat().st_size <= 8000
     report = json.loads((tmp_path / "m.report.json").read_text())
-    assert report["settings"]["budget"] == {"max_drop": None, "max_size": 6000, "asked": True}
-    # Eleven runs, by seed and the way that a machine takes, lost 0 to 6 of 359 images.
-    assert report["int8"]["score"] >= report["float"]["score"] - 0.04
+    assert report["settings"]["budget"] == {"max_drop": None, "max_size": 8000, "asked": True}
+    assert report["best"] in report["curve"]
+    # Five seeds lost 1.4 to 3.9 points; without the rounded weights, three of them 8 to 32.
+    assert report["int8"]["score"] >= report["float"]["score"] - 0.06
 
 
 @pytest.mark.slow

@@ -36,7 +36,8 @@ PLAIN = frozenset(
         *(metric.option for metric in METRICS.values() if not metric.against_float),
         *("task", "threshold", "weight", "steer-on"),
         *("c-array", "gzip", "io", "strip-all", "int4-convolutions", "strict", "resume", "distribute"),
-        *("scheme", "bits", "penalty", "granularity", "rounding", "start", "preprocess", "input-shape"),
+        *("scheme", "bits", "penalty", "granularity", "rounding", "start", "activations"),
+        *("preprocess", "input-shape"),
         *("effort", "epochs", "max-minutes", "batch-size", "learning-rate", "seed"),
         *("json", "markdown", "quiet"),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 #: What to do, by the ``hint`` of an LqError or a log record. A hint without a row is the name of an option.
 HINTS = {
+    "activations": "leave out --activations",
     "allow_float": "without --strict they stay float",
     "baseline": "give --baseline (a model) or --against (saved measurements)",
     "baseline_model": "give labels, or --baseline (a model)",

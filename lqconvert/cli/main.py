@@ -191,6 +191,14 @@ def main(context: click.Context) -> None:
     help="Starting value of all scales.  [default: calibrated]",
 )
 @click.option(
+    "--activations",
+    type=click.Choice(("8", "16")),
+    default=str(DEFAULTS.quantization.activations),
+    show_default=True,
+    help="Bits of activations. 16 is for results that need finer steps than int8 has, such as regressions; "
+    "it is slower.",
+)
+@click.option(
     "--preprocess", type=PreprocessingType(), help="How inputs were scaled for training.  [default: detected]"
 )
 @click.option(
@@ -295,6 +303,7 @@ def quantize(
         console.print(f"--distribute {distribute}: there is only one device, so batches are not split")
     scheme = _scheme(options.pop("scheme"), options.pop("bits"), penalty)
     options |= target_settings(options) | {"wishes": task_wishes(options)}
+    options["activations"] = int(options["activations"])
     settings = Settings.of(options | {"scheme": scheme, "budget": budget})
     job = model, data, output or default_output(model, ".tflite")
     if dry_run:

@@ -217,8 +217,8 @@ def target_options(command: Any) -> Any:
         click.option(
             "--io",
             type=click.Choice(IO),
-            help="Type of the file's inputs and outputs.  [default: int8, or float32 if input columns need "
-            "scaling in float]",
+            help="Type of the file's inputs and outputs.  [default: int8 (int16 with --activations 16), or "
+            "float32 if input columns need scaling in float]",
         ),
         click.option(
             "--max-ram",

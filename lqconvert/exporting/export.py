@@ -8,7 +8,7 @@ codes and scales.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,11 +20,12 @@ import tf_keras
 from lqconvert.errors import LqError, first_line
 from lqconvert.exporting.codes import Codes, LayerCodes, TensorCodes, native
 from lqconvert.exporting.fold_channel_scales import fold_input_scales
+from lqconvert.exporting.int16 import CODE_STEPS, activation_bits, check_layers, widen
 from lqconvert.exporting.lookup import number_of, placeholder_slope, put_lookup
 from lqconvert.exporting.loop import Loop, fill_loop, is_loop, put_loop
 from lqconvert.exporting.lstm import FusedLSTM, fill_lstm, put_lstm
 from lqconvert.exporting.recurrent import with_keras_layers
-from lqconvert.keras_loader.custom_layers import Elementwise, Slice
+from lqconvert.keras_loader.custom_layers import Constant, Elementwise, Slice
 from lqconvert.keras_loader.layer_kinds import LAYERS, class_name
 from lqconvert.keras_loader.recurrent_layers import LSTMStates, RecurrentInputs, RecurrentStates
 from lqconvert.quantization.granularity import KEPT_AXES, KERNELS, kernel_name
@@ -35,17 +36,19 @@ from lqconvert.quantization.layers import (
     scale_and_zero_point,
 )
 from lqconvert.quantization.model_outputs import traced
-from lqconvert.quantization.rewrite import float_layers
+from lqconvert.quantization.rewrite import float_layers, quantized_output
 from lqconvert.tflite.editing import strip
 from lqconvert.tflite.flatbuffer import read, write
 from lqconvert.tflite.graph import (
     LSTM,
     LSTM_INPUT_KERNELS,
     OPERANDS,
+    Graph,
     Model,
     Operator,
     Port,
     Quantization,
+    Signature,
     Tensor,
     text_of,
 )
@@ -126,11 +129,14 @@ def convert(model: tf_keras.Model, *, integer: bool, outputs: Sequence[str] = ()
     call = traced(lambda *x: model(list(x) if len(x) > 1 else x[0], training=False))
     signature = [tf.TensorSpec((1, *x.shape[1:]), x.dtype) for x in model.inputs]
     # With a Keras model, the converter would trace and save the functions of every layer, which takes long.
+    # So does writing and reading a SavedModel, without which it does not recognize recurrent layers.
     variables = tf.Module()
     variables.all = model.variables
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
         [call.get_concrete_function(*signature)], variables
     )
+    recurrent = any(isinstance(layer, tf_keras.layers.RNN) for layer in model.layers)
+    converter.experimental_lower_to_saved_model = recurrent
     if integer:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = converter.inference_output_type = tf.int8
@@ -138,15 +144,13 @@ def convert(model: tf_keras.Model, *, integer: bool, outputs: Sequence[str] = ()
         tflite = converter.convert()
     except Exception as error:  # the converter raises bare Exceptions
         raise LqError(f"TFLite's converter refused the model: {first_line(error)}") from error
-    several = len(model.inputs) > 1 or len(model.outputs) > 1
-    recurrent = any(isinstance(layer, tf_keras.layers.LSTM) for layer in model.layers)
-    if not several and not recurrent:
-        return tflite
     edited = read(tflite)
+    if not recurrent:
+        edited.signatures = [_numbered(edited.main)]
     for operator in edited.main.operators:
         if operator.name == LSTM:
             operator.set_option("cellClip", 0.0)  # the converter sets 10, which Keras's layer has not
-    if several:
+    if len(model.inputs) > 1 or len(model.outputs) > 1:
         _put_in_order(edited, model.input_names, outputs or model.output_names)
     return write(edited)
 
@@ -165,7 +169,9 @@ def export(model: tf_keras.Model, batches: Iterable[np.ndarray] = ()) -> Exporte
     codes, batches = learned_codes(model), list(batches)
     if batches:
         codes, ranges = fold_input_scales(model, codes, batches)
-        codes.activations |= {name: scale_and_zero_point(*limits) for name, limits in ranges.items()}
+        codes.activations |= {
+            name: scale_and_zero_point(*limits, model.get_layer(name).bits) for name, limits in ranges.items()
+        }
     template = Template.of(model, _native_codes(codes))
     tflite = template.fill(codes)
     graph = read(tflite).main
@@ -208,6 +214,9 @@ class Template:
         Args:
             codes: codes that TFLite can hold. The file gets their activation scales.
         """
+        wide = activation_bits(model) == 16
+        if wide:
+            check_layers(model)
         plain, fingerprints = _fingerprinted(model, codes)
         names = [name.removesuffix("_quantized") for name in model.output_names]
         converted = read(convert(plain, integer=True, outputs=getattr(model, "given_outputs", names)))
@@ -225,6 +234,8 @@ class Template:
             number = number_of(operator)
             if number is not None:
                 put_lookup(converted, operator, functions[number])
+        if wide:
+            widen(converted, _constants(model, codes))
         return cls(write(converted), layers)
 
     def fill(self, codes: Codes) -> bytes:
@@ -249,9 +260,11 @@ class Template:
                 bias_scales = (np.float32(source.scales[0]) * scales).astype(np.float32)
                 floats = np.zeros(_outputs(layer)) if layer.bias is None else layer.bias
                 integers = np.round(floats.astype(np.float64) / bias_scales)
-                if np.abs(integers).max() >= 2**31:
-                    raise LqError(f"layer '{name}': its bias does not fit int32 on the grid of its scales")
-                _write(graph.tensors[operator.inputs[bias]], integers.astype(np.int32), bias_scales)
+                wide = source.type == "INT16"
+                if np.abs(integers).max() >= 2.0 ** (63 if wide else 31):
+                    raise LqError(f"layer '{name}': its bias does not fit the grid of its scales")
+                kind = np.int64 if wide else np.int32
+                _write(graph.tensors[operator.inputs[bias]], integers.astype(kind), bias_scales)
             elif layer.bias is not None:
                 raise LqError(f"layer '{name}': the converter left no place for its bias")
         strip(filled)
@@ -285,6 +298,15 @@ def _only_last(model: tf_keras.Model, states: Any) -> bool:
     return id(quantizer.output) not in given and all(
         isinstance(reader, Slice) and reader.slices == last for reader in readers
     )
+
+
+def _numbered(graph: Graph) -> Signature:
+    """The names that the converter gives inputs and outputs: x_0, x_1, ..., output_0, output_1, ..."""
+    inputs, outputs = (
+        [Port(f"{name}_{number}".encode(), index) for number, index in enumerate(indices)]
+        for name, indices in (("x", graph.inputs), ("output", graph.outputs))
+    )
+    return Signature(0, inputs, outputs, b"serving_default")
 
 
 def _put_in_order(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
@@ -329,6 +351,13 @@ def _outputs(layer: LayerCodes) -> int:
     return shape[-1] if layer.kind == "DepthwiseConv2D" else shape[0]
 
 
+def _constants(model: tf_keras.Model, codes: Codes) -> Iterator[tuple[np.ndarray, float]]:
+    """The values of Constant layers, and their scales."""
+    for layer in model.layers:
+        if isinstance(layer, Constant):
+            yield layer.values.numpy(), codes.activations[quantized_output(layer.name)][0]
+
+
 def _native_codes(codes: Codes) -> Codes:
     layers = {}
     for name, layer in codes.layers.items():
@@ -361,8 +390,10 @@ def _fingerprinted(
             return tf_keras.layers.LeakyReLU(placeholder_slope(functions.index(layer)), name=layer.name)
         if isinstance(layer, (ActivationQuantizer, FollowingQuantizer)):
             source = layer.source() if isinstance(layer, FollowingQuantizer) else layer
-            scale, zero_point = (np.float64(number) for number in codes.activations[source.name])
+            scale, zero_point = codes.activations[source.name]
             limits = (-128 - zero_point) * scale, (127 - zero_point) * scale
+            if source.bits == 16:  # int8 until the file is widened
+                limits = source.fixed or (-128 * CODE_STEPS * scale, 127 * CODE_STEPS * scale)
             return ActivationQuantizer(fixed=limits, name=layer.name)
         return type(layer).from_config(layer.get_config())
 

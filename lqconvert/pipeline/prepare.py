@@ -88,7 +88,8 @@ def prepare(
     Raises:
         LqError: for every mistake of the user that can be found before training.
     """
-    Border(settings.output.io or "int8")
+    bits = settings.quantization.activations
+    border_of(None, settings.output.io, bits)
     targets = settings.output.runtimes
     paths = paths_of(output, targets, settings.output)
     outputs = [path.resolve() for path in paths.all()]
@@ -122,20 +123,21 @@ def prepare(
     images = _takes_images(model)
     augmentation = _augmentation(model, data, preprocess) if images and steps else Augmentation()
     tf_keras.utils.set_random_seed(seed)
-    pixels = preprocess.pixel_range if data.integer_pixels and images else None
+    pixels = preprocess.pixel_range if data.integer_pixels and images and bits == 8 else None
     fed = preprocess if pixels is None else preprocess.off_ties(preprocess.pixel_zero_point)
     if images and pixels is None:
-        fronted = _front(model, data, fed, seed, settings.output.io)
+        fronted = _front(model, data, fed, seed, settings)
         if fronted is not None:
             model, fed = fronted.model, dataclasses.replace(fed, front=fronted.front)
             folded = fold(model)
-    border = border_of(fed.front, settings.output.io)
+    border = border_of(fed.front, settings.output.io, bits)
     quantized = rewrite(
-        model,
+        folded,
         scheme,
         granularity=settings.granularity,
         rounding=settings.quantization.rounding,
         start=settings.quantization.start,
+        activations=bits,
         input_range=pixels,
     )
     few = data.train.batches(256, shuffle_seed=seed, preprocessing=fed).take(4)
@@ -223,6 +225,7 @@ def _chosen(
         granularity=settings.granularity,
         rounding=settings.quantization.rounding,
         start=settings.quantization.start,
+        activations=settings.quantization.activations,
         preprocess=preprocess,
         tasks={head.output.name: head.task for head in data.heads},
         judged={head.output.name: head.judged for head in data.heads},
@@ -262,14 +265,14 @@ def _front(
     data: Data,
     preprocess: Preprocessing,
     seed: int,
-    io: str | None,
+    settings: Settings,
 ) -> Fronted | None:
     """The scaling that columns of different ranges need (:func:`.input_scaling.choose_front`), if any."""
     few = data.train.batches(256, shuffle_seed=seed, preprocessing=preprocess).take(4)
     seen = np.concatenate([x.numpy() for _, x, _ in few])
     part = data.validation.pick(np.arange(min(FRONT_EXAMPLES, data.validation.size)))
     x = np.concatenate([x.numpy() for _, x, _ in part.batches(256, preprocessing=preprocess)])
-    fronted = choose_front(model, seen, x)
+    fronted, io = choose_front(model, seen, x, settings.quantization.activations), settings.output.io
     if fronted is not None and io not in (None, "float32"):
         log.info(f"with {io} inputs your program has to do it; the report says how")
     return fronted

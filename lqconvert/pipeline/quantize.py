@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,11 +45,12 @@ from lqconvert.tflite.interface import Interface
 from lqconvert.tflite.io_types import Border, border_of
 from lqconvert.tflite.scaling_code import left_out
 from lqconvert.tflite.targets import Target
-from lqconvert.training.budget import Budget
+from lqconvert.training.budget import POINT, Budget
 from lqconvert.training.checkpoint import locked
 from lqconvert.training.distribution import Distribution
 from lqconvert.training.finetune import Finetuned, Progress, finetune
 from lqconvert.training.post_train import post_train
+from lqconvert.training.trainer import assign, values
 from lqconvert.utils.compression import gzipped
 from lqconvert.utils.output_files import Paths, Writer, make_folders, write_all
 
@@ -137,30 +138,17 @@ def _learn(
     progress: Callable[[Progress], None],
     tick: Callable[[int, int], None],
 ) -> Finetuned:
-    """Fine-tunes, or rounds if there are no epochs. Sizes are those of files for the first target."""
-    path, target = ready.paths.checkpoint, ready.targets[0]
-
-    def file_size(codes: Codes) -> int:
-        return len(ready.border.around(smallest(ready.template.fill(codes), target).tflite))
-
+    """Fine-tunes. Rounds the original weights if there are no epochs, or if that makes a better file."""
     if not ready.finetuning.steps:
-        return post_train(
-            ready.quantized,
-            ready.folded,
-            ready.data,
-            ready.preprocess,
-            seed=ready.settings.seed,
-            budget=ready.settings.budget,
-            file_size=file_size,
-            progress=progress,
-        )
-    return finetune(
+        return _rounded(ready, progress)
+    path, original = ready.paths.checkpoint, values(ready.quantized.variables)
+    finetuned = finetune(
         ready.quantized,
         ready.folded,
         ready.data,
         ready.preprocess,
         ready.finetuning,
-        file_size=file_size,
+        file_size=_file_size(ready),
         checkpoint=ready.checkpoint,
         distribution=distribution,
         deadline=deadline,
@@ -168,6 +156,39 @@ def _learn(
         progress=progress,
         tick=tick,
     )
+    budget = ready.settings.budget
+    poor = finetuned.best.step == 0 or (budget.max_size is not None and finetuned.margin < -POINT)
+    alone = distribution.replicas == 1
+    if not (budget.steers and poor and alone and finetuned.finished and time.monotonic() < deadline):
+        return finetuned
+    trained = values(ready.quantized.variables)
+    assign(ready.quantized.variables, original)
+    rounded = _rounded(ready)
+    if rounded.rank(budget) <= finetuned.rank(budget):
+        assign(ready.quantized.variables, trained)
+        return finetuned
+    best = replace(rounded.best, step=0)
+    return replace(finetuned, best=best, holds=rounded.holds, curve=[best, *finetuned.curve])
+
+
+def _rounded(ready: Prepared, progress: Callable[[Progress], None] = lambda _: None) -> Finetuned:
+    """Rounds the original weights."""
+    return post_train(
+        ready.quantized,
+        ready.folded,
+        ready.data,
+        ready.preprocess,
+        seed=ready.settings.seed,
+        budget=ready.settings.budget,
+        file_size=_file_size(ready),
+        progress=progress,
+    )
+
+
+def _file_size(ready: Prepared) -> Callable[[Codes], int]:
+    """(codes) -> the bytes of their file for the first target."""
+    target = ready.targets[0]
+    return lambda codes: len(ready.border.around(smallest(ready.template.fill(codes), target).tflite))
 
 
 def _judge(ready: Prepared, finetuned: Finetuned) -> None:
@@ -190,7 +211,7 @@ def _judge(ready: Prepared, finetuned: Finetuned) -> None:
             )
         if finetuned.holds and not best.step:
             what = "fine-tuned weights" if ready.finetuning.steps else "coarser rounding"
-            log.warning(f"no {what} held the budget: the file has the original weights, at 8 bits")
+            log.warning(f"no {what} held the budget: the file has the original weights")
     if not finetuned.holds:
         if not finetuned.finished and (budget.asked or budget.max_size is not None):
             raise Interrupted(f"the run was interrupted: {_missed(budget, finetuned)}", hint="resume")
@@ -373,7 +394,8 @@ def export_codes(
         with isolated(int8_file.tflite) as file:
             interface = Interface(file.inputs, file.outputs)
         ports = *interface.inputs, *interface.outputs
-        if any(detail["dtype"] not in (np.int8, np.int32) for detail in ports):
+        types = {np.dtype(detail["dtype"]).name for detail in ports} - {"int32"}
+        if not types <= {"int8"} and types != {"int16"}:
             raise LqError("its inputs and outputs are not int8")
         columns = [shape[-1:] for shape in interface.input_shapes.values()]
         if int8_file.front is not None and columns != [(len(int8_file.front.center),)]:
@@ -385,7 +407,7 @@ def export_codes(
         loaded = load_data(data, interface.input_shapes, outputs_of(int8_file.tflite, interface))
         if not loaded.labelled:
             raise LqError(f"{data_name(data)}: has no labels to score by", hint="no_data")
-    border = border_of(int8_file.front, settings.io)
+    border = border_of(int8_file.front, settings.io, 16 if "int16" in types else 8)
     made = _files(int8_file, interface, border, paths, targets, settings.limits or Limits(), loaded, None)
     make_folders(paths.for_targets())
     write_all(made.writers)
@@ -493,7 +515,7 @@ def _best_so_far(ready: Prepared, finetuned: Finetuned) -> str:
         )
     }
     label = max(drops, key=lambda name: drops[name])
-    weights = "the original weights at 8 bits" if not best.step else f"the weights of step {best.step:,}"
+    weights = "the original weights" if not best.step else f"the weights of step {best.step:,}"
     return (
         f"no file is as good as the float model on validation data. The best one is written: {weights}, "
         f"{drops[label]:.2f} points below it in quality ({label})"

@@ -31,9 +31,9 @@ class ExportKeywords(TypedDict, total=False):
         targets: the runtimes to make files for, by name ("litert", "tflm") or from :func:`lqconvert.target`.
             A size budget is that of the first target's file. "litert" by default.
         limits: RAM and latency limits of the files.
-        io: the type of inputs and outputs: "int8", "uint8", "int16" or "float32". By default int8, but
-            float32 if input columns are scaled in float in front of the quantized part. With another type,
-            your program has to scale them.
+        io: the type of inputs and outputs: "int8", "uint8", "int16" or "float32". By default that of the
+            activations (int8 or int16), but float32 if input columns are scaled in float in front of the
+            quantized part. With another type, your program has to scale them.
         c_array: also write OUTPUT.cc and OUTPUT.h next to the .tflite for tflm.
         gzip: also write OUTPUT.tflite.gz, for downloads.
     """
@@ -63,6 +63,8 @@ class QuantizeKeywords(ExportKeywords, total=False):
             one for a whole Dense kernel, because each scale takes bytes.
         rounding: "nearest", or "floor" as in the thesis.
         start: the starting value of all scales; calibrated by default.
+        activations: the bits of activations: 8, or 16 for results that need finer steps than int8 has. The
+            file is slower, and its activations take twice the RAM.
         budget: the accuracy or size budget. By default the file may lose nothing; if that is not possible,
             the best file is written. If a scheme is given, there is no budget by default. Schemes without a
             penalty cannot have one.
@@ -90,6 +92,7 @@ class QuantizeKeywords(ExportKeywords, total=False):
     granularity: str | None
     rounding: str
     start: float | None
+    activations: int
     budget: Budget | None
     effort: str
     epochs: int | None
@@ -128,6 +131,11 @@ class QuantizationSettings:
     granularity: str | None = None
     rounding: str = "nearest"
     start: float | None = None
+    activations: int = 8
+
+    def __post_init__(self) -> None:
+        if self.activations not in (8, 16):
+            raise LqError(f"activations '{self.activations}': not 8 or 16 bits")
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,8 @@ def make_room_for_bias(layer: QuantizedLayer) -> None:
     quantizer, source = layer.quantizers[name], quantizer_in_front(layer.input)
     if not layer.layer.use_bias or source is None or quantizer.start is not None:
         return
+    if source.bits == 16:  # its bias is int64
+        return
     scale, axes = quantizer.scale.numpy(), KEPT_AXES["output-channel-wise"][class_name(layer.layer)]
     shape = [length if axis in axes else 1 for axis, length in enumerate(getattr(layer.layer, name).shape)]
     biases = np.abs(layer.layer.bias.numpy())
@@ -127,6 +129,8 @@ def best_scale(
 ) -> np.ndarray:
     """For each group of weights, the scale of least squared error, between 0.2 and 1 x max|P| / limit.
 
+    If the scheme has few scales, it is one of these, and may be the next above.
+
     If the scheme's ``start_code`` is within the limit, the scale is max|P| / start_code instead, except with
     ``full_width``.
     """
@@ -140,9 +144,10 @@ def best_scale(
     start_code = quantizer.scheme.start_code
     if start_code is not None and start_code < limit and not full_width:
         return (largest / start_code).astype(np.float32)
-    best, least = largest / limit, np.full(largest.shape, np.inf)
-    for fraction in np.linspace(0.2, 1.0, candidates):
-        scale = np.maximum(largest * fraction / limit, LEAST_SCALE)
+    best, least = quantizer.on_grid(largest / limit, up=True), np.full(largest.shape, np.inf)
+    scales = [largest * fraction / limit for fraction in np.linspace(0.2, 1.0, candidates)]
+    for each in (*scales, best):
+        scale = quantizer.on_grid(np.maximum(each, LEAST_SCALE))
         codes = quantizer.codes(weights, scale.astype(np.float32)).numpy()
         error = np.sum((codes * scale - weights) ** 2, axis=axes, keepdims=True)
         best, least = np.where(error < least, scale, best), np.minimum(error, least)

@@ -234,11 +234,14 @@ def fold(model: tf_keras.Model) -> tf_keras.Model:
     """Rewrites a model into an equal one of TFLite's operations, with BatchNormalization folded.
 
     Args:
-        model: a flat functional float model from :func:`lqconvert.keras_loader.load.load_model`.
+        model: a flat functional float model from :func:`lqconvert.keras_loader.load.load_model`. A folded
+            model is returned as it is.
 
     Raises:
         LqError: if a layer cannot be expressed, or the folded model's outputs differ on random inputs.
     """
+    if hasattr(model, "given_outputs"):
+        return model
     _check_batch_norm_axes(model)
     folded = transform(
         model,
@@ -260,6 +263,11 @@ def fold(model: tf_keras.Model) -> tf_keras.Model:
         difference = np.max(np.abs(before - after)) / (np.max(np.abs(before)) + 1e-6)
         if not difference <= 1e-3:
             raise LqError(f"folding BatchNormalization changed the outputs by {difference:.2g} (relative)")
+    # A split-off activation is an output under the name of its layer, also in files.
+    folded.given_outputs = tuple(model.output_names)
+    folded.multiply_adds = frozenset(
+        layer.name for layer in model.layers if class_name(layer) == "BatchNormalization"
+    )
     return folded
 
 

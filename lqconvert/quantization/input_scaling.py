@@ -31,29 +31,33 @@ class Fronted:
     what: str  # the front, in words
 
 
-def choose_front(model: tf_keras.Model, seen: np.ndarray, x: np.ndarray) -> Fronted | None:
-    """The front that must stay in float, because one int8 scale for the input would change the outputs.
+def choose_front(model: tf_keras.Model, seen: np.ndarray, x: np.ndarray, bits: int = 8) -> Fronted | None:
+    """The front that must stay in float, because one scale for the input would change the outputs.
 
     None if no front is needed.
 
     Args:
         model: with one float32 input.
-        seen: inputs [n, ..., columns]. The int8 scale covers their range.
+        seen: inputs [n, ..., columns]. The scale covers their range.
         x: inputs of the same shape. Errors are measured on them.
+        bits: of the quantized input, 8 or 16.
     """
     fronted = _scaling_layers(model) or _scaling_for_dense(model, seen)
     if fronted is None:
         return None
     spread = _outputs(model, x)
-    raw = _error(spread, _outputs(model, _rounded(x, seen)))
-    scaled = _rounded(fronted.front(x), fronted.front(seen))
+    raw = _error(spread, _outputs(model, _rounded(x, seen, bits)))
+    scaled = _rounded(fronted.front(x), fronted.front(seen), bits)
     behind = _error(spread, _outputs(fronted.model, scaled))
-    costs = f"int8 before it changes the outputs by {raw:.2g} of their spread, int8 after it by {behind:.2g}"
+    costs = (
+        f"int{bits} before it changes the outputs by {raw:.2g} of their spread, "
+        f"int{bits} after it by {behind:.2g}"
+    )
     if raw > MATTERS and behind < raw / 2:
         log.info(f"{fronted.what} stays before the quantized part: {costs}")
         return fronted
     if fronted.what.startswith("'"):
-        log.info(f"{fronted.what} becomes part of the int8 model: {costs}")
+        log.info(f"{fronted.what} becomes part of the int{bits} model: {costs}")
     return None
 
 
@@ -122,10 +126,11 @@ def _outputs(model: tf_keras.Model, x: np.ndarray) -> list[np.ndarray]:
     return outputs if isinstance(outputs, list) else [outputs]
 
 
-def _rounded(x: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Inputs rounded to an int8 scale that covers the range of ``seen``."""
-    scale, zero_point = scale_and_zero_point(min(seen.min(), 0.0), max(seen.max(), LEAST_RANGE))
-    codes = np.clip(np.round(x / scale) + zero_point, -128, 127)
+def _rounded(x: np.ndarray, seen: np.ndarray, bits: int) -> np.ndarray:
+    """Inputs rounded to a scale that covers the range of ``seen``."""
+    scale, zero_point = scale_and_zero_point(min(seen.min(), 0.0), max(seen.max(), LEAST_RANGE), bits)
+    limit = 1 << (bits - 1)
+    codes = np.clip(np.round(x / scale) + zero_point, -limit, limit - 1)
     return ((codes - zero_point) * scale).astype(np.float32)
 
 

@@ -27,6 +27,8 @@ MINIMUM_SCALE = 100 * EPSILON
 LEAST_SCALE = 1e-15
 #: Activations with a smaller range are constantly zero.
 LEAST_RANGE = 1e-20
+#: The largest int16 result of TFLite's softmax, sigmoid and tanh, whose scale is 1/32768.
+INT16_UNIT = 32767 / 32768
 
 ROUNDINGS = {"nearest": tf.round, "floor": tf.floor}
 
@@ -105,6 +107,13 @@ class WeightQuantizer(tf_keras.layers.Layer):
             step = np.float32(np.log(2) / self.scheme.scales_an_octave)
             scale += tf.stop_gradient(tf.round(scale / step) * step - scale)
         return tf.exp(scale)
+
+    def on_grid(self, scale: np.ndarray, *, up: bool = False) -> np.ndarray:
+        """What :attr:`scale` is after :meth:`set_scale`: rounded to the scheme's scales, or rounded up."""
+        octave = self.scheme.scales_an_octave
+        if not (self.log_scale and octave):
+            return scale
+        return np.exp2((np.ceil if up else np.round)(np.log2(scale) * octave) / octave)
 
     def set_scale(self, scale: np.ndarray) -> None:
         scale = np.maximum(scale, LEAST_SCALE if self.log_scale else MINIMUM_SCALE)
@@ -192,17 +201,24 @@ class QuantizedLayer(tf_keras.layers.Wrapper):
         return next((layer for layer in layers if isinstance(layer, ActivationQuantizer)), None)
 
 
-def scale_and_zero_point(low: Any, high: Any) -> tuple[float, int]:
-    """The int8 quantization of a range that contains 0, rounded as TensorFlow's fake_quant does ("nudge").
+def scale_and_zero_point(low: Any, high: Any, bits: int = 8) -> tuple[float, int]:
+    """The quantization of a range that contains 0 to int8 or, symmetrically, to int16.
+
+    int8 is rounded as TensorFlow's fake_quant does ("nudge").
 
     Raises:
         LqError: if the range is empty or not finite.
     """
     low, high = np.float32(low), np.float32(high)
     with np.errstate(over="ignore", invalid="ignore"):
-        scale = np.float32((high - low) / np.float32(255))
+        if bits == 16:
+            scale = np.float32(max(-low, high) / np.float32(32767))
+        else:
+            scale = np.float32((high - low) / np.float32(255))
     if not 0 < scale < np.inf:
-        raise LqError(f"activations range from {low:g} to {high:g}, which int8 cannot hold")
+        raise LqError(f"activations range from {low:g} to {high:g}, which int{bits} cannot hold")
+    if bits == 16:
+        return float(scale), 0
     zero_point = np.floor(np.clip(-low / scale, 0, 255) + np.float32(0.5))
     return float(scale), int(zero_point) - 128
 
@@ -210,6 +226,8 @@ def scale_and_zero_point(low: Any, high: Any) -> tuple[float, int]:
 @register_keras_serializable("lqconvert")
 class ActivationQuantizer(tf_keras.layers.Layer):
     """Fake quantization of activations to int8: x -> (q - zero_point) * scale, q in -128..127.
+
+    With 16 bits, q is in -32768..32767 and the zero point is 0, as in TFLite's 16x8 quantization.
 
     The learned weights are the range's ends, in units of the calibrated range, so that an optimizer's step
     means the same for every tensor. Scale and zero point follow from them as in TFLite. Until
@@ -222,6 +240,7 @@ class ActivationQuantizer(tf_keras.layers.Layer):
         inference_only: do not quantize in training. For final probabilities: rounded to multiples of 1/256,
             they would give no gradient for small errors.
         covered: (low, high) that the learned range always contains, in the units of the activations.
+        bits: 8 or 16. With 16, a ``fixed`` range is one that TFLite prescribes for int8.
     """
 
     MOMENTUM = 0.9
@@ -231,9 +250,11 @@ class ActivationQuantizer(tf_keras.layers.Layer):
         fixed: tuple[float, float] | None = None,
         inference_only: bool = False,
         covered: tuple[float, float] | None = None,
+        bits: int = 8,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.bits = bits
         self.fixed, self.covered = (
             None if limits is None else (float(limits[0]), float(limits[1])) for limits in (fixed, covered)
         )
@@ -246,6 +267,7 @@ class ActivationQuantizer(tf_keras.layers.Layer):
             "fixed": self.fixed,
             "inference_only": self.inference_only,
             "covered": self.covered,
+            "bits": self.bits,
         }
 
     def build(self, input_shape: Any) -> None:
@@ -276,6 +298,8 @@ class ActivationQuantizer(tf_keras.layers.Layer):
     @property
     def range(self) -> tuple[tf.Tensor, tf.Tensor]:
         """(low, high) in the units of the activations."""
+        if self.fixed is not None and self.bits == 16:
+            return tf.constant(-INT16_UNIT), tf.constant(INT16_UNIT)
         if self.fixed is not None:
             return self.limits[0], self.limits[1]
         low = tf.minimum(self.limits[0], 0.0)
@@ -287,8 +311,16 @@ class ActivationQuantizer(tf_keras.layers.Layer):
 
     @property
     def scale_and_zero_point(self) -> tuple[float, int]:
-        """The int8 quantization for the current range."""
-        return scale_and_zero_point(*self.range)
+        """The quantization for the current range."""
+        return scale_and_zero_point(*self.range, self.bits)
+
+    def rounded(self, inputs: tf.Tensor) -> tf.Tensor:
+        """The inputs on the grid of the current range, with the gradients of TensorFlow's fake_quant."""
+        low, high = self.range
+        if self.bits == 16:
+            high = tf.maximum(-low, high)
+            low = -high * (32768 / 32767)
+        return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high, num_bits=self.bits)
 
     def _follow(self, inputs: tf.Tensor) -> tf.Tensor:
         batch = tf.stack([tf.minimum(tf.reduce_min(inputs), 0.0), tf.maximum(tf.reduce_max(inputs), 1e-6)])
@@ -300,8 +332,7 @@ class ActivationQuantizer(tf_keras.layers.Layer):
             return inputs
         if training and self.fixed is None and self.follows:
             tf.cond(self.calibrated, lambda: tf.identity(self.limits), lambda: self._follow(inputs))
-        low, high = self.range
-        return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high)
+        return self.rounded(inputs)
 
 
 def quantizer_in_front(tensor: Any) -> ActivationQuantizer | None:
@@ -335,4 +366,4 @@ class FollowingQuantizer(tf_keras.layers.Layer):
         source = self.source()
         if not source.enabled:
             return inputs
-        return tf.quantization.fake_quant_with_min_max_vars(inputs, *source.range)
+        return source.rounded(inputs)

@@ -73,7 +73,9 @@ class _Layer:
         )
         curvature = self.layout.as_kernel(curvature).mean(axis=axes, keepdims=True)
         step = step_of_least_cost(curvature, multiplier)
-        return np.clip(step, largest / (quantizer.scheme.limit or 127), np.maximum(largest, 1e-12))
+        largest = np.maximum(largest, 1e-12)
+        least = quantizer.on_grid(largest / (quantizer.scheme.limit or 127), up=True)
+        return np.clip(step, least, np.maximum(largest, least))
 
 
 class PostTraining:

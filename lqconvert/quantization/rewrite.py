@@ -100,7 +100,7 @@ def quantized_output(name: str) -> str:
 
 
 def _activation_quantizers(
-    model: tf_keras.Model, input_range: tuple[float, float] | None
+    model: tf_keras.Model, input_range: tuple[float, float] | None, bits: int
 ) -> dict[str, ActivationQuantizer | FollowingQuantizer]:
     """The quantizers to insert behind layers of a folded model, by the names of these layers."""
     quantizers: dict[str, ActivationQuantizer | FollowingQuantizer] = {}
@@ -111,7 +111,7 @@ def _activation_quantizers(
         if output_range is Range.INSIDE or (kind == "InputLayer" and layer.dtype == "int32"):
             continue  # int16, or indices into an Embedding
         if kind == "InputLayer":
-            quantizers[layer.name] = ActivationQuantizer(fixed=input_range, name=name)
+            quantizers[layer.name] = ActivationQuantizer(fixed=input_range, bits=bits, name=name)
         elif kind_of(layer).fuses_relu and layer.name not in outputs and _fused_relu(layer):
             continue
         elif output_range in (Range.INPUT, Range.INPUT_ROUNDED):
@@ -119,10 +119,10 @@ def _activation_quantizers(
             if shared or output_range is Range.INPUT_ROUNDED:
                 quantizers[layer.name] = FollowingQuantizer(name=name)
         elif output_range is Range.LEARNED:
-            quantizers[layer.name] = ActivationQuantizer(name=name)
+            quantizers[layer.name] = ActivationQuantizer(bits=bits, name=name)
         elif isinstance(output_range, tuple):
             final = layer.name in outputs and not _consumers(layer)
-            quantizers[layer.name] = ActivationQuantizer(output_range, final, name=name)
+            quantizers[layer.name] = ActivationQuantizer(output_range, final, bits=bits, name=name)
         else:
             what = f"{kind} {_function_name(layer)}".strip()
             raise LqError(f"layer '{layer.name}' ({what}): no integer kernel for it is known")
@@ -154,7 +154,7 @@ def rewrite(
     start: float | None = None,
     log_scale: bool = True,
     biases: bool = False,
-    activations: bool = True,
+    activations: int | None = 8,
     input_range: tuple[float, float] | None = None,
 ) -> tf_keras.Model:
     """Inserts learned quantizers. The result can be fine-tuned, or trained from scratch, and exported.
@@ -164,7 +164,7 @@ def rewrite(
 
     Args:
         model: a float tf_keras model from :func:`lqconvert.load_model`: functional, flat, without layers that
-            act in training only. It is folded first (:func:`fold`).
+            act in training only. It is folded first (:func:`fold`), if it is not yet.
         scheme: how weight scales are learned; ``LSQ()``, 8 bits, by default.
         granularity: which weights share a scale; one of GRANULARITIES. "mixed" is one scale for a Dense
             kernel, unless the sizes of its output channels differ much, and one for each output channel
@@ -174,8 +174,9 @@ def rewrite(
         log_scale: train log(s), so that optimizer steps are ratios. False trains s, as the thesis does.
         biases: also learn a scale for every bias. An exported bias is int32 on the grid s_input * s_kernel
             in any case.
-        activations: also quantize activations. A model with float activations cannot be exported.
-        input_range: a fixed range of the inputs, if it is known ((0, 255) for raw pixels).
+        activations: the bits of activations, 8 or 16. None leaves them float; such a model cannot be
+            exported.
+        input_range: a fixed range of 8-bit inputs, if it is known ((0, 255) for raw pixels).
 
     Raises:
         LqError: if a layer has no integer form (the message names it), or the granularity does not exist.
@@ -184,10 +185,8 @@ def rewrite(
         raise LqError(f"granularity '{granularity}': not one of {', '.join(GRANULARITIES)}")
     scheme = scheme or LSQ()
     folded = fold(model)
-    multiply_adds = {layer.name for layer in model.layers if class_name(layer) == "BatchNormalization"} & {
-        layer.name for layer in folded.layers
-    }
     linear = [layer for layer in folded.layers if class_name(layer) in LINEAR]
+    multiply_adds = folded.multiply_adds
     if not linear:
         raise LqError("the model has no layer with weights to quantize")
     learned = [layer for layer in linear if layer.name not in multiply_adds]
@@ -216,10 +215,9 @@ def rewrite(
 
     quantized = folded
     if activations:
-        quantizers = _activation_quantizers(folded, input_range)
+        quantizers = _activation_quantizers(folded, input_range, activations)
         quantized = transform(folded, QuantizeOutputs(quantizers), only=set(quantizers))
     only = {layer.name for layer in linear}
     quantized = transform(quantized, QuantizeWeights(weight_quantizers), only=only)
-    # So that a split-off activation has a name of its own also in files.
-    quantized.given_outputs = tuple(model.output_names)
+    quantized.given_outputs = folded.given_outputs
     return quantized

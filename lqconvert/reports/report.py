@@ -156,21 +156,20 @@ def kernel_table(verified: Verified) -> Table:
     return table
 
 
-def notes(file: TargetFile) -> list[str]:
-    """Notes on a file, a line each."""
+def notes(file: TargetFile, plain: str = "int8") -> list[str]:
+    """Notes on a file, a line each. ``plain`` is what it is called before it is packed."""
     verified = file.proven
     differ = ", ".join(
         f"{steps} steps with {kernels} kernels" for kernels, steps in verified.deviation.items() if steps
     )
-    same = (
-        f"outputs differ from the int8 file by up to {differ}" if differ else "same outputs as the int8 file"
-    )
+    same = f"outputs differ from the {plain} file by up to {differ}"
+    same = same if differ else f"same outputs as the {plain} file"
     lines = [f"{file.path}: {same} on {verified.examples} examples in {verified.runtime}"]
     if file.examples:
         lines[0] += f", scored on {file.examples:,}"
     if verified.arena_bytes is not None:
         lines.append(
-            f"  arena: measured on a 64-bit computer, {verified.int8_arena_bytes:,} bytes for plain int8"
+            f"  arena: measured on a 64-bit computer, {verified.int8_arena_bytes:,} bytes for plain {plain}"
         )
         lines.append(f"  operators: {', '.join(verified.operators)}")
         if DECODE in verified.operators:
@@ -259,17 +258,21 @@ class Report(Shown):
         if recalls is not None:
             yield recalls
         for file in self.files:
-            yield from notes(file)
+            yield from notes(file, self.settings.plain)
         examples = f"{self.splits['test']:,} test examples"
         graph = "fine-tuned model" if self.settings.epochs else "quantized model"
         if self.agreement_with_graph is not None:
             yield (
-                f"int8 gives the same class as the {graph} for {self.agreement_with_graph:.2%}, "
-                f"and as the float model for {self.agreement_with_float:.2%}, of {examples}"
+                f"{self.settings.plain} gives the same class as the {graph} for "
+                f"{self.agreement_with_graph:.2%}, and as the float model for "
+                f"{self.agreement_with_float:.2%}, of {examples}"
             )
         else:
             steps = f"{self.max_lsb_from_graph:.1f} steps"
-            yield f"int8 differs from the {graph} by at most {steps} of the output's scale, on {examples}"
+            yield (
+                f"{self.settings.plain} differs from the {graph} by at most {steps} of the output's scale, "
+                f"on {examples}"
+            )
         for name, what in self.float_layers.items():
             yield f"computes in float: '{name}' ({what})"
         yield from self.feeding()
@@ -278,7 +281,8 @@ class Report(Shown):
 
     def comparison(self) -> list[list[str]]:
         """Float, plain int8 and every target's file side by side: a table's rows, the header first."""
-        rows = [["", "float32 .tflite", "int8", *(file.proven.target for file in self.files)]]
+        plain = self.settings.plain
+        rows = [["", "float32 .tflite", plain, *(file.proven.target for file in self.files)]]
         both, verified = [self.float_, self.int8], [file.proven for file in self.files]
         sizes = [*(each.size for each in both), *(each.size for each in verified)]
         rows.append(["bytes", *(f"{size:,}" for size in sizes)])
@@ -295,7 +299,7 @@ class Report(Shown):
         times = [*(each.latency_s for each in both), *(each.latency_s for each in verified)]
         rows.append(["latency here", *(f"{1e3 * time:.3f} ms" for time in times)])
         if any(each.target == TFLM.name for each in verified):  # not the runtime of the int8 column
-            int8_latencies = (f"int8: {1e3 * each.int8_latency_s:.3f} ms" for each in verified)
+            int8_latencies = (f"{plain}: {1e3 * each.int8_latency_s:.3f} ms" for each in verified)
             rows.append(["", "", "", *int8_latencies])
         if any(each.arena_bytes for each in verified):
             arenas = (f"{each.arena_bytes:,}" if each.arena_bytes else "" for each in verified)
@@ -339,7 +343,8 @@ class Report(Shown):
         lines = []
         for name, (scale, zero_point) in self.inputs.items():
             label, kind = f"input {name}" if others else "input", self.input_types[name]
-            how = f"{kind} = round(x / {scale:.6g}) + {zero_point}" if scale else kind
+            shift = f" + {zero_point}" if zero_point else ""
+            how = f"{kind} = round(x / {scale:.6g}){shift}" if scale else kind
             how += ", x preprocessed as for the model"
             lines.append(f"{label}: {how if kind != 'int32' else 'indices as they are, int32'}")
         return lines

@@ -24,6 +24,7 @@ class RunSettings:
     granularity: str
     rounding: str
     start: float | None  # None if scales were calibrated
+    activations: int  # their bits
     preprocess: Preprocessing
     tasks: dict[str, str]  # by output, like the next two
     judged: dict[str, Sequence[str]]
@@ -37,6 +38,11 @@ class RunSettings:
     batch_size: int
     learning_rate: float
     seed: int
+
+    @property
+    def plain(self) -> str:
+        """What the file is called before it is packed: int8, or TensorFlow's 16x8 (activations, weights)."""
+        return "int8" if self.activations == 8 else "16x8"
 
     def to_dict(self) -> dict[str, Any]:
         """As in the report's JSON."""

@@ -70,7 +70,7 @@ def reproduce_mnist(
                 start=MINIMUM_SCALE,
                 log_scale=False,
                 biases=True,
-                activations=False,
+                activations=None,
             )
             reached = _fit(quantized, train, test, epochs)
             tensors = []

@@ -18,7 +18,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from lqconvert.tflite.editing import add_constant, add_tensor, drop_unused, new_operator
 from lqconvert.tflite.flatbuffer import size_of
-from lqconvert.tflite.graph import OPERANDS, Model, Operator
+from lqconvert.tflite.graph import DTYPES, OPERANDS, Model, Operator
 
 #: Operators that compute each output channel from the same input channel, and 0 from 0.
 CHANNELWISE = {
@@ -37,6 +37,8 @@ CHANNELWISE = {
 CONSTANT_KEEPING = {"MAX_POOL_2D", "AVERAGE_POOL_2D", "RESHAPE", "RESIZE_NEAREST_NEIGHBOR"}
 #: The axes of a kernel's output channels and of its input channels.
 KERNEL_AXES = {"CONV_2D": (0, 3), "FULLY_CONNECTED": (0, 1), "TRANSPOSE_CONV": (0, 3)}
+#: The relative error of runtimes' factors from sums to int16, which have 16 bits.
+INT16_NOISE = 2.0**-15
 UNKNOWN = 1 << 20  # not a possible code: the channel is not known to be constant
 
 
@@ -47,7 +49,7 @@ class _Linear:
     Attributes:
         source, output, kernel: indices of tensors.
         codes: the kernel's codes.
-        bias: int32, or None where it has none.
+        bias: int32 (int64 with int16 inputs), or None where it has none.
     """
 
     operator: Operator
@@ -139,7 +141,7 @@ class _Facts:
         """The kind in the current graph, see :meth:`kind`."""
         name, computed = operator.name, self.computed(operator)
         types = {self.graph.tensors[index].type for index in (*computed, *operator.outputs)}
-        if types != {"INT8"} or len(operator.outputs) != 1:
+        if types not in ({"INT8"}, {"INT16"}) or len(operator.outputs) != 1:
             return "opaque"
         if name in OPERANDS:
             return name if self._plain(operator) else "opaque"
@@ -278,7 +280,8 @@ def _linear_constants(facts: _Facts, linear: _Linear, known: np.ndarray) -> np.n
     limits = _activation_range(facts, linear.operator, output)
     low, high = (limit - facts.zero(output) for limit in limits)
     # Runtimes differ in how they round halves, and sums that an earlier rounding made a half.
-    margin = factor + 1e-6 * (1 + np.abs(exact))
+    noise = 1e-6 if facts.graph.tensors[output].type == "INT8" else INT16_NOISE
+    margin = factor + noise * (1 + np.abs(exact))
     sure = (np.abs(exact - np.floor(exact) - 0.5) > margin) | (exact < low - 1) | (exact > high + 1)
     codes = np.clip(np.round(exact), low, high) + facts.zero(output)
     return np.where(constant & sure, codes, UNKNOWN).astype(np.int64)
@@ -291,7 +294,8 @@ def _activation_range(facts: _Facts, operator: Operator, output: int) -> tuple[i
         limit / facts.scales(output)[0] + facts.zero(output)
         for limit in limits.get(operator.activation, (-np.inf, np.inf))
     )
-    return max(-128, round(max(low, -128))), min(127, round(min(high, 127)))
+    codes = np.iinfo(DTYPES[facts.graph.tensors[output].type].__name__)
+    return max(codes.min, round(max(low, codes.min))), min(codes.max, round(min(high, codes.max)))
 
 
 class _Masks(dict[int, np.ndarray]):
@@ -383,7 +387,7 @@ def _slice_linear(facts: _Facts, linear: _Linear, known: dict[int, np.ndarray], 
         _set(facts, linear.kernel, codes, outputs)
     if linear.bias is not None:
         sums = linear.bias.astype(np.int64) + folded
-        _set(facts, linear.bias_index, sums[outputs].astype(np.int32), outputs)
+        _set(facts, linear.bias_index, sums[outputs].astype(linear.bias.dtype), outputs)
 
 
 def _sliced_kernel(
@@ -433,7 +437,8 @@ def _drop_constant_branches(facts: _Facts, known: dict[int, np.ndarray], masks: 
         ):
             continue
         shape = (*(1 for _ in facts.shape(index)[1:]), len(kept))
-        graph.tensors[index].set_values(kept.astype(np.int8).reshape(shape))
+        tensor = graph.tensors[index]
+        tensor.set_values(kept.astype(DTYPES[tensor.type]).reshape(shape))
     before = None
     while before != len(graph.operators):
         before = len(graph.operators)
@@ -475,7 +480,8 @@ def _gather(facts: _Facts, linear: _Linear) -> None:
         read = np.zeros(1, np.int64)
     indices = add_constant(model, read.astype(np.int32))
     shape = (facts.shape(linear.source)[0], len(read))
-    gathered = add_tensor(model, "INT8", shape, graph.tensors[linear.source].quantization)
+    source = graph.tensors[linear.source]
+    gathered = add_tensor(model, source.type, shape, source.quantization)
     options = schema.GatherOptionsT()
     options.axis = 1
     gather = new_operator(model, "GATHER", [linear.source, indices], [gathered], options)

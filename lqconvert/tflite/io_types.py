@@ -19,16 +19,16 @@ TYPES = ("int8", "uint8", "int16", "float32")
 #: An int8 step is this many steps of an int16 border. So all int8 codes have exact int16 codes at zero point
 #: 0.
 INT16_STEPS = 128
-#: The largest rounding error of float32, as a share of an int8 step.
-FLOAT_NOISE = 1e-3
+#: The largest rounding error of float32, as a share of an int8 or int16 step.
+FLOAT_NOISE = 1e-2
 
 
 @dataclass(frozen=True)
 class Border:
-    """Gives an int8 file inputs and outputs of another type. Indices stay as they are.
+    """Gives an int8 or int16 file inputs and outputs of another type. Indices stay as they are.
 
     Args:
-        io: one of TYPES.
+        io: one of TYPES. "int8" leaves the file as it is, and so does "int16" one with 16-bit activations.
         front: a scaling of a float32 input before it is quantized, if the model begins behind a front.
     """
 
@@ -55,13 +55,13 @@ class Border:
         return write(model)
 
     def _passed(self, model: Model, inner: int, *, inward: bool) -> int:
-        """Adds operators between an int8 input or output and a new outer tensor, whose index it returns.
+        """Adds operators between an input or output and a new outer tensor, whose index it returns.
 
-        A tensor of another type than int8 is its own outer tensor.
+        A tensor that has the border's type, or that is not quantized, is its own outer tensor.
         """
         graph = model.main
         tensor = graph.tensors[inner]
-        if tensor.type != "INT8":
+        if tensor.type not in ("INT8", "INT16") or tensor.type == self.io.upper():
             return inner
         outer = add_tensor(model, self.io.upper(), tensor.shape, self._quantization(tensor))
         graph.tensors[outer].name, tensor.name = tensor.name, None
@@ -96,9 +96,18 @@ def _moved(ports: list[Port], moved: dict[int, int]) -> list[Port]:
     return [replace(port, tensor=moved.get(port.tensor, port.tensor)) for port in ports]
 
 
-def border_of(front: Front | None, io: str | None = None) -> Border:
-    """The border of a model behind a front. By default float32 with a front in it, and int8 without."""
-    io = io or ("int8" if front is None else "float32")
+def border_of(front: Front | None, io: str | None = None, bits: int = 8) -> Border:
+    """The border of a model behind a front. By default float32 with a front in it, and integers without.
+
+    Args:
+        bits: of the activations, 8 or 16.
+
+    Raises:
+        LqError: if the type is too narrow for the activations.
+    """
+    io = io or (f"int{bits}" if front is None else "float32")
+    if bits == 16 and io in ("int8", "uint8"):
+        raise LqError(f"io '{io}': too narrow for 16-bit activations; choose int16 or float32")
     return Border(io, front if io == "float32" else None)
 
 

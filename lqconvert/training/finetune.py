@@ -81,6 +81,17 @@ class Finetuned:
     seen: bool  # the float model may have been trained on the validation split
     curve: list[Point]
 
+    @property
+    def margin(self) -> float:
+        """How far the best point is above the required qualities, in the worst of them."""
+        pairs = zip(self.best.qualities, self.required, strict=True)
+        return min(quality - floor for quality, floor in pairs)
+
+    def rank(self, budget: Budget) -> tuple[bool, float]:
+        """Higher is better: holding the budget, and then few bytes or, within a size, accuracy."""
+        fewer = self.holds == (budget.max_size is None)
+        return self.holds, -self.best.bytes if fewer else self.margin
+
 
 def finetune(
     model: tf_keras.Model,
