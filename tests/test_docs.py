@@ -39,7 +39,7 @@ from lqconvert.exporting.export import convert
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)([^\n`]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 SHELLS = ("sh", "bash", "zsh", "fish", "console")
-BRIEF = "[tool.lqconvert.quantize]\nepochs = 2\n[tool.lqconvert.sweep]\nepochs = 2\n"
+BRIEF = "[tool.lqconvert.quantize]\nepochs = 0\n[tool.lqconvert.sweep]\nepochs = 2\n"
 
 
 @dataclass(frozen=True)

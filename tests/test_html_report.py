@@ -184,6 +184,7 @@ SETTINGS = RunSettings(
     granularity="mixed",
     rounding="nearest",
     start=None,
+    activations=8,
     preprocess=Preprocessing(),
     tasks={},
     judged={},

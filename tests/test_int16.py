@@ -72,9 +72,9 @@ def test_a_file_computes_what_its_graph_computes(name, tmp_path):
     [
         ("gelu", "gelu"),
         ("prelu", "PReLU"),
-        ("gru", "recurrent"),
+        ("gru", "Recurrent"),
         ("embedding", "Embedding"),
-        ("unit length", "UnitNormalization"),
+        ("unit length", "L2Normalize"),
     ],
 )
 def test_layers_without_kernels_are_named(name, what, tmp_path):

@@ -42,7 +42,7 @@ def test_an_epoch_of_100_unlabelled_images_is_a_step(samples, tmp_path):
     result = CliRunner().invoke(main, [*map(str, job), "-o", str(tmp_path / "m.tflite"), "--quiet"])
     assert result.exit_code == 0, result.output
     curve = json.loads((tmp_path / "m.report.json").read_text())["curve"]
-    assert [point["step"] for point in curve] == [0, 0, 1]
+    assert {point["step"] for point in curve} == {0, 1}
 
 
 @pytest.mark.parametrize(("cycles", "evaluations"), [(6, 1), (1, 10)])

@@ -314,6 +314,7 @@ def test_cli_passes_its_settings_on(digits, tmp_path):
         "granularity": "scalar",
         "rounding": "floor",
         "start": None,
+        "activations": 8,
         "io": "int8",
         "preprocess": "none",
         "limits": {"max_ram": None, "max_latency": None},

@@ -24,6 +24,7 @@ from lqconvert.cli.options import (
     SCHEMES,
     SWEPT,
     TARGETS,
+    BitsType,
     NamedType,
     PreprocessingType,
     SizeType,
@@ -192,8 +193,8 @@ def main(context: click.Context) -> None:
 )
 @click.option(
     "--activations",
-    type=click.Choice(("8", "16")),
-    default=str(DEFAULTS.quantization.activations),
+    type=BitsType(("8", "16")),
+    default=DEFAULTS.quantization.activations,
     show_default=True,
     help="Bits of activations. 16 is for results that need finer steps than int8 has, such as regressions; "
     "it is slower.",
@@ -303,7 +304,6 @@ def quantize(
         console.print(f"--distribute {distribute}: there is only one device, so batches are not split")
     scheme = _scheme(options.pop("scheme"), options.pop("bits"), penalty)
     options |= target_settings(options) | {"wishes": task_wishes(options)}
-    options["activations"] = int(options["activations"])
     settings = Settings.of(options | {"scheme": scheme, "budget": budget})
     job = model, data, output or default_output(model, ".tflite")
     if dry_run:

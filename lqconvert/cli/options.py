@@ -79,6 +79,13 @@ class SizeType(click.ParamType):
         return size
 
 
+class BitsType(click.Choice):
+    """A number of bits out of a few. click before 8.2 chooses among texts only."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        return int(super().convert(str(value), param, ctx))
+
+
 class NamedType(click.ParamType):
     """VALUE, or OUTPUT=VALUE where a model has several outputs: a pair (output or "", value)."""
 

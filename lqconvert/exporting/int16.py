@@ -14,7 +14,7 @@ import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 
 from lqconvert.errors import LqError
-from lqconvert.keras_loader.layer_kinds import class_name
+from lqconvert.keras_loader.layer_kinds import class_name, kind_of
 from lqconvert.quantization.layers import ActivationQuantizer
 from lqconvert.tflite.editing import add_constant, add_tensor, new_operator, reshape
 from lqconvert.tflite.graph import OPERANDS, Model, Operator, Quantization, Tensor, shown
@@ -32,15 +32,6 @@ OPERATORS = {
     *("CONCATENATION", "PAD", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "STRIDED_SLICE", "SLICE"),
     *("SPLIT", "SPLIT_V", "PACK", "UNPACK", "TILE", "RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR"),
 }
-#: The layers of folded models that become other operators, and what they are called in messages.
-WITHOUT = {
-    "Elementwise": "",  # by its function
-    "Embedding": "Embedding",
-    "HardSwish": "HardSwish",
-    "L2Normalize": "UnitNormalization",
-    "PReLU": "PReLU",
-    "RecurrentInputs": "recurrent",
-}
 
 
 def activation_bits(model: tf_keras.Model) -> int:
@@ -52,8 +43,9 @@ def check_layers(model: tf_keras.Model) -> None:
     """Raises an LqError for a layer of a rewritten model that no runtime computes with 16-bit activations."""
     for layer in model.layers:
         inner = getattr(layer, "layer", layer)
-        if class_name(inner) in WITHOUT:
-            _refuse(layer.name.removesuffix("_inputs"), WITHOUT[class_name(inner)] or inner.function)
+        if kind_of(inner).only_int8:
+            what = getattr(inner, "function", class_name(inner).removesuffix("Inputs"))
+            _refuse(layer.name.removesuffix("_inputs"), what)
 
 
 def widen(model: Model, constants: Iterable[tuple[np.ndarray, float]] = ()) -> None:

@@ -61,6 +61,7 @@ class LayerKind:
             it. None if no folded model has this kind.
         kernel: for a linear layer, which gets int8 weights with learned scales.
         stays_float: it has no integer kernel; this text names it in reports.
+        only_int8: it has no kernel for 16-bit activations.
         one_scale: its TFLite kernel has one scale for all inputs and the output. The converter gives this
             scale to inputs that have no scale of their own, and clips values outside of its range.
         fuses_relu: a ReLU or ReLU6 directly behind it becomes part of its TFLite kernel.
@@ -78,6 +79,7 @@ class LayerKind:
     output_range: Range | tuple[float, float] | None = None
     kernel: Kernel | None = None
     stays_float: str = ""
+    only_int8: bool = False
     one_scale: bool = False
     fuses_relu: bool = False
     commutes: bool = False
@@ -119,7 +121,7 @@ KINDS = {
         LayerKind("DepthwiseConv1D", RULE, has_activation=True),
         LayerKind("SeparableConv1D", RULE, has_activation=True),
         LayerKind("Conv1DTranspose", RULE, has_activation=True),
-        LayerKind("Embedding", RULE, LEARNED),
+        LayerKind("Embedding", RULE, LEARNED, only_int8=True),
         LayerKind("MultiHeadAttention", RULE),
         LayerKind("Attention", RULE),
         LayerKind("TimeDistributed", RULE),
@@ -174,9 +176,9 @@ KINDS = {
         LayerKind("Activation", RULE, elementwise=True, time_distributed=True),
         LayerKind("ReLU", RULE, LEARNED, commutes=True, elementwise=True, time_distributed=True),
         LayerKind("LeakyReLU", RULE, LEARNED, commutes=True, elementwise=True, time_distributed=True),
-        LayerKind("PReLU", AS_IS, LEARNED, elementwise=True),
+        LayerKind("PReLU", AS_IS, LEARNED, elementwise=True, only_int8=True),
         LayerKind("ELU", RULE, elementwise=True, time_distributed=True),
-        LayerKind("HardSwish", RULE, LEARNED, elementwise=True),
+        LayerKind("HardSwish", RULE, LEARNED, elementwise=True, only_int8=True),
         LayerKind("Softmax", AS_IS, PROBABILITIES),
     ),
     "Activation functions": (
@@ -247,12 +249,12 @@ KINDS = {
     ),
     "Made by rules": (
         # Our own layers. They do not occur in files.
-        LayerKind("RecurrentInputs", NONE, INSIDE, WHOLE),
+        LayerKind("RecurrentInputs", NONE, INSIDE, WHOLE, only_int8=True),
         LayerKind("LSTMStates", NONE, LEARNED, WHOLE, loops=True),
         LayerKind("GRUStates", NONE, LEARNED, WHOLE, loops=True),
         LayerKind("SimpleRNNStates", NONE, LEARNED, WHOLE, loops=True),
-        LayerKind("L2Normalize", NONE, SIGNED),
-        LayerKind("Elementwise", NONE, LEARNED, elementwise=True),
+        LayerKind("L2Normalize", NONE, SIGNED, only_int8=True),
+        LayerKind("Elementwise", NONE, LEARNED, elementwise=True, only_int8=True),
         LayerKind("Constant", NONE, LEARNED),
         LayerKind("Resize", NONE, INPUT_ROUNDED, commutes=True),
         LayerKind("DepthToSpace", NONE, INPUT),
