@@ -180,6 +180,21 @@ def sizes(api: Any) -> Any:
     return api.Model(x, api.layers.Conv2D(3, 3)(y))
 
 
+def additive_attention(api: Any) -> Any:
+    x, y = api.Input(STEPS), api.Input((5, 6))
+    mixed = api.layers.AdditiveAttention()([x, y])
+    return api.Model([x, y], api.layers.Dense(3)(mixed))
+
+
+def einsum(api: Any) -> Any:
+    """As in transformers: to heads and back, with and without a bias."""
+    x = api.Input(STEPS)
+    y = api.layers.EinsumDense("abc,cde->abde", (None, 2, 5), bias_axes="de", activation="relu")(x)
+    y = api.layers.EinsumDense("abde,dec->abc", (None, 4), bias_axes="c")(y)
+    y = api.layers.EinsumDense("...x,xy->...y", 6, activation="swish")(y)
+    return api.Model(x, api.layers.EinsumDense("abc,cd->abd", (None, 3), bias_axes="d")(y))
+
+
 def video(api: Any) -> Any:
     each, (conv_layer, normalize) = (
         api.layers.TimeDistributed,
@@ -315,6 +330,30 @@ ZOO: dict[str, Feature] = {
     "causal attention": Feature(
         lambda api: causal(api, use_causal_mask=True), refused="use_causal_mask=True, which is not supported"
     ),
+    "additive attention": Feature(additive_attention),
+    "einsum": Feature(einsum),
+    "spectral normalization": Feature(
+        chain(
+            IMAGE,
+            lambda api: api.layers.SpectralNormalization(api.layers.Conv2D(6, 3, activation="relu")),
+            pool,
+            head,
+        )
+    ),
+    "adaptive pooling": Feature(
+        chain(
+            (8, 12, 4),
+            conv,
+            layer("ZeroPadding2D", 1),
+            layer("AdaptiveAveragePooling2D", (4, 6)),
+            layer("AdaptiveMaxPooling2D", (2, 6)),
+            layer("Reshape", (12, 6)),
+            layer("AdaptiveAveragePooling1D", 6),
+            layer("AdaptiveMaxPooling1D", 3),
+            layer("Flatten"),
+        ),
+        apis=("keras",),
+    ),
     "layer norm": Feature(chain(STEPS, head, layer("LayerNormalization"), head), floats="LayerNormalization"),
     "lstm": Feature(chain(STEPS, layer("LSTM", 5), head)),
     "stacked lstm": Feature(
@@ -402,6 +441,9 @@ ZOO: dict[str, Feature] = {
             layer("RandomErasing"),
             layer("RandomPerspective"),
             layer("RandomShear", (0.0, 0.1), (0.0, 0.1)),
+            layer("RandAugment"),
+            layer("AugMix"),
+            layer("Solarization"),
             conv,
         ),
         apis=("keras",),

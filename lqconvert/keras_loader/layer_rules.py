@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -397,6 +398,65 @@ def _attention(layer: Any, config: dict[str, Any], inputs: Any, name: str, uniqu
     return y
 
 
+def _additive_attention(layer: Any, config: dict[str, Any], xs: Any, name: str, unique: Unique) -> Any:
+    """The scores are weighted sums of tanh(query + key), of every pair of steps."""
+    query, value, *key = xs
+    keys = key[0] if key else value
+    steps, others, size = query.shape[1], keys.shape[1], keys.shape[-1]
+    rows = keras_layers.Reshape((steps, 1, size), name=unique(f"{name}_queries"))(query)
+    columns = keras_layers.Reshape((1, others, size), name=unique(f"{name}_keys"))(keys)
+    pairs = keras_layers.Add(name=unique(f"{name}_pairs"))([rows, columns])
+    pairs = keras_layers.Activation("tanh", name=unique(f"{name}_tanh"))(pairs)
+    weighing = keras_layers.Dense(1, use_bias=False, name=unique(f"{name}_sums"))
+    scores = keras_layers.Reshape((steps, others), name=unique(f"{name}_scores"))(weighing(pairs))
+    factors = _weights(layer)[0] if config.get("use_scale") else np.ones(size)
+    weighing.set_weights([factors[:, np.newaxis]])
+    chances = keras_layers.Softmax(name=unique(f"{name}_softmax"))(scores)
+    return MatMul(name=name)([chances, value])
+
+
+def _einsum_dense(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    """A product over the last axes of the input: a Dense layer between two reshapes."""
+    equation = config["equation"].replace(" ", "")
+    operands, result = equation.split("->")
+    given, axes = operands.split(",")
+    if "..." in given:
+        free = [each for each in string.ascii_uppercase if each not in equation]
+        rest = "".join(free[: len(x.shape) - len(given.replace("...", ""))])
+        given, result = given.replace("...", rest), result.replace("...", rest)
+    summed_over = [axis for axis in given if axis in axes]
+    kept = [axis for axis in given if axis not in axes]
+    new = [axis for axis in axes if axis not in given]
+    kernel, *biases = _weights(layer)
+    plain = [*given] == kept + summed_over and [*result] == kept + new
+    if not plain or any(n != 1 for bias in biases for n in bias.shape[: max(bias.ndim - len(new), 0)]):
+        raise LqError(f"layer '{name}': EinsumDense of '{equation}', which is no product over the last axes")
+    kernel = kernel.transpose([axes.index(axis) for axis in summed_over + new])
+    sizes, outer = kernel.shape[len(summed_over) :], tuple(x.shape[1 : len(kept)])
+    count = int(np.prod(kernel.shape[: len(summed_over)]))
+    if len(summed_over) > 1:
+        x = keras_layers.Reshape((*outer, count), name=unique(f"{name}_flat"))(x)
+    dense = keras_layers.Dense(int(np.prod(sizes)), use_bias=bool(biases), name=unique(f"{name}_dense"))
+    y = dense(x)
+    flat = [np.broadcast_to(bias.reshape(bias.shape[-len(new) :]), sizes).ravel() for bias in biases]
+    dense.set_weights([kernel.reshape(count, -1), *flat])
+    y = keras_layers.Reshape((*outer, *sizes), name=name)(y)
+    activation = _activation_name(layer)
+    if activation not in KEPT_ACTIVATIONS - {"linear"}:
+        return y
+    return keras_layers.Activation(activation, name=unique(f"{name}_{activation}"))(y)
+
+
+def _adaptive_pooling(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    """Pooling of windows that do not overlap, if they all have the same size."""
+    sides, sizes = x.shape[1:-1], config["output_size"]
+    if any(side % size for side, size in zip(sides, sizes, strict=True)):
+        raise LqError(f"layer '{name}': pools {tuple(sides)} to {tuple(sizes)}: windows of different sizes")
+    window = tuple(side // size for side, size in zip(sides, sizes, strict=True))
+    cls = getattr(keras_layers, type(layer).__name__.removeprefix("Adaptive"))
+    return cls(window if len(window) > 1 else window[0], name=name)(x)
+
+
 #: The loops over steps, by the layers of Keras.
 STATES = {"LSTM": LSTMStates, "GRU": GRUStates, "SimpleRNN": SimpleRNNStates}
 
@@ -534,7 +594,19 @@ RULES: dict[str, Twin] = {
     "UnitNormalization": lambda layer, config, x, name, unique: l2_normalized(x, config["axis"], name),
     "MultiHeadAttention": _attention,
     "Attention": _dot_attention,
+    "AdditiveAttention": _additive_attention,
     "Dot": _dot,
+    "EinsumDense": _einsum_dense,
+    "SpectralNormalization": lambda layer, config, x, name, unique: replace_layer(
+        layer.layer, x, name, unique
+    ),
+    **dict.fromkeys(
+        (
+            *("AdaptiveAveragePooling1D", "AdaptiveAveragePooling2D"),
+            *("AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D"),
+        ),
+        _adaptive_pooling,
+    ),
     "Resizing": _resizing,
     "CenterCrop": _center_crop,
     "RandomCrop": _random_crop,
