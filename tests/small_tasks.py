@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 import tf_keras
 from click.testing import CliRunner, Result
 from tf_keras import layers
@@ -111,6 +112,19 @@ def int8(name: str, folder: Path) -> tuple[Path, Path, Path]:
     lqconvert.calibrate(quantized, [batch])
     (folder / f"{name}.tflite").write_bytes(lqconvert.export(quantized).tflite)
     return model, data, folder / f"{name}.tflite"
+
+
+def of_tf_lite(model: Path, data: Path, path: Path) -> Path:
+    """The float model as tf.lite's int8, calibrated on some of the data."""
+    converter = tf.lite.TFLiteConverter.from_keras_model(lqconvert.load_model(model))
+    with np.load(data) as arrays:
+        rows = arrays["x"][:256]
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([row[np.newaxis]] for row in rows)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+    path.write_bytes(converter.convert())
+    return path
 
 
 def quantized(folder: Path, epochs: int, model, data, *options) -> tuple[Result, dict | None]:

@@ -9,7 +9,8 @@ import small_tasks
 import tf_keras
 from tf_keras import layers
 
-from lqconvert import Rate, calibrate, rewrite
+from lqconvert import Rate, calibrate, evaluate, load_data, rewrite
+from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.exporting.export import export, learned_codes
 from lqconvert.quantization.fold_batchnorm import fold
 from lqconvert.quantization.model_outputs import logits_of
@@ -274,6 +275,22 @@ def test_each_task_is_quantized_in_seconds(name, quantize, tmp_path):
             "cosine similarity",
         ):
             assert score["value"] >= labels[score["metric"]] - 0.03
+
+
+@pytest.mark.slow
+def test_fifty_unlabelled_examples_are_enough(quantize, samples, tmp_path):
+    """For the accuracy of tf.lite's int8, calibrated on the same ones, within two of 359 test examples."""
+    model, data = samples / "digits_cnn.h5", tmp_path / "few.npz"
+    np.savez(data, x=load_data("digits", (8, 8, 1), 10).train.arrays(50)[0][:50].astype(np.float32))
+    result, report = quantize(model, data, "--preprocess", "none")
+    assert result.exit_code == 0, result.output
+    peer = small_tasks.of_tf_lite(model, data, tmp_path / "peer.tflite")
+    ours, theirs = (
+        evaluate(file, "digits", preprocess=Preprocessing()).scores[0].value
+        for file in (tmp_path / "out.tflite", peer)
+    )
+    assert ours >= theirs - 2.5 / 359
+    assert report["files"][0]["proven"]["size"] <= peer.stat().st_size
 
 
 @pytest.mark.slow

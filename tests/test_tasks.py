@@ -460,19 +460,6 @@ def assert_holds(report):
     assert all(quality >= bar - 0.005 for quality, bar in zip(qualities, report["bar"], strict=True))
 
 
-def of_tf_lite(model, data, path):
-    """The float model as tf.lite's int8, calibrated on some of the data."""
-    converter = tf.lite.TFLiteConverter.from_keras_model(load_model(model))
-    with np.load(data) as arrays:
-        rows = arrays["x"][:256]
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([row[np.newaxis]] for row in rows)
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter.inference_input_type = converter.inference_output_type = tf.int8
-    path.write_bytes(converter.convert())
-    return path
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", small_tasks.TASKS)
 def test_no_task_comes_out_worse_than_of_tf_lite(name, task_run, tmp_path):
@@ -483,7 +470,7 @@ def test_no_task_comes_out_worse_than_of_tf_lite(name, task_run, tmp_path):
         assert report["criteria"] == ["cosine similarity"]
         others = [{"cosine similarity": 1.0}]
     else:
-        peer = of_tf_lite(model, data, tmp_path / "peer.tflite")
+        peer = small_tasks.of_tf_lite(model, data, tmp_path / "peer.tflite")
         measured = evaluate(peer, str(data), preprocess=Preprocessing())
         others = [floats, {score.label: score.value for score in measured.scores}]
     for criterion in report["criteria"]:
