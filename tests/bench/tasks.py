@@ -116,6 +116,10 @@ def tf_lite(made: Made, *, integer: bool) -> File:
     # Keras 3's variables have TensorFlow's. Without their owner, the calibration of an LSTM crashes.
     owner.all = [v if isinstance(v, tf.Variable) else v.value for v in made.model.variables]
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], owner)
+    # By way of a SavedModel, which LSTMs need, inputs and outputs may come in another order.
+    converter.experimental_lower_to_saved_model = any(
+        hasattr(layer, "cell") or hasattr(layer, "forward_layer") for layer in made.model.layers
+    )
     if integer:
         chosen = np.random.default_rng(0).permutation(len(made.train[names[0]]))[:500]
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
