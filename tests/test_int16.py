@@ -83,6 +83,13 @@ def test_layers_without_kernels_are_named(name, what, tmp_path):
         exported(load_model(tmp_path / "model.h5"))
 
 
+@pytest.mark.parametrize("bits", [True, 4])
+def test_other_bits_are_refused(bits):
+    model = tf_keras.Sequential([layers.Input((4,)), layers.Dense(2)])
+    with pytest.raises(LqError, match="not 8 or 16 bits"):
+        rewrite(model, activations=bits)
+
+
 def test_dead_units_leave_the_file():
     dense = layers.Dense(8, "relu", name="hidden")
     model = tf_keras.Sequential([layers.Input((4,)), dense, layers.Dense(2, name="out")])

@@ -157,7 +157,8 @@ def _learn(
         tick=tick,
     )
     budget = ready.settings.budget
-    poor = finetuned.best.step == 0 or (budget.max_size is not None and finetuned.margin < -POINT)
+    far = budget.max_size is not None and finetuned.margin < -POINT
+    poor = not finetuned.holds or finetuned.best.step == 0 or far
     alone = distribution.replicas == 1
     if not (budget.steers and poor and alone and finetuned.finished and time.monotonic() < deadline):
         return finetuned

@@ -64,7 +64,7 @@ class QuantizeKeywords(ExportKeywords, total=False):
         rounding: "nearest", or "floor" as in the thesis.
         start: the starting value of all scales; calibrated by default.
         activations: the bits of activations: 8, or 16 for results that need finer steps than int8 has. The
-            file is slower, and its activations take twice the RAM.
+            file takes up to twice the RAM, and in LiteRT several times the time.
         budget: the accuracy or size budget. By default the file may lose nothing; if that is not possible,
             the best file is written. If a scheme is given, there is no budget by default. Schemes without a
             penalty cannot have one.

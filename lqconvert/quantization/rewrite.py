@@ -179,8 +179,11 @@ def rewrite(
         input_range: a fixed range of 8-bit inputs, if it is known ((0, 255) for raw pixels).
 
     Raises:
-        LqError: if a layer has no integer form (the message names it), or the granularity does not exist.
+        LqError: if a layer has no integer form (the message names it), or the granularity or the number of
+            bits does not exist.
     """
+    if activations not in (8, 16, None):
+        raise LqError(f"activations '{activations}': not 8 or 16 bits, or None")
     if granularity not in GRANULARITIES:
         raise LqError(f"granularity '{granularity}': not one of {', '.join(GRANULARITIES)}")
     scheme = scheme or LSQ()

@@ -76,7 +76,7 @@ def render(report: Report, evidence: Evidence) -> str:
         tensors=_tensors(evidence.codes),
         left_out=max(0, len(evidence.codes.layers) - MOST_TENSORS),
         noise=_noise(evidence.noise),
-        notes={file.path: notes(file) for file in report.files},
+        notes={file.path: notes(file, report.settings.plain) for file in report.files},
         feeding=report.feeding(),
         settings=_flat(report.settings.to_dict()),
     )
