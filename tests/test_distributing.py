@@ -54,7 +54,7 @@ def learned(distribution, **settings):
 
 two = Distribution(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
 varied = {"augmentation": Augmentation(mirror=True, shift=1 / 8, blend=True)}
-for settings in ({}, {"cached_bytes": 0}, varied):
+for settings in ({}, {"cached_bytes": 0, **varied}):
     pairs = zip(learned(None, **settings), learned(two, **settings), strict=True)
     print(max(float(np.abs(np.float32(a) - np.float32(b)).max()) for a, b in pairs))
 
@@ -99,7 +99,7 @@ def test_two_devices_learn_what_one_does(model):
     assert done.returncode == 0, done.stderr[-2000:]
     *apart, begin_alike = done.stdout.split()
     apart = [float(line) for line in apart]
-    assert len(apart) == 3
+    assert len(apart) == 2
     assert begin_alike == "True"
     assert max(apart) < 1e-4  # of weights that learn 1e-3 a step; at most 1e-5 was seen, with one thread
     assert max(apart) > 0  # they did sum in another order

@@ -24,7 +24,7 @@ from lqconvert.tflite.editing import add_constant, add_tensor, new_operator, str
 from lqconvert.tflite.flatbuffer import read, serialize, write
 from lqconvert.tflite.graph import Buffer
 from lqconvert.tflite.packing import assemble, kernels
-from lqconvert.tflite.targets import TARGETS
+from lqconvert.tflite.targets import RUNTIMES
 
 
 def invoke(*arguments):
@@ -166,7 +166,7 @@ def connected(codes, per_channel=False):
     return single_operator("FULLY_CONNECTED", codes, per_channel, k=1, rng=np.random.default_rng(0))
 
 
-PACKED = [(name, packing) for name, target in TARGETS.items() for packing in target.packings]
+PACKED = [(name, packing) for name, target in RUNTIMES.items() for packing in target.packings]
 
 
 @pytest.mark.parametrize(("name", "packing"), PACKED, ids=[f"{n} {p.name}" for n, p in PACKED])
@@ -175,7 +175,7 @@ def test_every_byte_of_a_packed_file_has_its_owner(name, packing, tmp_path):
     (kernel,) = kernels(read(plain))
     encoded = packing.encode(kernel)
     path = tmp_path / "m.tflite"
-    path.write_bytes(write(assemble(read(plain), [kernel], [encoded], TARGETS[name].needless)))
+    path.write_bytes(write(assemble(read(plain), [kernel], [encoded], RUNTIMES[name].needless)))
     explanation = explain(path)
     assert adds_up(explanation)
     assert explanation.bytes == path.stat().st_size
@@ -196,7 +196,7 @@ def codes(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", RUNTIMES)
 @pytest.mark.parametrize("strip_all", [False, True])
 def test_export_makes_what_was_said(name, strip_all, codes, tmp_path):
     explanation = explain(codes)
@@ -271,7 +271,7 @@ def test_biases_without_scales(tmp_path):
 
     plain = single_operator("CONV_2D", drawn((8, 3, 3, 4)), True, k=3, rng=np.random.default_rng(0))
     model = read(plain)
-    strip(model, TARGETS["tflm"].needless)
+    strip(model, RUNTIMES["tflm"].needless)
     (tmp_path / "m.tflite").write_bytes(serialize(model))
     assert adds_up(explain(tmp_path / "m.tflite"))
 
@@ -377,7 +377,7 @@ def test_files_of_other_tools(name, shared):
     explanation = explain(path)
     assert adds_up(explanation)
     assert explanation.bytes == path.stat().st_size
-    assert set(explanation.smallest) == set(TARGETS)
+    assert set(explanation.smallest) == set(RUNTIMES)
     assert all(size < explanation.bytes for size in explanation.smallest.values())
 
 

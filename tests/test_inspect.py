@@ -24,7 +24,7 @@ from lqconvert.tflite.editing import add_constant, add_tensor, new_operator
 from lqconvert.tflite.encoding import entropy_bits
 from lqconvert.tflite.flatbuffer import read, write
 from lqconvert.tflite.packing import assemble, kernels
-from lqconvert.tflite.targets import TARGETS
+from lqconvert.tflite.targets import RUNTIMES
 from lqconvert.utils.terminal import Console
 
 
@@ -62,7 +62,7 @@ def test_a_model_is_quantized_as_inspect_said(digits, run, written):
     assert digits.operators == operators(file.tflite)
     assert digits.int8_bytes == pytest.approx(report.int8.size, rel=0.01)
     pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only")
-    assert digits.targets == dict.fromkeys(TARGETS, "runs")
+    assert digits.targets == dict.fromkeys(RUNTIMES, "runs")
 
 
 def test_layers_that_the_graph_is_without_are_named(digits):
@@ -211,7 +211,7 @@ def test_a_tflite_is_what_the_report_says_of_it(run, written):
         assert row.packing in output
 
 
-PACKED = [(name, packing) for name, target in TARGETS.items() for packing in target.packings]
+PACKED = [(name, packing) for name, target in RUNTIMES.items() for packing in target.packings]
 
 
 @pytest.mark.parametrize(("name", "packing"), PACKED, ids=[f"{n} {p.name}" for n, p in PACKED])
@@ -225,7 +225,7 @@ def test_every_packing_is_known_again(name, packing, tmp_path):
     (kernel,) = kernels(read(plain))
     encoded = packing.encode(kernel)
     path = tmp_path / "m.tflite"
-    path.write_bytes(write(assemble(read(plain), [kernel], [encoded], TARGETS[name].needless)))
+    path.write_bytes(write(assemble(read(plain), [kernel], [encoded], RUNTIMES[name].needless)))
     inspection = inspect(path)
     row = next(row for row in inspection.constants if row.packing == packing.name)
     assert row.elements == codes.size

@@ -11,7 +11,7 @@ from lqconvert.runtime.verify import smallest
 from lqconvert.tflite.flatbuffer import read, size_of, write
 from lqconvert.tflite.graph import OPERANDS
 from lqconvert.tflite.packing import Kernel, as_int8, assemble, kernels, pack
-from lqconvert.tflite.targets import TARGETS, target
+from lqconvert.tflite.targets import RUNTIMES, target
 
 PACKED_FOR = {
     "litert": target("litert"),
@@ -61,10 +61,10 @@ def test_packed_files_are_the_same_bytes(name):
     assert [len(each.tflite) for each in packed] == [each.size for each in packed]
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", RUNTIMES)
 def test_the_smallest_is_found_by_sizes_alone(name):
     """As it would be by writing every trial."""
-    model, packings = read(MADE["many zeros"]()), TARGETS[name].packings
+    model, packings = read(MADE["many zeros"]()), RUNTIMES[name].packings
     found = kernels(model)
     chosen = [as_int8(kernel) for kernel in found]
 

@@ -20,7 +20,7 @@ from lqconvert.tflite.c_source import c_sources, operators, resolver_lines, with
 from lqconvert.tflite.flatbuffer import read, write
 from lqconvert.tflite.graph import OperatorCode
 from lqconvert.tflite.packing import Huffman, HuffmanBlocks, Lut, kernels, name_kernels
-from lqconvert.tflite.targets import LITERT, TARGETS, TFLM, target
+from lqconvert.tflite.targets import LITERT, RUNTIMES, TFLM, target
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.integers(-128, 128, (300, 300)).astype(np.int8)
@@ -34,13 +34,13 @@ def dense() -> bytes:
     return single_operator("FULLY_CONNECTED", codes.astype(np.int8), False, k=1, rng=rng)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", RUNTIMES)
 def test_a_file_is_proven_and_smaller(name, dense):
-    tflite, verified = verify(dense, TARGETS[name], INPUTS, ["only"], Limits())
+    tflite, verified = verify(dense, RUNTIMES[name], INPUTS, ["only"], Limits())
     assert verified.size == len(tflite) < 0.4 * len(dense)
     assert verified.examples == 256
     assert max(verified.deviation.values()) == 0
-    assert TARGETS[name].package in verified.runtime
+    assert RUNTIMES[name].package in verified.runtime
     (row,) = verified.kernels
     assert (row.layer, row.int8_bytes) == ("only", 30_000)
     assert row.packing != "int8"

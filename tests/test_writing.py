@@ -191,7 +191,7 @@ def test_nor_does_filelock_follow_a_link_that_comes_late(victim, tmp_path, monke
 
 @pytest.mark.parametrize("suffix", SOURCE.suffixes)
 def test_sources_of_others_are_not_replaced(suffix, tmp_path):
-    paths = Paths(tmp_path / "main.tflite", ("tflm",), ("tflm",))
+    paths = Paths(tmp_path / "main.tflite", ("tflm",), sources=("tflm",))
     paths.check()
     (tmp_path / f"main{suffix}").write_text("int main() { return 0; }")
     with pytest.raises(LqError, match=f"main{suffix}: exists, and lqconvert did not write it"):

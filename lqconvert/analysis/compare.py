@@ -27,7 +27,6 @@ from lqconvert.keras_loader.in_memory import ModelLike
 from lqconvert.metrics import agreement
 from lqconvert.runtime.layer_snr import LayerNoise, decibels, layer_noise
 from lqconvert.tasks import Wishes
-from lqconvert.tflite.targets import TFLM
 from lqconvert.utils.terminal import Shown, Table
 from lqconvert.utils.text import to_json
 
@@ -143,7 +142,7 @@ def compare(
 def _noise(
     pair: Sequence[tuple[Runnable, Preprocessing]], data: Data, examples: np.ndarray
 ) -> list[LayerNoise]:
-    if any(file.target.name == TFLM.name for file, _ in pair):
+    if any(file.target.is_micro for file, _ in pair):
         return []
     part = data.test.pick(examples)
     inputs = [

@@ -19,7 +19,7 @@ from lqconvert.errors import LqError
 from lqconvert.keras_loader.in_memory import ModelLike, model_name
 from lqconvert.runtime.verify import check_runs
 from lqconvert.tflite.c_source import operators
-from lqconvert.tflite.targets import TARGETS, TFLM, Target
+from lqconvert.tflite.targets import RUNTIMES, Target
 from lqconvert.utils.terminal import Shown, Table, narrow
 
 
@@ -157,7 +157,7 @@ def describe(name: str, model: Any, rows: list[LayerRow], tflite: bytes) -> Mode
         sum(row.codes for row in rows) + 4 * biases,
         len(tflite),
         operators(tflite),
-        {target.name: _answer(tflite, target, rows) for target in TARGETS.values()},
+        {target.name: _answer(tflite, target, rows) for target in RUNTIMES.values()},
     )
 
 
@@ -350,7 +350,7 @@ def int8_file(quantized: Any) -> tuple[bytes, list[str]]:
 def _answer(tflite: bytes, target: Target, rows: list[LayerRow]) -> str:
     """Whether quantize makes a file for the target, or the reason why not."""
     kept = [f"'{row.name}'" for row in rows if row.stays_float]
-    if kept and target.name == TFLM.name:
+    if kept and not target.for_phones:
         return f"refused: {', '.join(kept)} would stay float"
     try:
         target.check_installed()

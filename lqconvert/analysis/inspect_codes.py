@@ -15,7 +15,7 @@ from lqconvert.errors import LqError
 from lqconvert.exporting.codes import Int8File, TensorCodes
 from lqconvert.tflite.flatbuffer import read
 from lqconvert.tflite.packing import INT8, Kernel, kernels
-from lqconvert.tflite.targets import TARGETS, Target
+from lqconvert.tflite.targets import RUNTIMES, Target
 from lqconvert.utils.npz import load_npz
 from lqconvert.utils.terminal import Shown, Table, narrow
 
@@ -91,7 +91,7 @@ def inspect_codes(path: Path) -> CodesInspection:
         _codes_row(layer, arrays[f"{layer}/codes"], arrays[f"{layer}/scale"], by_layer.get(layer))
         for layer in layers
     ]
-    targets = [name for name in TARGETS if all(name in row.packed for row in rows)]
+    targets = [name for name in RUNTIMES if all(name in row.packed for row in rows)]
     return CodesInspection(
         str(path),
         rows,
@@ -114,7 +114,7 @@ def _codes_row(layer: str, integers: np.ndarray, scale: np.ndarray, kernel: Kern
         int(integers.max()),
         codes.entropy,
         float(np.mean(integers == 0)),
-        {} if kernel is None else {target.name: _packed(kernel, target) for target in TARGETS.values()},
+        {} if kernel is None else {target.name: _packed(kernel, target) for target in RUNTIMES.values()},
     )
 
 

@@ -49,7 +49,7 @@ class Runnable:
 
     def _codes(self, batches: Iterable[Any]) -> np.ndarray:
         inputs = (self.interface.quantize(x) for x in batches)
-        if self.target.name == TFLM.name:
+        if self.target.is_micro:
             return invoke_micro(self.tflite, np.concatenate(list(inputs)))  # one process for all batches
         try:
             with isolated(self.tflite) as file:
@@ -77,7 +77,7 @@ def open_file(
             tflite = _float32(file, input_shape, trust_model)
         (runs_on,) = find_targets(target or (TFLM if DECODE in operators(tflite) else LITERT))
         runs_on.check_installed()
-        if runs_on.name == TFLM.name:
+        if runs_on.is_micro:
             interface = Interface.of(tflite)
             micro = run_micro(tflite, interface.random_examples(MICRO_RUNS))
             latency_s, arena_bytes = micro.latency_s, micro.arena_bytes

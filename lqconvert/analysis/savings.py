@@ -16,7 +16,7 @@ from lqconvert.tflite.editing import Needless, strip
 from lqconvert.tflite.flatbuffer import read, size_of, write
 from lqconvert.tflite.graph import LSTM, OPERANDS, Model
 from lqconvert.tflite.packing import INT8, Stored, kernels, name_kernels
-from lqconvert.tflite.targets import TARGETS, TFLM
+from lqconvert.tflite.targets import RUNTIMES
 
 #: Who can save bytes: lqconvert with the same codes, quantize with new codes, or the model's author.
 LQCONVERT, QUANTIZE, MODEL = "lqconvert", "quantize", "model"
@@ -133,8 +133,8 @@ class Measured:
         before, tflite = _sizes(named), write(named)
         tensors = [tensor for graph in self.book.model.graphs for tensor in graph.tensors]
         floats = any(tensor.type == "FLOAT32" for tensor in tensors)
-        for target in TARGETS.values():
-            if floats and target.name == TFLM.name:  # lqconvert makes no such files
+        for target in RUNTIMES.values():
+            if floats and not target.for_phones:  # lqconvert makes no such files
                 continue
             best = smallest(tflite, target)
             self.smallest[target.name] = best.size

@@ -21,9 +21,9 @@ from lqconvert.cli.hints import with_hint
 from lqconvert.cli.messages import passed_on
 from lqconvert.cli.options import (
     MAX_DROP,
+    RUNTIMES,
     SCHEMES,
     SWEPT,
-    TARGETS,
     BitsType,
     NamedType,
     PreprocessingType,
@@ -390,6 +390,19 @@ def export(
 
 
 @main.command()
+def targets() -> None:
+    """Lists the values of --target: what executes the files, and how it can store weights."""
+    from lqconvert.tflite.targets import TARGETS
+
+    table = Table("target", "files are executed by", "weights are stored as", "verified with")
+    for each in TARGETS.values():
+        packings = ", ".join(("int8", *(packing.name for packing in each.packings)))
+        stored = f"{packings}, encoded by Vela" if each.accelerator else packings
+        table.add_row(each.name, each.executes, stored, ", ".join(each.packages))
+    Console().print(table)
+
+
+@main.command()
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @model_options
@@ -431,7 +444,7 @@ def explain(file: str, as_json: bool, debug: bool, **settings: Any) -> None:
 @click.option("--data", required=True, help="As for quantize.")
 @click.option(
     "--target",
-    type=click.Choice(TARGETS),
+    type=click.Choice(RUNTIMES),
     help="Runtime to run it in.  [default: litert, unless only tflm runs the file]",
 )
 @click.option("--preprocess", type=PreprocessingType(), help="As for quantize.")
@@ -489,7 +502,7 @@ def compare(files: tuple[str, ...], data: str, as_json: bool, debug: bool, **set
 )
 @click.option("--baseline", type=click.Path(), help="Float model or .tflite to compare the scores with.")
 @click.option("--data", help="Data to score the file on, as for quantize.")
-@click.option("--target", type=click.Choice(TARGETS), help="Runtime that must be able to run the file.")
+@click.option("--target", type=click.Choice(RUNTIMES), help="Runtime that must be able to run the file.")
 @click.option(
     "--against", type=click.Path(), help="Measurements of --save-baseline. Fails if the file has grown since."
 )

@@ -20,7 +20,14 @@ from lqconvert.utils.input_files import read_text
 
 SCHEMES = tuple(RECIPES)
 SWEPT = tuple(name for name, recipe in RECIPES.items() if recipe.penalty is not None)
-TARGETS = ("litert", "tflm")
+RUNTIMES = ("litert", "tflm")
+TARGETS = (
+    *RUNTIMES,
+    *("tflm-no-decode", "int8"),
+    *(f"ethos-u55-{macs}" for macs in (32, 64, 128, 256)),
+    *(f"ethos-u65-{macs}" for macs in (256, 512)),
+    *(f"ethos-u85-{macs}" for macs in (128, 256, 512, 1024, 2048)),
+)
 IO = ("int8", "uint8", "int16", "float32")
 
 
@@ -216,10 +223,12 @@ def target_options(command: Any) -> Any:
             "targets",
             multiple=True,
             type=click.Choice(TARGETS),
+            metavar="NAME",
             default=DEFAULTS.output.targets,
             show_default=True,
-            help="Runtime to make a file for: litert (phones) or tflm (TFLite Micro, microcontrollers). "
-            "Repeat it to make both files.",
+            help="What to make a file for: litert (phones), tflm (TFLite Micro, microcontrollers), int8 (any "
+            "runtime), ethos-u55-128 (Arm's NPU), ... lqconvert targets lists them. Repeat it to make "
+            "several files.",
         ),
         click.option(
             "--io",
@@ -230,7 +239,8 @@ def target_options(command: Any) -> Any:
         click.option(
             "--max-ram",
             type=SizeType(),
-            help="Budget for the tensor arena in TFLite Micro, measured on this machine.",
+            help="Budget for the tensor arena in TFLite Micro, measured on this machine, or for an Ethos-U's "
+            "SRAM, as its compiler reckons it.",
         ),
         click.option(
             "--max-latency",
@@ -239,7 +249,7 @@ def target_options(command: Any) -> Any:
             help="Latency budget: at most RATIO times the latency of the plain int8 file.",
         ),
         click.option(
-            "--c-array", is_flag=True, help="For tflm: also write the file as C++ source (.cc and .h)."
+            "--c-array", is_flag=True, help="Also write the file as C++ source (.cc and .h); not for litert."
         ),
         click.option("--gzip", is_flag=True, help="Also write a .tflite.gz for downloads."),
         click.option(

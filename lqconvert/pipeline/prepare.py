@@ -36,7 +36,7 @@ from lqconvert.reports.settings import RunSettings
 from lqconvert.runtime.verify import check_runs
 from lqconvert.tflite.c_source import including
 from lqconvert.tflite.io_types import Border, border_of
-from lqconvert.tflite.targets import TFLM, Target
+from lqconvert.tflite.targets import Target
 from lqconvert.training.augmentation import Augmentation, choose_augmentation
 from lqconvert.training.checkpoint import Checkpoint
 from lqconvert.training.finetune import FinetuneSettings, total_steps
@@ -146,7 +146,8 @@ def prepare(
     cover_targets(quantized, data.heads, data.train.y)
     template = Template.of(quantized, learned_codes(quantized))
     for target in targets:
-        check_runs(template.tflite, target)
+        if target.is_installed:
+            check_runs(template.tflite, target)
     chosen = _chosen(settings, data, preprocess, augmentation, border.io, steers_on_test)
     identity = {
         **chosen.lines(),
@@ -316,30 +317,37 @@ def _flat(batches: list[Any]) -> list[np.ndarray]:
 
 def paths_of(output: str | Path, targets: Sequence[Target], settings: OutputSettings) -> Paths:
     """The paths of the files to write. Raises an LqError for a path or setting that is not possible."""
-    sources = tuple(target.name for target in targets if settings.c_array and target.name == TFLM.name)
+    sources = tuple(target.name for target in targets if settings.c_array and not target.for_phones)
     paths = Paths(
         Path(output),
         tuple(target.name for target in targets),
+        tuple(target.name for target in targets if target.accelerator),
         sources,
         settings.gzip,
         None if settings.report is None else Path(settings.report),
     )
     paths.check()
-    limits = settings.limits
-    if limits is not None and limits.max_ram is not None and TFLM.name not in paths.targets:
+    limits, has_arena = settings.limits, any(target.has_arena for target in targets)
+    if limits is not None and limits.max_ram is not None and not has_arena:
         raise LqError("RAM cannot be limited on LiteRT: its arena has no fixed size", hint="tflm")
     if settings.c_array and not sources:
         raise LqError("no C sources for LiteRT: phones load the .tflite itself", hint="tflm")
     for target in targets:
-        target.check_installed()
+        if not target.is_micro:
+            target.check_installed()
+        elif not target.is_installed:
+            log.warning(
+                f"{target.package} is not installed: the file for {target.name} is not verified in TFLite "
+                "Micro on this machine"
+            )
     for name in sources:
-        including(paths.tflite(name).with_suffix(".h"))
+        including(paths.deployed(name).with_suffix(".h"))
     return paths
 
 
 def _check_integer(kept: dict[str, str], targets: Sequence[Target], strict: bool) -> None:
     """Refuses layers that would stay float if the user or a target does not allow that."""
-    if kept and (strict or any(target.name == TFLM.name for target in targets)):
+    if kept and (strict or not all(target.for_phones for target in targets)):
         listed = ", ".join(f"'{name}' ({what})" for name, what in kept.items())
         raise LqError(f"no integer kernel for {listed}", hint="allow_float" if strict else "litert")
 

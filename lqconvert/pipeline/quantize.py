@@ -34,6 +34,7 @@ from lqconvert.runtime.verify import (
     NO_BORDER,
     VERIFIED_EXAMPLES,
     Limits,
+    deployed,
     examples_in,
     run,
     smallest,
@@ -44,7 +45,7 @@ from lqconvert.tflite.c_source import c_sources
 from lqconvert.tflite.interface import Interface
 from lqconvert.tflite.io_types import Border, border_of
 from lqconvert.tflite.scaling_code import left_out
-from lqconvert.tflite.targets import Target
+from lqconvert.tflite.targets import LITERT, Target
 from lqconvert.training.budget import POINT, Budget
 from lqconvert.training.checkpoint import locked
 from lqconvert.training.distribution import Distribution
@@ -189,7 +190,12 @@ def _rounded(ready: Prepared, progress: Callable[[Progress], None] = lambda _: N
 def _file_size(ready: Prepared) -> Callable[[Codes], int]:
     """(codes) -> the bytes of their file for the first target."""
     target = ready.targets[0]
-    return lambda codes: len(ready.border.around(smallest(ready.template.fill(codes), target).tflite))
+
+    def size(codes: Codes) -> int:
+        tflite = ready.border.around(smallest(ready.template.fill(codes), target).tflite)
+        return len(deployed(tflite, target))
+
+    return size
 
 
 def _judge(ready: Prepared, finetuned: Finetuned) -> None:
@@ -457,10 +463,12 @@ def _files(
         float_scores: tuple[Score, ...] = ()
         scored = 0
         if data is not None:
-            scored = examples_in(target, verified.latency_s, data.test.size)
+            # What this machine cannot run is scored as the int8 file in LiteRT.
+            ran, on = (tflite, target) if verified.examples else (border.around(int8_file.tflite), LITERT)
+            scored = examples_in(on, verified.latency_s or 0.0, data.test.size)
             part = order[:scored]
             batches = _coded_batches(outer, int8_file.feeding(border), data.test.pick(part))
-            codes, labels = run(tflite, target, batches)
+            codes, labels = run(ran, on, batches)
             outputs = outer.dequantize(codes)
             answers = None if teacher is None else teacher[part]
             scores = data.heads.scores(outputs, labels, answers)
@@ -468,6 +476,8 @@ def _files(
             if answers is not None:
                 float_scores = data.heads.scores(answers, labels, answers)
         made.files.append(TargetFile(str(path), scores, float_scores, scored, verified))
+        made.writers[path] = _writer(tflite)
+        path, tflite = paths.deployed(target.name), deployed(tflite, target)
         made.writers[path] = _writer(tflite)
         if paths.gzip:
             made.writers[paths.download(target.name)] = _writer(gzipped(tflite))

@@ -19,7 +19,7 @@ from lqconvert.metrics import Metric
 from lqconvert.reports import charts, task_figures
 from lqconvert.reports.evidence import COLOURS, LEAST_POINTS, Evidence
 from lqconvert.reports.page_parts import Drawing
-from lqconvert.reports.report import Report, TargetFile, notes
+from lqconvert.reports.report import Report, TargetFile, notes, npu_rows
 from lqconvert.runtime.layer_snr import LayerNoise
 from lqconvert.tasks import Heads, metric_named
 from lqconvert.tflite.packing import INT8
@@ -70,7 +70,7 @@ def render(report: Report, evidence: Evidence) -> str:
         cards=[(file, _score_cards(report, file, colours)) for file in report.files],
         sections=task_figures.sections(report.files[0], evidence, colours),
         colours=COLOURS,
-        comparison=report.comparison(),
+        comparisons=_comparisons(report),
         weights=[(file, _weights(report, file)) for file in report.files],
         learning=_learning(report, evidence.heads),
         tensors=_tensors(evidence.codes),
@@ -80,6 +80,13 @@ def render(report: Report, evidence: Evidence) -> str:
         feeding=report.feeding(),
         settings=_flat(report.settings.to_dict()),
     )
+
+
+def _comparisons(report: Report) -> list[list[list[str]]]:
+    """The tables of files side by side, each as rows, the header first."""
+    verified = [file.proven for file in report.files]
+    npus = [npu_rows(each.int8_npu, each.npu) for each in verified if each.npu and each.int8_npu]
+    return [report.comparison(), *npus]
 
 
 def _printable(value: Any) -> Any:

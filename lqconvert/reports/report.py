@@ -15,10 +15,10 @@ import numpy as np
 from lqconvert.data.preprocessing import Front
 from lqconvert.exporting.codes import Codes
 from lqconvert.reports.settings import RunSettings
+from lqconvert.runtime.ethos_u import NpuFigures
 from lqconvert.runtime.verify import Verified
 from lqconvert.tasks import Score, metric_named
 from lqconvert.tflite.packing import DECODE
-from lqconvert.tflite.targets import TFLM
 from lqconvert.training.budget import Point
 from lqconvert.utils.compression import deflated
 from lqconvert.utils.terminal import Shown, Table
@@ -26,6 +26,8 @@ from lqconvert.utils.text import to_json
 
 #: With more classes, the class table is only in the JSON and on the page.
 MOST_CLASSES = 20
+#: The row or column of latencies, which are measured on this machine.
+LATENCY = "latency here"
 #: How each type takes pixels whose int8 codes are the pixels minus 128.
 PIXELS = {"int8": "pixel - 128", "uint8": "pixel"}
 _FRONT_CODE = ["the report's front_code does it in C, Python and Kotlin; x is preprocessed as for the model"]
@@ -114,7 +116,7 @@ class Exports(Shown):
         return to_json(fields)
 
     def shown(self) -> Iterator[str | Table]:
-        columns = ["target", "bytes", "of int8", "download", "latency here", "tensor arena"]
+        columns = ["target", "bytes", "of int8", "download", LATENCY, "tensor arena"]
         table = Table(*columns, *(f"test {score.label}" for score in self.files[0].scores))
         for file in self.files:
             verified = file.proven
@@ -123,17 +125,59 @@ class Exports(Shown):
                 f"{verified.size:,}",
                 f"{verified.size / self.int8_size:.1%}",
                 f"{verified.deflated_bytes:,}",
-                f"{1e3 * verified.latency_s:.3f} ms",
-                f"{verified.arena_bytes:,}" if verified.arena_bytes else "",
+                _latency(verified),
+                _arena(verified),
                 *(score.text for score in file.scores),
             )
         for file in self.files:
-            yield kernel_table(file.proven)
+            yield file_table(file.proven)
         yield table
         for file in self.files:
             yield from notes(file)
         if self.front_code is not None:
             yield "your program has to scale the columns of the input: front_code in the JSON has the code"
+
+
+def _latency(verified: Verified) -> str:
+    return _milliseconds(verified.latency_s) + _estimated(verified)
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "not measured" if seconds is None else f"{1e3 * seconds:.3f} ms"
+
+
+def _arena(verified: Verified) -> str:
+    return f"{verified.arena_bytes:,}{_estimated(verified)}" if verified.arena_bytes else ""
+
+
+def _estimated(verified: Verified) -> str:
+    return "" if verified.npu is None else " (Vela)"
+
+
+def npu_rows(before: NpuFigures, after: NpuFigures) -> list[list[str]]:
+    """The plain int8 file and a file, compiled for an NPU, side by side; the header first."""
+    figures = before, after
+    return [
+        [f"for {after.accelerator}, as Vela reckons", "plain int8", "file"],
+        ["compiled file", *(f"{each.size:,}" for each in figures)],
+        ["encoded weights", *(f"{each.weight_bytes:,}" for each in figures)],
+        ["constants (flash)", *(f"{each.constant_bytes:,}" for each in figures)],
+        ["arena (SRAM)", *(f"{each.arena_bytes:,}" for each in figures)],
+        ["cycles", *(f"{each.cycles:,}" for each in figures)],
+        ["inference", *(f"{1e3 * each.seconds:.3f} ms" for each in figures)],
+        ["on the CPU", *(", ".join(each.on_cpu) or "nothing" for each in figures)],
+    ]
+
+
+def file_table(verified: Verified) -> Table:
+    """What takes a file's bytes: its kernels, or the parts that an NPU's compiler names."""
+    if verified.npu is None or verified.int8_npu is None:
+        return kernel_table(verified)
+    header, *rows = npu_rows(verified.int8_npu, verified.npu)
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def kernel_table(verified: Verified) -> Table:
@@ -159,6 +203,12 @@ def kernel_table(verified: Verified) -> Table:
 def notes(file: TargetFile, plain: str = "int8") -> list[str]:
     """Notes on a file, a line each. ``plain`` is what it is called before it is packed."""
     verified = file.proven
+    if not verified.examples:
+        return [
+            f"{file.path}: not verified in TFLite Micro on this machine, which has no interpreter for it",
+            f"  scores are those of the {plain} file in LiteRT",
+            f"  operators: {', '.join(verified.operators)}",
+        ]
     differ = ", ".join(
         f"{steps} steps with {kernels} kernels" for kernels, steps in verified.deviation.items() if steps
     )
@@ -167,7 +217,11 @@ def notes(file: TargetFile, plain: str = "int8") -> list[str]:
     lines = [f"{file.path}: {same} on {verified.examples} examples in {verified.runtime}"]
     if file.examples:
         lines[0] += f", scored on {file.examples:,}"
-    if verified.arena_bytes is not None:
+    if verified.npu is not None:
+        lines.append(
+            f"  compiled by {verified.npu.compiler} for {verified.npu.accelerator}, with the same codes"
+        )
+    elif verified.arena_bytes is not None:
         lines.append(
             f"  arena: measured on a 64-bit computer, {verified.int8_arena_bytes:,} bytes for plain {plain}"
         )
@@ -248,7 +302,7 @@ class Report(Shown):
             )
         yield layers
         for file in self.files:
-            yield kernel_table(file.proven)
+            yield file_table(file.proven)
         header, *lines = self.comparison()
         table = Table(*header)
         for cells in lines:
@@ -296,14 +350,12 @@ class Report(Shown):
         counts = [self.splits["test"]] * 2 + [file.examples for file in self.files]
         if len(set(counts)) > 1:
             rows.append(["of test examples", *(f"{count:,}" for count in counts)])
-        times = [*(each.latency_s for each in both), *(each.latency_s for each in verified)]
-        rows.append(["latency here", *(f"{1e3 * time:.3f} ms" for time in times)])
-        if any(each.target == TFLM.name for each in verified):  # not the runtime of the int8 column
-            int8_latencies = (f"{plain}: {1e3 * each.int8_latency_s:.3f} ms" for each in verified)
+        times = (f"{1e3 * each.latency_s:.3f} ms" for each in both)
+        rows.append([LATENCY, *times, *map(_latency, verified)])
+        if any(each.arena_bytes for each in verified):  # not the runtime of the int8 column
+            int8_latencies = (f"{plain}: {_milliseconds(each.int8_latency_s)}" for each in verified)
             rows.append(["", "", "", *int8_latencies])
-        if any(each.arena_bytes for each in verified):
-            arenas = (f"{each.arena_bytes:,}" if each.arena_bytes else "" for each in verified)
-            rows.append(["tensor arena", "", "", *arenas])
+            rows.append(["tensor arena", "", "", *map(_arena, verified)])
         return rows
 
     def _score_rows(self) -> list[list[str]]:

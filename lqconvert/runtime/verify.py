@@ -10,16 +10,18 @@ from statistics import median
 import numpy as np
 
 from lqconvert.errors import BudgetMissed, LqError
+from lqconvert.runtime.ethos_u import NpuFigures, compiled
 from lqconvert.runtime.litert import KERNELS, isolated
 from lqconvert.runtime.tflm import invoke_micro, run_micro
 from lqconvert.tflite.c_source import operators
+from lqconvert.tflite.command_stream import check_weights
 from lqconvert.tflite.dead_channels import gather_inputs, gatherable, remove_dead_channels
 from lqconvert.tflite.encoding import entropy_bits
 from lqconvert.tflite.flatbuffer import read, write
 from lqconvert.tflite.graph import Model
 from lqconvert.tflite.io_types import Border, Passage
 from lqconvert.tflite.packing import Encodings, Kernel, Packed, as_int8, assemble, name_kernels, pack
-from lqconvert.tflite.targets import TFLM, Target
+from lqconvert.tflite.targets import Target
 from lqconvert.utils.compression import deflated
 
 NO_BORDER = Border()
@@ -45,11 +47,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Executed:
-    """A run of a file in its target's runtime: outputs by set of kernels, latency and arena."""
+    """A run of a file in its target's runtime: outputs by set of kernels, latency and arena.
+
+    Those of an NPU are of LiteRT; latency and arena are estimates of its compiler.
+    """
 
     outputs: dict[str, np.ndarray]
     latency_s: float
     arena_bytes: int | None  # None for LiteRT, which has no arena of a fixed size
+    npu: NpuFigures | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,11 @@ class KernelRow:
 
 @dataclass(frozen=True)
 class Verified:
-    """A file for a target, with its measurements and those of the plain int8 file."""
+    """A file for a target, with its measurements and those of the plain int8 file.
+
+    For an NPU, size, latency and arena are those of the compiled file. Without the target's interpreter,
+    nothing is measured but the size: there are no examples, and no latency.
+    """
 
     target: str
     size: int
@@ -76,14 +86,16 @@ class Verified:
     runtime: str  # package and version that it was verified in
     examples: int
     deviation: dict[str, int]  # largest difference from the int8 file's outputs, in steps, by set of kernels
-    latency_s: float
-    int8_latency_s: float
+    latency_s: float | None
+    int8_latency_s: float | None
     arena_bytes: int | None
     int8_arena_bytes: int | None
     int8_size: int
     operators: list[str]
     kernels: list[KernelRow]
     refused: list[str]  # changes that gave other outputs or exceeded the limits, and were not used
+    npu: NpuFigures | None = None
+    int8_npu: NpuFigures | None = None
 
 
 def execute(tflite: bytes, target: Target, inputs: np.ndarray) -> Executed:
@@ -92,11 +104,20 @@ def execute(tflite: bytes, target: Target, inputs: np.ndarray) -> Executed:
     Raises:
         CannotRun: if the runtime cannot run it. The message has its reason.
     """
-    if target.name == TFLM.name:
+    if target.is_micro:
         micro = run_micro(tflite, inputs)
         return Executed({"TFLite Micro": micro.outputs}, micro.latency_s, micro.arena_bytes)
     with isolated(tflite, tuple(KERNELS)) as file:
-        return Executed(file.invoke_all(inputs), file.latency_s, None)
+        outputs, latency_s = file.invoke_all(inputs), file.latency_s
+    if not target.accelerator:
+        return Executed(outputs, latency_s, None)
+    npu = compiled(tflite, target.accelerator).figures
+    return Executed(outputs, npu.seconds, npu.arena_bytes, npu)
+
+
+def deployed(tflite: bytes, target: Target) -> bytes:
+    """What goes onto the device: the file itself, or what an NPU's compiler makes of it."""
+    return compiled(tflite, target.accelerator).tflite if target.accelerator else tflite
 
 
 def check_runs(tflite: bytes, target: Target) -> None:
@@ -111,7 +132,7 @@ def run(
     tflite: bytes, target: Target, batches: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The outputs of a file for batches (inputs, labels) in its target's runtime, and the labels."""
-    if target.name == TFLM.name:  # one process for all batches
+    if target.is_micro:  # one process for all batches
         inputs, labels = map(np.concatenate, zip(*batches, strict=True))
         return invoke_micro(tflite, inputs), labels
     with isolated(tflite) as file:
@@ -121,14 +142,14 @@ def run(
 
 def examples_in(target: Target, latency_s: float, size: int) -> int:
     """The number of test examples on which a file is scored: all ``size``, unless its runtime is slow."""
-    if target.name != TFLM.name:
+    if not target.is_micro:
         return size
     return min(size, max(VERIFIED_EXAMPLES, int(MICRO_SECONDS / latency_s)))
 
 
 def smallest(tflite: bytes, target: Target) -> Packed:
     """The smallest file for a target, without running it: to estimate sizes during training."""
-    return _pack_gathered(remove_dead_channels(read(tflite)), target, {}, True, Encodings())
+    return _pack_gathered(remove_dead_channels(read(tflite)), target, {}, target.gathers, Encodings())
 
 
 def verify(
@@ -146,21 +167,25 @@ def verify(
     kernels and XNNPACK on the int8 file. (If ``target`` names the built-in kernels as the exact ones, the
     other way round.)
 
+    If the target's interpreter is not installed, the smallest file is returned as it is.
+
     Args:
         inputs: int8 [n, ...] to compare outputs on.
         layers: the layers' names, in the order of the file's kernels.
         border: conversions of inputs and outputs, which are added before the file is run.
 
     Raises:
-        LqError: if the target cannot run the int8 file.
+        LqError: if the target cannot run the int8 file, or limits cannot be measured.
         BudgetMissed: if no file is within the limits.
     """
+    if not target.is_installed:
+        return _unverified(tflite, target, layers, limits, border)
     passage = Passage(border, tflite)
     entering, inputs = passage.into(inputs[:VERIFIED_EXAMPLES])
     plain = execute(tflite, target, inputs)
     named = read(tflite)
     name_kernels(named, layers)
-    base, gathers, refused = remove_dead_channels(named), True, []
+    base, gathers, refused = remove_dead_channels(named), target.gathers, []
     forbidden: dict[str, set[str]] = {}
     encodings = Encodings()
 
@@ -205,10 +230,13 @@ def verify(
             raise BudgetMissed(
                 f"no file for {target.name} is within the limits: the most economical one needs {over}"
             )
+    on_device = deployed(finished, target)
+    if target.accelerator:
+        check_weights(read(on_device), read(finished), target.accelerator)
     verified = Verified(
         target=target.name,
-        size=len(finished),
-        deflated_bytes=deflated(finished),
+        size=len(on_device),
+        deflated_bytes=deflated(on_device),
         runtime=target.runtime,
         examples=len(inputs),
         deviation={
@@ -222,6 +250,37 @@ def verify(
         operators=operators(finished),
         kernels=_rows(packed),
         refused=refused,
+        npu=executed.npu,
+        int8_npu=plain.npu,
+    )
+    return finished, verified
+
+
+def _unverified(
+    tflite: bytes, target: Target, layers: list[str], limits: Limits, border: Border
+) -> tuple[bytes, Verified]:
+    """The smallest file, which nothing on this machine can run."""
+    if limits != Limits():
+        raise LqError(f"the limits ({limits}) cannot be measured without {target.package}")
+    named = read(tflite)
+    name_kernels(named, layers)
+    packed = _pack_gathered(remove_dead_channels(named), target, {}, target.gathers, Encodings())
+    finished = border.around(packed.tflite)
+    verified = Verified(
+        target=target.name,
+        size=len(finished),
+        deflated_bytes=deflated(finished),
+        runtime="",
+        examples=0,
+        deviation={},
+        latency_s=None,
+        int8_latency_s=None,
+        arena_bytes=None,
+        int8_arena_bytes=None,
+        int8_size=len(tflite),
+        operators=operators(finished),
+        kernels=_rows(packed),
+        refused=[],
     )
     return finished, verified
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lqconvert.errors import LqError
+from lqconvert.tflite.command_stream import ETHOS_U
 from lqconvert.tflite.flatbuffer import read
 from lqconvert.tflite.interface import Detail, Interface
 from lqconvert.tflite.packing import DECODE
@@ -15,6 +16,8 @@ from lqconvert.utils.text import c_comment, c_identifier, c_include
 
 #: Operator names that MicroMutableOpResolver spells differently from the schema's name in CamelCase.
 _ADDERS = {
+    DECODE: "Decode",
+    ETHOS_U: "EthosU",
     "CONV_2D": "Conv2D",
     "DEPTHWISE_CONV_2D": "DepthwiseConv2D",
     "MAX_POOL_2D": "MaxPool2D",
@@ -42,8 +45,6 @@ def resolver_lines(names: list[str]) -> list[str]:
     """The C++ lines that make a MicroMutableOpResolver for these operators."""
 
     def adder(name: str) -> str:
-        if name == DECODE:
-            return "Decode"
         return _ADDERS.get(name) or c_identifier("".join(word.capitalize() for word in name.split("_")))
 
     return [
@@ -101,6 +102,7 @@ def c_sources(
     Args:
         path: of the .tflite. The sources and their symbols are named after it.
         arena_bytes: measured on a 64-bit computer, whose pointers are twice as long as a microcontroller's.
+            For a file that is compiled for an NPU: what the NPU needs of the arena.
         front_code: code that scales the input, if the program has to (see
             :mod:`lqconvert.tflite.scaling_code`).
 
@@ -119,11 +121,17 @@ def c_sources(
         f"extern const unsigned char g_{symbol}[];",
         f"constexpr size_t g_{symbol}_len = {len(tflite)};",
     ]
-    if arena_bytes is not None:
+    names = operators(tflite)
+    if ETHOS_U in names:
+        lines.append(f"// The NPU computes in {arena_bytes} bytes of the tensor arena, as Vela reckons.")
+        lines.append("// TFLite Micro's own data, some kilobytes, are in the arena too.")
+    elif arena_bytes is not None:
         lines.append(
             f"// Of the tensor arena: {arena_bytes} measured on a 64-bit computer, and a tenth more."
         )
         lines.append(f"constexpr size_t g_{symbol}_arena_bytes = {with_margin(arena_bytes)};")
+    else:
+        lines.append("// The tensor arena was not measured: begin with plenty, and print arena_used_bytes().")
     interface = Interface.of(tflite)
     lines += _ports(symbol, "input", interface.inputs) + _ports(symbol, "output", interface.outputs)
     if front_code is not None:
@@ -136,7 +144,7 @@ def c_sources(
             "// Call interpreter.Reset() before each sequence.",
         ]
     lines += ["", "// The operators that the model uses:"]
-    lines += [f"//   {line}" for line in resolver_lines(operators(tflite))]
+    lines += [f"//   {line}" for line in resolver_lines(names)]
     rows = np.frombuffer(tflite, np.uint8)
     body = [", ".join(f"0x{byte:02x}" for byte in rows[i : i + 12]) for i in range(0, len(rows), 12)]
     source = [including(header), "", f"alignas(16) const unsigned char g_{symbol}[] = {{"]

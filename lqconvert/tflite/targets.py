@@ -1,4 +1,4 @@
-"""The runtimes that files are made for, and the packings that each was measured to execute."""
+"""The targets of files: the runtimes and chips, and the packings that each was measured to execute."""
 
 from __future__ import annotations
 
@@ -11,36 +11,77 @@ from lqconvert.tflite.editing import Needless
 from lqconvert.tflite.graph import LSTM, OPERANDS
 from lqconvert.tflite.packing import Huffman, HuffmanBlocks, Lut, Narrow, Packing, Pruning, Sparse
 
+#: The Python packages with the interpreters, and with Arm's compiler for Ethos-U.
+LITERT_PACKAGE, MICRO_PACKAGE, VELA_PACKAGE = "ai-edge-litert", "tflite-micro", "ethos-u-vela"
+
 
 @dataclass(frozen=True)
 class Target:
-    """A runtime.
+    """What executes a file.
 
     Args:
+        executes: what that is, in words.
+        package: the Python package with the interpreter in which files are verified.
         packings: the ways in which it can store a kernel, in addition to int8.
-        package: the Python package with its interpreter.
         needless: parts that its files can do without.
         exact: the set of kernels in which files have to give int8's outputs exactly.
+        gathers: whether files may gather the inputs that are used, with an operator that the int8 file has
+            not.
+        for_phones: programs load the .tflite itself, layers may stay float, and RAM has no fixed size.
+        accelerator: the Ethos-U for which files are compiled, by Vela's name.
     """
 
     name: str
+    executes: str
     package: str
-    packings: tuple[Packing, ...]
+    packings: tuple[Packing, ...] = ()
     needless: Needless = Needless()  # noqa: RUF009
     exact: str = "XNNPACK"
+    gathers: bool = True
+    for_phones: bool = False
+    accelerator: str = ""
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The Python packages that verify its files, and the compiler's."""
+        return (self.package, VELA_PACKAGE) if self.accelerator else (self.package,)
 
     @property
     def runtime(self) -> str:
-        """The interpreter's package and version."""
-        return f"{self.package} {importlib.metadata.version(self.package)}"
+        """The packages with their versions."""
+        return ", ".join(f"{package} {_version(package)}" for package in self.packages)
+
+    @property
+    def is_micro(self) -> bool:
+        """Whether files are executed by TFLite Micro's own interpreter."""
+        return self.package == MICRO_PACKAGE
+
+    @property
+    def has_arena(self) -> bool:
+        """Whether the RAM that a file takes is known."""
+        return self.is_micro or bool(self.accelerator)
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether this machine has its packages, so that files can be verified."""
+        return all(map(_version, self.packages))
 
     def check_installed(self) -> None:
-        """Raises an LqError if the runtime's interpreter is not installed."""
-        try:
-            importlib.metadata.version(self.package)
-        except importlib.metadata.PackageNotFoundError as error:
-            what = f"target {self.name} needs {self.package} to verify its files"
-            raise LqError(f"{what}: pip install {self.package} (x86-64 Linux)") from error
+        """Raises an LqError if a package is not installed."""
+        for package in self.packages:
+            if not _version(package):
+                does = "compile" if package == VELA_PACKAGE else "run"
+                where = " (x86-64 Linux)" if package == MICRO_PACKAGE else ""
+                what = f"target {self.name} needs {package} to {does} files"
+                raise LqError(f"{what}: pip install {package}{where}")
+
+
+def _version(package: str) -> str:
+    """The version of a Python package; empty if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 #: DECODE unpacks these kernels. DENSIFY cannot unpack an LSTM's: LiteRT reads them before it runs.
@@ -48,19 +89,40 @@ DECODED = (*OPERANDS, LSTM)
 #: INT4 convolutions are not included, because XNNPACK takes four to seven times as long for them as for int8.
 #: XNNPACK takes INT2 only with a scale for each channel.
 INT2 = Narrow(bits=2, per_tensor=False)
-LITERT = Target("litert", "ai-edge-litert", (Sparse(), Narrow(bits=4), INT2))
+LITERT = Target(
+    "litert", "LiteRT on phones", LITERT_PACKAGE, (Sparse(), Narrow(bits=4), INT2), for_phones=True
+)
+#: TFLite Micro takes FULLY_CONNECTED kernels of 4 bits only with one scale.
+MICRO_INT4 = Narrow(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), 4, ("CONV_2D", "DEPTHWISE_CONV_2D"))
 TFLM = Target(
     "tflm",
-    "tflite-micro",
-    (
-        # FULLY_CONNECTED kernels only with one scale.
-        Narrow(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), 4, ("CONV_2D", "DEPTHWISE_CONV_2D")),
-        *(packing(DECODED) for packing in (Lut, Huffman, Pruning, HuffmanBlocks)),
-    ),
+    "TFLite Micro of 2026 or later",
+    MICRO_PACKAGE,
+    (MICRO_INT4, *(packing(DECODED) for packing in (Lut, Huffman, Pruning, HuffmanBlocks))),
     Needless(bias_scales=True),
     exact="TFLite Micro",
 )
-TARGETS = {target.name: target for target in (LITERT, TFLM)}
+TFLM_NO_DECODE = replace(
+    TFLM,
+    name="tflm-no-decode",
+    executes="TFLite Micro of 2023 or later",
+    packings=(MICRO_INT4,),
+    needless=Needless(),
+)
+PLAIN_INT8 = Target("int8", "any runtime or vendor's compiler that takes int8", LITERT_PACKAGE, gathers=False)
+#: Their weight decoder unpacks an entropy code, so a plain int8 file takes few bytes in flash.
+ACCELERATORS = (
+    *(f"ethos-u55-{macs}" for macs in (32, 64, 128, 256)),
+    *(f"ethos-u65-{macs}" for macs in (256, 512)),
+    *(f"ethos-u85-{macs}" for macs in (128, 256, 512, 1024, 2048)),
+)
+ETHOS_U = tuple(
+    replace(PLAIN_INT8, name=name, executes=f"Arm's NPU {name}, compiled by Vela", accelerator=name)
+    for name in ACCELERATORS
+)
+#: The runtimes in which any file can be run, with all their packings.
+RUNTIMES = {target.name: target for target in (LITERT, TFLM)}
+TARGETS = RUNTIMES | {target.name: target for target in (TFLM_NO_DECODE, PLAIN_INT8, *ETHOS_U)}
 
 
 def target(name: str, *, int4_convolutions: bool = False, strip_all: bool = False) -> Target:

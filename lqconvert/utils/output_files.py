@@ -33,12 +33,14 @@ class Paths:
 
     Args:
         targets: their names.
+        compiled: the targets for which a compiler makes another file of the .tflite.
         sources: the targets for which a .cc and a .h are written, too.
-        gzip: every .tflite is also written as a .tflite.gz.
+        gzip: every .tflite that goes onto a device is also written as a .tflite.gz.
     """
 
     first: Path
     targets: tuple[str, ...]
+    compiled: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     gzip: bool = False
     page: Path | None = None
@@ -46,8 +48,13 @@ class Paths:
     def tflite(self, target: str) -> Path:
         return self.first if target == self.targets[0] else self.first.with_suffix(f".{target}.tflite")
 
-    def download(self, target: str) -> Path:
+    def deployed(self, target: str) -> Path:
+        """The file that goes onto the device."""
         path = self.tflite(target)
+        return path.with_suffix(".vela.tflite") if target in self.compiled else path
+
+    def download(self, target: str) -> Path:
+        path = self.deployed(target)
         return path.with_name(f"{path.name}.gz")
 
     @property
@@ -65,10 +72,10 @@ class Paths:
 
     def for_targets(self) -> list[Path]:
         """The files that contain a target's file in some form."""
-        paths = []
+        paths: list[Path] = []
         for target in dict.fromkeys(self.targets):
-            path = self.tflite(target)
-            paths.append(path)
+            path = self.deployed(target)
+            paths += dict.fromkeys((self.tflite(target), path))
             if self.gzip:
                 paths.append(self.download(target))
             if target in self.sources:

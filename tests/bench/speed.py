@@ -243,10 +243,10 @@ def packing(turns: int) -> Iterable[dict[str, Any]]:
 
     from lqconvert.runtime.verify import smallest
     from lqconvert.tflite.flatbuffer import read, write
-    from lqconvert.tflite.targets import TARGETS
+    from lqconvert.tflite.targets import RUNTIMES
 
     tflite = resnet_18()
-    for target in TARGETS.values():
+    for target in RUNTIMES.values():
         took = {"pack": [], "fill, pack and write": []}
         for _ in range(turns):
             start = time.perf_counter()
