@@ -216,7 +216,7 @@ def made_up(outputs=None, layers=2, name="layer", pictures=None, noise=None):
     ]
     codes = Codes({f"{name}{n}": LayerCodes(f"{name}{n}", "Dense", k, None) for n, k in enumerate(kernels)})
     rows = [
-        KernelRow(f"{name}{n}", "FULLY_CONNECTED", k.codes.shape, "sparse", k.codes.size, 50, 60, 7)
+        KernelRow(f"{name}{n}", "FULLY_CONNECTED", k.codes.shape, "sparse", k.codes.size, 50, 60, 7, 0)
         for n, k in enumerate(kernels)
     ]
     size = 4000 * layers

@@ -173,6 +173,31 @@ def test_memory_is_kept_to(dense):
     assert f"the most economical one needs {plain.arena_bytes:,} bytes" in str(missed.value)
 
 
+def test_a_packing_has_to_be_worth_its_memory():
+    """Huffman words save 1% of the file if a kernel has 190 values that are equally frequent."""
+    codes = RNG.integers(-95, 95, (100, 300)).astype(np.int8)
+    plain = single_operator("FULLY_CONNECTED", codes, False, k=1, rng=RNG)
+    arenas = {}
+    for prefer, packing in ((None, "int8"), ("flash", "huffman"), ("ram", "int8"), ("latency", "int8")):
+        _, verified = verify(plain, target("tflm", prefer=prefer), INPUTS, ["only"], Limits())
+        (row,) = verified.kernels
+        assert row.packing == packing
+        assert row.unpacked_bytes == (0 if packing == "int8" else 30_000)
+        arenas[prefer] = verified.arena_bytes
+    assert arenas["flash"] > 30_000 > arenas[None] == arenas["ram"]
+
+
+@pytest.mark.parametrize("prefer", ["ram", "latency"])
+def test_what_is_preferred_is_no_limit(prefer, dense):
+    """If nothing is as good as int8, as here, int8 is taken, however long a second measurement takes."""
+    _, verified = verify(dense, target("tflm", prefer=prefer), INPUTS, ["only"], Limits())
+    assert [row.packing for row in verified.kernels] == ["int8"]
+    assert verified.arena_bytes <= verified.int8_arena_bytes
+    assert "bytes of arena" in verified.refused[0] or "times int8's latency" in verified.refused[0]
+    with pytest.raises(LqError, match="prefer 'size': not one of flash, ram, latency"):
+        target("tflm", prefer="size")
+
+
 def test_the_arena_that_is_reported_is_enough(dense):
     run = run_micro(dense, INPUTS[:1])
     assert run.arena_bytes % 16 == 0

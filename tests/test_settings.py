@@ -13,7 +13,7 @@ import pytest
 import lqconvert
 from lqconvert.cli.main import main
 from lqconvert.cli.messages import passed_on
-from lqconvert.cli.options import IO, SCHEMES, SWEPT, TARGETS
+from lqconvert.cli.options import BOARDS, IO, PREFERENCES, RUNTIMES, SCHEMES, SWEPT, TARGETS
 from lqconvert.errors import LqError
 from lqconvert.pipeline import settings as module
 from lqconvert.pipeline.settings import DEFAULTS, ExportKeywords, OutputSettings, QuantizeKeywords, Settings
@@ -32,10 +32,11 @@ OTHERS = {
         *("as_json", "quiet", "debug"),
         *("scheme", "bits", "penalty", "max_drop", "max_size", "max_ram", "max_latency"),
         *("tasks", "metrics", "weights", "threshold", "classes", "strip_all", "int4_convolutions"),
+        *("board", "prefer"),
     },
     "export": {
         *("codes", "output", "data", "as_json", "debug"),
-        *("max_ram", "max_latency", "strip_all", "int4_convolutions"),
+        *("board", "prefer", "max_ram", "max_latency", "strip_all", "int4_convolutions"),
     },
     "sweep": {
         *("model", "data", "output", "quiet", "debug"),
@@ -97,7 +98,7 @@ def test_each_keyword_is_described():
 def test_tables_of_names_are_those_of_the_code():
     """Help texts are shown without what these modules import."""
     from lqconvert.quantization import layers, schemes
-    from lqconvert.tflite import io_types, targets
+    from lqconvert.tflite import boards, io_types, targets
 
     assert set(SCHEMES) == set(schemes.SCHEMES) - {"fixed"}
     for name, recipe in RECIPES.items():
@@ -109,6 +110,9 @@ def test_tables_of_names_are_those_of_the_code():
         assert (name in SWEPT) == (scheme().scaled(2.0) != scheme())
     assert tuple(layers.ROUNDINGS) == ROUNDINGS
     assert tuple(targets.TARGETS) == TARGETS
+    assert tuple(targets.RUNTIMES) == RUNTIMES
+    assert targets.PREFERENCES == PREFERENCES
+    assert tuple(boards.BOARDS) == BOARDS
     assert tuple(io_types.TYPES) == IO
 
 

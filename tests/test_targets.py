@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from lqconvert.exporting.codes import Int8File
 from lqconvert.runtime.ethos_u import compiled
 from lqconvert.runtime.tflm import invoke_micro
 from lqconvert.tflite import command_stream
+from lqconvert.tflite.boards import BOARDS
 from lqconvert.tflite.c_source import operators
 from lqconvert.tflite.command_stream import check_weights, convolutions
 from lqconvert.tflite.flatbuffer import read
@@ -35,8 +37,9 @@ def vela():
 def test_the_targets_are_listed():
     result = CliRunner().invoke(main, ["targets"])
     assert result.exit_code == 0, result.output
-    rows = [line.split("│")[1].strip() for line in result.stdout.splitlines() if line.startswith("│")]
-    assert [row for row in rows if row] == list(TARGETS)
+    names = {*TARGETS, *BOARDS}
+    listed = [line.split()[0] for line in result.stdout.splitlines() if line[:1].strip()]
+    assert [name for name in listed if name in names] == [*TARGETS, *BOARDS]
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +183,56 @@ def test_what_stays_on_the_cpu_is_named(vela):
     lqconvert.calibrate(quantized, [np.random.default_rng(0).integers(0, 20, (32, 6)).astype(np.int32)])
     figures = compiled(lqconvert.export(quantized).tflite, NPU).figures
     assert figures.on_cpu == ["GATHER"]
+
+
+@pytest.fixture(scope="module")
+def wide(once):
+    """The codes of a Dense layer of 784 x 128 weights, most of them zero, and of one of 10 outputs."""
+
+    def quantized(folder):
+        rng = np.random.default_rng(0)
+        model = tf_keras.Sequential([layers.Input((784,)), layers.Dense(128, "relu"), layers.Dense(10)])
+        kernel, *others = model.get_weights()
+        model.set_weights([kernel * (rng.random(kernel.shape) > 0.9), *others])
+        np.save(folder / "x.npy", rng.normal(0, 1, (500, 784)).astype(np.float32))
+        settings = {"scheme": lqconvert.LSQ(), "epochs": 1}
+        lqconvert.quantize(model, folder / "x.npy", folder / "m.tflite", **settings)
+
+    folder, _ = once("wide", quantized)
+    return str(folder / "m.codes.npz")
+
+
+@pytest.mark.parametrize(
+    ("board", "packs"), [("arduino-uno-r4", False), ("raspberry-pi-pico", True), ("esp32", True)]
+)
+def test_a_file_fits_a_board(board, packs, wide, tmp_path):
+    """Weights are unpacked only where there is the RAM for it: here 100 KB."""
+    path = tmp_path / "m.tflite"
+    arguments = ["export", wide, "--target", "tflm", "--board", board, "--json", "-o", str(path)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    proven = json.loads(result.stdout)["files"][0]["proven"]
+    found = BOARDS[board]
+    assert proven["size"] <= found.model_flash == found.flash // 2
+    assert proven["arena_bytes"] <= found.model_ram == found.ram // 2
+    assert (proven["kernels"][0]["packing"] != "int8") == packs
+    assert (proven["arena_bytes"] > 784 * 128) == packs
+
+
+def test_a_board_that_is_too_small_is_refused_with_figures(wide, tmp_path):
+    """64 KB of flash, where int8 takes 100 KB, and 18 KB of RAM, where nothing can be unpacked."""
+    path = str(tmp_path / "m.tflite")
+    arguments = ["export", wide, "--target", "tflm", "--board", "nucleo-g071rb", "-o", path]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 3
+    assert re.search(
+        r"the smallest one takes 10\d,\d{3} bytes of flash \(and .*\), 65,536 are", result.stderr
+    )
+    assert list(tmp_path.iterdir()) == []
+    arguments[arguments.index("tflm")] = "litert"
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "RAM cannot be limited on LiteRT" in result.stderr
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ MAX_BYTES, MAX_DOTS = 1 << 17, 200
 #: Options that only change what a command does with its arguments.
 PLAIN = frozenset(
     (
-        *("target", "max-ram", "max-latency", "max-size", "max-drop"),
+        *("target", "board", "prefer", "max-ram", "max-latency", "max-size", "max-drop"),
         *(metric.option for metric in METRICS.values() if not metric.against_float),
         *("task", "threshold", "weight", "steer-on"),
         *("c-array", "gzip", "io", "strip-all", "int4-convolutions", "strict", "resume", "distribute"),

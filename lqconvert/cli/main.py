@@ -45,7 +45,7 @@ from lqconvert.pipeline.settings import DEFAULTS, Settings
 from lqconvert.quantization.granularity import GRANULARITIES
 from lqconvert.quantization.recipes import DEFAULT_SCHEME, EFFORTS, RECIPES, ROUNDINGS
 from lqconvert.training.budget import STEER_ON, Budget
-from lqconvert.utils.terminal import Console, Table, install, move_stderr, say, spelled
+from lqconvert.utils.terminal import Console, Table, install, move_stderr, narrow, say, spelled
 from lqconvert.utils.text import printable
 
 #: Options of which a run takes one at most.
@@ -391,15 +391,22 @@ def export(
 
 @main.command()
 def targets() -> None:
-    """Lists the values of --target: what executes the files, and how it can store weights."""
+    """Lists the values of --target (what executes the files, and how it can store weights) and of --board."""
+    from lqconvert.tflite.boards import BOARDS
     from lqconvert.tflite.targets import TARGETS
 
-    table = Table("target", "files are executed by", "weights are stored as", "verified with")
+    table = narrow("target", "executed by", "weights", "verified with", whole=("target",))
     for each in TARGETS.values():
         packings = ", ".join(("int8", *(packing.name for packing in each.packings)))
-        stored = f"{packings}, encoded by Vela" if each.accelerator else packings
+        stored = f"{packings}, Vela's code" if each.accelerator else packings
         table.add_row(each.name, each.executes, stored, ", ".join(each.packages))
     Console().print(table)
+    say()
+    boards = narrow("board", "chip", "flash", "RAM", "of it for a model", whole=("board",))
+    for board in BOARDS.values():
+        half = f"{board.model_flash:,} and {board.model_ram:,}"
+        boards.add_row(board.name, board.chip, f"{board.flash:,}", f"{board.ram:,}", half)
+    Console().print(boards)
 
 
 @main.command()

@@ -28,6 +28,12 @@ TARGETS = (
     *(f"ethos-u65-{macs}" for macs in (256, 512)),
     *(f"ethos-u85-{macs}" for macs in (128, 256, 512, 1024, 2048)),
 )
+BOARDS = (
+    *("arduino-nano-33-ble", "arduino-portenta-h7", "arduino-uno-r4", "microbit-v2"),
+    *("raspberry-pi-pico", "raspberry-pi-pico-2", "esp32", "esp32-c3", "esp32-s3"),
+    *("nucleo-g071rb", "nucleo-l432kc", "nucleo-f446re", "nucleo-h743zi"),
+)
+PREFERENCES = ("flash", "ram", "latency")
 IO = ("int8", "uint8", "int16", "float32")
 
 
@@ -243,6 +249,19 @@ def target_options(command: Any) -> Any:
             "SRAM, as its compiler reckons it.",
         ),
         click.option(
+            "--board",
+            type=click.Choice(BOARDS),
+            metavar="NAME",
+            help="Make a file that takes at most half of the flash and RAM of a board; lqconvert targets "
+            "lists boards. --max-ram replaces the half of the RAM.",
+        ),
+        click.option(
+            "--prefer",
+            type=click.Choice(PREFERENCES),
+            help="flash: use every packing that saves a byte. ram or latency: use none that takes more of it "
+            "than int8.  [default: packings that take RAM and time have to make the file 2% smaller]",
+        ),
+        click.option(
             "--max-latency",
             type=click.FloatRange(min=1),
             metavar="RATIO",
@@ -274,10 +293,13 @@ def target_settings(settings: dict[str, Any]) -> dict[str, Any]:
     from lqconvert.runtime.verify import Limits
     from lqconvert.tflite.targets import target
 
-    shared = {name: settings.pop(name) for name in ("int4_convolutions", "strip_all")}
+    shared = {name: settings.pop(name) for name in ("prefer", "int4_convolutions", "strip_all")}
+    board = settings.pop("board")
+    limits = Limits.of_board(board) if board else Limits()
+    given = {name: settings.pop(name) for name in ("max_ram", "max_latency")}
     return {
         "targets": [target(name, **shared) for name in dict.fromkeys(settings.pop("targets"))],
-        "limits": Limits(settings.pop("max_ram"), settings.pop("max_latency")),
+        "limits": dataclasses.replace(limits, **{name: value for name, value in given.items() if value}),
         "c_array": settings.pop("c_array"),
         "gzip": settings.pop("gzip"),
         "io": settings.pop("io"),

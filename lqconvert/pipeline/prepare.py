@@ -145,9 +145,7 @@ def prepare(
     calibrate(quantized, batches)
     cover_targets(quantized, data.heads, data.train.y)
     template = Template.of(quantized, learned_codes(quantized))
-    for target in targets:
-        if target.is_installed:
-            check_runs(template.tflite, target)
+    targets = tuple(_checked(template.tflite, target) for target in targets)
     chosen = _chosen(settings, data, preprocess, augmentation, border.io, steers_on_test)
     identity = {
         **chosen.lines(),
@@ -279,6 +277,14 @@ def _front(
     return fronted
 
 
+def _checked(tflite: bytes, target: Target) -> Target:
+    """A target that can run an int8 file. If RAM is preferred, unpacking may take no more than the file."""
+    if not target.is_installed:
+        return target
+    arena_bytes = check_runs(tflite, target)
+    return target.within(arena_bytes) if target.prefer == "ram" else target
+
+
 def _identity_of_target(target: Target) -> dict[str, str]:
     """The properties of a target that decide the size of its files."""
     return {
@@ -286,6 +292,8 @@ def _identity_of_target(target: Target) -> dict[str, str]:
         "packings": ", ".join(map(_without_defaults, target.packings)),
         "strip_all": str(target.needless.signature),
         "drop_bias_scales": str(target.needless.bias_scales),
+        "prefer": str(target.prefer),
+        "room": str(target.room),
     }
 
 

@@ -176,10 +176,11 @@ class OutputSettings:
 
     @property
     def runtimes(self) -> tuple[Target, ...]:
-        """The targets as objects; names are looked up."""
+        """The targets as objects, with the RAM that they have; names are looked up."""
         from lqconvert.tflite.targets import find_targets
 
-        return find_targets(self.targets)
+        max_ram = None if self.limits is None else self.limits.max_ram
+        return tuple(target.within(max_ram) for target in find_targets(self.targets))
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,9 @@ def file_table(verified: Verified) -> Table:
 
 def kernel_table(verified: Verified) -> Table:
     """How each kernel is stored, with the entropy bound that no code of single weights can beat."""
-    columns = ("kernel", "shape", "packing", "int8", "entropy", "stored", "overhead")
+    columns = ["kernel", "shape", "packing", "int8", "entropy", "stored", "overhead"]
+    unpacked = verified.arena_bytes is not None and any(row.unpacked_bytes for row in verified.kernels)
+    columns += ["RAM"] if unpacked else []
     table = Table(*columns, title=f"bytes of kernels for {verified.target}", title_justify="left")
     # An LSTM layer has a kernel for each gate.
     for layer, rows in itertools.groupby(verified.kernels, lambda row: row.layer):
@@ -196,6 +198,7 @@ def kernel_table(verified: Verified) -> Table:
             f"{sum(row.entropy_bytes for row in kernels):,}",
             f"{sum(row.stored_bytes for row in kernels):,}",
             f"{sum(row.added_bytes for row in kernels):,}",
+            *([f"{sum(row.unpacked_bytes for row in kernels):,}"] if unpacked else []),
         )
     return table
 

@@ -13,6 +13,7 @@ from lqconvert.errors import BudgetMissed, LqError
 from lqconvert.runtime.ethos_u import NpuFigures, compiled
 from lqconvert.runtime.litert import KERNELS, isolated
 from lqconvert.runtime.tflm import invoke_micro, run_micro
+from lqconvert.tflite.boards import board
 from lqconvert.tflite.c_source import operators
 from lqconvert.tflite.command_stream import check_weights
 from lqconvert.tflite.dead_channels import gather_inputs, gatherable, remove_dead_channels
@@ -27,21 +28,39 @@ from lqconvert.utils.compression import deflated
 NO_BORDER = Border()
 #: The number of inputs on which every file is compared, if there are as many.
 VERIFIED_EXAMPLES = 256
+#: A file that takes this many times as long as another is as fast: measurements differ by as much.
+SAME_LATENCY = 1.1
 #: TFLite Micro's portable kernels are slow, so only as many examples are scored as take this many seconds.
 MICRO_SECONDS = 120
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a file on its target: bytes of tensor arena, and latency as a multiple of int8's."""
+    """The limits of a file on its target: bytes of arena, latency as a multiple of int8's, bytes of flash.
+
+    Learning aims at a size budget (:class:`lqconvert.Budget`); ``max_flash`` only refuses larger files.
+    """
 
     max_ram: int | None = None
     max_latency: float | None = None
+    max_flash: int | None = None
+
+    @classmethod
+    def of_board(cls, name: str) -> Limits:
+        """The limits of a model on a board; see :mod:`lqconvert.tflite.boards`.
+
+        Raises:
+            LqError: if the board is not known.
+        """
+        found = board(name)
+        return cls(max_ram=found.model_ram, max_flash=found.model_flash)
 
     def __str__(self) -> str:
         parts = [] if self.max_ram is None else [f"at most {self.max_ram:,} bytes of arena"]
         if self.max_latency is not None:
             parts.append(f"at most {self.max_latency:g} times as slow as int8")
+        if self.max_flash is not None:
+            parts.append(f"at most {self.max_flash:,} bytes of flash")
         return ", ".join(parts) or "none"
 
 
@@ -60,7 +79,7 @@ class Executed:
 
 @dataclass(frozen=True)
 class KernelRow:
-    """How a kernel is stored: bytes as int8, at the codes' entropy, as stored, and of overhead."""
+    """How a kernel is stored: bytes as int8, at the codes' entropy, as stored, of overhead, and of RAM."""
 
     layer: str
     operator: str
@@ -70,6 +89,7 @@ class KernelRow:
     entropy_bytes: int
     stored_bytes: int
     added_bytes: int
+    unpacked_bytes: int  # of RAM to unpack it, on a microcontroller
 
 
 @dataclass(frozen=True)
@@ -120,12 +140,16 @@ def deployed(tflite: bytes, target: Target) -> bytes:
     return compiled(tflite, target.accelerator).tflite if target.accelerator else tflite
 
 
-def check_runs(tflite: bytes, target: Target) -> None:
-    """Raises an LqError with the runtime's reason if a target cannot run an int8 file."""
+def check_runs(tflite: bytes, target: Target) -> int | None:
+    """Runs an int8 file in a target's runtime, and returns the arena's bytes, if it has an arena.
+
+    Raises:
+        LqError: with the runtime's reason if it cannot run the file.
+    """
     graph = read(tflite).main
     shapes = [graph.tensors[index].shape[1:] for index in graph.inputs]
     shape = shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
-    execute(tflite, target, np.zeros((1, *shape), np.int8))
+    return execute(tflite, target, np.zeros((1, *shape), np.int8)).arena_bytes
 
 
 def run(
@@ -187,7 +211,7 @@ def verify(
     name_kernels(named, layers)
     base, gathers, refused = remove_dead_channels(named), target.gathers, []
     forbidden: dict[str, set[str]] = {}
-    encodings = Encodings()
+    encodings, wanted = Encodings(), _preferred(limits, target, plain)
 
     def forbid(number: int, why: str) -> None:
         layer, packing = packed.kernels[number].name, packed.packings[number]
@@ -218,7 +242,7 @@ def verify(
             executed = _within(passage, execute(finished, target, entering))
             _refuse_other(executed, plain, target)
         pair = (finished, entering[:1]), (tflite, inputs[:1])
-        over = _over(pair, target, executed, plain, limits)
+        over = _over(pair, target, executed, plain, wanted)
         if not over:
             break
         number = max(range(len(packed.kernels)), key=lambda n: _load(packed, n))
@@ -226,11 +250,19 @@ def verify(
             forbid(number, over)
         elif gathers:
             gathers = False
+        elif wanted != limits:  # what is preferred need not be reached
+            wanted = limits
         else:
             raise BudgetMissed(
                 f"no file for {target.name} is within the limits: the most economical one needs {over}"
             )
     on_device = deployed(finished, target)
+    if limits.max_flash is not None and len(on_device) > limits.max_flash:
+        arena = "" if executed.arena_bytes is None else f" (and {executed.arena_bytes:,} bytes of arena)"
+        raise BudgetMissed(
+            f"no file for {target.name} is within the limits: the smallest one takes {len(on_device):,} "
+            f"bytes of flash{arena}, {limits.max_flash:,} are allowed"
+        )
     if target.accelerator:
         check_weights(read(on_device), read(finished), target.accelerator)
     verified = Verified(
@@ -291,7 +323,15 @@ def _pack_gathered(
     """The smallest packed file. It may gather the inputs that are read, if that makes it smaller."""
 
     def packed(model: Model) -> Packed:
-        return pack(model, target.packings, forbidden, needless=target.needless, encodings=encodings)
+        return pack(
+            model,
+            target.packings,
+            forbidden,
+            needless=target.needless,
+            encodings=encodings,
+            least_gain=target.least_gain,
+            room=target.room,
+        )
 
     best = packed(base)
     gathered: list[int] = []
@@ -378,10 +418,18 @@ def _over(
     return f"{median(ratios):.2f} times int8's latency, {limits.max_latency:g} are allowed"
 
 
-def _load(packed: Packed, number: int) -> float:
+def _preferred(limits: Limits, target: Target, plain: Executed) -> Limits:
+    """The limits of a file that costs no more of what is preferred than the int8 file, ``plain``."""
+    if target.prefer == "ram" and plain.arena_bytes is not None:
+        return replace(limits, max_ram=min(plain.arena_bytes, limits.max_ram or plain.arena_bytes))
+    if target.prefer == "latency":
+        return replace(limits, max_latency=min(SAME_LATENCY, limits.max_latency or SAME_LATENCY))
+    return limits
+
+
+def _load(packed: Packed, number: int) -> int:
     """The memory, and about in proportion the time, that unpacking a kernel takes in each inference."""
-    weights = {"int8": 0.0, "sparse": 0.0, "huffman-blocks": 2.0}
-    return packed.kernels[number].codes.size * weights.get(packed.packings[number], 1.0)
+    return packed.chosen[number].unpacked_bytes(packed.kernels[number])
 
 
 def _rows(packed: Packed) -> list[KernelRow]:
@@ -396,6 +444,7 @@ def _rows(packed: Packed) -> list[KernelRow]:
             entropy_bytes=round(entropy_bits(kernel.codes) / 8),
             stored_bytes=stored_bytes,
             added_bytes=added_bytes,
+            unpacked_bytes=packed.chosen[number].unpacked_bytes(kernel),
         )
 
     return [row(number, kernel) for number, kernel in enumerate(packed.kernels)]

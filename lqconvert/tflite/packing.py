@@ -82,6 +82,10 @@ class Stored:
     def write(self, model: Model, kernel: Kernel) -> None:
         """Changes a model in place, so that it stores the kernel in this way."""
 
+    def unpacked_bytes(self, kernel: Kernel) -> int:
+        """The memory that a microcontroller needs to unpack the kernel in each inference, in bytes."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -118,6 +122,9 @@ class NarrowCodes(Stored):
         tensor = model.main.tensors[kernel.tensor]
         tensor.set_values(self.codes)
         tensor.shape, tensor.type = kernel.codes.shape, self.type
+
+    def unpacked_bytes(self, kernel: Kernel) -> int:
+        return kernel.codes.size
 
 
 @dataclass(frozen=True)
@@ -305,6 +312,9 @@ class DecodedCodes(Stored):
             tensor.quantization = replace(tensor.quantization, axis=0)
         _insert(model, kernel, [decode(model, self.encoded, kernel.tensor)])
 
+    def unpacked_bytes(self, kernel: Kernel) -> int:
+        return kernel.codes.size
+
 
 def decode(model: Model, encoded: encoding.Encoded, output: int) -> Operator:
     """A DECODE operator that makes a tensor."""
@@ -371,6 +381,9 @@ class BlockCodes(Stored):
             reshape(model, blocks, kernel.tensor),
         ]
         _insert(model, kernel, operators)
+
+    def unpacked_bytes(self, kernel: Kernel) -> int:
+        return kernel.codes.size + 4 * int(kernel.codes.size // self.book.shape[1])
 
 
 @dataclass(frozen=True)
@@ -491,6 +504,8 @@ def pack(
     *,
     needless: Needless = Needless(),  # noqa: B008
     encodings: Encodings | None = None,
+    least_gain: float = 0.0,
+    room: int | None = None,
 ) -> Packed:
     """The smallest file: every kernel is stored in the way for which the whole file has the fewest bytes.
 
@@ -500,9 +515,18 @@ def pack(
         forbidden: by kernel name, the names of packings that it may not have.
         needless: what else the file can do without.
         encodings: of files that have most kernels in common with this one.
+        least_gain: the share of the file that a packing has to save if unpacking takes memory.
+        room: the memory for unpacking a kernel, in bytes, if it is limited.
     """
     found, encodings = kernels(model), encodings or Encodings()
-    options = [_options(kernel, packings, forbidden.get(kernel.name, ()), encodings) for kernel in found]
+    options = [
+        [
+            stored
+            for stored in _options(kernel, packings, forbidden.get(kernel.name, ()), encodings)
+            if room is None or stored.unpacked_bytes(kernel) <= room
+        ]
+        for kernel in found
+    ]
     chosen = [as_int8(kernel) for kernel in found]
     best = size_of(assemble(model, found, chosen, needless))
     # Twice, because the first kernel with an operator pays for the operator's entry in the file.
@@ -513,7 +537,8 @@ def pack(
                     continue
                 trial = [*chosen[:n], stored, *chosen[n + 1 :]]
                 size = size_of(assemble(model, found, trial, needless))
-                if size < best:
+                costs = stored.unpacked_bytes(found[n]) > chosen[n].unpacked_bytes(found[n])
+                if size < best * (1 - least_gain if costs else 1):
                     best, chosen = size, trial
     return Packed(model, found, chosen, needless, best)
 

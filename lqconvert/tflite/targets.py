@@ -13,6 +13,9 @@ from lqconvert.tflite.packing import Huffman, HuffmanBlocks, Lut, Narrow, Packin
 
 #: The Python packages with the interpreters, and with Arm's compiler for Ethos-U.
 LITERT_PACKAGE, MICRO_PACKAGE, VELA_PACKAGE = "ai-edge-litert", "tflite-micro", "ethos-u-vela"
+LEAST_GAIN = 0.02
+#: What files can be chosen by.
+PREFERENCES = ("flash", "ram", "latency")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ class Target:
             not.
         for_phones: programs load the .tflite itself, layers may stay float, and RAM has no fixed size.
         accelerator: the Ethos-U for which files are compiled, by Vela's name.
+        prefer: "flash": every packing that saves a byte is used; "ram" or "latency": none that takes more of
+            it than the int8 file. By default, a packing that takes RAM and time has to make the file 2%
+            smaller.
+        room: the bytes of RAM for unpacking a kernel, if they are limited.
     """
 
     name: str
@@ -40,6 +47,18 @@ class Target:
     gathers: bool = True
     for_phones: bool = False
     accelerator: str = ""
+    prefer: str | None = None
+    room: int | None = None
+
+    @property
+    def least_gain(self) -> float:
+        """The share of the file that a packing has to save to be worth the RAM and time of unpacking."""
+        return 0.0 if self.for_phones or self.prefer == "flash" else LEAST_GAIN
+
+    def within(self, max_ram: int | None) -> Target:
+        """The target if it has so much RAM."""
+        rooms = [each for each in (self.room, max_ram) if each is not None]
+        return replace(self, room=min(rooms, default=None))
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -117,27 +136,31 @@ ACCELERATORS = (
     *(f"ethos-u85-{macs}" for macs in (128, 256, 512, 1024, 2048)),
 )
 ETHOS_U = tuple(
-    replace(PLAIN_INT8, name=name, executes=f"Arm's NPU {name}, compiled by Vela", accelerator=name)
-    for name in ACCELERATORS
+    replace(PLAIN_INT8, name=name, executes="an NPU of Arm", accelerator=name) for name in ACCELERATORS
 )
 #: The runtimes in which any file can be run, with all their packings.
 RUNTIMES = {target.name: target for target in (LITERT, TFLM)}
 TARGETS = RUNTIMES | {target.name: target for target in (TFLM_NO_DECODE, PLAIN_INT8, *ETHOS_U)}
 
 
-def target(name: str, *, int4_convolutions: bool = False, strip_all: bool = False) -> Target:
+def target(
+    name: str, *, prefer: str | None = None, int4_convolutions: bool = False, strip_all: bool = False
+) -> Target:
     """A target by name.
 
     Args:
+        prefer: "flash", "ram" or "latency", see :class:`Target`.
         int4_convolutions: for LiteRT, if size is more important than time, and outputs of XNNPACK may differ
             from int8's by one step.
         strip_all: also drop the signature and the names of inputs and outputs.
 
     Raises:
-        LqError: if there is no such target.
+        LqError: if there is no such target or preference.
     """
+    if prefer not in (None, *PREFERENCES):
+        raise LqError(f"prefer '{prefer}': not one of {', '.join(PREFERENCES)}")
     chosen = _named(name)
-    chosen = replace(chosen, needless=replace(chosen.needless, signature=strip_all))
+    chosen = replace(chosen, prefer=prefer, needless=replace(chosen.needless, signature=strip_all))
     if int4_convolutions and name == LITERT.name:
         narrow = Narrow(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), 4)
         chosen = replace(chosen, packings=(Sparse(), narrow, INT2), exact="built-in")
