@@ -15,6 +15,7 @@ HINTS = {
     "known_preprocess": "if they are right, give --preprocess",
     "litert": "with --target litert they stay float",
     "max_drop": "set --max-drop to allow a drop",
+    "no_decode": "use --target tflm-no-decode, or int8",
     "no_data": "leave out --data",
     "no_preprocess": "leave out --preprocess",
     "raw": "--task raw compares outputs with the float model's",

@@ -33,6 +33,7 @@ BOARDS = (
     *("raspberry-pi-pico", "raspberry-pi-pico-2", "esp32", "esp32-c3", "esp32-s3"),
     *("nucleo-g071rb", "nucleo-l432kc", "nucleo-f446re", "nucleo-h743zi"),
 )
+PACKAGES = ("cmake", "esp-idf", "arduino", "zephyr")
 PREFERENCES = ("flash", "ram", "latency")
 IO = ("int8", "uint8", "int16", "float32")
 
@@ -270,6 +271,11 @@ def target_options(command: Any) -> Any:
         click.option(
             "--c-array", is_flag=True, help="Also write the file as C++ source (.cc and .h); not for litert."
         ),
+        click.option(
+            "--package",
+            type=click.Choice(PACKAGES),
+            help="Also write a folder that builds for a microcontroller, with a self-test.",
+        ),
         click.option("--gzip", is_flag=True, help="Also write a .tflite.gz for downloads."),
         click.option(
             "--strip-all",
@@ -302,5 +308,6 @@ def target_settings(settings: dict[str, Any]) -> dict[str, Any]:
         "limits": dataclasses.replace(limits, **{name: value for name, value in given.items() if value}),
         "c_array": settings.pop("c_array"),
         "gzip": settings.pop("gzip"),
+        "package": settings.pop("package"),
         "io": settings.pop("io"),
     }

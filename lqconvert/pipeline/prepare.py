@@ -36,12 +36,13 @@ from lqconvert.reports.settings import RunSettings
 from lqconvert.runtime.verify import check_runs
 from lqconvert.tflite.c_source import including
 from lqconvert.tflite.io_types import Border, border_of
+from lqconvert.tflite.packages import PACKAGES, package_paths
 from lqconvert.tflite.targets import Target
 from lqconvert.training.augmentation import Augmentation, choose_augmentation
 from lqconvert.training.checkpoint import Checkpoint
 from lqconvert.training.finetune import FinetuneSettings, total_steps
 from lqconvert.training.memorized import steer
-from lqconvert.utils.output_files import Paths
+from lqconvert.utils.output_files import Packaged, Paths
 
 log = logging.getLogger(__name__)
 
@@ -333,6 +334,7 @@ def paths_of(output: str | Path, targets: Sequence[Target], settings: OutputSett
         sources,
         settings.gzip,
         None if settings.report is None else Path(settings.report),
+        None if settings.package is None else _packaged(Path(output), targets, settings.package),
     )
     paths.check()
     limits, has_arena = settings.limits, any(target.has_arena for target in targets)
@@ -351,6 +353,20 @@ def paths_of(output: str | Path, targets: Sequence[Target], settings: OutputSett
     for name in sources:
         including(paths.deployed(name).with_suffix(".h"))
     return paths
+
+
+def _packaged(output: Path, targets: Sequence[Target], name: str) -> Packaged:
+    """The package of the first target for which there can be one."""
+    if name not in PACKAGES:
+        raise LqError(f"package '{name}': not one of {', '.join(PACKAGES)}")
+    possible = [target for target in targets if not (target.for_phones or target.accelerator)]
+    if not possible:
+        raise LqError(f"no {name} package for {targets[0].name}: it is not for TFLite Micro", hint="tflm")
+    package = PACKAGES[name]
+    if possible[0].has_decode and not package.has_decode:
+        raise LqError(f"{package.library} has no DECODE", hint="no_decode")
+    folder = output.with_name(f"{output.stem}-{name}")
+    return Packaged(name, possible[0].name, folder, tuple(package_paths(name, folder)))
 
 
 def _check_integer(kept: dict[str, str], targets: Sequence[Target], strict: bool) -> None:

@@ -43,9 +43,10 @@ from lqconvert.runtime.verify import (
 from lqconvert.tasks import Score
 from lqconvert.tflite.c_source import c_sources
 from lqconvert.tflite.interface import Interface
-from lqconvert.tflite.io_types import Border, border_of
+from lqconvert.tflite.io_types import Border, Passage, border_of
+from lqconvert.tflite.packages import SelfTest, examples_of_test, package_files
 from lqconvert.tflite.scaling_code import left_out
-from lqconvert.tflite.targets import LITERT, Target
+from lqconvert.tflite.targets import LITERT, TFLM, Target
 from lqconvert.training.budget import POINT, Budget
 from lqconvert.training.checkpoint import locked
 from lqconvert.training.distribution import Distribution
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
     from lqconvert.pipeline.settings import ExportKeywords, QuantizeKeywords
 
 log = logging.getLogger(__name__)
+#: The steps by which TFLite Micro's outputs may differ from LiteRT's, which rounds differently.
+KERNELS_APART = 3
 
 
 def quantize(
@@ -481,11 +484,37 @@ def _files(
         made.writers[path] = _writer(tflite)
         if paths.gzip:
             made.writers[paths.download(target.name)] = _writer(gzipped(tflite))
+        sources: dict[Path, str] = {}
         if target.name in paths.sources:
             sources = c_sources(tflite, path, verified.arena_bytes, front_code)
-            for source, text in sources.items():
-                made.writers[source] = _writer(text.encode())
+        if paths.package is not None and paths.package.target == target.name:
+            front = None if front_code is None else int8_file.front
+            sources |= package_files(
+                paths.package.name,
+                paths.package.folder,
+                tflite,
+                _self_test(int8_file, tflite, inputs, border),
+                title=paths.first.stem,
+                arena_bytes=verified.arena_bytes,
+                runtime=verified.runtime,
+                preprocess=int8_file.preprocess,
+                classes=[] if data is None else data.class_names,
+                front_code=front_code,
+                columns=0 if front is None else len(front.center),
+            )
+        for source, text in sources.items():
+            made.writers[source] = _writer(text.encode())
     return made
+
+
+def _self_test(int8_file: Int8File, tflite: bytes, inputs: np.ndarray, border: Border) -> SelfTest:
+    """Some inputs of a file, and its outputs: TFLite Micro's, or the int8 file's in LiteRT without that."""
+    interface = Interface.of(tflite)
+    entering, _ = Passage(border, int8_file.tflite).into(inputs[: examples_of_test(interface)])
+    micro = TFLM.is_installed
+    ran, on = (tflite, TFLM) if micro else (border.around(int8_file.tflite), LITERT)
+    outputs, _ = run(ran, on, [(entering, np.zeros(len(entering)))])
+    return SelfTest.of(interface, entering, outputs, 0 if micro else KERNELS_APART)
 
 
 def _mixed(split: Split) -> np.ndarray:

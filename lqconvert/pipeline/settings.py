@@ -36,6 +36,8 @@ class ExportKeywords(TypedDict, total=False):
             quantized part. With another type, your program has to scale them.
         c_array: also write OUTPUT.cc and OUTPUT.h next to the .tflite for tflm.
         gzip: also write OUTPUT.tflite.gz, for downloads.
+        package: also write a folder OUTPUT-PACKAGE that builds for a microcontroller, with a self-test:
+            "cmake", "esp-idf", "arduino" or "zephyr".
     """
 
     targets: Sequence[str | Target]
@@ -43,6 +45,7 @@ class ExportKeywords(TypedDict, total=False):
     io: str | None
     c_array: bool
     gzip: bool
+    package: str | None
 
 
 class QuantizeKeywords(ExportKeywords, total=False):
@@ -167,6 +170,7 @@ class OutputSettings:
     io: str | None = None
     c_array: bool = False
     gzip: bool = False
+    package: str | None = None
     report: str | Path | None = None
 
     @classmethod

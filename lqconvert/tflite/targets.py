@@ -76,6 +76,11 @@ class Target:
         return self.package == MICRO_PACKAGE
 
     @property
+    def has_decode(self) -> bool:
+        """Whether files may have TFLite Micro's DECODE."""
+        return any(isinstance(packing, (Lut, Huffman, Pruning, HuffmanBlocks)) for packing in self.packings)
+
+    @property
     def has_arena(self) -> bool:
         """Whether the RAM that a file takes is known."""
         return self.is_micro or bool(self.accelerator)

@@ -28,6 +28,16 @@ UNFINISHED: set[Path] = set()
 
 
 @dataclass(frozen=True)
+class Packaged:
+    """A package for a build system (:mod:`lqconvert.tflite.packages`) with a target's file."""
+
+    name: str
+    target: str
+    folder: Path
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
 class Paths:
     """The names of a run's files. All but the page are derived from the first target's .tflite.
 
@@ -36,6 +46,7 @@ class Paths:
         compiled: the targets for which a compiler makes another file of the .tflite.
         sources: the targets for which a .cc and a .h are written, too.
         gzip: every .tflite that goes onto a device is also written as a .tflite.gz.
+        package: the folder that builds, if one is written, too.
     """
 
     first: Path
@@ -44,6 +55,7 @@ class Paths:
     sources: tuple[str, ...] = ()
     gzip: bool = False
     page: Path | None = None
+    package: Packaged | None = None
 
     def tflite(self, target: str) -> Path:
         return self.first if target == self.targets[0] else self.first.with_suffix(f".{target}.tflite")
@@ -80,7 +92,11 @@ class Paths:
                 paths.append(self.download(target))
             if target in self.sources:
                 paths += [path.with_suffix(".h"), path.with_suffix(".cc")]
-        return paths
+        return [*paths, *self.packaged]
+
+    @property
+    def packaged(self) -> tuple[Path, ...]:
+        return () if self.package is None else self.package.files
 
     def all(self) -> list[Path]:
         page = [] if self.page is None else [self.page]
@@ -97,7 +113,8 @@ class Paths:
             raise LqError(f"{page}: give the report a name that ends in .html")
         for path in self.all():
             _refuse_irregular(path)
-            if path.suffix in SOURCE.suffixes and not SOURCE.is_own(path):
+            is_source = path.suffix in SOURCE.suffixes or path in self.packaged
+            if is_source and not SOURCE.is_own(path):
                 raise LqError(f"{path}: exists, and lqconvert did not write it; give another name")
         for path in (first, page or first):
             try:

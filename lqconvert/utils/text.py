@@ -127,6 +127,17 @@ def c_identifier(text: object) -> str:
     return f"_{name}" if name[0].isdigit() else name
 
 
+def c_string(text: object) -> str:
+    """Text as a string literal in C, in UTF-8.
+
+    >>> print(c_string('a "b"?'))
+    "a \\042b\\042\\077"
+    """
+    safe = set(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _-.,:;()/+*=<>!#%&[]{}|~^@$'")
+    shown = printable(text, MOST_OF_A_NAME).encode("utf-8", errors="replace")
+    return f'"{"".join(chr(byte) if byte in safe else f"{chr(92)}{byte:03o}" for byte in shown)}"'
+
+
 def c_include(name: str) -> str:
     """The line that includes a header.
 

@@ -1,0 +1,66 @@
+// made by lqconvert
+#include "self_test.h"
+
+#include <cstddef>
+#include <cstdint>
+{% if library_header %}
+#include <{{ library_header }}>
+{% endif %}
+#include "tensorflow/lite/micro/micro_log.h"
+
+namespace {
+
+constexpr int kExamples = {{ examples }};
+// How far an output may be from the expected one, in steps{{ " (the outputs are those of LiteRT, which rounds differently)" if tolerance }}.
+constexpr int kTolerance = {{ tolerance }};
+
+{% for port in inputs %}
+alignas(8) const {{ port.ctype }} input_{{ loop.index0 }}[kExamples][{{ port.size }}] = {
+{% for row in port.rows %}
+    {{ row }},
+{% endfor %}
+};
+{% endfor %}
+{% for port in outputs %}
+alignas(8) const {{ port.ctype }} output_{{ loop.index0 }}[kExamples][{{ port.size }}] = {
+{% for row in port.rows %}
+    {{ row }},
+{% endfor %}
+};
+{% endfor %}
+
+template <typename T, size_t N>
+bool Equal(const Network& network, int example, int output, const T (&expected)[N]) {
+  const T* found = static_cast<const T*>(network.Codes(output));
+  for (size_t i = 0; i < N; ++i) {
+    const auto apart = found[i] > expected[i] ? found[i] - expected[i] : expected[i] - found[i];
+    if (!(apart <= kTolerance)) {
+      MicroPrintf("FAIL: example %d, output %d, place %d: %d, expected %d", example, output,
+                  static_cast<int>(i), static_cast<int>(found[i]), static_cast<int>(expected[i]));
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+bool SelfTest(Network& network) {
+  for (int example = 0; example < kExamples; ++example) {
+{% if stateful %}
+    if (!network.Reset()) return false;
+{% endif %}
+{% for port in inputs %}
+    network.SetCodes(input_{{ loop.index0 }}[example], {{ loop.index0 }});
+{% endfor %}
+    if (!network.Invoke()) {
+      MicroPrintf("FAIL: example %d: the model does not run", example);
+      return false;
+    }
+{% for port in outputs %}
+    if (!Equal(network, example, {{ loop.index0 }}, output_{{ loop.index0 }}[example])) return false;
+{% endfor %}
+  }
+  MicroPrintf("PASS: %d examples, %d bytes of arena", kExamples, static_cast<int>(network.ArenaUsed()));
+  return true;
+}

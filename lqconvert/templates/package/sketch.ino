@@ -1,0 +1,24 @@
+// made by lqconvert. Runs the self-test once a second. Put your program in its place: see network.h.
+#include <{{ library_header }}>
+
+#include "network.h"
+#include "self_test.h"
+#include "tensorflow/lite/micro/micro_log.h"
+#include "tensorflow/lite/micro/system_setup.h"
+
+Network network;
+bool ready = false;
+
+void setup() {
+  tflite::InitializeTarget();
+  ready = network.Setup();
+}
+
+void loop() {
+  if (ready) {
+    SelfTest(network);
+  } else {
+    MicroPrintf("FAIL: the model cannot be set up");
+  }
+  delay(1000);
+}

@@ -1,0 +1,223 @@
+"""A .tflite as a folder that builds: the model, a C++ class that runs it, and a test of known outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+
+from lqconvert.tflite.c_source import c_sources, keeps_state, operators, resolver_lines, with_margin
+from lqconvert.tflite.interface import Detail, Interface, split
+from lqconvert.utils.text import c_comment, c_string
+
+#: The number of examples in a self-test, if their inputs take no more flash than this.
+MOST_EXAMPLES, MOST_TEST_BYTES = 16, 64_000
+#: The arena of a model whose arena was not measured.
+ARENA_GUESS = 128 << 10
+
+
+@dataclass(frozen=True)
+class Package:
+    """A build system, and the library for it that has TensorFlow Lite Micro.
+
+    Attributes:
+        folder: of the sources, inside the package.
+        main: the template of the program, and the file's name. "NAME" stands for the package's folder.
+        files: other files, by name, with their templates.
+        library: what the package needs, in words.
+        has_decode: whether the library has TFLite Micro's DECODE.
+        header: to include first, so that Arduino finds the library.
+    """
+
+    name: str
+    folder: str
+    main: tuple[str, str]
+    files: Mapping[str, str]
+    library: str
+    has_decode: bool
+    header: str = ""
+
+
+_SOURCES = {
+    "network.h": "network.h",
+    "network.cpp": "network.cpp",
+    "self_test.h": "self_test.h",
+    "self_test.cpp": "self_test.cpp",
+}
+PACKAGES = {
+    package.name: package
+    for package in (
+        Package(
+            "cmake",
+            "src",
+            ("main.cpp", "main.cpp"),
+            {"CMakeLists.txt": "cmake.txt"},
+            "a checkout of tflite-micro",
+            True,
+        ),
+        Package(
+            "esp-idf",
+            "main",
+            ("main.cpp", "main.cpp"),
+            {
+                "CMakeLists.txt": "esp_project.txt",
+                "main/CMakeLists.txt": "esp_main.txt",
+                "main/idf_component.yml": "idf_component.yml",
+            },
+            "the component espressif/esp-tflite-micro",
+            False,
+        ),
+        Package(
+            "arduino",
+            "",
+            ("NAME.ino", "sketch.ino"),
+            {},
+            "the library Arduino_TensorFlowLite",
+            False,
+            header="TensorFlowLite.h",
+        ),
+        Package(
+            "zephyr",
+            "src",
+            ("main.cpp", "main.cpp"),
+            {"CMakeLists.txt": "zephyr.txt", "prj.conf": "prj.conf"},
+            "Zephyr's module tflite-micro",
+            False,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Examples, with the outputs that a file gives for them.
+
+    Attributes:
+        inputs, outputs: for each input and output [n, values], in the file's types.
+        tolerance: how many steps other kernels may be apart.
+    """
+
+    inputs: list[np.ndarray]
+    outputs: list[np.ndarray]
+    tolerance: int = 0
+
+    @classmethod
+    def of(cls, interface: Interface, inputs: np.ndarray, outputs: np.ndarray, tolerance: int) -> SelfTest:
+        """A test of examples [n, ...] and their outputs, as :class:`Interface` has them."""
+        return cls(_parts(inputs, interface.inputs), _parts(outputs, interface.outputs), tolerance)
+
+
+def _parts(examples: np.ndarray, details: Sequence[Detail]) -> list[np.ndarray]:
+    parts = split(examples, [detail["shape"] for detail in details])
+    return [
+        part.reshape(len(part), -1).astype(detail["dtype"])
+        for part, detail in zip(parts, details, strict=True)
+    ]
+
+
+def examples_of_test(interface: Interface) -> int:
+    """The number of examples in a self-test: fewer if inputs are large."""
+    size = sum(int(np.prod(each["shape"])) * np.dtype(each["dtype"]).itemsize for each in interface.inputs)
+    return max(1, min(MOST_EXAMPLES, MOST_TEST_BYTES // size))
+
+
+def package_paths(name: str, folder: Path) -> list[Path]:
+    """The files of a package in a folder."""
+    package = PACKAGES[name]
+    sources = folder / package.folder
+    names = [*_SOURCES, "model.h", "model.cpp", package.main[0].replace("NAME", folder.name)]
+    others = ["README.md", *package.files]
+    return [*(folder / each for each in others), *(sources / each for each in names)]
+
+
+def package_files(
+    name: str,
+    folder: Path,
+    tflite: bytes,
+    test: SelfTest,
+    *,
+    title: str,
+    arena_bytes: int | None,
+    runtime: str,
+    preprocess: tuple[float, float],
+    classes: Sequence[str] = (),
+    front_code: dict[str, str] | None = None,
+    columns: int = 0,
+) -> dict[Path, str]:
+    """The files of a package, by path.
+
+    Args:
+        folder: of the package.
+        title: the model's name.
+        arena_bytes: as for :func:`lqconvert.tflite.c_source.c_sources`.
+        runtime: what the file was verified in; empty if it was not.
+        preprocess: scale and offset of raw pixels.
+        classes: their names, in the order of the output.
+        front_code: code that scales the columns of the input, if the program has to.
+        columns: their number.
+    """
+    package, interface, names = PACKAGES[name], Interface.of(tflite), operators(tflite)
+    templates = files("lqconvert").joinpath("templates/package")
+    declaration, *adders = resolver_lines(names)
+    is_image = len(interface.inputs) == 1 and len(interface.inputs[0]["shape"]) == 4 and not columns
+    inputs, outputs = (
+        [_port(detail, rows) for detail, rows in zip(details, values, strict=True)]
+        for details, values in ((interface.inputs, test.inputs), (interface.outputs, test.outputs))
+    )
+    fields: dict[str, Any] = {
+        "package": name,
+        "title": c_comment(title),
+        "size": len(tflite),
+        "arena": ARENA_GUESS if arena_bytes is None else with_margin(arena_bytes),
+        "measured": arena_bytes is not None,
+        "operators": names,
+        "runtime": runtime,
+        "library": package.library,
+        "library_header": package.header,
+        "build": (templates / f"build-{name}.md").read_text(encoding="utf-8").rstrip(),
+        "resolver": declaration,
+        "adders": [line.rstrip(";") for line in adders],
+        "inputs": inputs,
+        "outputs": outputs,
+        "pixels": {"scale": float(preprocess[0]), "offset": float(preprocess[1])} if is_image else None,
+        "classes": [c_string(each) for each in classes],
+        "columns": columns,
+        "stateful": keeps_state(tflite),
+        "examples": len(test.inputs[0]),
+        "tolerance": test.tolerance,
+    }
+    sources = folder / package.folder
+    header, body = c_sources(tflite, sources / "model.tflite", arena_bytes, front_code).items()
+    main, template = package.main
+    rendered = {
+        folder / "README.md": "README.md",
+        **{folder / path: template for path, template in package.files.items()},
+        **{sources / path: template for path, template in _SOURCES.items()},
+        sources / main.replace("NAME", folder.name): template,
+    }
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    texts = {}
+    for path, each in rendered.items():
+        source = (templates / each).read_text(encoding="utf-8")
+        texts[path] = environment.from_string(source).render(fields) + "\n"
+    return {**texts, header[0]: header[1], sources / "model.cpp": body[1]}
+
+
+def _port(detail: Detail, rows: np.ndarray) -> dict[str, Any]:
+    """An input or output and its values in the self-test, as the templates take them."""
+    kind = np.dtype(detail["dtype"])
+    is_float = kind.kind == "f"
+    values = [[f"{float(v)!r}f" if is_float else str(int(v)) for v in row] for row in rows]
+    return {
+        "name": c_comment(detail["name"]),
+        "type": kind.name,
+        "ctype": "float" if is_float else f"{kind.name}_t",
+        "shape": "x".join(str(n) for n in detail["shape"]),
+        "size": rows.shape[1],
+        "rows": [f"{{{', '.join(row)}}}" for row in values],
+    }

@@ -1,0 +1,212 @@
+"""Packages: folders that build, with a self-test."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tf_keras
+from click.testing import CliRunner
+from tf_keras import layers
+
+import lqconvert
+from lqconvert import LqError, export_codes
+from lqconvert.cli import options
+from lqconvert.cli.main import main
+from lqconvert.runtime.tflm import invoke_micro
+from lqconvert.tflite.flatbuffer import read
+from lqconvert.tflite.interface import Interface
+from lqconvert.tflite.packages import PACKAGES, examples_of_test, package_paths
+
+pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only")
+
+FLAGS = ["-std=c++17", "-DTF_LITE_STATIC_MEMORY", "-fno-rtti", "-fno-exceptions"]
+WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def codes(run):
+    return run[1] / "digits.codes.npz"
+
+
+@pytest.fixture(scope="module")
+def several(once):
+    """The codes of a recurrent model with two inputs and two outputs."""
+
+    def quantized(folder):
+        rng = np.random.default_rng(0)
+        words, numbers = layers.Input((6,), dtype="int32", name="words"), layers.Input((4,), name="numbers")
+        x = layers.LSTM(4)(layers.Embedding(20, 4)(words))
+        x = layers.Concatenate()([x, layers.Dense(3, name="shared")(numbers)])
+        outputs = [layers.Dense(2, name="first")(x), layers.Dense(3, "softmax", name="second")(x)]
+        model = tf_keras.Model([words, numbers], outputs)
+        x = {"words": rng.integers(0, 20, (200, 6)), "numbers": rng.normal(0, 1, (200, 4)).astype(np.float32)}
+        np.savez(folder / "x.npz", **x)
+        settings = {"scheme": lqconvert.LSQ(), "epochs": 1}
+        lqconvert.quantize(model, folder / "x.npz", folder / "m.tflite", **settings)
+
+    folder, _ = once("several", quantized)
+    return folder / "m.codes.npz"
+
+
+def made(codes, folder, package, **settings):
+    target = "tflm" if package == "cmake" else "tflm-no-decode"
+    export_codes(codes, folder / "m.tflite", targets=[target], package=package, **settings)
+    return folder / f"m-{package}"
+
+
+def checked(folder, tmp_path):
+    """Checks the syntax of all sources, against declarations of what they use of the library."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    sources = [*folder.rglob("*.cpp"), *folder.rglob("*.ino")]
+    texts = "".join(path.read_text() for path in sources)
+    headers = {
+        *re.findall(r'#include "(tensorflow/.*)"', texts),
+        *re.findall(r"#include <(Tensor.*)>", texts),
+    }
+    for header in headers:
+        (tmp_path / "include" / header).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "include" / header).write_text('#include "tflm_declarations.h"\n')
+    (tmp_path / "Arduino.h").write_text("void delay(int);\n")
+    includes = [f"-I{each}" for each in (tmp_path / "include", HERE, folder)]
+    for source in sources:
+        added = ["-include", str(tmp_path / "Arduino.h"), "-x", "c++"] if source.suffix == ".ino" else []
+        command = ["g++", *FLAGS, *WARNINGS, "-fsyntax-only", *includes, *added, str(source)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    return sources
+
+
+def test_the_command_line_has_all_packages():
+    assert tuple(PACKAGES) == options.PACKAGES
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_sources_fit_the_library(package, codes, tmp_path):
+    folder = made(codes, tmp_path, package, data="digits")
+    assert len(checked(folder, tmp_path)) == 4
+    there = [path for path in folder.rglob("*") if path.is_file()]
+    assert sorted(there) == sorted(package_paths(package, folder))
+    assert all("made by lqconvert" in path.read_text() or path.name == "model.cpp" for path in there)
+    assert f"static_cast<{package}" not in (folder / "README.md").read_text()
+
+
+def test_several_inputs_with_a_state(several, tmp_path):
+    folder = made(several, tmp_path, "cmake")
+    checked(folder, tmp_path)
+    header = (folder / "src/network.h").read_text()
+    assert "// Input 0: int32 1x6 words" in header
+    assert "// Output 1: int8 1x3 second" in header
+    assert "bool Reset();" in header
+    assert "SetPixels" not in header
+    assert "network.SetCodes(input_1[example], 1);" in (folder / "src/self_test.cpp").read_text()
+
+
+def arrays(text, name):
+    """The values of an array in a self-test."""
+    body = re.search(rf"{name}\[kExamples\]\[\d+\] = {{(.*?)}};", text, re.DOTALL)[1]
+    return np.array([row.split(",") for row in re.findall(r"{(.*?)}", body)], float)
+
+
+def test_the_outputs_are_those_of_tflite_micro(codes, tmp_path):
+    folder = made(codes, tmp_path, "cmake", data="digits")
+    text = (folder / "src/self_test.cpp").read_text()
+    inputs, outputs = arrays(text, "input_0"), arrays(text, "output_0")
+    assert len(inputs) == 16
+    assert "constexpr int kTolerance = 0;" in text
+    found = invoke_micro((tmp_path / "m.tflite").read_bytes(), inputs.reshape(-1, 8, 8, 1).astype(np.int8))
+    np.testing.assert_array_equal(found.reshape(16, -1), outputs)
+    assert len(np.unique(outputs.argmax(axis=1))) > 5  # of several classes
+
+
+def test_large_inputs_make_a_shorter_test():
+    detail = {"name": "x", "shape": np.array([1, 96, 96, 3]), "dtype": np.int8, "quantization": (1.0, 0)}
+    assert examples_of_test(Interface([detail], [])) == 2
+    detail["shape"] = np.array([1, 224, 224, 3])
+    assert examples_of_test(Interface([detail], [])) == 1
+
+
+def test_names_of_classes_are_only_text(codes, tmp_path):
+    """They come from folders of images: of strangers."""
+    hostile = 'a"; system("rm"); //\n??/ é \x1b'
+    images, labels = lqconvert.load_data("digits", (8, 8, 1), 10).test.arrays()
+    names = [hostile, *map(str, range(1, 10))]
+    data = tmp_path / "data"
+    from PIL import Image
+
+    for image, label in zip(images[:60], labels[:60], strict=True):
+        folder = data / names[label].replace("/", "_").replace("\n", " ")
+        folder.mkdir(parents=True, exist_ok=True)
+        count = len(list(folder.iterdir()))
+        Image.fromarray(image[..., 0].astype("uint8")).save(folder / f"{count}.png")
+    if len(list(data.iterdir())) < 10:
+        pytest.skip("the first images have too few classes")
+    folder = made(codes, tmp_path, "cmake", data=data)
+    text = (folder / "src/network.cpp").read_text()
+    assert "kClasses[10] = {" in text
+    checked(folder, tmp_path)
+    assert 'system("rm")' not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "litert", "--package", "cmake"], "no cmake package for litert"),
+        (["--target", "ethos-u55-128", "--package", "zephyr"], "no zephyr package for ethos-u55-128"),
+        (["--target", "tflm", "--package", "arduino"], "has no DECODE; use --target tflm-no-decode"),
+    ],
+)
+def test_mistakes(arguments, message, codes, tmp_path):
+    path = tmp_path / "m.tflite"
+    result = CliRunner().invoke(main, ["export", str(codes), *arguments, "-o", str(path)])
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_files_are_not_replaced(codes, tmp_path):
+    folder = made(codes, tmp_path, "zephyr")
+    (folder / "src/network.cpp").write_text("// mine\n")
+    with pytest.raises(LqError, match=r"network\.cpp: exists, and lqconvert did not write it"):
+        made(codes, tmp_path, "zephyr")
+    (folder / "src/network.cpp").unlink()
+    made(codes, tmp_path, "zephyr")
+    with pytest.raises(LqError, match="package 'make': not one of cmake, esp-idf, arduino, zephyr"):
+        made(codes, tmp_path, "make")
+
+
+def built(folder, build):
+    """The end of a cmake package's self-test."""
+    configure = ["cmake", "-S", folder, "-B", build, f"-DTFLM_DIR={os.environ['TFLM_ROOT']}"]
+    for command in (configure, ["cmake", "--build", build]):
+        subprocess.run(command, check=True, capture_output=True)
+    return subprocess.run([build / "self_test"], capture_output=True, text=True)
+
+
+@pytest.mark.skipif(
+    "TFLM_ROOT" not in os.environ or shutil.which("cmake") is None,
+    reason="needs cmake and TFLM_ROOT, a checkout of tflite-micro with its library (make microlite)",
+)
+@pytest.mark.parametrize("which", ["codes", "several"])
+def test_the_self_test_passes_and_finds_a_changed_byte(which, tmp_path, request):
+    folder = made(request.getfixturevalue(which), tmp_path, "cmake")
+    done = built(folder, tmp_path / "build")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"PASS: \d+ examples, \d+ bytes of arena", done.stderr)
+    # The bias of the last layer, which every output has.
+    tflite, source = (tmp_path / "m.tflite").read_bytes(), folder / "src/model.cpp"
+    graph = read(tflite).main
+    last = next(each for each in reversed(graph.operators) if each.name == "FULLY_CONNECTED")
+    bias = graph.tensors[last.inputs[2]].buffer.content
+    text = source.read_text()
+    place = list(re.finditer(r"0x(\w\w)", text))[tflite.index(bias) + 1]
+    changed = f"{int(place[1], 16) ^ 0x55:02x}"
+    source.write_text(text[: place.start(1)] + changed + text[place.end(1) :])
+    done = built(folder, tmp_path / "build")
+    assert done.returncode == 1
+    assert "FAIL: " in done.stderr
