@@ -189,3 +189,18 @@ def test_a_name_that_begins_no_scope_of_tensorflows(tmp_path):
         file["model_weights"][name].attrs["weight_names"] = [f"{name}/kernel:0", f"{name}/bias:0"]
         file["model_weights"][name].move("plain", name)
     rewrite(fold(load_model(tmp_path / "m.h5")))
+
+
+@pytest.mark.parametrize("activation", ["relu", None])
+def test_a_sequential_model_is_rewritten_as_the_functional_one(activation):
+    tf_keras.utils.set_random_seed(0)
+    model = tf_keras.Sequential(
+        [tf_keras.layers.Input((6,)), *map(tf_keras.layers.Dense, (8, 3), (activation, None))]
+    )
+    x = np.random.default_rng(0).normal(0, 1, (32, 6)).astype(np.float32)
+    files = []
+    for each in (model, tf_keras.Model(model.inputs, model.outputs)):
+        quantized = rewrite(each)
+        calibrate(quantized, [x])
+        files.append(export(quantized).tflite)
+    assert files[0] == files[1]

@@ -1,5 +1,6 @@
 """Packages: folders that build, with a self-test."""
 
+import importlib.metadata
 import os
 import re
 import shutil
@@ -17,9 +18,12 @@ from lqconvert import LqError, export_codes
 from lqconvert.cli import options
 from lqconvert.cli.main import main
 from lqconvert.runtime.tflm import invoke_micro
+from lqconvert.runtime.verify import Limits
+from lqconvert.tflite import targets
 from lqconvert.tflite.flatbuffer import read
 from lqconvert.tflite.interface import Interface
 from lqconvert.tflite.packages import PACKAGES, examples_of_test, package_paths
+from lqconvert.tflite.targets import MICRO_PACKAGE
 
 pytest.importorskip("tflite_micro", reason="TFLite Micro's interpreter is for Linux only")
 
@@ -91,9 +95,9 @@ def test_sources_fit_the_library(package, codes, tmp_path):
     folder = made(codes, tmp_path, package, data="digits")
     assert len(checked(folder, tmp_path)) == 4
     there = [path for path in folder.rglob("*") if path.is_file()]
-    assert sorted(there) == sorted(package_paths(package, folder))
-    assert all("made by lqconvert" in path.read_text() or path.name == "model.cpp" for path in there)
-    assert f"static_cast<{package}" not in (folder / "README.md").read_text()
+    own, users = package_paths(package, folder)
+    assert sorted(there) == sorted([*own, *users])
+    assert all("made by lqconvert" in path.read_text() or path.name == "model.cpp" for path in own)
 
 
 def test_several_inputs_with_a_state(several, tmp_path):
@@ -118,7 +122,7 @@ def test_the_outputs_are_those_of_tflite_micro(codes, tmp_path):
     text = (folder / "src/self_test.cpp").read_text()
     inputs, outputs = arrays(text, "input_0"), arrays(text, "output_0")
     assert len(inputs) == 16
-    assert "constexpr int kTolerance = 0;" in text
+    assert "output_0[example], 0.0f)" in text
     found = invoke_micro((tmp_path / "m.tflite").read_bytes(), inputs.reshape(-1, 8, 8, 1).astype(np.int8))
     np.testing.assert_array_equal(found.reshape(16, -1), outputs)
     assert len(np.unique(outputs.argmax(axis=1))) > 5  # of several classes
@@ -157,6 +161,10 @@ def test_names_of_classes_are_only_text(codes, tmp_path):
     ("arguments", "message"),
     [
         (["--target", "litert", "--package", "cmake"], "no cmake package for litert"),
+        (
+            ["--target", "int8", "--board", "esp32"],
+            "the RAM of a file for int8 is not known; use --target tflm",
+        ),
         (["--target", "ethos-u55-128", "--package", "zephyr"], "no zephyr package for ethos-u55-128"),
         (["--target", "tflm", "--package", "arduino"], "has no DECODE; use --target tflm-no-decode"),
     ],
@@ -169,15 +177,58 @@ def test_mistakes(arguments, message, codes, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_files_are_not_replaced(codes, tmp_path):
+def test_what_the_user_has_changed_stays(codes, tmp_path):
     folder = made(codes, tmp_path, "zephyr")
-    (folder / "src/network.cpp").write_text("// mine\n")
+    program, network = folder / "src/main.cpp", folder / "src/network.cpp"
+    program.write_text("// my program\n")
+    generated = network.read_text()
+    network.write_text(f"{generated}// a change\n")
+    made(codes, tmp_path, "zephyr")
+    assert program.read_text() == "// my program\n"
+    assert network.read_text() == generated
+    network.write_text("// mine\n")
     with pytest.raises(LqError, match=r"network\.cpp: exists, and lqconvert did not write it"):
         made(codes, tmp_path, "zephyr")
-    (folder / "src/network.cpp").unlink()
-    made(codes, tmp_path, "zephyr")
+    shutil.rmtree(folder)
+    folder.write_text("a file")
+    with pytest.raises(LqError, match="m-zephyr: is a file; a folder of that name"):
+        made(codes, tmp_path, "zephyr")
     with pytest.raises(LqError, match="package 'make': not one of cmake, esp-idf, arduino, zephyr"):
         made(codes, tmp_path, "make")
+    with pytest.raises(LqError, match="Arduino takes only letters"):
+        export_codes(codes, tmp_path / "a (1).tflite", targets=["int8"], package="arduino")
+
+
+def test_the_first_target_that_the_library_runs_is_packed(codes, tmp_path, caplog):
+    settings = {"targets": ["litert", "tflm", "tflm-no-decode"], "package": "zephyr"}
+    exports = export_codes(codes, tmp_path / "m.tflite", **settings)
+    text = (tmp_path / "m-zephyr/src/model.h").read_text()
+    assert "AddDecode" not in text
+    assert f"g_model_len = {exports.files[2].proven.size};" in text
+    assert str(tmp_path / "m-zephyr/src/model.h") in exports.written
+    # RAM is limited where it is known, and said not to be where it is not.
+    settings = {"targets": ["litert", "tflm-no-decode"], "limits": Limits(max_ram=1 << 20)}
+    export_codes(codes, tmp_path / "n.tflite", **settings)
+    assert "the RAM of the file for litert is not limited" in caplog.text
+
+
+def test_the_arena_of_an_int8_file_is_measured(codes, tmp_path):
+    export_codes(codes, tmp_path / "m.tflite", targets=["int8"], package="zephyr")
+    arena = int(re.search(r"arena\[(\d+)\]", (tmp_path / "m-zephyr/src/network.cpp").read_text())[1])
+    assert 3_000 < arena < 10_000
+
+
+@pytest.mark.parametrize(("io", "unit"), [("int8", 3.0), ("int16", 384.0), ("float32", 3 / 256)])
+def test_the_tolerance_is_in_steps(io, unit, codes, tmp_path, monkeypatch):
+    """Without TFLite Micro's interpreter, outputs are LiteRT's; int8's step of a softmax is 1/256."""
+    version = importlib.metadata.version
+    monkeypatch.setattr(targets, "_version", lambda name: "" if name == MICRO_PACKAGE else version(name))
+    folder = made(codes, tmp_path, "cmake", io=io)
+    text = (folder / "src/self_test.cpp").read_text()
+    tolerance = float(re.search(r"output_0\[example\], ([\d.]+)f\)", text)[1])
+    assert tolerance == pytest.approx(unit, rel=0.01)
+    assert "within some steps: not verified" in (folder / "README.md").read_text()
+    checked(folder, tmp_path)
 
 
 def built(folder, build):

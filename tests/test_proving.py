@@ -193,7 +193,7 @@ def test_what_is_preferred_is_no_limit(prefer, dense):
     _, verified = verify(dense, target("tflm", prefer=prefer), INPUTS, ["only"], Limits())
     assert [row.packing for row in verified.kernels] == ["int8"]
     assert verified.arena_bytes <= verified.int8_arena_bytes
-    assert "bytes of arena" in verified.refused[0] or "times int8's latency" in verified.refused[0]
+    assert (prefer == "latency") == (verified.refused == [])  # nothing is tried that takes time
     with pytest.raises(LqError, match="prefer 'size': not one of flash, ram, latency"):
         target("tflm", prefer="size")
 

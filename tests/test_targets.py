@@ -16,6 +16,7 @@ from lqconvert.cli.main import main
 from lqconvert.exporting.codes import Int8File
 from lqconvert.runtime.ethos_u import compiled
 from lqconvert.runtime.tflm import invoke_micro
+from lqconvert.runtime.verify import Limits
 from lqconvert.tflite import command_stream
 from lqconvert.tflite.boards import BOARDS
 from lqconvert.tflite.c_source import operators
@@ -175,6 +176,22 @@ def test_other_codes_are_found(accelerator, change, network, vela):
         check_weights(file, source, accelerator)
 
 
+def test_weights_for_16_bit_activations(vela):
+    """They have another order."""
+    model = tf_keras.Sequential([layers.Input((8, 8, 3)), layers.Conv2D(20, 3), layers.Conv2D(12, 3)])
+    quantized = lqconvert.rewrite(model, lqconvert.LSQ(), activations=16)
+    lqconvert.calibrate(quantized, [np.random.default_rng(0).normal(0, 1, (8, 8, 8, 3)).astype(np.float32)])
+    tflite = lqconvert.export(quantized).tflite
+    source, file = read(tflite), read(compiled(tflite, NPU).tflite)
+    check_weights(file, source, NPU)
+    found = [
+        command_stream._place(each, *command_stream._volume(k), NPU) is not None
+        for each in convolutions(file, NPU)
+        for k in kernels(source)
+    ]
+    assert sum(found) == 2
+
+
 def test_what_stays_on_the_cpu_is_named(vela):
     """Vela leaves lookups to the CPU."""
     words = layers.Input((6,), dtype="int32")
@@ -256,6 +273,16 @@ def test_a_missing_compiler_is_named(run, tmp_path, without):
     without(VELA_PACKAGE)
     with pytest.raises(LqError, match="needs ethos-u-vela to compile files: pip install ethos-u-vela"):
         export_codes(run[1] / "digits.codes.npz", tmp_path / "m.tflite", targets=[NPU])
+
+
+def test_what_is_preferred_without_the_interpreter(run, tmp_path, without):
+    """What needs no measurement: no packing takes RAM, and the limit of flash is kept."""
+    without(MICRO_PACKAGE)
+    codes, path = run[1] / "digits.codes.npz", tmp_path / "m.tflite"
+    (file,) = export_codes(codes, path, targets=[lqconvert.target("tflm", prefer="ram")]).files
+    assert {row.packing for row in file.proven.kernels} == {"int8"}
+    with pytest.raises(lqconvert.BudgetMissed, match="1,000 are allowed"):
+        export_codes(codes, path, targets=["tflm"], limits=Limits(max_flash=1000))
 
 
 def test_a_missing_interpreter_is_said(run, tmp_path, without):

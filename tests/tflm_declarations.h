@@ -55,6 +55,7 @@ class MicroMutableOpResolver : public MicroOpResolver {
   TfLiteStatus AddConcatenation();
   TfLiteStatus AddConv2D();
   TfLiteStatus AddDecode();
+  TfLiteStatus AddDequantize();
   TfLiteStatus AddFullyConnected();
   TfLiteStatus AddGather();
   TfLiteStatus AddMaxPool2D();

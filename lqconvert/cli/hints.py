@@ -16,6 +16,7 @@ HINTS = {
     "litert": "with --target litert they stay float",
     "max_drop": "set --max-drop to allow a drop",
     "no_decode": "use --target tflm-no-decode, or int8",
+    "measured": "use --target tflm-no-decode",
     "no_data": "leave out --data",
     "no_preprocess": "leave out --preprocess",
     "raw": "--task raw compares outputs with the float model's",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -337,9 +338,8 @@ def paths_of(output: str | Path, targets: Sequence[Target], settings: OutputSett
         None if settings.package is None else _packaged(Path(output), targets, settings.package),
     )
     paths.check()
-    limits, has_arena = settings.limits, any(target.has_arena for target in targets)
-    if limits is not None and limits.max_ram is not None and not has_arena:
-        raise LqError("RAM cannot be limited on LiteRT: its arena has no fixed size", hint="tflm")
+    if settings.limits is not None and settings.limits.max_ram is not None:
+        _check_arenas(targets)
     if settings.c_array and not sources:
         raise LqError("no C sources for LiteRT: phones load the .tflite itself", hint="tflm")
     for target in targets:
@@ -355,18 +355,34 @@ def paths_of(output: str | Path, targets: Sequence[Target], settings: OutputSett
     return paths
 
 
+def _check_arenas(targets: Sequence[Target]) -> None:
+    """Refuses a limit of RAM if no target's RAM is known, and says for which others it does not hold."""
+    unknown = [target for target in targets if not target.has_arena]
+    if all(target.for_phones for target in targets):
+        raise LqError("RAM cannot be limited on LiteRT: its arena has no fixed size", hint="tflm")
+    if len(unknown) == len(targets):
+        raise LqError(f"the RAM of a file for {unknown[0].name} is not known", hint="measured")
+    for target in unknown:
+        log.warning(f"the RAM of the file for {target.name} is not limited: it is not known")
+
+
 def _packaged(output: Path, targets: Sequence[Target], name: str) -> Packaged:
     """The package of the first target for which there can be one."""
     if name not in PACKAGES:
         raise LqError(f"package '{name}': not one of {', '.join(PACKAGES)}")
+    package = PACKAGES[name]
     possible = [target for target in targets if not (target.for_phones or target.accelerator)]
     if not possible:
-        raise LqError(f"no {name} package for {targets[0].name}: it is not for TFLite Micro", hint="tflm")
-    package = PACKAGES[name]
-    if possible[0].has_decode and not package.has_decode:
+        hint = "tflm" if package.has_decode else "no_decode"
+        raise LqError(f"no {name} package for {targets[0].name}: it is not for TFLite Micro", hint=hint)
+    fitting = [target for target in possible if package.has_decode or not target.has_decode]
+    if not fitting:
         raise LqError(f"{package.library} has no DECODE", hint="no_decode")
     folder = output.with_name(f"{output.stem}-{name}")
-    return Packaged(name, possible[0].name, folder, tuple(package_paths(name, folder)))
+    if name == "arduino" and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", folder.name):
+        raise LqError(f"{folder}: Arduino takes only letters, digits, '_', '-' and '.' in a sketch's name")
+    files, users = package_paths(name, folder)
+    return Packaged(name, fitting[0].name, folder, tuple(files), tuple(users))
 
 
 def _check_integer(kept: dict[str, str], targets: Sequence[Target], strict: bool) -> None:

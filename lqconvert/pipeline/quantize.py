@@ -36,6 +36,7 @@ from lqconvert.runtime.verify import (
     Limits,
     deployed,
     examples_in,
+    execute,
     run,
     smallest,
     verify,
@@ -62,8 +63,6 @@ if TYPE_CHECKING:
     from lqconvert.pipeline.settings import ExportKeywords, QuantizeKeywords
 
 log = logging.getLogger(__name__)
-#: The steps by which TFLite Micro's outputs may differ from LiteRT's, which rounds differently.
-KERNELS_APART = 3
 
 
 def quantize(
@@ -125,7 +124,7 @@ def quantize(
                 f"starting from the beginning, although {ready.paths.checkpoint} has an interrupted run",
                 extra={"hint": "resume"},
             )
-        make_folders(ready.paths.all())
+        make_folders([ready.paths.first, ready.paths.page or ready.paths.first])
         with locked(ready.paths.first):
             finetuned = _learn(ready, distribution, deadline, progress, tick)
             _judge(ready, finetuned)
@@ -313,6 +312,7 @@ def _export(ready: Prepared, finetuned: Finetuned) -> Report:
         **page,
         paths.report: lambda path: path.write_bytes(report.to_json().encode()),
     }
+    make_folders(writers)
     write_all(writers)
     log.info(f"wrote {', '.join(map(str, writers))}")
     if report.warning:
@@ -419,10 +419,14 @@ def export_codes(
             raise LqError(f"{data_name(data)}: has no labels to score by", hint="no_data")
     border = border_of(int8_file.front, settings.io, 16 if "int16" in types else 8)
     made = _files(int8_file, interface, border, paths, targets, settings.limits or Limits(), loaded, None)
-    make_folders(paths.for_targets())
+    make_folders(made.writers)
     write_all(made.writers)
     return Exports(
-        str(codes), len(int8_file.tflite), made.files, left_out(int8_file.front, border, int8_file.tflite)
+        str(codes),
+        len(int8_file.tflite),
+        made.files,
+        left_out(int8_file.front, border, int8_file.tflite),
+        [str(path) for path in made.writers],
     )
 
 
@@ -478,10 +482,10 @@ def _files(
             made.first = made.first or (part, outputs)
             if answers is not None:
                 float_scores = data.heads.scores(answers, labels, answers)
-        made.files.append(TargetFile(str(path), scores, float_scores, scored, verified))
         made.writers[path] = _writer(tflite)
         path, tflite = paths.deployed(target.name), deployed(tflite, target)
         made.writers[path] = _writer(tflite)
+        made.files.append(TargetFile(str(path), scores, float_scores, scored, verified))
         if paths.gzip:
             made.writers[paths.download(target.name)] = _writer(gzipped(tflite))
         sources: dict[Path, str] = {}
@@ -489,19 +493,20 @@ def _files(
             sources = c_sources(tflite, path, verified.arena_bytes, front_code)
         if paths.package is not None and paths.package.target == target.name:
             front = None if front_code is None else int8_file.front
-            sources |= package_files(
+            test = _self_test(int8_file, tflite, inputs, border)
+            texts = package_files(
                 paths.package.name,
                 paths.package.folder,
                 tflite,
-                _self_test(int8_file, tflite, inputs, border),
+                test,
                 title=paths.first.stem,
-                arena_bytes=verified.arena_bytes,
-                runtime=verified.runtime,
+                arena_bytes=verified.arena_bytes or test.arena_bytes,
                 preprocess=int8_file.preprocess,
                 classes=[] if data is None else data.class_names,
                 front_code=front_code,
                 columns=0 if front is None else len(front.center),
             )
+            sources |= {source: texts[source] for source in paths.packaged}
         for source, text in sources.items():
             made.writers[source] = _writer(text.encode())
     return made
@@ -509,12 +514,13 @@ def _files(
 
 def _self_test(int8_file: Int8File, tflite: bytes, inputs: np.ndarray, border: Border) -> SelfTest:
     """Some inputs of a file, and its outputs: TFLite Micro's, or the int8 file's in LiteRT without that."""
-    interface = Interface.of(tflite)
-    entering, _ = Passage(border, int8_file.tflite).into(inputs[: examples_of_test(interface)])
+    passage = Passage(border, int8_file.tflite)
+    entering, _ = passage.into(inputs[: examples_of_test(passage.outer)])
     micro = TFLM.is_installed
     ran, on = (tflite, TFLM) if micro else (border.around(int8_file.tflite), LITERT)
-    outputs, _ = run(ran, on, [(entering, np.zeros(len(entering)))])
-    return SelfTest.of(interface, entering, outputs, 0 if micro else KERNELS_APART)
+    executed = execute(ran, on, entering)
+    (outputs, *_) = executed.outputs.values()
+    return SelfTest.of(passage, entering, outputs, runtime=on.runtime, arena_bytes=executed.arena_bytes)
 
 
 def _mixed(split: Split) -> np.ndarray:

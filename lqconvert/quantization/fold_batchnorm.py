@@ -234,14 +234,16 @@ def fold(model: tf_keras.Model) -> tf_keras.Model:
     """Rewrites a model into an equal one of TFLite's operations, with BatchNormalization folded.
 
     Args:
-        model: a flat functional float model from :func:`lqconvert.keras_loader.load.load_model`. A folded
-            model is returned as it is.
+        model: a flat functional or Sequential float model, as from
+            :func:`lqconvert.keras_loader.load.load_model`. A folded model is returned as it is.
 
     Raises:
         LqError: if a layer cannot be expressed, or the folded model's outputs differ on random inputs.
     """
     if hasattr(model, "given_outputs"):
         return model
+    if isinstance(model, tf_keras.Sequential):  # its layers lack the input
+        model = tf_keras.Model(model.inputs, model.outputs, name=model.name)
     _check_batch_norm_axes(model)
     folded = transform(
         model,

@@ -163,8 +163,8 @@ def rewrite(
     other model. The schemes' penalties are among its ``losses``.
 
     Args:
-        model: a float tf_keras model from :func:`lqconvert.load_model`: functional, flat, without layers that
-            act in training only. It is folded first (:func:`fold`), if it is not yet.
+        model: a float tf_keras model, as from :func:`lqconvert.load_model`: functional or Sequential, flat,
+            without layers that act in training only. It is folded first (:func:`fold`), if it is not yet.
         scheme: how weight scales are learned; ``LSQ()``, 8 bits, by default.
         granularity: which weights share a scale; one of GRANULARITIES. "mixed" is one scale for a Dense
             kernel, unless the sizes of its output channels differ much, and one for each output channel

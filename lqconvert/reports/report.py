@@ -107,6 +107,7 @@ class Exports(Shown):
     int8_size: int
     files: list[TargetFile]
     front_code: dict[str, str] | None  # as in a report
+    written: list[str]  # all files
 
     def to_json(self) -> str:
         """As JSON. The first score of each file has an entry of its own, for scripts."""
@@ -136,6 +137,7 @@ class Exports(Shown):
             yield from notes(file)
         if self.front_code is not None:
             yield "your program has to scale the columns of the input: front_code in the JSON has the code"
+        yield f"wrote {', '.join(self.written)}"
 
 
 def _latency(verified: Verified) -> str:

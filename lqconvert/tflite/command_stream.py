@@ -26,6 +26,7 @@ _CONFIG, _COMMANDS = 1, 2
 #: Commands that do something. All others set a register.
 _CONVOLUTION, _DEPTHWISE, _DMA = 0x002, 0x003, 0x010
 #: Registers of 16 bits.
+_IFM_PRECISION = 0x105
 _IFM_DEPTH, _OFM_DEPTH, _BLOCK_DEPTH = 0x104, 0x113, 0x117
 _KERNEL_WIDTH, _KERNEL_HEIGHT, _KERNEL_FLAGS = 0x120, 0x121, 0x122
 _WEIGHT_REGION, _DMA_FROM_REGION, _DMA_TO_REGION = 0x128, 0x130, 0x131
@@ -46,6 +47,7 @@ class Convolution:
         block_depth: the output channels that are computed together, of which the order of weights depends.
         by_part: whether weights are ordered by parts of the kernel, rather than by input channels.
         dilation: of height and width.
+        input_bits: 8 or 16.
         weights: the decoded weights of each core, in the NPU's order, with zeros where it fills up.
     """
 
@@ -54,6 +56,7 @@ class Convolution:
     block_depth: int
     by_part: bool
     dilation: tuple[int, int]
+    input_bits: int
     weights: list[np.ndarray]
 
 
@@ -66,7 +69,12 @@ def check_weights(compiled: Model, source: Model, accelerator: str) -> None:
     Raises:
         LqError: if codes differ.
     """
-    missing = {number: _volume(kernel) for number, kernel in enumerate(kernels(source))}
+    on_cpu = [kernel.codes for kernel in kernels(compiled)]
+    missing = {
+        number: _volume(kernel)
+        for number, kernel in enumerate(kernels(source))
+        if not any(np.array_equal(kernel.codes, codes) for codes in on_cpu)
+    }
     found = {number: np.zeros(len(volume), bool) for number, (volume, _) in missing.items()}
     others = []
     for convolution in convolutions(compiled, accelerator):
@@ -139,7 +147,7 @@ def _in_order(volume: np.ndarray, convolution: Convolution, accelerator: str) ->
         -(-convolution.block_depth // len(convolution.weights)),
         convolution.depthwise,
         convolution.by_part,
-        8,  # bits of the inputs
+        convolution.input_bits,
         height,
         width,
     )
@@ -192,6 +200,7 @@ def _replayed(compiled: Model, operator: Operator, is_u85: bool) -> Iterator[Con
                 block_depth=low[_BLOCK_DEPTH] + 1,
                 by_part=bool(flags & 4),
                 dilation=(1 + (flags >> 4 & 1), 1 + (flags >> 3 & 1)),
+                input_bits=8 << (low[_IFM_PRECISION] >> 2 & 3),
                 weights=[_decoded(part) for part in parts],
             )
         else:

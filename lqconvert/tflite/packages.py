@@ -13,12 +13,15 @@ from jinja2 import Environment, StrictUndefined
 
 from lqconvert.tflite.c_source import c_sources, keeps_state, operators, resolver_lines, with_margin
 from lqconvert.tflite.interface import Detail, Interface, split
+from lqconvert.tflite.io_types import FLOAT_NOISE, Passage
 from lqconvert.utils.text import c_comment, c_string
 
 #: The number of examples in a self-test, if their inputs take no more flash than this.
 MOST_EXAMPLES, MOST_TEST_BYTES = 16, 64_000
 #: The arena of a model whose arena was not measured.
 ARENA_GUESS = 128 << 10
+#: The steps by which TFLite Micro's outputs may differ from LiteRT's, which rounds differently.
+KERNELS_APART = 3
 
 
 @dataclass(frozen=True)
@@ -99,17 +102,46 @@ class SelfTest:
 
     Attributes:
         inputs, outputs: for each input and output [n, values], in the file's types.
-        tolerance: how many steps other kernels may be apart.
+        tolerances: for each output, how far it may be apart, in codes or (float32) in real values.
+        runtime: what gave the outputs.
+        of_micro: whether that was TFLite Micro.
+        arena_bytes: of TFLite Micro, if it was.
     """
 
     inputs: list[np.ndarray]
     outputs: list[np.ndarray]
-    tolerance: int = 0
+    tolerances: list[float]
+    runtime: str
+    of_micro: bool
+    arena_bytes: int | None
 
     @classmethod
-    def of(cls, interface: Interface, inputs: np.ndarray, outputs: np.ndarray, tolerance: int) -> SelfTest:
-        """A test of examples [n, ...] and their outputs, as :class:`Interface` has them."""
-        return cls(_parts(inputs, interface.inputs), _parts(outputs, interface.outputs), tolerance)
+    def of(
+        cls,
+        passage: Passage,
+        inputs: np.ndarray,
+        outputs: np.ndarray,
+        *,
+        runtime: str,
+        arena_bytes: int | None,
+    ) -> SelfTest:
+        """A test of examples [n, ...] and their outputs, as the outer :class:`Interface` has them."""
+        inner, outer = passage.inner, passage.outer
+        of_micro = arena_bytes is not None
+        steps = 0 if of_micro else KERNELS_APART
+        tolerances = [
+            _tolerance(steps, code, shown) for code, shown in zip(inner.outputs, outer.outputs, strict=True)
+        ]
+        parts = _parts(inputs, outer.inputs), _parts(outputs, outer.outputs)
+        return cls(*parts, tolerances, runtime, of_micro, arena_bytes)
+
+
+def _tolerance(steps: int, inner: Detail, outer: Detail) -> float:
+    """Steps of an output inside a file's border, in its unit outside. Floats may have rounding errors."""
+    inside, outside = inner["quantization"][0], outer["quantization"][0]
+    if np.dtype(outer["dtype"]).kind == "f":
+        return float((steps + FLOAT_NOISE) * inside)
+    return float(round(steps * inside / outside)) if outside else 0.0
 
 
 def _parts(examples: np.ndarray, details: Sequence[Detail]) -> list[np.ndarray]:
@@ -121,18 +153,19 @@ def _parts(examples: np.ndarray, details: Sequence[Detail]) -> list[np.ndarray]:
 
 
 def examples_of_test(interface: Interface) -> int:
-    """The number of examples in a self-test: fewer if inputs are large."""
-    size = sum(int(np.prod(each["shape"])) * np.dtype(each["dtype"]).itemsize for each in interface.inputs)
+    """The number of examples in a self-test: fewer if inputs or outputs are large."""
+    ports = (*interface.inputs, *interface.outputs)
+    size = sum(int(np.prod(each["shape"])) * np.dtype(each["dtype"]).itemsize for each in ports)
     return max(1, min(MOST_EXAMPLES, MOST_TEST_BYTES // size))
 
 
-def package_paths(name: str, folder: Path) -> list[Path]:
-    """The files of a package in a folder."""
+def package_paths(name: str, folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files of a package in a folder: those that lqconvert renews, and those that then are the user's."""
     package = PACKAGES[name]
     sources = folder / package.folder
-    names = [*_SOURCES, "model.h", "model.cpp", package.main[0].replace("NAME", folder.name)]
-    others = ["README.md", *package.files]
-    return [*(folder / each for each in others), *(sources / each for each in names)]
+    own = [sources / each for each in (*_SOURCES, "model.h", "model.cpp")]
+    users = [sources / package.main[0].replace("NAME", folder.name)]
+    return [folder / "README.md", *own], [*users, *(folder / each for each in package.files)]
 
 
 def package_files(
@@ -143,7 +176,6 @@ def package_files(
     *,
     title: str,
     arena_bytes: int | None,
-    runtime: str,
     preprocess: tuple[float, float],
     classes: Sequence[str] = (),
     front_code: dict[str, str] | None = None,
@@ -155,7 +187,6 @@ def package_files(
         folder: of the package.
         title: the model's name.
         arena_bytes: as for :func:`lqconvert.tflite.c_source.c_sources`.
-        runtime: what the file was verified in; empty if it was not.
         preprocess: scale and offset of raw pixels.
         classes: their names, in the order of the output.
         front_code: code that scales the columns of the input, if the program has to.
@@ -165,10 +196,10 @@ def package_files(
     templates = files("lqconvert").joinpath("templates/package")
     declaration, *adders = resolver_lines(names)
     is_image = len(interface.inputs) == 1 and len(interface.inputs[0]["shape"]) == 4 and not columns
-    inputs, outputs = (
-        [_port(detail, rows) for detail, rows in zip(details, values, strict=True)]
-        for details, values in ((interface.inputs, test.inputs), (interface.outputs, test.outputs))
-    )
+    inputs = [_port(*each) for each in zip(interface.inputs, test.inputs, strict=True)]
+    outputs = [_port(*each) for each in zip(interface.outputs, test.outputs, strict=True)]
+    for port, tolerance in zip(outputs, test.tolerances, strict=True):
+        port["tolerance"] = tolerance
     fields: dict[str, Any] = {
         "package": name,
         "title": c_comment(title),
@@ -176,7 +207,9 @@ def package_files(
         "arena": ARENA_GUESS if arena_bytes is None else with_margin(arena_bytes),
         "measured": arena_bytes is not None,
         "operators": names,
-        "runtime": runtime,
+        "runtime": test.runtime,
+        "of_micro": test.of_micro,
+        "is_float": any(port["type"] == "float32" for port in outputs),
         "library": package.library,
         "library_header": package.header,
         "build": (templates / f"build-{name}.md").read_text(encoding="utf-8").rstrip(),
@@ -189,7 +222,6 @@ def package_files(
         "columns": columns,
         "stateful": keeps_state(tflite),
         "examples": len(test.inputs[0]),
-        "tolerance": test.tolerance,
     }
     sources = folder / package.folder
     header, body = c_sources(tflite, sources / "model.tflite", arena_bytes, front_code).items()

@@ -29,12 +29,18 @@ UNFINISHED: set[Path] = set()
 
 @dataclass(frozen=True)
 class Packaged:
-    """A package for a build system (:mod:`lqconvert.tflite.packages`) with a target's file."""
+    """A package for a build system (:mod:`lqconvert.tflite.packages`) with a target's file.
+
+    Attributes:
+        files: those that are written again if the package is made again.
+        users: those that the user may change. They are only written if they do not exist.
+    """
 
     name: str
     target: str
     folder: Path
     files: tuple[Path, ...]
+    users: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,11 @@ class Paths:
 
     @property
     def packaged(self) -> tuple[Path, ...]:
-        return () if self.package is None else self.package.files
+        """The files of the package that are written."""
+        package = self.package
+        if package is None:
+            return ()
+        return (*package.files, *(path for path in package.users if not path.exists()))
 
     def all(self) -> list[Path]:
         page = [] if self.page is None else [self.page]
@@ -111,6 +121,8 @@ class Paths:
             raise LqError(f"{first}: give the name of a .tflite file")
         if page is not None and page.suffix.lower() not in (".html", ".htm"):
             raise LqError(f"{page}: give the report a name that ends in .html")
+        if self.package is not None and self.package.folder.exists() and not self.package.folder.is_dir():
+            raise LqError(f"{self.package.folder}: is a file; a folder of that name is to be written")
         for path in self.all():
             _refuse_irregular(path)
             is_source = path.suffix in SOURCE.suffixes or path in self.packaged

@@ -1,4 +1,5 @@
-// made by lqconvert. Runs the self-test. Put your program in its place: see network.h.
+// Runs the self-test. Put your program in its place: see network.h. (lqconvert made this file, and leaves it as
+// it is if the package is made again.)
 #include "network.h"
 #include "self_test.h"
 #include "tensorflow/lite/micro/micro_log.h"

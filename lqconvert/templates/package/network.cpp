@@ -28,25 +28,25 @@ bool AddOperators() {
 }
 
 template <typename T>
-void Quantize(TfLiteTensor* tensor, size_t place, float value, long low, long high) {
-  const long code = std::lround(value / tensor->params.scale) + tensor->params.zero_point;
+void Store(TfLiteTensor* tensor, size_t place, float code, float low, float high) {
   reinterpret_cast<T*>(tensor->data.raw)[place] =
       static_cast<T>(code < low ? low : code > high ? high : code);
 }
 
 void SetValue(TfLiteTensor* tensor, size_t place, float value) {
+  const float code = std::round(value / tensor->params.scale) + tensor->params.zero_point;
   switch (tensor->type) {
     case kTfLiteInt8:
-      Quantize<int8_t>(tensor, place, value, -128, 127);
+      Store<int8_t>(tensor, place, code, -128, 127);
       break;
     case kTfLiteUInt8:
-      Quantize<uint8_t>(tensor, place, value, 0, 255);
+      Store<uint8_t>(tensor, place, code, 0, 255);
       break;
     case kTfLiteInt16:
-      Quantize<int16_t>(tensor, place, value, -32768, 32767);
+      Store<int16_t>(tensor, place, code, -32768, 32767);
       break;
-    case kTfLiteInt32:
-      reinterpret_cast<int32_t*>(tensor->data.raw)[place] = static_cast<int32_t>(value);
+    case kTfLiteInt32:  // indices
+      Store<int32_t>(tensor, place, value, 0, 2147483520.0f);
       break;
     default:
       reinterpret_cast<float*>(tensor->data.raw)[place] = value;
@@ -63,6 +63,8 @@ float Value(const TfLiteTensor* tensor, size_t place) {
       return (reinterpret_cast<const uint8_t*>(tensor->data.raw)[place] - zero) * scale;
     case kTfLiteInt16:
       return (reinterpret_cast<const int16_t*>(tensor->data.raw)[place] - zero) * scale;
+    case kTfLiteInt32:
+      return reinterpret_cast<const int32_t*>(tensor->data.raw)[place];
     default:
       return reinterpret_cast<const float*>(tensor->data.raw)[place];
   }

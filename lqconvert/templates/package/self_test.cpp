@@ -11,8 +11,9 @@
 namespace {
 
 constexpr int kExamples = {{ examples }};
-// How far an output may be from the expected one, in steps{{ " (the outputs are those of LiteRT, which rounds differently)" if tolerance }}.
-constexpr int kTolerance = {{ tolerance }};
+{% if not of_micro %}
+// The expected outputs are those of LiteRT, which rounds differently. So they may be some steps apart.
+{% endif %}
 
 {% for port in inputs %}
 alignas(8) const {{ port.ctype }} input_{{ loop.index0 }}[kExamples][{{ port.size }}] = {
@@ -29,14 +30,16 @@ alignas(8) const {{ port.ctype }} output_{{ loop.index0 }}[kExamples][{{ port.si
 };
 {% endfor %}
 
+// Whether an output is as expected, within a tolerance. Floats are printed in thousandths.
 template <typename T, size_t N>
-bool Equal(const Network& network, int example, int output, const T (&expected)[N]) {
+bool Equal(const Network& network, int example, int output, const T (&expected)[N], float tolerance) {
+  constexpr int kUnit = static_cast<T>(0.5f) == T{0} ? 1 : 1000;
   const T* found = static_cast<const T*>(network.Codes(output));
   for (size_t i = 0; i < N; ++i) {
-    const auto apart = found[i] > expected[i] ? found[i] - expected[i] : expected[i] - found[i];
-    if (!(apart <= kTolerance)) {
-      MicroPrintf("FAIL: example %d, output %d, place %d: %d, expected %d", example, output,
-                  static_cast<int>(i), static_cast<int>(found[i]), static_cast<int>(expected[i]));
+    const float apart = static_cast<float>(found[i]) - static_cast<float>(expected[i]);
+    if (!(apart <= tolerance && -apart <= tolerance)) {
+      MicroPrintf("FAIL: example %d, output %d, place %d: %d, expected %d{{ " (thousandths)" if is_float }}", example, output,
+                  static_cast<int>(i), static_cast<int>(found[i] * kUnit), static_cast<int>(expected[i] * kUnit));
       return false;
     }
   }
@@ -48,7 +51,10 @@ bool Equal(const Network& network, int example, int output, const T (&expected)[
 bool SelfTest(Network& network) {
   for (int example = 0; example < kExamples; ++example) {
 {% if stateful %}
-    if (!network.Reset()) return false;
+    if (!network.Reset()) {
+      MicroPrintf("FAIL: the model's state cannot be reset");
+      return false;
+    }
 {% endif %}
 {% for port in inputs %}
     network.SetCodes(input_{{ loop.index0 }}[example], {{ loop.index0 }});
@@ -58,7 +64,7 @@ bool SelfTest(Network& network) {
       return false;
     }
 {% for port in outputs %}
-    if (!Equal(network, example, {{ loop.index0 }}, output_{{ loop.index0 }}[example])) return false;
+    if (!Equal(network, example, {{ loop.index0 }}, output_{{ loop.index0 }}[example], {{ port.tolerance }}f)) return false;
 {% endfor %}
   }
   MicroPrintf("PASS: %d examples, %d bytes of arena", kExamples, static_cast<int>(network.ArenaUsed()));
