@@ -262,7 +262,7 @@ def test_the_recipes_are_of_this_version():
     [
         ("lqconvert q", ["quantize"]),
         ("lqconvert check --max-r", ["--max-ram", "--max-rmse", "--max-reconstruction-rmse"]),
-        ("lqconvert quantize --target ", ["litert", "tflm"]),
+        ("lqconvert quantize --target t", ["tflm", "tflm-no-decode"]),
     ],
 )
 def test_bash_completes(line, found):

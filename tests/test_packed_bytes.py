@@ -16,8 +16,8 @@ from lqconvert.tflite.targets import RUNTIMES, target
 PACKED_FOR = {
     "litert": target("litert"),
     "int4 convolutions": target("litert", int4_convolutions=True),
-    "tflm": target("tflm"),
-    "tflm, all stripped": target("tflm", strip_all=True),
+    "tflm": target("tflm", prefer="flash"),
+    "tflm, all stripped": target("tflm", prefer="flash", strip_all=True),
 }
 
 

@@ -317,7 +317,7 @@ def test_cli_passes_its_settings_on(digits, tmp_path):
         "activations": 8,
         "io": "int8",
         "preprocess": "none",
-        "limits": {"max_ram": None, "max_latency": None},
+        "limits": {"max_ram": None, "max_latency": None, "max_flash": None},
         "augmentation": "none",
         "epochs": 1,
         "max_minutes": 5.0,

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -200,7 +199,7 @@ def package_files(
     outputs = [_port(*each) for each in zip(interface.outputs, test.outputs, strict=True)]
     for port, tolerance in zip(outputs, test.tolerances, strict=True):
         port["tolerance"] = tolerance
-    fields: dict[str, Any] = {
+    fields: dict[str, object] = {
         "package": name,
         "title": c_comment(title),
         "size": len(tflite),
@@ -240,7 +239,7 @@ def package_files(
     return {**texts, header[0]: header[1], sources / "model.cpp": body[1]}
 
 
-def _port(detail: Detail, rows: np.ndarray) -> dict[str, Any]:
+def _port(detail: Detail, rows: np.ndarray) -> dict[str, object]:
     """An input or output and its values in the self-test, as the templates take them."""
     kind = np.dtype(detail["dtype"])
     is_float = kind.kind == "f"
