@@ -520,12 +520,7 @@ def pack(
     """
     found, encodings = kernels(model), encodings or Encodings()
     options = [
-        [
-            stored
-            for stored in _options(kernel, packings, forbidden.get(kernel.name, ()), encodings)
-            if room is None or stored.unpacked_bytes(kernel) <= room
-        ]
-        for kernel in found
+        _options(kernel, packings, forbidden.get(kernel.name, ()), encodings, room) for kernel in found
     ]
     chosen = [as_int8(kernel) for kernel in found]
     best = size_of(assemble(model, found, chosen, needless))
@@ -544,12 +539,18 @@ def pack(
 
 
 def _options(
-    kernel: Kernel, packings: Sequence[Packing], forbidden: Collection[str], encodings: Encodings
+    kernel: Kernel,
+    packings: Sequence[Packing],
+    forbidden: Collection[str],
+    encodings: Encodings,
+    room: int | None,
 ) -> list[Stored]:
     """The ways to store a kernel in fewer bytes than as int8, the smallest one first."""
     allowed = [packing for packing in packings if packing.name not in forbidden and packing.fits(kernel)]
     stored = [encodings.of(kernel, packing) for packing in allowed]
     smaller = [each for each in stored if each is not None and each.size < kernel.codes.size]
+    if room is not None:
+        smaller = [each for each in smaller if each.unpacked_bytes(kernel) <= room]
     return sorted(smaller, key=_size)
 
 

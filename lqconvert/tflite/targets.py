@@ -13,6 +13,7 @@ from lqconvert.tflite.packing import Huffman, HuffmanBlocks, Lut, Narrow, Packin
 
 #: The Python packages with the interpreters, and with Arm's compiler for Ethos-U.
 LITERT_PACKAGE, MICRO_PACKAGE, VELA_PACKAGE = "ai-edge-litert", "tflite-micro", "ethos-u-vela"
+#: The share of the file that a packing has to save if it takes RAM and time to unpack.
 LEAST_GAIN = 0.02
 #: What files can be chosen by.
 PREFERENCES = ("flash", "ram", "latency")
