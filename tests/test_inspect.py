@@ -144,7 +144,7 @@ def test_a_refusal_names_every_layer_that_is_not_known(tmp_path):
     [
         ("several", ["InputLayer"] * 2, 0),
         ("embedding", ["InputLayer", "Embedding"], 0),
-        ("lstm relu", ["RNN"], 1),
+        ("lstm elu", ["RNN"], 1),
     ],
 )
 def test_inputs_and_float_layers_of_all_kinds(name, kinds, floats, tmp_path):
@@ -273,7 +273,7 @@ def files(samples, written, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     x = tf_keras.Input((4,))
     tf_keras.Model(x, layers.Lambda(abs, name="magnitude")(x)).save(folder / "lambda.h5")
-    zoo.ZOO["lstm relu"].build(tf_keras).save(folder / "lstm.h5")
+    zoo.ZOO["lstm elu"].build(tf_keras).save(folder / "lstm.h5")
     said = {
         "model": (samples / "digits_cnn.h5", "quantize makes an integer-only file of it, about 19,0"),
         "float": (folder / "lstm.h5", "quantize makes a file of it that is float in part, about "),

@@ -25,6 +25,12 @@ def masked(api, layer, **mask):
     return api.Model([x, given], layer(x, **{name: given}))
 
 
+def self_attention(words):
+    x = tf_keras.Input((6,))
+    y = words(x)
+    return tf_keras.Model(x, T.MultiHeadAttention(2, 3)(y, y))
+
+
 def with_masks():
     x, mask = keras.Input((4, 3)), keras.Input((4,), dtype="bool")
     return keras.Model([x, mask], K.Attention()([x, x], mask=[mask, mask]))
@@ -39,9 +45,13 @@ REFUSED = {
     "mask of an LSTM": (lambda: masked(tf_keras, T.LSTM(3), mask=1), "called with mask"),
     "mask of attention": (with_masks, "called with mask"),
     "a recurrent model for each step": (recurrent_inside, "TimeDistributed of a recurrent model"),
-    "hard sigmoid": (
-        lambda: keras.Sequential([K.Input((5, 8)), K.GRU(3, recurrent_activation="hard_sigmoid")]),
-        "recurrent_activation 'hard_sigmoid'",
+    "mask of a mean": (
+        lambda: tf_keras.Sequential([T.Input((6, 3)), T.Masking(), T.GlobalAveragePooling1D()]),
+        "GlobalAveragePooling1D of masked steps",
+    ),
+    "mask of attention to itself": (
+        lambda: self_attention(T.Embedding(9, 4, mask_zero=True)),
+        "MultiHeadAttention of masked steps",
     ),
     "time major": (lambda: tf_keras.Sequential([T.Input((6, 3)), T.LSTM(3, time_major=True)]), "time_major"),
     "a steep slope": (lambda: model_of(T.LeakyReLU(4096.0), (4,)), "slope of 4096"),

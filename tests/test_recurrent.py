@@ -95,7 +95,7 @@ def test_sums_and_cells_saturate_as_in_the_file(tmp_path, monkeypatch):
     model, data = rewrite(load_model(tmp_path / "model.h5")), windows(64)[0]
     calibrate(model, [data])
     (states,) = (layer.layer for layer in model.layers if layer.name.endswith("_states"))
-    assert np.log2(float(states.cell_limit)) % 1 == 0
+    assert np.log2(float(states.limit)) % 1 == 0
     exported = export(model, [data])
     outputs = Runner(exported.tflite).run([data])
 
@@ -188,6 +188,12 @@ CELLS = {
     "gru": lambda **settings: layers.GRU(7, **settings),
     "gru, reset before": lambda **settings: layers.GRU(7, reset_after=False, **settings),
     "simple": lambda **settings: layers.SimpleRNN(7, **settings),
+    "lstm with old gates": lambda **settings: layers.LSTM(7, recurrent_activation="hard_sigmoid", **settings),
+    "gru with old gates": lambda **settings: layers.GRU(7, recurrent_activation="hard_sigmoid", **settings),
+    "lstm, relu": lambda **settings: layers.LSTM(7, activation="relu", **settings),
+    "gru, relu": lambda **settings: layers.GRU(7, activation="relu", **settings),
+    "simple, relu": lambda **settings: layers.SimpleRNN(7, activation="relu", **settings),
+    "simple, linear": lambda **settings: layers.SimpleRNN(7, activation="linear", **settings),
 }
 
 
@@ -197,7 +203,7 @@ def test_loops_compute_what_the_graph_computes(cell, tmp_path):
     x = layers.Input((STEPS, COLUMNS))
     y = CELLS[cell](return_sequences=True, bias_initializer="uniform", name="first")(x)
     y = CELLS[cell](bias_initializer="uniform", name="second")(y)
-    tf_keras.Model(x, layers.Dense(4, activation="softmax")(y)).save(tmp_path / "model.h5")
+    tf_keras.Model(x, layers.Dense(4)(y)).save(tmp_path / "model.h5")
     model, data = rewrite(load_model(tmp_path / "model.h5")), windows(64)[0]
     calibrate(model, [data])
     exported = export(model, [data])
@@ -275,3 +281,48 @@ def test_whatever_is_read_of_the_states(read, cell, tmp_path):
     codes = runner.quantize(data)
     (micro,) = execute(tflite, TFLM, codes).outputs.values()
     assert np.abs(micro.astype(int) - runner.invoke(codes)).max() <= 3
+
+
+MASKED = {
+    "words": lambda x: layers.Embedding(9, 4, mask_zero=True, embeddings_initializer="he_normal")(x),
+    "steps": lambda x: layers.Masking(-1.0)(x),
+}
+BEHIND = {
+    "lstm": lambda y: layers.LSTM(5)(y),
+    "both ways": lambda y: layers.Bidirectional(layers.GRU(4))(
+        layers.Bidirectional(layers.LSTM(4, return_sequences=True))(y)
+    ),
+    "sequence": lambda y: layers.Dense(2)(layers.SimpleRNN(5, return_sequences=True, go_backwards=True)(y)),
+}
+
+
+@pytest.mark.parametrize("behind", BEHIND)
+@pytest.mark.parametrize("kind", MASKED)
+def test_masked_steps_change_nothing(kind, behind, tmp_path):
+    """Steps at the beginning, at the end and between are left out, in the graph and in both runtimes."""
+    tf_keras.utils.set_random_seed(0)
+    if kind == "words":
+        x, data = layers.Input((STEPS,)), RNG.integers(1, 9, (64, STEPS)).astype(np.int32)
+    else:
+        x, data = layers.Input((STEPS, COLUMNS)), windows(64)[0]
+    keras = tf_keras.Model(x, BEHIND[behind](MASKED[kind](x)))
+    keras.save(tmp_path / "model.h5")
+    masked = RNG.random((64, STEPS)) < 0.4
+    masked[:20, :4] = masked[20:40, -4:] = True
+    data[masked] = 0 if kind == "words" else -1.0
+    model = rewrite(load_model(tmp_path / "model.h5"))
+    calibrate(model, [data])
+    exported = export(model, [data])
+    wanted = keras.predict(data, verbose=0)
+    found = model(data, training=False).numpy()
+    assert np.sqrt(np.mean((found - wanted) ** 2)) < 0.05 * wanted.std()
+    runner = Runner(exported.tflite)
+    codes = data if kind == "words" else runner.quantize(data)
+    steps = np.round(found / exported.output_scale) + exported.output_zero_point
+    for target in (LITERT, TFLM):
+        for outputs in execute(exported.tflite, target, codes).outputs.values():
+            apart = np.abs(outputs.reshape(steps.shape) - steps)
+            assert apart.max() <= 6
+            assert np.mean(apart > 2) < 0.05
+    floats = convert(load_model(tmp_path / "model.h5"), integer=False)
+    np.testing.assert_allclose(Runner(floats).run([data]).reshape(wanted.shape), wanted, atol=1e-5)

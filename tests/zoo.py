@@ -354,7 +354,17 @@ ZOO: dict[str, Feature] = {
         ),
         apis=("keras",),
     ),
-    "layer norm": Feature(chain(STEPS, head, layer("LayerNormalization"), head), floats="LayerNormalization"),
+    "layer norm": Feature(
+        chain(
+            STEPS,
+            layer("Dense", 8),
+            layer("LayerNormalization"),
+            head,
+            layer("LayerNormalization", axis=[1, 2], center=False),
+            layer("Flatten"),
+            head,
+        )
+    ),
     "lstm": Feature(chain(STEPS, layer("LSTM", 5), head)),
     "stacked lstm": Feature(
         chain(
@@ -367,7 +377,44 @@ ZOO: dict[str, Feature] = {
             head,
         )
     ),
-    "lstm relu": Feature(chain(STEPS, layer("LSTM", 5, activation="relu"), head), floats="a recurrent layer"),
+    "lstm elu": Feature(chain(STEPS, layer("LSTM", 5, activation="elu"), head), floats="a recurrent layer"),
+    "recurrent relu": Feature(
+        chain(
+            STEPS,
+            layer("LSTM", 5, activation="relu", return_sequences=True),
+            layer("GRU", 4, activation="relu", return_sequences=True),
+            layer("SimpleRNN", 4, activation="relu"),
+            head,
+        )
+    ),
+    "old gates": Feature(
+        chain(
+            STEPS,
+            layer("LSTM", 5, recurrent_activation="hard_sigmoid", return_sequences=True),
+            layer("GRU", 4, recurrent_activation="hard_sigmoid", go_backwards=True),
+            head,
+        )
+    ),
+    "masked words": Feature(
+        chain(
+            (8,),
+            layer("Embedding", 20, 6, mask_zero=True, embeddings_initializer="he_normal"),
+            lambda api: api.layers.Bidirectional(api.layers.LSTM(5, return_sequences=True)),
+            layer("Dropout", 0.2),
+            layer("GRU", 4),
+            head,
+        )
+    ),
+    "masked steps": Feature(
+        chain(
+            STEPS,
+            layer("Masking", -1.0),
+            layer("SimpleRNN", 5, return_sequences=True),
+            layer("Dense", 6),
+            lambda api: api.layers.Bidirectional(api.layers.GRU(4)),
+            head,
+        )
+    ),
     "gru": Feature(chain(STEPS, layer("GRU", 5), head)),
     "rnn of a cell": Feature(
         chain(STEPS, lambda api: api.layers.RNN(api.layers.GRUCell(5), return_sequences=True), head)
@@ -412,12 +459,8 @@ ZOO: dict[str, Feature] = {
     "similarity": Feature(similarity),
     "dot attention": Feature(dot_attention),
     "compiled inside": Feature(compiled_inside),
-    "group norm": Feature(
-        chain(IMAGE, conv, layer("GroupNormalization", 2), pool, head), floats="GroupNormalization"
-    ),
-    "rms norm": Feature(
-        chain(STEPS, head, layer("RMSNormalization"), head), floats="RMSNormalization", apis=("keras",)
-    ),
+    "group norm": Feature(chain(IMAGE, conv, layer("GroupNormalization", 2), pool, head)),
+    "rms norm": Feature(chain(STEPS, layer("Dense", 8), layer("RMSNormalization"), head), apis=("keras",)),
     "colours": Feature(
         chain(
             (8, 8, 3),
@@ -460,9 +503,9 @@ ZOO: dict[str, Feature] = {
         refused="stateful",
         apis=("keras",),
     ),
-    "masked": Feature(
-        chain((8,), layer("Embedding", 300, 6, mask_zero=True), layer("LSTM", 4)),
-        refused="mask_zero|NotEqual",
+    "mean of masked": Feature(
+        chain((8,), layer("Embedding", 300, 6, mask_zero=True), layer("GlobalAveragePooling1D"), head),
+        refused="GlobalAveragePooling1D of masked steps",
     ),
     "conv 3d": Feature(chain((4, 4, 4, 2), layer("Conv3D", 2, 2)), refused="Conv3D"),
     "activation layers": Feature(

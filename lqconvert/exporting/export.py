@@ -24,10 +24,18 @@ from lqconvert.exporting.int16 import CODE_STEPS, activation_bits, check_layers,
 from lqconvert.exporting.lookup import number_of, placeholder_slope, put_lookup
 from lqconvert.exporting.loop import Loop, fill_loop, is_loop, put_loop
 from lqconvert.exporting.lstm import FusedLSTM, fill_lstm, put_lstm
-from lqconvert.exporting.recurrent import with_keras_layers
-from lqconvert.keras_loader.custom_layers import Constant, Elementwise, Slice
+from lqconvert.exporting.normalization import put_normalization
+from lqconvert.exporting.recurrent import First, with_keras_layers
+from lqconvert.exporting.step_masks import StepMasks
+from lqconvert.keras_loader.custom_layers import Constant, Elementwise, Norm, Slice
 from lqconvert.keras_loader.layer_kinds import LAYERS, class_name
-from lqconvert.keras_loader.recurrent_layers import LSTMStates, RecurrentInputs, RecurrentStates
+from lqconvert.keras_loader.recurrent_layers import (
+    LSTMStates,
+    MaskedInputs,
+    RecurrentInputs,
+    RecurrentStates,
+    states_behind,
+)
 from lqconvert.quantization.granularity import KEPT_AXES, KERNELS, kernel_name
 from lqconvert.quantization.layers import (
     ActivationQuantizer,
@@ -222,20 +230,23 @@ class Template:
         converted = read(convert(plain, integer=True, outputs=getattr(model, "given_outputs", names)))
         _refuse_float(converted, float_layers(model))
         layers: list[str | FusedLSTM | Loop] = []
+        masks = StepMasks(converted, model.input_names)
         for operator in _linear_operators(converted):
             tensor = converted.main.tensors[operator.inputs[OPERANDS[operator.name][1]]]
             name = _identify(tensor, fingerprints)
             del fingerprints[name]
-            layers.append(_replaced(converted, operator, model, model.get_layer(name)))
+            layers.append(_replaced(masks, operator, model, model.get_layer(name)))
         if fingerprints:
             raise LqError(f"layers not found in the converted file: {', '.join(fingerprints)}")
-        functions = [layer for layer in model.layers if isinstance(layer, Elementwise)]
+        if wide:
+            widen(converted, _constants(model, codes))
+        replaced = _with_placeholder(model)
         for operator in list(converted.main.operators):
             number = number_of(operator)
             if number is not None:
-                put_lookup(converted, operator, functions[number])
-        if wide:
-            widen(converted, _constants(model, codes))
+                layer = replaced[number]
+                put = put_lookup if isinstance(layer, Elementwise) else put_normalization
+                put(converted, operator, layer)
         return cls(write(converted), layers)
 
     def fill(self, codes: Codes) -> bytes:
@@ -271,20 +282,19 @@ class Template:
         return write(filled)
 
 
-def _replaced(file: Model, operator: Operator, model: tf_keras.Model, layer: Any) -> str | FusedLSTM | Loop:
+def _replaced(
+    masks: StepMasks, operator: Operator, model: tf_keras.Model, layer: Any
+) -> str | FusedLSTM | Loop:
     """The layers of an operator, which is replaced if it is a recurrent layer's placeholder."""
     if not isinstance(layer.layer, RecurrentInputs):
         return str(layer.name)
-    (node,) = layer.outbound_nodes
-    name, states = node.outbound_layer.name, node.outbound_layer.layer
-    if isinstance(states, LSTMStates):
-        fused = FusedLSTM(layer.name, name, float(states.cell_limit))
-        put_lstm(file, operator, fused)
+    states = states_behind(layer)
+    if isinstance(states.layer, LSTMStates):
+        fused = FusedLSTM(layer.name, states.name, float(states.layer.limit))
+        put_lstm(masks.model, operator, fused)
         return fused
-    cell, reset_after = type(states).__name__.removesuffix("States"), getattr(states, "reset_after", True)
-    only_last = _only_last(model, node.outbound_layer)
-    loop = Loop(layer.name, name, cell, reset_after, only_last)
-    put_loop(file, operator, loop)
+    loop = Loop.of(layer.name, states, only_last=_only_last(model, states))
+    put_loop(masks.model, operator, loop, masks.put(operator, layer, states))
     return loop
 
 
@@ -366,17 +376,21 @@ def _native_codes(codes: Codes) -> Codes:
     return Codes(layers, codes.activations)
 
 
+def _with_placeholder(model: tf_keras.Model) -> list[Any]:
+    """The layers for which the converter gets a placeholder with one input of the output's shape."""
+    return [layer for layer in model.layers if isinstance(layer, (Elementwise, Norm))]
+
+
 def units_of(layer: Any) -> int:
     """The units of the recurrent layer of which a quantized layer multiplies the inputs."""
-    (node,) = layer.outbound_nodes
-    return int(node.outbound_layer.layer.units)
+    return int(states_behind(layer).layer.units)
 
 
 def _fingerprinted(
     model: tf_keras.Model, codes: Codes
 ) -> tuple[tf_keras.Model, dict[str, tuple[np.ndarray, float]]]:
     """The model with fingerprints for the converter, and each layer's fingerprint with its scale."""
-    functions = [layer for layer in model.layers if isinstance(layer, Elementwise)]
+    replaced = _with_placeholder(model)
 
     def plain(layer: Any) -> Any:
         inner = layer.layer if isinstance(layer, QuantizedLayer) else None
@@ -384,10 +398,12 @@ def _fingerprinted(
             return tf_keras.layers.Dense(units_of(layer), use_bias=False, name=layer.name)
         if isinstance(inner, RecurrentStates):
             return tf_keras.layers.Activation("linear", name=layer.name)
+        if isinstance(layer, MaskedInputs):
+            return First(name=layer.name)
         if isinstance(layer, QuantizedLayer):
             return type(layer.layer).from_config(layer.layer.get_config() | {"name": layer.name})
-        if isinstance(layer, Elementwise):
-            return tf_keras.layers.LeakyReLU(placeholder_slope(functions.index(layer)), name=layer.name)
+        if layer in replaced:
+            return tf_keras.layers.LeakyReLU(placeholder_slope(replaced.index(layer)), name=layer.name)
         if isinstance(layer, (ActivationQuantizer, FollowingQuantizer)):
             source = layer.source() if isinstance(layer, FollowingQuantizer) else layer
             scale, zero_point = codes.activations[source.name]

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras
 
 from lqconvert.keras_loader.recurrent_layers import (
+    FUNCTIONS,
     GRUStates,
-    LSTMStates,
     RecurrentInputs,
     RecurrentStates,
+    SimpleRNNStates,
+    inputs_and_mask,
 )
+
+
+class First(tf_keras.layers.Layer):
+    """The first of several inputs."""
+
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+        return inputs[0]
+
+
+class _Masked(tf_keras.layers.Layer):
+    """A recurrent layer of Keras whose mask is the last value of each step."""
+
+    def __init__(self, layer: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.layer = layer
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return self.layer(inputs[..., :-1], mask=inputs[..., -1] > 0)
 
 
 def with_keras_layers(model: tf_keras.Model) -> tf_keras.Model:
@@ -26,18 +48,26 @@ def with_keras_layers(model: tf_keras.Model) -> tf_keras.Model:
             return tf_keras.layers.Activation("linear", name=layer.name)
         if not isinstance(layer, RecurrentStates):
             return type(layer).from_config(layer.get_config())
-        settings = {"return_sequences": True, "name": layer.name}
-        if isinstance(layer, LSTMStates):
-            return tf_keras.layers.LSTM(layer.units, **settings)
+        name = f"{layer.name}_keras" if layer.masked else layer.name
+        settings: dict[str, Any] = {
+            "return_sequences": True,
+            "activation": FUNCTIONS[layer.activation],
+            "name": name,
+        }
+        settings["zero_output_for_mask"] = layer.zeroes_masked
+        if not isinstance(layer, SimpleRNNStates):
+            settings["recurrent_activation"] = FUNCTIONS[layer.gates]
         if isinstance(layer, GRUStates):
-            return tf_keras.layers.GRU(layer.units, reset_after=layer.reset_after, **settings)
-        return tf_keras.layers.SimpleRNN(layer.units, **settings)
+            settings["reset_after"] = layer.reset_after
+        kind = type(layer).__name__.removesuffix("States").removesuffix("Loop")
+        keras = getattr(tf_keras.layers, kind)(layer.units, **settings)
+        return _Masked(keras, name=layer.name) if layer.masked else keras
 
     clone = tf_keras.models.clone_model(model, clone_function=replaced)
     for layer in clone.layers:
         source = model.get_layer(layer.name)
         if isinstance(source, RecurrentStates):
-            inputs = source.input._keras_history.layer
+            inputs = inputs_and_mask(source)[0]._keras_history.layer
             bias = inputs.bias.numpy() if inputs.use_bias else np.zeros(inputs.units)
             if isinstance(source, GRUStates) and source.reset_after:
                 bias = [bias, source.bias.numpy() if source.use_bias else np.zeros_like(bias)]

@@ -244,13 +244,10 @@ class MatMul(tf_keras.layers.Layer):
         return tf.matmul(inputs[0], inputs[1], transpose_b=self.transpose_b)
 
 
-@custom_layer
-class LayerNorm(tf_keras.layers.Layer):
-    """LayerNormalization over the last axis.
+class Norm(tf_keras.layers.Layer):
+    """A normalization, with a factor and (if it subtracts the mean) an offset for each channel."""
 
-    Means are products with a constant: the converter makes of a MEAN an integer kernel that rounds to the
-    scale of its input, which is too coarse here.
-    """
+    centers = True
 
     def __init__(self, epsilon: float = 1e-3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -261,71 +258,52 @@ class LayerNorm(tf_keras.layers.Layer):
 
     def build(self, shape: Any) -> None:
         self.gamma = self.add_weight("gamma", shape=(shape[-1],), initializer="ones")
-        self.beta = self.add_weight("beta", shape=(shape[-1],), initializer="zeros")
+        if self.centers:
+            self.beta = self.add_weight("beta", shape=(shape[-1],), initializer="zeros")
         super().build(shape)
 
+    @property
+    def offsets(self) -> Any:
+        return self.beta if self.centers else tf.zeros_like(self.gamma)
+
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        channels = inputs.shape[-1]
-        average = tf.fill([channels, 1], 1.0 / channels)
-        centered = inputs - tf.matmul(inputs, average)
-        variance = tf.matmul(centered * centered, average)
-        return centered * tf.math.rsqrt(variance + self.epsilon) * self.gamma + self.beta
+        return self.normalized(inputs, [-1]) * self.gamma + self.offsets
+
+    def normalized(self, x: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
+        """x over its root mean square along some axes, behind the subtraction of its mean."""
+        if self.centers:
+            x -= tf.reduce_mean(x, axes, keepdims=True)
+        return x * tf.math.rsqrt(tf.reduce_mean(x * x, axes, keepdims=True) + self.epsilon)
 
 
 @custom_layer
-class GroupNorm(tf_keras.layers.Layer):
-    """GroupNormalization over the last axis of images or sequences. Means are products, as in LayerNorm."""
+class LayerNorm(Norm):
+    """LayerNormalization over the last axis."""
+
+
+@custom_layer
+class RMSNorm(Norm):
+    """RMSNormalization over the last axis."""
+
+    centers = False
+
+
+@custom_layer
+class GroupNorm(Norm):
+    """GroupNormalization of the last axis of images or sequences."""
 
     def __init__(self, groups: int, epsilon: float = 1e-3, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.groups, self.epsilon = groups, epsilon
+        super().__init__(epsilon, **kwargs)
+        self.groups = groups
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"groups": self.groups, "epsilon": self.epsilon}
-
-    def build(self, shape: Any) -> None:
-        self.gamma = self.add_weight("gamma", shape=(shape[-1],), initializer="ones")
-        self.beta = self.add_weight("beta", shape=(shape[-1],), initializer="zeros")
-        super().build(shape)
+        return super().get_config() | {"groups": self.groups}
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         places, channels = math.prod(inputs.shape[1:-1]), inputs.shape[-1]
-        size = channels // self.groups
-        x = tf.reshape(inputs, (-1, places, channels))
-
-        def mean(values: tf.Tensor) -> tf.Tensor:
-            """Over places and the channels of a group, for each channel."""
-            by_group = tf.reshape(
-                tf.matmul(tf.fill([1, places], 1.0 / places), values), (-1, self.groups, size)
-            )
-            of_group = tf.matmul(by_group, tf.fill([size, 1], 1.0 / size))
-            return tf.reshape(tf.matmul(of_group, tf.ones([1, size])), (-1, 1, channels))
-
-        x -= mean(x)
-        variance = mean(x * x)
-        y = x * tf.math.rsqrt(variance + self.epsilon) * self.gamma + self.beta
-        return tf.reshape(y, (-1, *inputs.shape[1:]))
-
-
-@custom_layer
-class RMSNorm(tf_keras.layers.Layer):
-    """RMSNormalization over the last axis."""
-
-    def __init__(self, epsilon: float = 1e-6, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.epsilon = epsilon
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"epsilon": self.epsilon}
-
-    def build(self, shape: Any) -> None:
-        self.gamma = self.add_weight("gamma", shape=(shape[-1],), initializer="ones")
-        super().build(shape)
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        channels = inputs.shape[-1]
-        square = tf.matmul(inputs * inputs, tf.fill([channels, 1], 1.0 / channels))
-        return inputs * tf.math.rsqrt(square + self.epsilon) * self.gamma
+        x = tf.reshape(inputs, (-1, places, self.groups, channels // self.groups))
+        y = tf.reshape(self.normalized(x, [1, 3]), (-1, *inputs.shape[1:]))
+        return y * self.gamma + self.offsets
 
 
 @custom_layer

@@ -26,7 +26,7 @@ class Range(Enum):
     LEARNED = auto()
     INPUT = auto()  #: the input's range: the TFLite kernel has one scale for input and output
     INPUT_ROUNDED = auto()  #: the same, but results lie between the steps of that scale
-    INSIDE = auto()  #: it has none: the next layer's TFLite kernel computes it in int16
+    INSIDE = auto()  #: it has none: the next layer's TFLite kernel computes it in int16, or it is a mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,7 @@ class LayerKind:
         recurrent: a layer of Keras that is a loop over the steps of a sequence.
         loops: one of ours that is. Its kernel is multiplied with its state.
         has_activation: it has a setting for an activation, which is applied last.
+        reads_mask: with a mask of steps it computes something else. Recurrent layers do, too.
     """
 
     name: str
@@ -88,6 +89,7 @@ class LayerKind:
     recurrent: bool = False
     loops: bool = False
     has_activation: bool = False
+    reads_mask: bool = False
 
 
 AS_IS, RULE, DROPPED, NONE = Loading.AS_IS, Loading.RULE, Loading.DROPPED, Loading.NONE
@@ -122,9 +124,9 @@ KINDS = {
         LayerKind("SeparableConv1D", RULE, has_activation=True),
         LayerKind("Conv1DTranspose", RULE, has_activation=True),
         LayerKind("Embedding", RULE, LEARNED, only_int8=True),
-        LayerKind("MultiHeadAttention", RULE),
-        LayerKind("Attention", RULE),
-        LayerKind("AdditiveAttention", RULE),
+        LayerKind("MultiHeadAttention", RULE, reads_mask=True),
+        LayerKind("Attention", RULE, reads_mask=True),
+        LayerKind("AdditiveAttention", RULE, reads_mask=True),
         LayerKind("EinsumDense", RULE, has_activation=True),
         LayerKind("SpectralNormalization", RULE),
         LayerKind("TimeDistributed", RULE),
@@ -136,9 +138,9 @@ KINDS = {
         LayerKind("LayerScale", RULE),  # of keras.applications, like the next one
         LayerKind("CustomScaleLayer", RULE),
         LayerKind("UnitNormalization", RULE),
-        LayerKind("LayerNormalization", RULE, stays_float="LayerNormalization"),
-        LayerKind("GroupNormalization", RULE, stays_float="GroupNormalization"),
-        LayerKind("RMSNormalization", RULE, stays_float="RMSNormalization"),
+        LayerKind("LayerNormalization", RULE),
+        LayerKind("GroupNormalization", RULE),
+        LayerKind("RMSNormalization", RULE),
     ),
     "Arithmetic": (
         LayerKind("Add", RULE, LEARNED, fuses_relu=True),
@@ -161,7 +163,7 @@ KINDS = {
         LayerKind("AdaptiveMaxPooling2D", RULE),
         LayerKind("GlobalMaxPooling1D", AS_IS, INPUT, commutes=True),
         LayerKind("GlobalMaxPooling2D", AS_IS, INPUT, commutes=True),
-        LayerKind("GlobalAveragePooling1D", AS_IS, LEARNED, commutes=True),
+        LayerKind("GlobalAveragePooling1D", AS_IS, LEARNED, commutes=True, reads_mask=True),
         LayerKind("GlobalAveragePooling2D", AS_IS, LEARNED, commutes=True),
     ),
     "Shapes": (
@@ -186,7 +188,7 @@ KINDS = {
         LayerKind("PReLU", AS_IS, LEARNED, elementwise=True, only_int8=True),
         LayerKind("ELU", RULE, elementwise=True, time_distributed=True),
         LayerKind("HardSwish", RULE, LEARNED, elementwise=True, only_int8=True),
-        LayerKind("Softmax", AS_IS, PROBABILITIES),
+        LayerKind("Softmax", AS_IS, PROBABILITIES, reads_mask=True),
     ),
     "Activation functions": (
         # A folded model has no linear, and its relu is a layer.
@@ -221,6 +223,7 @@ KINDS = {
         # An RNN of a cell is also what rules make of a layer with unusual activations.
         LayerKind("RNN", RULE, LEARNED, stays_float="a recurrent layer", recurrent=True),
         LayerKind("Bidirectional", RULE, recurrent=True),
+        LayerKind("Masking", RULE),
     ),
     "Python code": (LayerKind("Lambda", RULE, stays_float="Python code"),),
     "For training only": (
@@ -260,7 +263,10 @@ KINDS = {
     "Made by rules": (
         # Our own layers. They do not occur in files.
         LayerKind("RecurrentInputs", NONE, INSIDE, WHOLE, only_int8=True),
+        LayerKind("StepMask", NONE, INSIDE),
+        LayerKind("MaskedInputs", NONE, INSIDE),
         LayerKind("LSTMStates", NONE, LEARNED, WHOLE, loops=True),
+        LayerKind("LSTMLoopStates", NONE, LEARNED, WHOLE, loops=True),
         LayerKind("GRUStates", NONE, LEARNED, WHOLE, loops=True),
         LayerKind("SimpleRNNStates", NONE, LEARNED, WHOLE, loops=True),
         LayerKind("L2Normalize", NONE, SIGNED, only_int8=True),
@@ -273,9 +279,9 @@ KINDS = {
         LayerKind("Slice", NONE, INPUT),
         LayerKind("Reduce", NONE, LEARNED),  # its maximum: INPUT
         LayerKind("MatMul", NONE, LEARNED),
-        LayerKind("LayerNorm", NONE, LEARNED, stays_float="LayerNormalization"),
-        LayerKind("GroupNorm", NONE, LEARNED, stays_float="GroupNormalization"),
-        LayerKind("RMSNorm", NONE, LEARNED, stays_float="RMSNormalization"),
+        LayerKind("LayerNorm", NONE, LEARNED),
+        LayerKind("GroupNorm", NONE, LEARNED),
+        LayerKind("RMSNorm", NONE, LEARNED),
         LayerKind("TrustedFunction", NONE, LEARNED, stays_float="Python code"),
     ),
 }

@@ -26,6 +26,7 @@ from lqconvert.keras_loader.custom_layers import (
     LayerNorm,
     MatMul,
     MergeSteps,
+    Norm,
     Reduce,
     Resize,
     RMSNorm,
@@ -35,7 +36,18 @@ from lqconvert.keras_loader.custom_layers import (
 )
 from lqconvert.keras_loader.layer_kinds import ACTIVATIONS, OTHER, Loading, kind_of
 from lqconvert.keras_loader.limits import UNROLLED, check_repeats
-from lqconvert.keras_loader.recurrent_layers import GRUStates, LSTMStates, RecurrentInputs, SimpleRNNStates
+from lqconvert.keras_loader.masks import mask_of, with_mask
+from lqconvert.keras_loader.recurrent_layers import (
+    FUNCTIONS,
+    GRUStates,
+    LSTMLoopStates,
+    LSTMStates,
+    MaskedInputs,
+    RecurrentInputs,
+    RecurrentStates,
+    SimpleRNNStates,
+    StepMask,
+)
 
 #: Slopes of LeakyReLU are smaller. Exports use larger ones as marks.
 STEEPEST = 1000.0
@@ -241,14 +253,26 @@ def l2_normalized(x: Any, axis: Any, name: str) -> Any:
 
 
 def _layer_norm(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
-    axis = config["axis"][0] if isinstance(config["axis"], (list, tuple)) else config["axis"]
-    if np.size(config["axis"]) != 1 or axis not in (-1, len(x.shape) - 1):
-        raise LqError(f"layer '{name}': LayerNormalization over axes {config['axis']}, not the last one")
-    copy = LayerNorm(config["epsilon"], name=name)
+    """Over several axes, which have to be the last ones, it is a normalization of the flattened axes."""
+    axes = sorted(axis % len(x.shape) for axis in np.ravel(config["axis"]))
+    shape = x.shape[1:]
+    if axes != list(range(axes[0], len(x.shape))):
+        raise LqError(f"layer '{name}': LayerNormalization over axes {config['axis']}, not the last ones")
+    if len(axes) == 1:
+        return _normalized(layer, config, x, LayerNorm(config["epsilon"], name=name))
+    flat = (*x.shape[1 : axes[0]], int(np.prod(x.shape[axes[0] :])))
+    x = keras_layers.Reshape(flat, name=unique(f"{name}_flat"))(x)
+    x = _normalized(layer, config, x, LayerNorm(config["epsilon"], name=name))
+    return keras_layers.Reshape(shape, name=unique(f"{name}_shaped"))(x)
+
+
+def _normalized(layer: Any, config: dict[str, Any], x: Any, copy: Norm) -> Any:
+    """Applies a normalization, with a layer's factors and offsets if it has them."""
     y = copy(x)
-    weights, (gamma, beta) = iter(_weights(layer)), (np.ones(x.shape[-1]), np.zeros(x.shape[-1]))
-    gamma = next(weights) if config["scale"] else gamma
-    copy.set_weights([gamma, next(weights) if config["center"] else beta])
+    weights, channels = iter(_weights(layer)), x.shape[-1]
+    gamma = next(weights).ravel() if config.get("scale", True) else np.ones(channels)
+    beta = next(weights).ravel() if config.get("center", True) else np.zeros(channels)
+    copy.set_weights([gamma, beta])
     return y
 
 
@@ -260,13 +284,8 @@ def _last_axis(config: dict[str, Any], x: Any, name: str) -> None:
 
 def _group_norm(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     _last_axis(config, x, name)
-    channels = x.shape[-1]
-    copy = GroupNorm(channels if config["groups"] == -1 else config["groups"], config["epsilon"], name=name)
-    y = copy(x)
-    weights = iter(_weights(layer))
-    gamma = next(weights) if config["scale"] else np.ones(channels)
-    copy.set_weights([gamma, next(weights) if config["center"] else np.zeros(channels)])
-    return y
+    groups = x.shape[-1] if config["groups"] == -1 else config["groups"]
+    return _normalized(layer, config, x, GroupNorm(groups, config["epsilon"], name=name))
 
 
 def _rms_norm(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
@@ -458,7 +477,7 @@ def _adaptive_pooling(layer: Any, config: dict[str, Any], x: Any, name: str, uni
 
 
 #: The loops over steps, by the layers of Keras.
-STATES = {"LSTM": LSTMStates, "GRU": GRUStates, "SimpleRNN": SimpleRNNStates}
+STATES = {"LSTM": LSTMLoopStates, "GRU": GRUStates, "SimpleRNN": SimpleRNNStates}
 
 
 def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
@@ -470,13 +489,24 @@ def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Un
     kind = type(layer.cell).__name__.removesuffix("Cell")
     if kind not in STATES:
         raise LqError(f"layer '{name}': an RNN of {type(layer.cell).__name__} is not known to lqconvert")
-    activation, gates = _activation_name(layer.cell), getattr(layer.cell, "recurrent_activation", None)
-    if activation == "tanh" and getattr(gates, "__name__", "sigmoid") == "sigmoid":
-        return _in_two_parts(layer, config, x, name, unique)
-    if _is_keras3(layer) and getattr(gates, "__name__", "") == "hard_sigmoid":
-        raise LqError(f"layer '{name}': recurrent_activation 'hard_sigmoid' of Keras 3")
+    functions = {
+        "activation": _activation_name(layer.cell),
+        "gates": getattr(getattr(layer.cell, "recurrent_activation", None), "__name__", "sigmoid"),
+    }
+    if _is_keras3(layer):
+        functions = {key: f"{x}_3" if x == "hard_sigmoid" else x for key, x in functions.items()}
+    mask = mask_of(x)
+    if set(functions.values()) <= {*FUNCTIONS}:
+        fused = kind == "LSTM" and mask is None and [*functions.values()] == ["tanh", "sigmoid"]
+        return _in_two_parts(layer, config, x, LSTMStates if fused else STATES[kind], functions, name, unique)
+    if mask is not None:
+        raise LqError(f"layer '{name}': masks for the activations {', '.join(functions.values())}")
     # With fake quantization, the converter fails on fused float kernels.
-    changes: dict[str, Any] = {"activation": activation, "dropout": 0.0, "recurrent_dropout": 0.0}
+    changes: dict[str, Any] = {
+        "activation": functions["activation"],
+        "dropout": 0.0,
+        "recurrent_dropout": 0.0,
+    }
     cell = _copy(layer.cell, f"{name}_cell", getattr(keras_layers, f"{kind}Cell"), **changes)
     settings = {key: config[key] for key in ("return_sequences", "go_backwards", "unroll")}
     copy = keras_layers.RNN(cell, name=name, **settings)
@@ -485,23 +515,39 @@ def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Un
     return y
 
 
-def _in_two_parts(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+def _in_two_parts(
+    layer: Any,
+    config: dict[str, Any],
+    x: Any,
+    cls: type[RecurrentStates],
+    functions: dict[str, str],
+    name: str,
+    unique: Unique,
+) -> Any:
     """A recurrent layer as its product with the inputs, and the loop over steps."""
-    cell, kind = layer.cell.get_config(), type(layer.cell).__name__.removesuffix("Cell")
+    cell, mask = layer.cell.get_config(), mask_of(x)
     units, whole = cell["units"], (None, None, None)
     if config["go_backwards"]:
         x = Slice([(None, None, -1), whole], name=unique(f"{name}_backwards"))(x)
-    settings: dict[str, Any] = {"name": name if config["return_sequences"] else unique(f"{name}_states")}
+        if mask is not None:
+            mask = Slice([(None, None, -1), whole], name=unique(f"{name}_mask_backwards"))(mask)
+    settings: dict[str, Any] = dict(functions)
+    settings["name"] = name if config["return_sequences"] else unique(f"{name}_states")
     kernel, recurrent, *biases = _weights(layer)
-    if kind == "GRU":
+    if cls is GRUStates:
         settings["reset_after"] = cell.get("reset_after", False)
         if biases and settings["reset_after"]:
             settings["use_bias"] = True
             biases = list(biases[0])  # of inputs, and of states
-    states = STATES[kind](units, **settings)
+    if mask is not None:
+        settings |= {"masked": True, "zeroes_masked": bool(getattr(layer, "zero_output_for_mask", False))}
+    states = cls(units, **settings)
     width, with_bias = states.sums * units, cell["use_bias"]
     inputs = RecurrentInputs(width, use_bias=with_bias, name=unique(f"{name}_inputs"))
-    y = states(inputs(x))
+    sums = inputs(x)
+    if mask is not None:
+        sums = MaskedInputs(name=unique(f"{name}_masked"))([sums, mask])
+    y = states(sums)
     inputs.set_weights([kernel, *biases[:1]])
     states.kernel.assign(recurrent)
     if states.use_bias:
@@ -562,9 +608,17 @@ def _upsampling(layer: Any, config: dict[str, Any], x: Any, name: str, unique: U
 
 
 def _embedding(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
-    if config.get("mask_zero"):
-        raise LqError(f"layer '{name}': Embedding with mask_zero; TFLite has no masks")
-    return _plain(layer, config, x, name, unique)
+    copy = _copy(layer, name, mask_zero=False)
+    y = copy(x)
+    copy.set_weights(_weights(layer))
+    return with_mask(y, StepMask(0, name=unique(f"{name}_mask"))(x)) if config.get("mask_zero") else y
+
+
+def _masking(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    """The values of masked steps stay as they are: recurrent layers do not read them."""
+    if len(x.shape) != 3:
+        raise LqError(f"layer '{name}': Masking of inputs {x.shape[1:]}, which are no sequence of steps")
+    return with_mask(x, StepMask(config["mask_value"], name=name)(x))
 
 
 def _looked_up(function: str) -> Callable[[Any, str, Unique, bool], Any]:
@@ -614,6 +668,7 @@ RULES: dict[str, Twin] = {
     "Bidirectional": _bidirectional,
     "TimeDistributed": _time_distributed,
     "Embedding": _embedding,
+    "Masking": _masking,
     "UpSampling1D": _upsampling,
     "Lambda": _lambda,
     "Normalization": _normalization,

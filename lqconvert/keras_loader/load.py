@@ -43,7 +43,9 @@ from lqconvert.keras_loader.limits import (
     measure,
     refuse_calls,
 )
+from lqconvert.keras_loader.masks import carry_mask, given_mask, with_mask
 from lqconvert.keras_loader.op_rules import is_tensor, operate
+from lqconvert.keras_loader.recurrent_layers import StepMask
 
 log = logging.getLogger("lqconvert")
 
@@ -213,10 +215,13 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
                 elif hasattr(layer, "_nodes_by_depth") or kind in MODELS:
                     results = run(layer, _inputs_of(layer, args, kwargs))
                 else:
+                    mask = given_mask(kwargs)
                     _check_call(layer, kwargs)
                     values = _inputs_of(layer, args, kwargs)
+                    values[0] = values[0] if mask is None else with_mask(values[0], mask)
                     value = values if len(values) > 1 else values[0]
                     results = _tensors(replace_layer(layer, value, unique(layer.name), unique))
+                    carry_mask(layer, values, results[0])
                 check_tensors([result for result in results if is_tensor(result)])
                 outputs = _tensors(node.output_tensors if keras3 else node.outputs)
                 tensors |= {id(output): result for output, result in zip(outputs, results, strict=True)}
@@ -348,9 +353,15 @@ def random_inputs(model: tf_keras.Model, batch: int, seed: int = 0) -> list[np.n
         if isinstance(layer, tf_keras.layers.Embedding)
         for tensor in _tensors(layer.input)
     }
-    return [
+    inputs = [
         rng.integers(0, vocabularies.get(x.name, 2), (batch, *x.shape[1:])).astype(np.int32)
         if x.dtype == tf.int32
         else rng.normal(size=(batch, *x.shape[1:])).astype(np.float32)
         for x in model.inputs
     ]
+    # Some steps are masked, at the beginning, at the end and between.
+    masked = {layer.input.name: layer.value for layer in model.layers if isinstance(layer, StepMask)}
+    for tensor, values in zip(model.inputs, inputs, strict=True):
+        if tensor.name in masked:
+            values[rng.random(values.shape[:2]) < 0.3] = masked[tensor.name]
+    return inputs

@@ -25,6 +25,7 @@ from lqconvert.keras_loader.layer_rules import (
     scaled,
     summed,
 )
+from lqconvert.keras_loader.recurrent_layers import StepMask
 
 
 def is_tensor(value: Any) -> bool:
@@ -356,6 +357,29 @@ def _absolute(a: dict[str, Any], name: str, unique: Unique) -> Any:
     return layers.Maximum(name=name)([a["x"], minus])
 
 
+def _differs(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    """x != number, with which Keras 3 makes masks of sequences [b, steps, n] and indices [b, steps]."""
+    if (
+        not is_tensor(a["x"])
+        or is_tensor(a["y"])
+        or _number(a["y"]).size != 1
+        or len(a["x"].shape) not in (2, 3)
+    ):
+        raise LqError(f"layer '{name}': a comparison that is no mask of steps")
+    return StepMask(float(_number(a["y"]).ravel()[0]), name=name)(a["x"])
+
+
+def _any(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    mask = a["x"]._keras_history.layer
+    if (
+        not isinstance(mask, StepMask)
+        or len(mask.input.shape) != 3
+        or list(np.ravel(a["axis"])) not in ([-1], [2])
+    ):
+        raise LqError(f"layer '{name}': this operation is known to lqconvert only in masks of steps")
+    return a["x"]
+
+
 def _cast(a: dict[str, Any], name: str, unique: Unique) -> Any:
     return a["x"]  # everything is float32 here
 
@@ -414,6 +438,8 @@ TENSORFLOW: dict[str, tuple[Maker, tuple[str, ...]]] = {
     **dict.fromkeys(("pad", "compat.v1.pad"), (_pad, ("x", "widths", "mode", "name", "value"))),
     **dict.fromkeys(("linalg.matmul", "matmul"), (_matmul, ("x", "y", "transpose_a", "transpose_b"))),
     **dict.fromkeys(("cast", "identity", "stop_gradient"), (_cast, ("x",))),
+    "math.not_equal": (_differs, XY),
+    "math.reduce_any": (_any, AXIS),
 }
 #: The parameters' names in TensorFlow and Keras, and ours.
 ALIASES = {
@@ -513,6 +539,8 @@ KERAS3: dict[str, tuple[Maker, tuple[str, ...]]] = {
     "Pad": (_pad, ("x", "value")),
     "Matmul": (_matmul, XY),
     **dict.fromkeys(("Cast", "Copy"), (_cast, ("x",))),
+    "NotEqual": (_differs, XY),
+    "Any": (_any, ("x",)),
 }
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from lqconvert.keras_loader.layer_kinds import class_name
-from lqconvert.keras_loader.recurrent_layers import LSTMStates
+from lqconvert.keras_loader.recurrent_layers import RecurrentStates
 from lqconvert.quantization.granularity import KEPT_AXES, kernel_name
 from lqconvert.quantization.layers import (
     LEAST_SCALE,
@@ -44,8 +44,9 @@ def calibrate(model: tf_keras.Model, batches: Iterable[np.ndarray]) -> None:
     if learned:
         _calibrate_ranges(model, learned, batches)
     for layer in model.layers:
-        if isinstance(layer, QuantizedLayer) and isinstance(layer.layer, LSTMStates):
-            _calibrate_cells(model, layer, batches)
+        states = getattr(layer, "layer", None)
+        if isinstance(states, RecurrentStates) and states.has_limit:
+            _calibrate_states(model, layer, batches)
     for layer in model.layers:
         if isinstance(layer, QuantizedLayer):
             make_room_for_bias(layer)
@@ -83,12 +84,12 @@ def _calibrate_ranges(
         quantizer.set_range(*((0.0, 0.0) if dead else (low, high)))
 
 
-def _calibrate_cells(model: tf_keras.Model, wrapper: QuantizedLayer, batches: Sequence[np.ndarray]) -> None:
-    """Sets the limit of an LSTM's cells to the power of two that leaves room for twice the largest cell."""
+def _calibrate_states(model: tf_keras.Model, wrapper: QuantizedLayer, batches: Sequence[np.ndarray]) -> None:
+    """Sets a loop's limit to the power of two that leaves room for twice the largest state."""
     gates, states = tf_keras.Model(model.inputs, wrapper.input), wrapper.layer
-    largest = traced(lambda x: tf.reduce_max(tf.abs(states.cells(gates(x, training=False)))))
+    largest = traced(lambda x: tf.reduce_max(tf.abs(states.unbounded(gates(x, training=False)))))
     most = max(float(largest(batch)) for batch in batches)
-    states.cell_limit.assign(2.0 ** np.clip(np.ceil(np.log2(2 * max(most, 1e-9))), -3, 15))
+    states.limit.assign(2.0 ** np.clip(np.ceil(np.log2(2 * max(most, 1e-9))), -3, 15))
 
 
 def cover_targets(model: tf_keras.Model, heads: Heads, labels: np.ndarray) -> None:

@@ -14,6 +14,7 @@ import tensorflow as tf
 import tf_keras
 
 from lqconvert.keras_loader.layer_kinds import LAYERS, class_name, kind_of
+from lqconvert.keras_loader.recurrent_layers import inputs_and_mask
 from lqconvert.quantization.granularity import KERNELS
 from lqconvert.quantization.model_outputs import logits_of, traced
 from lqconvert.tasks import Head, Heads
@@ -242,7 +243,7 @@ def importance_of(
     layers = [folded.get_layer(name) for name in names]
     logits = logits_of(folded)
     # A gradient in the input of a loop is one in its product, to which it is added.
-    sums = [layer.input if kind_of(layer).loops else layer.output for layer in layers]
+    sums = [inputs_and_mask(layer)[0] if kind_of(layer).loops else layer.output for layer in layers]
     observe = tf_keras.Model(folded.inputs, [*sums, *tf.nest.flatten(logits.outputs)])
     spread = _spread(logits, batches)
 

@@ -32,6 +32,9 @@ def mobilenet() -> tf_keras.Model:
     base = tf_keras.applications.MobileNetV2(
         (64, 64, 3), 0.35, include_top=False, weights=None, pooling="avg"
     )
+    for layer in base.layers:
+        if isinstance(layer, tf_keras.layers.BatchNormalization):
+            layer.momentum = 0.9  # its 0.999 is for training that takes far more steps
     return tf_keras.Model(base.input, tf_keras.layers.Dense(10, activation="softmax")(base.output))
 
 

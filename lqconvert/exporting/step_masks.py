@@ -1,0 +1,103 @@
+"""Masks of steps in the file: int8 [1, steps, 1], with the zero point as the code of masked steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from lqconvert.errors import LqError
+from lqconvert.keras_loader.custom_layers import Slice
+from lqconvert.keras_loader.recurrent_layers import StepMask, inputs_and_mask
+from lqconvert.tflite.builder import Builder
+from lqconvert.tflite.graph import Graph, Model, Operator, Quantization
+
+
+@dataclass
+class StepMasks:
+    """The masks that a file has, by the name of their layer and whether the last step comes first.
+
+    Attributes:
+        inputs: the names of the model's inputs, in the file's order.
+    """
+
+    model: Model
+    inputs: list[str]
+    found: dict[tuple[str, bool], int] = field(default_factory=dict)
+
+    def put(self, placeholder: Operator, inputs: Any, states: Any) -> int | None:
+        """The mask of a recurrent layer; None if it has none. Its operators are put before a placeholder.
+
+        Args:
+            inputs, states: the layers of the rewritten model.
+        """
+        _, tensor = inputs_and_mask(states)
+        if tensor is None:
+            return None
+        layer = tensor._keras_history.layer
+        backward = isinstance(layer, Slice)
+        mask = layer.input._keras_history.layer if backward else layer
+        graph = self.model.main
+        builder = Builder(self.model, Graph(graph.tensors))
+        if (mask.name, backward) not in self.found:
+            if (mask.name, not backward) in self.found:
+                found = _reversed(builder, self.found[mask.name, not backward])
+            elif len(mask.input.shape) == 2:
+                found = self._of_indices(builder, mask)
+                found = _reversed(builder, found) if backward else found
+            else:
+                found = _of_inputs(builder, placeholder.inputs[0], inputs, mask)
+            self.found[mask.name, backward] = found
+        place = graph.operators.index(placeholder)
+        graph.operators[place:place] = builder.graph.operators
+        return self.found[mask.name, backward]
+
+    def _of_indices(self, builder: Builder, mask: StepMask) -> int:
+        """1 for every index but 0."""
+        source, steps = mask.input._keras_history.layer.name, mask.input.shape[1]
+        if source not in self.inputs or mask.value:
+            raise LqError(f"layer '{mask.name}': a mask of indices that are no input of the model")
+        indices = builder.shaped(self.model.main.inputs[self.inputs.index(source)], (1, steps, 1))
+        one = builder.constant(np.array([1], np.int32))
+        least = builder.tensor("INT32", (1, steps, 1))
+        builder.operator("MINIMUM", [indices, one], [least], schema.MaximumMinimumOptionsT())
+        # LiteRT compares only codes with a scale below 1.
+        cast, result = schema.CastOptionsT(), builder.tensor("INT8", (1, steps, 1), Quantization.one(0.5))
+        cast.inDataType, cast.outDataType = schema.TensorType.INT32, schema.TensorType.INT8
+        return builder.operator("CAST", [least], [result], cast)
+
+
+def _of_inputs(builder: Builder, source: int, inputs: Any, mask: StepMask) -> int:
+    """The largest squared distance of a step's values from the mask's, in steps of their scale."""
+    tensor = builder.graph.tensors[source]
+    read = inputs.input
+    read = read._keras_history.layer.input if isinstance(read._keras_history.layer, Slice) else read
+    if read is not mask.input:
+        raise LqError(
+            f"layer '{mask.name}': other layers stand between it and the recurrent layer; "
+            "put it directly in front of that one"
+        )
+    steps, width = mask.input.shape[1:]
+    x = builder.shaped(source, (1, steps, width))
+    code = np.clip(np.round(mask.value / tensor.scales[0]) + tensor.zero_point, -128, 127)
+    value = builder.constant(np.array([code], np.int8), tensor.quantization)
+    distance = Quantization.one(float(tensor.scales[0]) ** 2, -128)
+    squares = builder.tensor("INT8", (1, steps, width), distance)
+    options = schema.SquaredDifferenceOptionsT()
+    builder.operator("SQUARED_DIFFERENCE", [x, value], [squares], options, version=2)
+    reducer, axis = schema.ReducerOptionsT(), builder.constant(np.array([2], np.int32))
+    reducer.keepDims = True
+    result = builder.tensor("INT8", (1, steps, 1), distance)
+    return builder.operator("REDUCE_MAX", [squares, axis], [result], reducer, version=2)
+
+
+def _reversed(builder: Builder, mask: int) -> int:
+    tensor = builder.graph.tensors[mask]
+    steps = tensor.shape[1]
+    options = schema.StridedSliceOptionsT()
+    options.beginMask = options.endMask = 0b111
+    bounds = [builder.constant(np.array(each, np.int32)) for each in ([0, 0, 0], [1, steps, 1], [1, -1, 1])]
+    result = builder.tensor("INT8", tensor.shape, tensor.quantization)
+    return builder.operator("STRIDED_SLICE", [mask, *bounds], [result], options)
