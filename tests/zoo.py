@@ -399,9 +399,8 @@ ZOO: dict[str, Feature] = {
         chain(
             (8,),
             layer("Embedding", 20, 6, mask_zero=True, embeddings_initializer="he_normal"),
-            lambda api: api.layers.Bidirectional(api.layers.LSTM(5, return_sequences=True)),
             layer("Dropout", 0.2),
-            layer("GRU", 4),
+            lambda api: api.layers.Bidirectional(api.layers.LSTM(5)),
             head,
         )
     ),

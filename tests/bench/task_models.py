@@ -179,6 +179,51 @@ def recurrent(*kinds: str) -> Callable[[Any, np.random.Generator], Made]:
     return make
 
 
+def attends(api: Any, x: Any) -> Any:
+    """A block of a transformer, which normalizes first."""
+    width = x.shape[-1]
+    y = api.layers.LayerNormalization()(x)
+    x = api.layers.Add()([x, api.layers.MultiHeadAttention(4, width // 4)(y, y)])
+    y = api.layers.LayerNormalization()(x)
+    y = api.layers.Dense(width)(api.layers.Dense(2 * width, activation="gelu")(y))
+    return api.layers.Add()([x, y])
+
+
+def transformer(api: Any, rng: np.random.Generator) -> Made:
+    """A classifier of :func:`activities`: two blocks over 32 steps."""
+    parts = activities(rng)
+    inputs = api.Input((128, 6))
+    z = api.layers.BatchNormalization()(api.layers.AveragePooling1D(4)(inputs))
+    z = attends(api, attends(api, api.layers.Conv1D(32, 3, padding="same")(z)))
+    z = api.layers.GlobalAveragePooling1D()(api.layers.LayerNormalization()(z))
+    return trained(api, ended(api, inputs, z, 5, "softmax"), parts, CLASSES, 10, accuracy=top1)
+
+
+def vision_transformer(api: Any, rng: np.random.Generator) -> Made:
+    """Two blocks over 7 x 7 patches of MNIST's digits."""
+    parts = known("mnist", (28, 28, 1))
+    inputs = api.Input((28, 28, 1))
+    z = api.layers.Conv2D(32, 4, 4)(api.layers.Rescaling(1 / 255)(inputs))
+    z = api.layers.Reshape((49, 32))(z)
+    places = api.layers.Conv1D(32, 7, padding="same", groups=32)(z)  # where a patch is, by its neighbours
+    z = attends(api, attends(api, api.layers.Add()([z, places])))
+    z = api.layers.GlobalAveragePooling1D()(api.layers.LayerNormalization()(z))
+    return trained(api, ended(api, inputs, z, 10, "softmax"), parts, CLASSES, 4, accuracy=top1)
+
+
+def sentences(api: Any, rng: np.random.Generator) -> Made:
+    """The topic of 5 to 30 words, filled up with 0, which the LSTM does not read."""
+    y = rng.integers(0, 5, 6000)
+    topics = np.cumsum(0.4 / 400 + 0.6 * rng.dirichlet([0.05] * 400, 5), axis=1)
+    x = np.stack([1 + np.searchsorted(topics[k], rng.uniform(0, 0.999, 30)) for k in y]).astype(np.int32)
+    x[np.arange(30) >= rng.integers(5, 31, (len(y), 1))] = 0
+    inputs = api.Input((30,), dtype="int32")
+    z = api.layers.Embedding(401, 12, mask_zero=True)(inputs)
+    model = ended(api, inputs, api.layers.Bidirectional(api.layers.LSTM(16))(z), 5, "softmax")
+    made = trained(api, model, halves(4000, x=x, y=y), CLASSES, 6, accuracy=top1)
+    return dataclasses.replace(made, dynamic=True)
+
+
 def forecast(api: Any, rng: np.random.Generator) -> Made:
     """The next value of a series with three periods and noise, from 48 values."""
     times = np.arange(6000)
@@ -421,6 +466,9 @@ TASKS: dict[str, tuple[Any, Callable[[Any, np.random.Generator], Made]]] = {
     "bidirectional": (tf_keras, recurrent("both")),
     "conv-lstm": (tf_keras, recurrent("conv", "lstm", "lstm")),
     "forecast": (tf_keras, forecast),
+    "transformer": (tf_keras, transformer),
+    "vision-transformer": (tf_keras, vision_transformer),
+    "sentences": (tf_keras, sentences),
     "mnist-mlp": (tf_keras, mnist_mlp),
     "fashion-cnn": (keras, real_cnn("fashion_mnist", (28, 28, 1))),
     "cifar-cnn": (tf_keras, real_cnn(CIFAR, (32, 32, 3))),
