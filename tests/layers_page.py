@@ -1,11 +1,36 @@
 """The table of docs/models.md, made of the rows of layer kinds: ``python tests/layers_page.py`` writes it."""
 
+import inspect
+import os
 from pathlib import Path
 
-from lqconvert.keras_loader.layer_kinds import KINDS, LayerKind, Loading
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import keras
+import tf_keras
+
+from lqconvert.keras_loader.layer_kinds import KINDS, SAVED_AS, LayerKind, Loading
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 BEGIN, END = "<!-- begin: tests/layers_page.py writes this table -->\n", "<!-- end -->\n"
+
+
+#: Classes among Keras's layers that no model has as a layer, and programs of other frameworks.
+OTHERS = {
+    *("Layer", "Wrapper", "AbstractRNNCell", "LSTMCell", "GRUCell", "SimpleRNNCell", "StackedRNNCells"),
+    *("Pipeline", "TFSMLayer", "JaxLayer", "FlaxLayer", "TorchModuleWrapper"),
+}
+
+
+def refused() -> list[str]:
+    """The layer classes of both Kerases that lqconvert does not know."""
+    names = {
+        SAVED_AS.get(value.__name__, value.__name__)
+        for api in (tf_keras, keras)
+        for value in vars(api.layers).values()
+        if inspect.isclass(value) and issubclass(value, api.layers.Layer)
+    }
+    return sorted(names - OTHERS - {kind.name for kinds in KINDS.values() for kind in kinds})
 
 
 def outcome(kind: LayerKind) -> str:
@@ -21,6 +46,7 @@ def table() -> str:
         for what in ("integers", "float", "nothing"):
             names = [k.name for k in kinds if k.loading is not Loading.NONE and outcome(k) == what]
             lines += [f"| {group} | {', '.join(names)} | {what} |"] if names else []
+    lines.append(f"| Not known | {', '.join(refused())} | refused |")
     return "\n".join(lines) + "\n"
 
 

@@ -11,11 +11,13 @@ import pytest
 import tensorflow as tf
 import tf_keras
 import zoo
-from layers_page import PAGE, with_table
+from layers_page import PAGE, refused, with_table
 
 import lqconvert
+from lqconvert.errors import LqError
+from lqconvert.keras_loader.config_checks import refuse_unknown
 from lqconvert.keras_loader.custom_layers import CUSTOM_LAYERS
-from lqconvert.keras_loader.layer_kinds import ACTIVATIONS, KINDS, LAYERS, Loading, Range
+from lqconvert.keras_loader.layer_kinds import ACTIVATIONS, KINDS, LAYERS, Loading, Range, kind_of
 from lqconvert.keras_loader.layer_rules import ACTIVATION_RULES, RULES
 
 PACKAGE = Path(lqconvert.__file__).parent
@@ -91,7 +93,7 @@ def test_every_layer_of_a_folded_model_has_an_output_range():
 
 def found(layer):
     """The names of the kinds of a layer, of its activation, and of the layers in it."""
-    yield type(layer).__name__
+    yield kind_of(layer).name or type(layer).__name__
     yield getattr(getattr(layer, "activation", None), "__name__", "linear")
     inner = [getattr(layer, name, None) for name in ("layer", "forward_layer")]
     for each in (*getattr(layer, "layers", ()), *inner):
@@ -200,6 +202,14 @@ def test_no_module_has_a_table_of_layers_of_its_own(package):
 
 def test_a_table_of_layers_is_found():
     assert {"Dense", "ReLU", "Add"} in listed('GROUPS = {"a": ["x", *("Dense", "ReLU", "Add")]}')
+
+
+@pytest.mark.parametrize("name", refused())
+def test_other_layers_are_refused_by_name(name):
+    layer = {"class_name": name, "config": {"name": "x"}, "name": "x", "inbound_nodes": []}
+    config = {"class_name": "Functional", "config": {"name": "model", "layers": [layer]}}
+    with pytest.raises(LqError, match=rf"layer 'x' \({name}\): this layer is not known to lqconvert"):
+        refuse_unknown(config)
 
 
 def test_the_page_has_the_table():

@@ -51,6 +51,12 @@ def with_activation(name: str) -> Callable[[Any], Any]:
     return chain(IMAGE, layer("Conv2D", 6, 3, activation=name), pool, head)
 
 
+def grouped_queries(api: Any) -> Any:
+    x, y = api.Input(STEPS), api.Input((5, 6))
+    z = api.layers.GroupQueryAttention(3, 4, 2)(x, y)
+    return api.Model([x, y], api.layers.Dense(3)(z))
+
+
 def norm(api: Any) -> Any:
     return api.layers.Normalization(mean=[0.1, 0.2, 0.3, 0.4], variance=[1.0, 2.0, 0.5, 0.2])
 
@@ -506,7 +512,64 @@ ZOO: dict[str, Feature] = {
         chain((8,), layer("Embedding", 300, 6, mask_zero=True), layer("GlobalAveragePooling1D"), head),
         refused="GlobalAveragePooling1D of masked steps",
     ),
-    "conv 3d": Feature(chain((4, 4, 4, 2), layer("Conv3D", 2, 2)), refused="Conv3D"),
+    "volumes": Feature(
+        chain(
+            (6, 9, 8, 2),
+            layer("Conv3D", 6, (3, 2, 3), strides=(2, 1, 1), padding="same"),
+            layer("BatchNormalization"),
+            layer("ReLU"),
+            layer("MaxPooling3D", (1, 2, 2)),
+            layer("SpatialDropout3D", 0.2),
+            layer("Conv3D", 5, 2, activation="relu", dilation_rate=(1, 2, 1)),
+            layer("Flatten"),
+            head,
+        )
+    ),
+    "sizes of volumes": Feature(
+        chain(
+            (4, 5, 6, 2),
+            layer("ZeroPadding3D", ((1, 0), (0, 1), (1, 1))),
+            layer("AveragePooling3D", 3, strides=1),
+            layer("UpSampling3D", (2, 1, 2)),
+            layer("Cropping3D", ((1, 0), (0, 1), (0, 0))),
+            layer("Conv3D", 4, 1),
+            layer("GlobalMaxPooling3D"),
+            head,
+        )
+    ),
+    "adaptive volumes": Feature(
+        chain(
+            (6, 6, 9, 2),
+            layer("Conv3D", 4, 1, activation="relu"),
+            layer("AdaptiveMaxPooling3D", (3, 6, 3)),
+            layer("AdaptiveAveragePooling3D", (1, 2, 3)),
+            layer("GlobalAveragePooling3D", keepdims=True),
+            layer("Flatten"),
+            head,
+        ),
+        apis=("keras",),
+    ),
+    "grouped queries": Feature(grouped_queries, apis=("keras",)),
+    "cells in a list": Feature(
+        chain(
+            STEPS,
+            layer("Masking"),
+            lambda api: api.layers.RNN([api.layers.LSTMCell(4), api.layers.GRUCell(5)], go_backwards=True),
+            head,
+        )
+    ),
+    "categories": Feature(
+        chain(
+            (3,),
+            layer("CategoryEncoding", 7, output_mode="count"),
+            layer("Dense", 8, activation="relu"),
+            head,
+        )
+    ),
+    "reversible": Feature(
+        chain((8,), layer("ReversibleEmbedding", 30, 6), layer("Flatten"), head), apis=("keras",)
+    ),
+    "thresholded": Feature(chain(STEPS, head, layer("ThresholdedReLU", 0.1), head), apis=("tf_keras",)),
     "activation layers": Feature(
         chain(IMAGE, conv, layer("LeakyReLU"), layer("Activation", "tanh"), pool, head, layer("Softmax"))
     ),

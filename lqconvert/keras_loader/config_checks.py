@@ -36,7 +36,7 @@ PARTS = {
     *("L1", "L2", "L1L2", "OrthogonalRegularizer"),
     *("MaxNorm", "NonNeg", "UnitNorm", "MinMaxNorm", "RadialConstraint"),
     *("Policy", "DTypePolicy", "FloatDTypePolicy"),
-    *("LSTMCell", "GRUCell", "SimpleRNNCell"),
+    *("LSTMCell", "GRUCell", "SimpleRNNCell", "StackedRNNCells"),
     *("__tuple__", "__ellipsis__", "__keras_tensor__", "__tensor__", "__numpy__", "TensorShape", "__slice__"),
 }
 FUNCTIONS = {

@@ -76,6 +76,7 @@ class Elementwise(tf_keras.layers.Layer):
         "elu": lambda x, alpha: tf.where(x > 0, x, alpha * tf.math.expm1(tf.minimum(x, 0))),
         "celu": lambda x, alpha: tf.where(x > 0, x, alpha * tf.math.expm1(tf.minimum(x, 0) / alpha)),
         "selu": lambda x, _: tf.nn.selu(x),
+        "thresholded_relu": lambda x, theta: tf.where(x > theta, x, 0.0),
         "softplus": lambda x, _: tf.nn.softplus(x),
         "softsign": lambda x, _: tf.nn.softsign(x),
         "mish": lambda x, _: x * tf.tanh(tf.nn.softplus(x)),

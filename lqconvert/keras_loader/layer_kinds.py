@@ -72,6 +72,7 @@ class LayerKind:
         recurrent: a layer of Keras that is a loop over the steps of a sequence.
         loops: one of ours that is. Its kernel is multiplied with its state.
         has_activation: it has a setting for an activation, which is applied last.
+        takes_indices: its inputs are whole numbers, int32 in the file.
         reads_mask: with a mask of steps it computes something else. Recurrent layers do, too.
     """
 
@@ -89,6 +90,7 @@ class LayerKind:
     recurrent: bool = False
     loops: bool = False
     has_activation: bool = False
+    takes_indices: bool = False
     reads_mask: bool = False
 
 
@@ -123,8 +125,12 @@ KINDS = {
         LayerKind("DepthwiseConv1D", RULE, has_activation=True),
         LayerKind("SeparableConv1D", RULE, has_activation=True),
         LayerKind("Conv1DTranspose", RULE, has_activation=True),
-        LayerKind("Embedding", RULE, LEARNED, only_int8=True),
+        LayerKind("Conv3D", RULE, has_activation=True),
+        LayerKind("Embedding", RULE, LEARNED, only_int8=True, takes_indices=True),
+        LayerKind("ReversibleEmbedding", RULE, takes_indices=True),
+        LayerKind("CategoryEncoding", RULE, takes_indices=True),
         LayerKind("MultiHeadAttention", RULE, reads_mask=True),
+        LayerKind("GroupQueryAttention", RULE, reads_mask=True),
         LayerKind("Attention", RULE, reads_mask=True),
         LayerKind("AdditiveAttention", RULE, reads_mask=True),
         LayerKind("EinsumDense", RULE, has_activation=True),
@@ -132,7 +138,7 @@ KINDS = {
         LayerKind("TimeDistributed", RULE),
     ),
     "Normalization": (
-        LayerKind("BatchNormalization", AS_IS, elementwise=True),
+        LayerKind("BatchNormalization", RULE, elementwise=True),
         LayerKind("Normalization", RULE),
         LayerKind("Rescaling", RULE),
         LayerKind("LayerScale", RULE),  # of keras.applications, like the next one
@@ -161,12 +167,21 @@ KINDS = {
         LayerKind("AdaptiveAveragePooling2D", RULE),
         LayerKind("AdaptiveMaxPooling1D", RULE),
         LayerKind("AdaptiveMaxPooling2D", RULE),
+        LayerKind("MaxPooling3D", RULE),
+        LayerKind("AveragePooling3D", RULE),
+        LayerKind("AdaptiveAveragePooling3D", RULE),
+        LayerKind("AdaptiveMaxPooling3D", RULE),
+        LayerKind("GlobalMaxPooling3D", RULE),
+        LayerKind("GlobalAveragePooling3D", RULE),
         LayerKind("GlobalMaxPooling1D", AS_IS, INPUT, commutes=True),
         LayerKind("GlobalMaxPooling2D", AS_IS, INPUT, commutes=True),
         LayerKind("GlobalAveragePooling1D", AS_IS, LEARNED, commutes=True, reads_mask=True),
         LayerKind("GlobalAveragePooling2D", AS_IS, LEARNED, commutes=True),
     ),
     "Shapes": (
+        LayerKind("ZeroPadding3D", RULE),
+        LayerKind("Cropping3D", RULE),
+        LayerKind("UpSampling3D", RULE),
         LayerKind("Flatten", AS_IS, INPUT),
         LayerKind("Reshape", AS_IS, INPUT),
         LayerKind("Permute", AS_IS, INPUT),
@@ -187,6 +202,7 @@ KINDS = {
         LayerKind("LeakyReLU", RULE, LEARNED, commutes=True, elementwise=True, time_distributed=True),
         LayerKind("PReLU", AS_IS, LEARNED, elementwise=True, only_int8=True),
         LayerKind("ELU", RULE, elementwise=True, time_distributed=True),
+        LayerKind("ThresholdedReLU", RULE, elementwise=True, time_distributed=True),
         LayerKind("HardSwish", RULE, LEARNED, elementwise=True, only_int8=True),
         LayerKind("Softmax", AS_IS, PROBABILITIES, reads_mask=True),
     ),
@@ -230,6 +246,7 @@ KINDS = {
         LayerKind("Dropout", DROPPED),
         LayerKind("SpatialDropout1D", DROPPED),
         LayerKind("SpatialDropout2D", DROPPED),
+        LayerKind("SpatialDropout3D", DROPPED),
         LayerKind("AlphaDropout", DROPPED),
         LayerKind("GaussianDropout", DROPPED),
         LayerKind("GaussianNoise", DROPPED),
@@ -287,6 +304,8 @@ KINDS = {
 }
 ACTIVATIONS = {kind.name: kind for kind in KINDS["Activation functions"]}
 LAYERS = {kind.name: kind for kinds in KINDS.values() for kind in kinds if kind.name not in ACTIVATIONS}
+#: Classes that have another name in files.
+SAVED_AS = {"GroupedQueryAttention": "GroupQueryAttention"}
 #: The kind of everything without a row. It has no properties.
 OTHER = LayerKind("", NONE)
 
@@ -299,4 +318,5 @@ def class_name(layer: Any) -> str:
 
 def kind_of(layer: Any) -> LayerKind:
     """The kind of a layer, or of a layer's config; OTHER if it has no row."""
-    return LAYERS.get(class_name(layer), OTHER)
+    name = class_name(layer)
+    return LAYERS.get(SAVED_AS.get(name, name), OTHER)

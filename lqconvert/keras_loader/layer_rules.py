@@ -9,7 +9,6 @@ rule.
 from __future__ import annotations
 
 import functools
-import inspect
 import string
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,60 +24,34 @@ from lqconvert.keras_loader.custom_layers import (
     L2Normalize,
     LayerNorm,
     MatMul,
-    MergeSteps,
     Norm,
     Reduce,
     Resize,
     RMSNorm,
-    Slice,
-    SplitSteps,
     TrustedFunction,
 )
 from lqconvert.keras_loader.layer_kinds import ACTIVATIONS, OTHER, Loading, kind_of
-from lqconvert.keras_loader.limits import UNROLLED, check_repeats
-from lqconvert.keras_loader.masks import mask_of, with_mask
-from lqconvert.keras_loader.recurrent_layers import (
-    FUNCTIONS,
-    GRUStates,
-    LSTMLoopStates,
-    LSTMStates,
-    MaskedInputs,
-    RecurrentInputs,
-    RecurrentStates,
-    SimpleRNNStates,
-    StepMask,
+from lqconvert.keras_loader.limits import check_repeats
+from lqconvert.keras_loader.masks import with_mask
+from lqconvert.keras_loader.recurrent_layers import StepMask
+from lqconvert.keras_loader.recurrent_rules import RECURRENT_RULES
+from lqconvert.keras_loader.rule_parts import (
+    KEPT_ACTIVATIONS,
+    Twin,
+    Unique,
+    activation_name,
+    by_step,
+    copy_of,
+    is_keras3,
+    is_split,
+    scaled,
+    summed,
+    weights_of,
 )
+from lqconvert.keras_loader.volume_rules import VOLUME_RULES
 
 #: Slopes of LeakyReLU are smaller. Exports use larger ones as marks.
 STEEPEST = 1000.0
-#: Makes a layer's name unique in the rebuilt model.
-Unique = Callable[[str], str]
-#: (layer, its config, inputs, name, unique) -> outputs
-Twin = Callable[[Any, dict[str, Any], Any, str, Unique], Any]
-
-#: Activations that layers keep. :func:`lqconvert.quantization.fold_batchnorm.fold` separates them later.
-KEPT_ACTIVATIONS = {
-    kind.name for kind in ACTIVATIONS.values() if kind.loading is Loading.AS_IS and not kind.stays_float
-}
-
-
-def scaled(x: Any, factor: Any, offset: Any, name: str, mean: Any = 0.0, variance: Any = 1.0) -> Any:
-    """(x - mean) / sqrt(variance) * factor + offset, as a BatchNormalization, which can be folded.
-
-    All of them are numbers, or have one number for each channel.
-    """
-    weights = [_per_channel(values, x.shape[-1], name) for values in (factor, offset, mean, variance)]
-    layer = keras_layers.BatchNormalization(epsilon=0.0, name=name)
-    y = layer(x)
-    layer.set_weights(weights)
-    return y
-
-
-def _per_channel(values: Any, channels: int, name: str) -> np.ndarray:
-    values = np.asarray(values, np.float32)
-    if values.size == 1 or (values.size == channels and values.shape[-1] == channels):
-        return np.ones(channels, np.float32) * values.ravel()
-    raise LqError(f"layer '{name}': a constant of shape {values.shape} that is not one number a channel")
 
 
 def activated(x: Any, activation: str, name: str, unique: Unique, *, keras3: bool = False) -> Any:
@@ -126,15 +99,6 @@ def rectified(
     return scaled(keras_layers.ReLU(6.0, name=unique(f"{name}_relu6"))(x), maximum / 6.0, 0.0, name)
 
 
-def summed(values: Sequence[Any], name: str, unique: Unique, *, average: bool = False) -> Any:
-    """The sum or average of several tensors with TFLite's operators: sums of two, and a factor."""
-    total = values[0]
-    for number, value in enumerate(values[1:], start=2):
-        last = number == len(values) and not average
-        total = keras_layers.Add(name=name if last else unique(f"{name}_{number}"))([total, value])
-    return scaled(total, 1 / len(values), 0.0, name) if average else total
-
-
 def replace_layer(layer: Any, inputs: Any, name: str, unique: Unique) -> Any:
     """Applies a layer's rule to rebuilt tensors.
 
@@ -151,59 +115,22 @@ def replace_layer(layer: Any, inputs: Any, name: str, unique: Unique) -> Any:
         raise LqError(f"layer '{name}' ({type(layer).__name__}): this layer is not known to lqconvert")
     if kind.loading is Loading.DROPPED:
         return inputs
+    if kind.time_distributed and is_split(inputs):  # with its neighbours, it may become one operator
+        return by_step(inputs, lambda x: replace_layer(layer, x, name, unique), f"{name}_steps", unique)
     rule = RULES[kind.name] if kind.loading is Loading.RULE else _plain
     y = rule(layer, layer.get_config(), inputs, name, unique)
-    activation = _activation_name(layer)
+    activation = activation_name(layer)
     if not kind.has_activation or activation in KEPT_ACTIVATIONS:
         return y
-    return activated(y, activation, unique(f"{name}_{activation}"), unique, keras3=_is_keras3(layer))
-
-
-def _is_keras3(layer: Any) -> bool:
-    return type(layer).__module__.startswith("keras.")
-
-
-def _activation_name(layer: Any) -> str:
-    return getattr(getattr(layer, "activation", None), "__name__", "linear")
+    return activated(y, activation, unique(f"{name}_{activation}"), unique, keras3=is_keras3(layer))
 
 
 def _plain(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     """The layer of the same name in tf_keras, with the same weights."""
-    copy = _copy(layer, name)
+    copy = copy_of(layer, name)
     y = copy(x)
-    copy.set_weights(_weights(layer))
+    copy.set_weights(weights_of(layer))
     return y
-
-
-def _copy(layer: Any, name: str, cls: Any = None, **changes: Any) -> Any:
-    """A layer of tf_keras with the settings of another. Its activation is kept only if layers may keep it."""
-    cls = cls or getattr(keras_layers, type(layer).__name__)
-    accepted = set(inspect.signature(cls.__init__).parameters)
-    for parent in (keras_layers.Conv2D, keras_layers.DepthwiseConv2D):
-        accepted |= set(inspect.signature(parent.__init__).parameters) if issubclass(cls, parent) else set()
-    config = {
-        key: value
-        for key, value in layer.get_config().items()
-        if key in accepted
-        and key not in ("dtype", "name")
-        and not key.endswith(("initializer", "regularizer", "constraint"))
-    }
-    if "activation" in config:
-        activation = _activation_name(layer)
-        config["activation"] = activation if activation in KEPT_ACTIVATIONS else "linear"
-    if "recurrent_activation" in config:
-        config["recurrent_activation"] = layer.recurrent_activation.__name__
-    return cls(name=name, **config | changes)
-
-
-def _weights(layer: Any) -> list[np.ndarray]:
-    """A layer's weights as float32, without the states of random generators."""
-    weights = [
-        np.asarray(weight)
-        for weight in layer.weights
-        if "seed_generator" not in weight.name.rsplit("/", 1)[-1]
-    ]
-    return [weight.astype(np.float32) for weight in weights]
 
 
 def _convolution(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
@@ -212,10 +139,21 @@ def _convolution(layer: Any, config: dict[str, Any], x: Any, name: str, unique: 
     if config.get("groups", 1) == 1 or config["groups"] != channels:
         return _plain(layer, config, x, name, unique)
     multiplier = config["filters"] // channels
-    copy = _copy(layer, name, keras_layers.DepthwiseConv2D, depth_multiplier=multiplier)
+    copy = copy_of(layer, name, keras_layers.DepthwiseConv2D, depth_multiplier=multiplier)
     y = copy(x)
-    kernel, *bias = _weights(layer)
+    kernel, *bias = weights_of(layer)
     copy.set_weights([kernel.reshape(*kernel.shape[:2], channels, multiplier), *bias])
+    return y
+
+
+def _batch_norm(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    """Of videos and volumes, for each image: behind a convolution, it can be folded."""
+    last = len(x.shape) - 1
+    if not (is_split(x) or last == 4) or list(np.ravel(config["axis"])) not in ([-1], [last]):
+        return _plain(layer, config, x, name, unique)
+    copy = copy_of(layer, name, axis=-1)
+    y = by_step(x, copy, unique(f"{name}_steps"), unique)
+    copy.set_weights(weights_of(layer))
     return y
 
 
@@ -236,11 +174,11 @@ def _as_image(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Uni
         x = keras_layers.ZeroPadding1D((before, 0), name=unique(f"{name}_padded"))(x)
         changes["padding"] = "valid"
     cls = getattr(keras_layers, type(layer).__name__.replace("1D", "2D"))
-    copy = _copy(layer, name, cls, **changes)
+    copy = copy_of(layer, name, cls, **changes)
     image = keras_layers.Reshape((1, *x.shape[1:]), name=unique(f"{name}_image"))(x)
     y = copy(image)
     shapes = [weight.shape for weight in copy.weights]
-    copy.set_weights([w.reshape(shape) for w, shape in zip(_weights(layer), shapes, strict=True)])
+    copy.set_weights([w.reshape(shape) for w, shape in zip(weights_of(layer), shapes, strict=True)])
     return keras_layers.Reshape(y.shape[2:], name=unique(f"{name}_sequence"))(y)
 
 
@@ -269,7 +207,7 @@ def _layer_norm(layer: Any, config: dict[str, Any], x: Any, name: str, unique: U
 def _normalized(layer: Any, config: dict[str, Any], x: Any, copy: Norm) -> Any:
     """Applies a normalization, with a layer's factors and offsets if it has them."""
     y = copy(x)
-    weights, channels = iter(_weights(layer)), x.shape[-1]
+    weights, channels = iter(weights_of(layer)), x.shape[-1]
     gamma = next(weights).ravel() if config.get("scale", True) else np.ones(channels)
     beta = next(weights).ravel() if config.get("center", True) else np.zeros(channels)
     copy.set_weights([gamma, beta])
@@ -292,7 +230,7 @@ def _rms_norm(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Uni
     _last_axis(config, x, name)
     copy = RMSNorm(config["epsilon"], name=name)
     y = copy(x)
-    copy.set_weights(_weights(layer))
+    copy.set_weights(weights_of(layer))
     return y
 
 
@@ -323,7 +261,7 @@ def _dot_attention(layer: Any, config: dict[str, Any], xs: Any, name: str, uniqu
     query, value, *key = xs
     scores = MatMul(transpose_b=True, name=unique(f"{name}_scores"))([query, key[0] if key else value])
     if config.get("use_scale"):
-        scores = scaled(scores, _weights(layer)[0], 0.0, unique(f"{name}_scaled"))
+        scores = scaled(scores, weights_of(layer)[0], 0.0, unique(f"{name}_scaled"))
     chances = keras_layers.Softmax(name=unique(f"{name}_softmax"))(scores)
     return MatMul(name=name)([chances, value])
 
@@ -378,25 +316,36 @@ def _center_crop(layer: Any, config: dict[str, Any], x: Any, name: str, unique: 
 def _random_crop(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     """In inference, it crops the middle and resizes it."""
     height, width = config["height"], config["width"]
-    if tuple(x.shape[1:3]) == (height, width) or _is_keras3(layer):  # Keras 3 crops only in training
+    if tuple(x.shape[1:3]) == (height, width) or is_keras3(layer):  # Keras 3 crops only in training
         return x
     return _cropped_to_size(x, height, width, "bilinear", name, unique)
 
 
-def _attention(layer: Any, config: dict[str, Any], inputs: Any, name: str, unique: Unique) -> Any:
-    """MultiHeadAttention: Dense, products of matrices and a softmax between them."""
+def _attention(
+    layer: Any,
+    config: dict[str, Any],
+    inputs: Any,
+    name: str,
+    unique: Unique,
+    weights: Sequence[np.ndarray] = (),
+) -> Any:
+    """MultiHeadAttention: Dense, products of matrices and a softmax between them.
+
+    Args:
+        weights: in place of the layer's.
+    """
     query, value, *key = inputs if isinstance(inputs, (list, tuple)) else (inputs, inputs)
     if len(query.shape) != 3 or config.get("attention_axes") not in (None, (1,), [1]):
         raise LqError(f"layer '{name}': MultiHeadAttention over other axes than the one of a sequence")
     heads, size = config["num_heads"], config["key_dim"]
-    weights = iter(_weights(layer))
+    kernels = iter(weights or weights_of(layer))
     bias = config["use_bias"]
 
     def projected(x: Any, part: str, width: int) -> Any:
         dense = keras_layers.Dense(heads * width, use_bias=bias, name=unique(f"{name}_{part}"))
         y = dense(x)
-        kernel = next(weights)
-        dense.set_weights([kernel.reshape(kernel.shape[0], -1), *([next(weights).ravel()] if bias else [])])
+        kernel = next(kernels)
+        dense.set_weights([kernel.reshape(kernel.shape[0], -1), *([next(kernels).ravel()] if bias else [])])
         y = keras_layers.Reshape((x.shape[1], heads, width), name=unique(f"{name}_{part}_heads"))(y)
         return keras_layers.Permute((2, 1, 3), name=unique(f"{name}_{part}_by_head"))(y)
 
@@ -410,11 +359,23 @@ def _attention(layer: Any, config: dict[str, Any], inputs: Any, name: str, uniqu
     y = MatMul(name=unique(f"{name}_values"))([chances, values])
     y = keras_layers.Permute((2, 1, 3), name=unique(f"{name}_by_step"))(y)
     y = keras_layers.Reshape((query.shape[1], heads * width), name=unique(f"{name}_joined"))(y)
-    kernel = next(weights)
+    kernel = next(kernels)
     dense = keras_layers.Dense(kernel.shape[-1], use_bias=bias, name=name)
     y = dense(y)
-    dense.set_weights([kernel.reshape(-1, kernel.shape[-1]), *([next(weights)] if bias else [])])
+    dense.set_weights([kernel.reshape(-1, kernel.shape[-1]), *([next(kernels)] if bias else [])])
     return y
+
+
+def _grouped_attention(layer: Any, config: dict[str, Any], inputs: Any, name: str, unique: Unique) -> Any:
+    """GroupQueryAttention: some heads of queries have the same keys and values."""
+    if config.get("use_gate") or config.get("sliding_window"):
+        raise LqError(f"layer '{name}': GroupQueryAttention with a gate or a sliding window")
+    heads, parts = config["num_query_heads"], 2 if config["use_bias"] else 1
+    weights = weights_of(layer)
+    for place in range(parts, 3 * parts):  # behind the queries': the keys' and the values'
+        weights[place] = np.repeat(weights[place], heads // config["num_key_value_heads"], axis=-2)
+    config = config | {"num_heads": heads, "key_dim": config["head_dim"], "value_dim": None}
+    return _attention(layer, config, inputs, name, unique, weights)
 
 
 def _additive_attention(layer: Any, config: dict[str, Any], xs: Any, name: str, unique: Unique) -> Any:
@@ -428,7 +389,7 @@ def _additive_attention(layer: Any, config: dict[str, Any], xs: Any, name: str, 
     pairs = keras_layers.Activation("tanh", name=unique(f"{name}_tanh"))(pairs)
     weighing = keras_layers.Dense(1, use_bias=False, name=unique(f"{name}_sums"))
     scores = keras_layers.Reshape((steps, others), name=unique(f"{name}_scores"))(weighing(pairs))
-    factors = _weights(layer)[0] if config.get("use_scale") else np.ones(size)
+    factors = weights_of(layer)[0] if config.get("use_scale") else np.ones(size)
     weighing.set_weights([factors[:, np.newaxis]])
     chances = keras_layers.Softmax(name=unique(f"{name}_softmax"))(scores)
     return MatMul(name=name)([chances, value])
@@ -446,7 +407,7 @@ def _einsum_dense(layer: Any, config: dict[str, Any], x: Any, name: str, unique:
     summed_over = [axis for axis in given if axis in axes]
     kept = [axis for axis in given if axis not in axes]
     new = [axis for axis in axes if axis not in given]
-    kernel, *biases = _weights(layer)
+    kernel, *biases = weights_of(layer)
     plain = [*given] == kept + summed_over and [*result] == kept + new
     if not plain or any(n != 1 for bias in biases for n in bias.shape[: max(bias.ndim - len(new), 0)]):
         raise LqError(f"layer '{name}': EinsumDense of '{equation}', which is no product over the last axes")
@@ -460,7 +421,7 @@ def _einsum_dense(layer: Any, config: dict[str, Any], x: Any, name: str, unique:
     flat = [np.broadcast_to(bias.reshape(bias.shape[-len(new) :]), sizes).ravel() for bias in biases]
     dense.set_weights([kernel.reshape(count, -1), *flat])
     y = keras_layers.Reshape((*outer, *sizes), name=name)(y)
-    activation = _activation_name(layer)
+    activation = activation_name(layer)
     if activation not in KEPT_ACTIVATIONS - {"linear"}:
         return y
     return keras_layers.Activation(activation, name=unique(f"{name}_{activation}"))(y)
@@ -476,105 +437,6 @@ def _adaptive_pooling(layer: Any, config: dict[str, Any], x: Any, name: str, uni
     return cls(window if len(window) > 1 else window[0], name=name)(x)
 
 
-#: The loops over steps, by the layers of Keras.
-STATES = {"LSTM": LSTMLoopStates, "GRU": GRUStates, "SimpleRNN": SimpleRNNStates}
-
-
-def _recurrent(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
-    """An LSTM, GRU or SimpleRNN, or an RNN of such a cell."""
-    if config.get("return_state") or config.get("stateful") or config.get("time_major"):
-        raise LqError(f"layer '{name}': a recurrent layer that is stateful, time_major or returns its state")
-    if config["unroll"]:
-        check_repeats(name, x.shape[1], UNROLLED)
-    kind = type(layer.cell).__name__.removesuffix("Cell")
-    if kind not in STATES:
-        raise LqError(f"layer '{name}': an RNN of {type(layer.cell).__name__} is not known to lqconvert")
-    functions = {
-        "activation": _activation_name(layer.cell),
-        "gates": getattr(getattr(layer.cell, "recurrent_activation", None), "__name__", "sigmoid"),
-    }
-    if _is_keras3(layer):
-        functions = {key: f"{x}_3" if x == "hard_sigmoid" else x for key, x in functions.items()}
-    mask = mask_of(x)
-    if set(functions.values()) <= {*FUNCTIONS}:
-        fused = kind == "LSTM" and mask is None and [*functions.values()] == ["tanh", "sigmoid"]
-        return _in_two_parts(layer, config, x, LSTMStates if fused else STATES[kind], functions, name, unique)
-    if mask is not None:
-        raise LqError(f"layer '{name}': masks for the activations {', '.join(functions.values())}")
-    # With fake quantization, the converter fails on fused float kernels.
-    changes: dict[str, Any] = {
-        "activation": functions["activation"],
-        "dropout": 0.0,
-        "recurrent_dropout": 0.0,
-    }
-    cell = _copy(layer.cell, f"{name}_cell", getattr(keras_layers, f"{kind}Cell"), **changes)
-    settings = {key: config[key] for key in ("return_sequences", "go_backwards", "unroll")}
-    copy = keras_layers.RNN(cell, name=name, **settings)
-    y = copy(x)
-    copy.set_weights(_weights(layer))
-    return y
-
-
-def _in_two_parts(
-    layer: Any,
-    config: dict[str, Any],
-    x: Any,
-    cls: type[RecurrentStates],
-    functions: dict[str, str],
-    name: str,
-    unique: Unique,
-) -> Any:
-    """A recurrent layer as its product with the inputs, and the loop over steps."""
-    cell, mask = layer.cell.get_config(), mask_of(x)
-    units, whole = cell["units"], (None, None, None)
-    if config["go_backwards"]:
-        x = Slice([(None, None, -1), whole], name=unique(f"{name}_backwards"))(x)
-        if mask is not None:
-            mask = Slice([(None, None, -1), whole], name=unique(f"{name}_mask_backwards"))(mask)
-    settings: dict[str, Any] = dict(functions)
-    settings["name"] = name if config["return_sequences"] else unique(f"{name}_states")
-    kernel, recurrent, *biases = _weights(layer)
-    if cls is GRUStates:
-        settings["reset_after"] = cell.get("reset_after", False)
-        if biases and settings["reset_after"]:
-            settings["use_bias"] = True
-            biases = list(biases[0])  # of inputs, and of states
-    if mask is not None:
-        settings |= {"masked": True, "zeroes_masked": bool(getattr(layer, "zero_output_for_mask", False))}
-    states = cls(units, **settings)
-    width, with_bias = states.sums * units, cell["use_bias"]
-    inputs = RecurrentInputs(width, use_bias=with_bias, name=unique(f"{name}_inputs"))
-    sums = inputs(x)
-    if mask is not None:
-        sums = MaskedInputs(name=unique(f"{name}_masked"))([sums, mask])
-    y = states(sums)
-    inputs.set_weights([kernel, *biases[:1]])
-    states.kernel.assign(recurrent)
-    if states.use_bias:
-        states.bias.assign(biases[1])
-    if config["return_sequences"]:
-        return y
-    last = Slice([(-1, None, None), whole], name=unique(f"{name}_last"))(y)
-    return keras_layers.Reshape((units,), name=name)(last)
-
-
-def _bidirectional(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
-    mode = config["merge_mode"]
-    parts = []
-    for part, inner in (("forward", layer.forward_layer), ("backward", layer.backward_layer)):
-        y = _recurrent(inner, inner.get_config(), x, unique(f"{name}_{part}"), unique)
-        if part == "backward" and inner.get_config()["return_sequences"]:
-            y = Slice([(None, None, -1), (None, None, None)], name=unique(f"{name}_reversed"))(y)
-        parts.append(y)
-    if mode == "concat":
-        return keras_layers.Concatenate(name=name)(parts)
-    if mode == "mul":
-        return keras_layers.Multiply(name=name)(parts)
-    if mode in ("sum", "ave"):
-        return summed(parts, name, unique, average=mode == "ave")
-    raise LqError(f"layer '{name}': Bidirectional with merge_mode {mode}")
-
-
 def _time_distributed(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     inner = layer.layer
     kind = kind_of(inner)
@@ -584,9 +446,7 @@ def _time_distributed(layer: Any, config: dict[str, Any], x: Any, name: str, uni
         return keras_layers.Reshape((x.shape[1], int(np.prod(x.shape[2:]))), name=name)(x)
     if kind is OTHER or kind.recurrent or kind.name in ("Embedding", "TimeDistributed", "Lambda"):
         raise LqError(f"layer '{name}': TimeDistributed({type(inner).__name__}) is not known to lqconvert")
-    merged = MergeSteps(name=unique(f"{name}_merged"))(x)
-    y = replace_layer(inner, merged, unique(f"{name}_{inner.name}"), unique)
-    return SplitSteps(x.shape[1], name=name)(y)
+    return by_step(x, lambda x: replace_layer(inner, x, unique(f"{name}_{inner.name}"), unique), name, unique)
 
 
 def _normalization(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
@@ -608,10 +468,27 @@ def _upsampling(layer: Any, config: dict[str, Any], x: Any, name: str, unique: U
 
 
 def _embedding(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
-    copy = _copy(layer, name, mask_zero=False)
+    copy = keras_layers.Embedding(layer.input_dim, layer.output_dim, name=name)
     y = copy(x)
-    copy.set_weights(_weights(layer))
+    copy.set_weights(weights_of(layer)[:1])  # a ReversibleEmbedding may have others
     return with_mask(y, StepMask(0, name=unique(f"{name}_mask"))(x)) if config.get("mask_zero") else y
+
+
+def _category_encoding(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    """Rows of an identity matrix, and of several categories their sum or maximum."""
+    mode, count, steps = config["output_mode"], config["num_tokens"], x.shape[-1]
+    if (
+        len(x.shape) != 2
+        or mode not in ("one_hot", "multi_hot", "count")
+        or (mode == "one_hot" and steps > 1)
+    ):
+        raise LqError(f"layer '{name}': CategoryEncoding '{mode}' of inputs {x.shape[1:]}")
+    rows = keras_layers.Embedding(count, count, name=unique(f"{name}_rows"))
+    y = rows(x)
+    rows.set_weights([np.eye(count)])
+    if steps == 1:
+        return keras_layers.Reshape((count,), name=name)(y)
+    return Reduce("sum" if mode == "count" else "max", [1], False, name=name)(y)
 
 
 def _masking(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
@@ -628,9 +505,10 @@ def _looked_up(function: str) -> Callable[[Any, str, Unique, bool], Any]:
 #: The rule for each kind of layer, by the kind's name.
 RULES: dict[str, Twin] = {
     "Activation": lambda layer, config, x, name, unique: activated(
-        x, _activation_name(layer), name, unique, keras3=_is_keras3(layer)
+        x, activation_name(layer), name, unique, keras3=is_keras3(layer)
     ),
     **dict.fromkeys(("Conv2D", "Convolution2D"), _convolution),
+    "BatchNormalization": _batch_norm,
     **dict.fromkeys(("DepthwiseConv1D", "SeparableConv1D", "Conv1DTranspose"), _as_image),
     "Add": lambda layer, config, xs, name, unique: summed(xs, name, unique),
     "Average": lambda layer, config, xs, name, unique: summed(xs, name, unique, average=True),
@@ -641,6 +519,9 @@ RULES: dict[str, Twin] = {
         x, config.get("negative_slope", config.get("alpha")), name
     ),
     "ELU": lambda layer, config, x, name, unique: Elementwise("elu", config["alpha"], name=name)(x),
+    "ThresholdedReLU": lambda layer, config, x, name, unique: Elementwise(
+        "thresholded_relu", float(config["theta"]), name=name
+    )(x),
     "HardSwish": lambda layer, config, x, name, unique: HardSwish(name=name)(x),
     "LayerNormalization": _layer_norm,
     "GroupNormalization": _group_norm,
@@ -648,6 +529,7 @@ RULES: dict[str, Twin] = {
     "UnitNormalization": lambda layer, config, x, name, unique: l2_normalized(x, config["axis"], name),
     "MultiHeadAttention": _attention,
     "Attention": _dot_attention,
+    "GroupQueryAttention": _grouped_attention,
     "AdditiveAttention": _additive_attention,
     "Dot": _dot,
     "EinsumDense": _einsum_dense,
@@ -664,17 +546,19 @@ RULES: dict[str, Twin] = {
     "Resizing": _resizing,
     "CenterCrop": _center_crop,
     "RandomCrop": _random_crop,
-    **dict.fromkeys(("LSTM", "GRU", "SimpleRNN", "RNN"), _recurrent),
-    "Bidirectional": _bidirectional,
+    **RECURRENT_RULES,
+    **VOLUME_RULES,
     "TimeDistributed": _time_distributed,
     "Embedding": _embedding,
+    "ReversibleEmbedding": _embedding,
+    "CategoryEncoding": _category_encoding,
     "Masking": _masking,
     "UpSampling1D": _upsampling,
     "Lambda": _lambda,
     "Normalization": _normalization,
     "Rescaling": lambda layer, config, x, name, unique: scaled(x, config["scale"], config["offset"], name),
     # Of keras.applications:
-    "LayerScale": lambda layer, config, x, name, unique: scaled(x, _weights(layer)[0], 0.0, name),
+    "LayerScale": lambda layer, config, x, name, unique: scaled(x, weights_of(layer)[0], 0.0, name),
     "CustomScaleLayer": lambda layer, config, xs, name, unique: summed(
         [xs[0], scaled(xs[1], config["scale"], 0.0, unique(f"{name}_scaled"))], name, unique
     ),

@@ -246,7 +246,10 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
 def _inputs_of(layer: Any, args: Any, kwargs: dict[str, Any]) -> list[Any]:
     """The tensors among the arguments of a layer's call."""
     named = [*args, *kwargs.values()]
-    if type(layer).__name__ == "MultiHeadAttention":  # key follows value, whatever the arguments' order
+    if type(layer).__name__ in (
+        "MultiHeadAttention",
+        "GroupedQueryAttention",
+    ):  # key follows value, whatever the arguments' order
         named = list(inspect.signature(layer.call).bind(*args, **kwargs).arguments.values())
     given = [value for value in named if _holds_tensors(value)]
     return list(given[0]) if isinstance(given[0], (list, tuple)) else given
@@ -291,13 +294,13 @@ def _input_shapes(model: Any, input_shape: tuple[int, ...] | None) -> list[tuple
 
 
 def _input_type(model: Any, tensor: Any) -> str:
-    """int32 for an input of an Embedding, otherwise float32."""
+    """int32 for an input of indices, otherwise float32."""
     part = getattr(model, "_functional", None) or model
     for nodes in part._nodes_by_depth.values():
         for node in nodes:
             layer = getattr(node, "operation", None) or node.layer
             sources = _tensors(node.input_tensors if hasattr(node, "operation") else node.keras_inputs)
-            if type(layer).__name__ == "Embedding" and any(source is tensor for source in sources):
+            if kind_of(layer).takes_indices and any(source is tensor for source in sources):
                 return "int32"
     return "float32"
 

@@ -16,16 +16,14 @@ from tf_keras import layers
 from lqconvert.errors import LqError
 from lqconvert.keras_loader.custom_layers import Constant, DepthToSpace, Elementwise, MatMul, Reduce, Slice
 from lqconvert.keras_loader.layer_rules import (
-    Unique,
     activated,
     l2_normalized,
     leaky,
     rectified,
     resized,
-    scaled,
-    summed,
 )
 from lqconvert.keras_loader.recurrent_layers import StepMask
+from lqconvert.keras_loader.rule_parts import Unique, scaled, summed
 
 
 def is_tensor(value: Any) -> bool:
