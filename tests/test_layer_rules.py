@@ -45,6 +45,10 @@ REFUSED = {
     "mask of an LSTM": (lambda: masked(tf_keras, T.LSTM(3), mask=1), "called with mask"),
     "mask of attention": (with_masks, "called with mask"),
     "a recurrent model for each step": (recurrent_inside, "TimeDistributed of a recurrent model"),
+    "mask of no number": (
+        lambda: tf_keras.Sequential([T.Input((6, 3)), T.Masking(float("nan")), T.LSTM(3)]),
+        "Masking of the value nan",
+    ),
     "mask of a mean": (
         lambda: tf_keras.Sequential([T.Input((6, 3)), T.Masking(), T.GlobalAveragePooling1D()]),
         "GlobalAveragePooling1D of masked steps",

@@ -51,6 +51,22 @@ def with_activation(name: str) -> Callable[[Any], Any]:
     return chain(IMAGE, layer("Conv2D", 6, 3, activation=name), pool, head)
 
 
+def nested_words(api: Any) -> Any:
+    """A text encoder that is called twice."""
+    x = api.Input((8,))
+    y = api.layers.Embedding(20, 4, mask_zero=True, embeddings_initializer="he_normal")(x)
+    encoder = api.Model(x, api.layers.GRU(4)(y))
+    a, b = api.Input((8,)), api.Input((8,))
+    return api.Model([a, b], api.layers.Dense(3)(api.layers.Concatenate()([encoder(a), encoder(b)])))
+
+
+def masked_residual(api: Any) -> Any:
+    x = api.Input((8,))
+    y = api.layers.Embedding(20, 6, mask_zero=True, embeddings_initializer="he_normal")(x)
+    y = api.layers.Add()([y, api.layers.Dense(6)(y)])
+    return api.Model(x, api.layers.Dense(3)(api.layers.LSTM(4)(y)))
+
+
 def grouped_queries(api: Any) -> Any:
     x, y = api.Input(STEPS), api.Input((5, 6))
     z = api.layers.GroupQueryAttention(3, 4, 2)(x, y)
@@ -414,8 +430,8 @@ ZOO: dict[str, Feature] = {
         chain(
             STEPS,
             layer("Masking", -1.0),
-            layer("SimpleRNN", 5, return_sequences=True),
             layer("Dense", 6),
+            layer("SimpleRNN", 5, return_sequences=True),
             lambda api: api.layers.Bidirectional(api.layers.GRU(4)),
             head,
         )
@@ -508,6 +524,8 @@ ZOO: dict[str, Feature] = {
         refused="stateful",
         apis=("keras",),
     ),
+    "nested words": Feature(nested_words),
+    "masked residual": Feature(masked_residual),
     "mean of masked": Feature(
         chain((8,), layer("Embedding", 300, 6, mask_zero=True), layer("GlobalAveragePooling1D"), head),
         refused="GlobalAveragePooling1D of masked steps",

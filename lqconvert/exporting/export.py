@@ -45,7 +45,7 @@ from lqconvert.quantization.layers import (
 )
 from lqconvert.quantization.model_outputs import traced
 from lqconvert.quantization.rewrite import float_layers, quantized_output
-from lqconvert.tflite.editing import strip
+from lqconvert.tflite.editing import repeat_by_adding, strip
 from lqconvert.tflite.flatbuffer import read, write
 from lqconvert.tflite.graph import (
     LSTM,
@@ -240,6 +240,7 @@ class Template:
             raise LqError(f"layers not found in the converted file: {', '.join(fingerprints)}")
         if wide:
             widen(converted, _constants(model, codes))
+        repeat_by_adding(converted)
         replaced = _with_placeholder(model)
         for operator in list(converted.main.operators):
             number = number_of(operator)

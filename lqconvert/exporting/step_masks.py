@@ -11,6 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from lqconvert.errors import LqError
 from lqconvert.keras_loader.custom_layers import Slice
 from lqconvert.keras_loader.recurrent_layers import StepMask, inputs_and_mask
+from lqconvert.quantization.layers import ActivationQuantizer
 from lqconvert.tflite.builder import Builder
 from lqconvert.tflite.graph import Graph, Model, Operator, Quantization
 
@@ -48,11 +49,28 @@ class StepMasks:
                 found = self._of_indices(builder, mask)
                 found = _reversed(builder, found) if backward else found
             else:
-                found = _of_inputs(builder, placeholder.inputs[0], inputs, mask)
+                source, turned = self._source(placeholder, inputs, mask)
+                found = _distances(builder, source, mask)
+                found = _reversed(builder, found) if backward != turned else found
             self.found[mask.name, backward] = found
         place = graph.operators.index(placeholder)
         graph.operators[place:place] = builder.graph.operators
         return self.found[mask.name, backward]
+
+    def _source(self, placeholder: Operator, inputs: Any, mask: StepMask) -> tuple[int, bool]:
+        """The tensor that a mask compares, and whether its last step comes first."""
+        layer = mask.input._keras_history.layer
+        given = layer.input._keras_history.layer.name if isinstance(layer, ActivationQuantizer) else ""
+        if given in self.inputs:
+            return self.model.main.inputs[self.inputs.index(given)], False
+        read = inputs.input
+        turned = isinstance(read._keras_history.layer, Slice)
+        if (read._keras_history.layer.input if turned else read) is not mask.input:
+            raise LqError(
+                f"layer '{mask.name}': other layers stand between it and the recurrent layer; "
+                "put it directly in front of that one"
+            )
+        return placeholder.inputs[0], turned
 
     def _of_indices(self, builder: Builder, mask: StepMask) -> int:
         """1 for every index but 0."""
@@ -69,21 +87,16 @@ class StepMasks:
         return builder.operator("CAST", [least], [result], cast)
 
 
-def _of_inputs(builder: Builder, source: int, inputs: Any, mask: StepMask) -> int:
+def _distances(builder: Builder, source: int, mask: StepMask) -> int:
     """The largest squared distance of a step's values from the mask's, in steps of their scale."""
     tensor = builder.graph.tensors[source]
-    read = inputs.input
-    read = read._keras_history.layer.input if isinstance(read._keras_history.layer, Slice) else read
-    if read is not mask.input:
-        raise LqError(
-            f"layer '{mask.name}': other layers stand between it and the recurrent layer; "
-            "put it directly in front of that one"
-        )
     steps, width = mask.input.shape[1:]
-    x = builder.shaped(source, (1, steps, width))
     code = np.clip(np.round(mask.value / tensor.scales[0]) + tensor.zero_point, -128, 127)
-    value = builder.constant(np.array([code], np.int8), tensor.quantization)
-    distance = Quantization.one(float(tensor.scales[0]) ** 2, -128)
+    # LiteRT compares and squares only codes with a scale below 1. A RESHAPE keeps the codes.
+    unit = Quantization.one(0.5, tensor.zero_point)
+    value = builder.constant(np.array([code], np.int8), unit)
+    x = builder.reshaped(source, builder.tensor("INT8", (1, steps, width), unit))
+    distance = Quantization.one(0.25, -128)
     squares = builder.tensor("INT8", (1, steps, width), distance)
     options = schema.SquaredDifferenceOptionsT()
     builder.operator("SQUARED_DIFFERENCE", [x, value], [squares], options, version=2)

@@ -195,7 +195,7 @@ def _layer_norm(layer: Any, config: dict[str, Any], x: Any, name: str, unique: U
     axes = sorted(axis % len(x.shape) for axis in np.ravel(config["axis"]))
     shape = x.shape[1:]
     if axes != list(range(axes[0], len(x.shape))):
-        raise LqError(f"layer '{name}': LayerNormalization over axes {config['axis']}, not the last ones")
+        raise LqError(f"layer '{name}': LayerNormalization over axes {axes}, not the last ones")
     if len(axes) == 1:
         return _normalized(layer, config, x, LayerNorm(config["epsilon"], name=name))
     flat = (*x.shape[1 : axes[0]], int(np.prod(x.shape[axes[0] :])))
@@ -495,6 +495,8 @@ def _masking(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Uniq
     """The values of masked steps stay as they are: recurrent layers do not read them."""
     if len(x.shape) != 3:
         raise LqError(f"layer '{name}': Masking of inputs {x.shape[1:]}, which are no sequence of steps")
+    if not np.isfinite(config["mask_value"]):
+        raise LqError(f"layer '{name}': Masking of the value {config['mask_value']}")
     return with_mask(x, StepMask(config["mask_value"], name=name)(x))
 
 

@@ -201,6 +201,7 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
                     else (node.call_args, node.call_kwargs)
                 )
                 args, kwargs = rebuilt(tuple(args)), {key: rebuilt(v) for key, v in kwargs.items()}
+                mask = given_mask(kwargs)
                 if kind in ("TFOpLambda", "SlicingOpLambda") or type(layer).__module__.startswith(OPS):
                     results = _tensors(operate(layer, args, kwargs, unique(layer.name), unique))
                 elif kind == "TimeDistributed" and hasattr(layer.layer, "layers"):
@@ -213,9 +214,10 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
                 elif kind == "Identity":
                     results = _inputs_of(layer, args, kwargs)
                 elif hasattr(layer, "_nodes_by_depth") or kind in MODELS:
-                    results = run(layer, _inputs_of(layer, args, kwargs))
+                    values = _inputs_of(layer, args, kwargs)
+                    values[0] = values[0] if mask is None else with_mask(values[0], mask)
+                    results = run(layer, values)
                 else:
-                    mask = given_mask(kwargs)
                     _check_call(layer, kwargs)
                     values = _inputs_of(layer, args, kwargs)
                     values[0] = values[0] if mask is None else with_mask(values[0], mask)
@@ -295,14 +297,27 @@ def _input_shapes(model: Any, input_shape: tuple[int, ...] | None) -> list[tuple
 
 def _input_type(model: Any, tensor: Any) -> str:
     """int32 for an input of indices, otherwise float32."""
+    return "int32" if _holds_indices(model, tensor) else "float32"
+
+
+def _holds_indices(model: Any, tensor: Any) -> bool:
+    """Whether a layer that takes indices reads an input of a model, also in a nested model."""
     part = getattr(model, "_functional", None) or model
     for nodes in part._nodes_by_depth.values():
         for node in nodes:
             layer = getattr(node, "operation", None) or node.layer
             sources = _tensors(node.input_tensors if hasattr(node, "operation") else node.keras_inputs)
-            if kind_of(layer).takes_indices and any(source is tensor for source in sources):
-                return "int32"
-    return "float32"
+            places = [place for place, source in enumerate(sources) if source is tensor]
+            if not places:
+                continue
+            if kind_of(layer).takes_indices:
+                return True
+            inner = getattr(layer, "_functional", None) or layer
+            if hasattr(inner, "_nodes_by_depth") and any(
+                _holds_indices(inner, inner.inputs[n]) for n in places
+            ):
+                return True
+    return False
 
 
 def _tensors(value: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from lqconvert.errors import LqError
 from lqconvert.keras_loader.layer_kinds import kind_of
 from lqconvert.keras_loader.recurrent_layers import StepMask
+from lqconvert.keras_loader.rule_parts import is_keras3
 
 
 def mask_of(x: Any) -> Any:
@@ -29,14 +30,27 @@ def given_mask(arguments: dict[str, Any]) -> Any:
     return arguments.pop("mask")
 
 
+def same_mask(a: Any, b: Any) -> bool:
+    """Whether two masks are of the same steps."""
+    return _identity(a) == _identity(b)
+
+
+def _identity(mask: Any) -> tuple[int, float]:
+    layer = mask._keras_history.layer
+    return (id(layer.input), layer.value) if isinstance(layer, StepMask) else (id(mask), 0.0)
+
+
 def carry_mask(layer: Any, inputs: Iterable[Any], output: Any) -> None:
     """Gives the output of a layer of either Keras the mask of its inputs, if it has one in Keras.
 
     Raises:
         LqError: if the layer computes with a mask and lqconvert does not, or joins different masks.
     """
-    masks = {id(mask): mask for mask in map(mask_of, inputs) if mask is not None}
+    given = [mask_of(x) for x in inputs]
+    masks = {_identity(mask): mask for mask in given if mask is not None}
     if not masks or mask_of(output) is not None or not layer.supports_masking:
+        return
+    if is_keras3(layer) and None in given:  # it merges only masks of all inputs
         return
     kind = kind_of(layer)
     if kind.recurrent:

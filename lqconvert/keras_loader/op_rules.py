@@ -22,6 +22,7 @@ from lqconvert.keras_loader.layer_rules import (
     rectified,
     resized,
 )
+from lqconvert.keras_loader.masks import same_mask
 from lqconvert.keras_loader.recurrent_layers import StepMask
 from lqconvert.keras_loader.rule_parts import Unique, scaled, summed
 
@@ -378,6 +379,12 @@ def _any(a: dict[str, Any], name: str, unique: Unique) -> Any:
     return a["x"]
 
 
+def _either(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    if not (is_tensor(a["x"]) and is_tensor(a["y"]) and same_mask(a["x"], a["y"])):
+        raise LqError(f"layer '{name}': an operation that is known only for two equal masks of steps")
+    return a["x"]
+
+
 def _cast(a: dict[str, Any], name: str, unique: Unique) -> Any:
     return a["x"]  # everything is float32 here
 
@@ -539,6 +546,7 @@ KERAS3: dict[str, tuple[Maker, tuple[str, ...]]] = {
     **dict.fromkeys(("Cast", "Copy"), (_cast, ("x",))),
     "NotEqual": (_differs, XY),
     "Any": (_any, ("x",)),
+    "LogicalOr": (_either, XY),
 }
 
 

@@ -39,7 +39,8 @@ class StepMask(tf_keras.layers.Layer):
 
     Args:
         value: what all values of a masked step are. With indices [b, steps], a step has one value. Rounded
-            inputs have it if they are within half a step of their scale.
+            inputs have it if they are within half a step of their scale. Their range need not hold it: then
+            it is the range's end.
     """
 
     def __init__(self, value: float, **kwargs: Any) -> None:
@@ -61,11 +62,11 @@ class StepMask(tf_keras.layers.Layer):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         x = tf.cast(inputs, tf.float32)
         x = x[..., tf.newaxis] if x.shape.rank == 2 else x
-        tolerance = 0.0
+        value, tolerance = self.value, 0.0
         if self.range is not None:
             low, high = self.range()
-            tolerance = 0.501 * (high - low) / 255
-        counts = tf.reduce_any(tf.abs(x - self.value) > tolerance, axis=-1, keepdims=True)
+            value, tolerance = tf.clip_by_value(value, low, high), 0.501 * (high - low) / 255
+        counts = tf.reduce_any(tf.abs(x - value) > tolerance, axis=-1, keepdims=True)
         return tf.cast(counts, tf.float32)
 
 

@@ -11,6 +11,7 @@ from lqconvert.keras_loader.custom_layers import Slice
 from lqconvert.keras_loader.limits import UNROLLED, check_repeats
 from lqconvert.keras_loader.masks import mask_of, with_mask
 from lqconvert.keras_loader.recurrent_layers import (
+    BOUNDED,
     FUNCTIONS,
     GRUStates,
     LSTMLoopStates,
@@ -66,7 +67,7 @@ def _recurrent_cell(cell: Any, layer: Any, config: dict[str, Any], x: Any, name:
     if is_keras3(layer):
         functions = {key: f"{x}_3" if x == "hard_sigmoid" else x for key, x in functions.items()}
     mask = mask_of(x)
-    if set(functions.values()) <= {*FUNCTIONS}:
+    if functions["activation"] in FUNCTIONS and functions["gates"] in BOUNDED:
         fused = kind == "LSTM" and mask is None and [*functions.values()] == ["tanh", "sigmoid"]
         settings = (
             functions

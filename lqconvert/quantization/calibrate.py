@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from lqconvert.keras_loader.layer_kinds import class_name
-from lqconvert.keras_loader.recurrent_layers import RecurrentStates
+from lqconvert.keras_loader.recurrent_layers import RecurrentStates, StepMask
 from lqconvert.quantization.granularity import KEPT_AXES, kernel_name
 from lqconvert.quantization.layers import (
     LEAST_SCALE,
@@ -56,12 +56,17 @@ def _calibrate_ranges(
     model: tf_keras.Model, learned: list[ActivationQuantizer], batches: Iterable[np.ndarray]
 ) -> None:
     observe = tf_keras.Model(model.inputs, [quantizer.input for quantizer in learned])
+    masks = [_mask_value(quantizer) for quantizer in learned]
 
     @traced
     def extremes(x):
         outputs = observe(x, training=False)
         outputs = outputs if isinstance(outputs, list) else [outputs]
-        return tf.stack([[tf.reduce_min(y), tf.reduce_max(y)] for y in outputs])
+        counted = [
+            y if value is None else tf.where(tf.reduce_any(y != value, -1, keepdims=True), y, 0.0)
+            for y, value in zip(outputs, masks, strict=True)
+        ]
+        return tf.stack([[tf.reduce_min(y), tf.reduce_max(y)] for y in counted])
 
     # Traced while the quantizers pass values through, so that the ranges are those of the float graph.
     for quantizer in learned:
@@ -78,10 +83,19 @@ def _calibrate_ranges(
     # The tiny outputs of a dead layer are no signal. The model's inputs may have any unit, so they count
     # always.
     least = DEAD * min(1.0, np.max((highs - lows)[computed], initial=0.0))
-    for quantizer, low, high, dead in zip(
-        learned, lows, highs, computed & (highs - lows < least), strict=True
+    for quantizer, low, high, dead, value in zip(
+        learned, lows, highs, computed & (highs - lows < least), masks, strict=True
     ):
+        if value is not None and not low <= value <= high:  # one step outside means masked
+            step = (high - low) / 254
+            low, high = (low - step, high) if value < low else (low, high + step)
         quantizer.set_range(*((0.0, 0.0) if dead else (low, high)))
+
+
+def _mask_value(quantizer: ActivationQuantizer) -> float | None:
+    """The value of masked steps behind a quantizer, if there are any."""
+    readers = [node.outbound_layer for node in quantizer.outbound_nodes]
+    return next((reader.value for reader in readers if isinstance(reader, StepMask)), None)
 
 
 def _calibrate_states(model: tf_keras.Model, wrapper: QuantizedLayer, batches: Sequence[np.ndarray]) -> None:

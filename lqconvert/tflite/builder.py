@@ -45,11 +45,13 @@ class Builder:
         tensor = self.graph.tensors[index]
         if tensor.shape == shape:
             return index
+        return self.reshaped(index, self.tensor(tensor.type, shape, tensor.quantization))
+
+    def reshaped(self, index: int, result: int) -> int:
+        """A RESHAPE of one tensor into another."""
         options = schema.ReshapeOptionsT()
-        options.newShape = np.array(shape, np.int32)
-        return self.operator(
-            "RESHAPE", [index], [self.tensor(tensor.type, shape, tensor.quantization)], options
-        )
+        options.newShape = np.array(self.graph.tensors[result].shape, np.int32)
+        return self.operator("RESHAPE", [index], [result], options)
 
     def wide(self, scale: float | np.floating, *shape: int) -> int:
         """A new int16 tensor."""

@@ -70,6 +70,29 @@ def reshape(model: Model, source: int, target: int) -> Operator:
     return new_operator(model, "RESHAPE", [source], [target], options)
 
 
+def repeat_by_adding(model: Model) -> None:
+    """Replaces each TILE of an axis of length 1 by an ADD of zeros, which repeats it, too.
+
+    TensorFlow Lite Micro's interpreter has no TILE, and LiteRT computes wrong numbers behind one that stands
+    between two LSTMs.
+    """
+    graph = model.main
+    for place, operator in enumerate(graph.operators):
+        if operator.name != "TILE":
+            continue
+        source, output = (graph.tensors[index] for index in (operator.inputs[0], operator.outputs[0]))
+        pairs = list(zip(source.shape, output.shape, strict=True))
+        if source.type not in ("INT8", "INT16") or any(before not in (1, after) for before, after in pairs):
+            continue
+        shape = [after if before == 1 else 1 for before, after in pairs]
+        codes = np.full(shape, source.zero_point, DTYPES[source.type])
+        zeros, options = add_constant(model, codes, source.quantization), schema.AddOptionsT()
+        options.potScaleInt16 = False
+        graph.operators[place] = new_operator(
+            model, "ADD", [operator.inputs[0], zeros], operator.outputs, options, version=2
+        )
+
+
 def merge_reshapes(model: Model) -> None:
     """Drops RESHAPEs that are followed by another RESHAPE, and those that change nothing."""
     graph = model.main
