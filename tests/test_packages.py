@@ -178,6 +178,15 @@ def test_mistakes(arguments, message, codes, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_scales_that_arduinos_library_ignores(codes, several, tmp_path, caplog):
+    """It computes a Dense layer by its first scale; `several` has one for each unit, the digits' have one."""
+    made(codes, tmp_path, "arduino")
+    made(several, tmp_path, "zephyr")
+    assert "takes one scale" not in caplog.text
+    made(several, tmp_path, "arduino")
+    assert "for the Nano 33 BLE takes one scale for a Dense layer: outputs will be wrong" in caplog.text
+
+
 def test_what_the_user_has_changed_stays(codes, tmp_path):
     folder = made(codes, tmp_path, "zephyr")
     program, network = folder / "src/main.cpp", folder / "src/network.cpp"
