@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tf_keras
+from bench import boards
 from click.testing import CliRunner
 from tf_keras import layers
 
@@ -20,7 +21,6 @@ from lqconvert.cli.main import main
 from lqconvert.runtime.tflm import invoke_micro
 from lqconvert.runtime.verify import Limits
 from lqconvert.tflite import targets
-from lqconvert.tflite.flatbuffer import read
 from lqconvert.tflite.interface import Interface
 from lqconvert.tflite.packages import PACKAGES, examples_of_test, package_paths
 from lqconvert.tflite.targets import MICRO_PACKAGE
@@ -123,7 +123,7 @@ def test_the_outputs_are_those_of_tflite_micro(codes, tmp_path):
     text = (folder / "src/self_test.cpp").read_text()
     inputs, outputs = arrays(text, "input_0"), arrays(text, "output_0")
     assert len(inputs) == 16
-    assert "output_0[example], 0.0f)" in text
+    assert "output_0[example], 0.0f, differences)" in text
     found = invoke_micro((tmp_path / "m.tflite").read_bytes(), inputs.reshape(-1, 8, 8, 1).astype(np.int8))
     np.testing.assert_array_equal(found.reshape(16, -1), outputs)
     assert len(np.unique(outputs.argmax(axis=1))) > 5  # of several classes
@@ -178,6 +178,15 @@ def test_mistakes(arguments, message, codes, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_scales_that_arduinos_library_ignores(codes, several, tmp_path, caplog):
+    """It computes a Dense layer by its first scale; `several` has one for each unit, the digits' have one."""
+    made(codes, tmp_path, "arduino")
+    made(several, tmp_path, "zephyr")
+    assert "takes one scale" not in caplog.text
+    made(several, tmp_path, "arduino")
+    assert "for the Nano 33 BLE takes one scale for a Dense layer: outputs will be wrong" in caplog.text
+
+
 def test_what_the_user_has_changed_stays(codes, tmp_path):
     folder = made(codes, tmp_path, "zephyr")
     program, network = folder / "src/main.cpp", folder / "src/network.cpp"
@@ -226,7 +235,7 @@ def test_the_tolerance_is_in_steps(io, unit, codes, tmp_path, monkeypatch):
     monkeypatch.setattr(targets, "_version", lambda name: "" if name == MICRO_PACKAGE else version(name))
     folder = made(codes, tmp_path, "cmake", io=io)
     text = (folder / "src/self_test.cpp").read_text()
-    tolerance = float(re.search(r"output_0\[example\], ([\d.]+)f\)", text)[1])
+    tolerance = float(re.search(r"output_0\[example\], ([\d.]+)f, ", text)[1])
     assert tolerance == pytest.approx(unit, rel=0.01)
     assert "within some steps: not verified" in (folder / "README.md").read_text()
     if io == "float32":
@@ -241,6 +250,18 @@ def built(folder, build):
     return subprocess.run([build / "self_test"], capture_output=True, text=True)
 
 
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
+def test_a_library_for_this_computer_is_not_linked_for_a_board(codes, tmp_path):
+    folder, library = made(codes, tmp_path, "cmake"), tmp_path / "gen/here/lib/libtensorflow-microlite.a"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    configure = ["cmake", "-S", folder, "-B", tmp_path / "build", f"-DTFLM_DIR={tmp_path}"]
+    board = ["-DCMAKE_SYSTEM_NAME=Generic", "-DCMAKE_TRY_COMPILE_TARGET_TYPE=STATIC_LIBRARY"]
+    result = subprocess.run([*configure, *board], capture_output=True, text=True)
+    assert "and TFLM_LIBRARY to the library" in " ".join(result.stderr.split())
+    subprocess.run([*configure, *board, f"-DTFLM_LIBRARY={library}"], check=True, capture_output=True)
+
+
 @pytest.mark.skipif(
     "TFLM_ROOT" not in os.environ or shutil.which("cmake") is None,
     reason="needs cmake and TFLM_ROOT, a checkout of tflite-micro with its library (make microlite)",
@@ -251,15 +272,28 @@ def test_the_self_test_passes_and_finds_a_changed_byte(which, tmp_path, request)
     done = built(folder, tmp_path / "build")
     assert done.returncode == 0, done.stderr
     assert re.search(r"PASS: \d+ examples, \d+ bytes of arena", done.stderr)
-    # The bias of the last layer, which every output has.
-    tflite, source = (tmp_path / "m.tflite").read_bytes(), folder / "src/model.cpp"
-    graph = read(tflite).main
-    last = next(each for each in reversed(graph.operators) if each.name == "FULLY_CONNECTED")
-    bias = graph.tensors[last.inputs[2]].buffer.content
-    text = source.read_text()
-    place = list(re.finditer(r"0x(\w\w)", text))[tflite.index(bias) + 1]
-    changed = f"{int(place[1], 16) ^ 0x55:02x}"
-    source.write_text(text[: place.start(1)] + changed + text[place.end(1) :])
+    boards.change_a_byte(folder)
     done = built(folder, tmp_path / "build")
     assert done.returncode == 1
-    assert "FAIL: " in done.stderr
+    assert re.search(r"FAIL: \d+ values differ, by at most \d+", done.stderr)
+
+
+@pytest.mark.skipif(
+    "TFLM_ROOT" not in os.environ or bool(boards.missing()),
+    reason=f"needs TFLM_ROOT, a checkout of tflite-micro, and {', '.join(boards.PROGRAMS)}",
+)
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("which", ["codes", "several"])
+def test_the_self_test_in_qemu(which, tmp_path, request):
+    """The first one builds the library, which takes minutes; pytest's cache keeps it."""
+    tflm = Path(os.environ["TFLM_ROOT"]).resolve()
+    library = boards.libraries(request.config.cache.mkdir("boards"), tflm)["portable"]
+    folder = made(request.getfixturevalue(which), tmp_path, "cmake")
+    done = boards.in_qemu(boards.program(folder, tmp_path / "build", tflm, library))
+    assert done.returncode == 0, done.stderr
+    assert boards.PASSED.search(done.stderr)
+    boards.change_a_byte(folder)
+    done = boards.in_qemu(boards.program(folder, tmp_path / "build", tflm, library))
+    assert done.returncode == 1
+    assert boards.DIFFERS.search(done.stderr)

@@ -19,6 +19,7 @@ HINTS = {
     "measured": "use --target tflm-no-decode",
     "no_data": "leave out --data",
     "no_preprocess": "leave out --preprocess",
+    "one_scale": "quantize with --granularity mixed",
     "raw": "--task raw compares outputs with the float model's",
     "restart": "start all of them again, with --resume",
     "resume": "to continue it, add --resume",

@@ -45,7 +45,7 @@ from lqconvert.tasks import Score
 from lqconvert.tflite.c_source import c_sources
 from lqconvert.tflite.interface import Interface
 from lqconvert.tflite.io_types import Border, Passage, border_of
-from lqconvert.tflite.packages import SelfTest, examples_of_test, package_files
+from lqconvert.tflite.packages import PACKAGES, SelfTest, examples_of_test, package_files, suits
 from lqconvert.tflite.scaling_code import left_out
 from lqconvert.tflite.targets import LITERT, TFLM, Target
 from lqconvert.training.budget import POINT, Budget
@@ -492,6 +492,10 @@ def _files(
         if target.name in paths.sources:
             sources = c_sources(tflite, path, verified.arena_bytes, front_code)
         if paths.package is not None and paths.package.target == target.name:
+            if not suits(paths.package.name, tflite):
+                library = PACKAGES[paths.package.name].library
+                what = f"{library} takes one scale for a Dense layer: outputs will be wrong"
+                log.warning(what, extra={"hint": "one_scale"})
             front = None if front_code is None else int8_file.front
             test = _self_test(int8_file, tflite, inputs, border)
             texts = package_files(

@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from lqconvert.tflite.c_source import c_sources, keeps_state, operators, resolver_lines, with_margin
+from lqconvert.tflite.flatbuffer import read
 from lqconvert.tflite.interface import Detail, Interface, split
 from lqconvert.tflite.io_types import FLOAT_NOISE, Passage
 from lqconvert.utils.text import c_comment, c_string
@@ -34,6 +35,7 @@ class Package:
         library: what the package needs, in words.
         has_decode: whether the library has TFLite Micro's DECODE.
         header: to include first, so that Arduino finds the library.
+        dense_scales: whether the library executes a FULLY_CONNECTED operator with a scale for each unit.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Package:
     library: str
     has_decode: bool
     header: str = ""
+    dense_scales: bool = True
 
 
 _SOURCES = {
@@ -79,9 +82,10 @@ PACKAGES = {
             "",
             ("NAME.ino", "sketch.ino"),
             {},
-            "the library Arduino_TensorFlowLite",
+            "the library Arduino_TensorFlowLite for the Nano 33 BLE",
             False,
             header="TensorFlowLite.h",
+            dense_scales=False,  # it takes the first scale for all, and does not say so
         ),
         Package(
             "zephyr",
@@ -156,6 +160,18 @@ def examples_of_test(interface: Interface) -> int:
     ports = (*interface.inputs, *interface.outputs)
     size = sum(int(np.prod(each["shape"])) * np.dtype(each["dtype"]).itemsize for each in ports)
     return max(1, min(MOST_EXAMPLES, MOST_TEST_BYTES // size))
+
+
+def suits(name: str, tflite: bytes) -> bool:
+    """Whether a package's library executes the Dense layers of a file as they are."""
+    scales = [
+        graph.tensors[operator.inputs[1]].quantization
+        for graph in read(tflite).graphs
+        for operator in graph.operators
+        if operator.name == "FULLY_CONNECTED"
+    ]
+    several = any(each is not None and each.scales is not None and len(each.scales) > 1 for each in scales)
+    return PACKAGES[name].dense_scales or not several
 
 
 def package_paths(name: str, folder: Path) -> tuple[list[Path], list[Path]]:

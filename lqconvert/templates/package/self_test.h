@@ -3,5 +3,6 @@
 
 #include "network.h"
 
-// Runs the model on inputs whose outputs are known. Prints PASS, or the first output that differs.
+// Runs the model on inputs whose outputs are known. Prints PASS; or the first value that differs, the number of
+// values that do, and the largest difference.
 bool SelfTest(Network& network);
