@@ -46,14 +46,14 @@ class StepMask(tf_keras.layers.Layer):
     def __init__(self, value: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.value = float(value)
-        #: Of the quantizer in front, in a quantized model: its range.
-        self.range: Callable[[], tuple[tf.Tensor, tf.Tensor]] | None = None
+        #: The quantizer in front, in a quantized model.
+        self.quantizer: Callable[[], Any] = lambda: None
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         source: Any = getattr(getattr(inputs, "_keras_history", None), "layer", None)
         if hasattr(source, "scale_and_zero_point"):
             # In a closure: Keras would count an attribute as a part of this layer.
-            self.range = lambda: source.range
+            self.quantizer = lambda: source
         return super().__call__(inputs, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
@@ -62,9 +62,9 @@ class StepMask(tf_keras.layers.Layer):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         x = tf.cast(inputs, tf.float32)
         x = x[..., tf.newaxis] if x.shape.rank == 2 else x
-        value, tolerance = self.value, 0.0
-        if self.range is not None:
-            low, high = self.range()
+        value, tolerance, quantizer = self.value, 0.0, self.quantizer()
+        if quantizer is not None and quantizer.enabled:
+            low, high = quantizer.range
             value, tolerance = tf.clip_by_value(value, low, high), 0.501 * (high - low) / 255
         counts = tf.reduce_any(tf.abs(x - value) > tolerance, axis=-1, keepdims=True)
         return tf.cast(counts, tf.float32)

@@ -75,7 +75,7 @@ PACKAGES = {
                 "main/idf_component.yml": "idf_component.yml",
             },
             "the component espressif/esp-tflite-micro",
-            False,
+            True,
         ),
         Package(
             "arduino",
