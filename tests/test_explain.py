@@ -148,7 +148,7 @@ def test_changes_are_only_of_what_there_is():
 
 
 def test_layers_that_stay_float_are_named_not_promised(tmp_path):
-    zoo.ZOO["lstm relu"].build(tf_keras).save(tmp_path / "model.h5")
+    zoo.ZOO["lstm elu"].build(tf_keras).save(tmp_path / "model.h5")
     explanation = explain(tmp_path / "model.h5")
     assert adds_up(explanation)
     assert any(note.startswith("computes in float: ") for note in explanation.notes)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from lqconvert.tflite.editing import COMPUTED, new_operator
 from lqconvert.tflite.graph import DTYPES, Graph, Model, Quantization, Tensor
+
+#: The options of operations of two tensors.
+OPTIONS = {
+    "ADD": schema.AddOptionsT,
+    "SUB": schema.SubOptionsT,
+    "MUL": schema.MulOptionsT,
+    "MINIMUM": schema.MaximumMinimumOptionsT,
+}
 
 
 class Builder:
@@ -59,14 +66,8 @@ class Builder:
 
     def elementwise(self, name: str, *operands: int, scale: float, activation: str = "NONE") -> int:
         """A function of an int16 tensor, or an operation with another one of its shape or repeated."""
-        kinds = {
-            "ADD": schema.AddOptionsT,
-            "SUB": schema.SubOptionsT,
-            "MUL": schema.MulOptionsT,
-            "MINIMUM": schema.MaximumMinimumOptionsT,
-        }
-        options: Any = kinds[name]() if name in kinds else None
-        if name in ("ADD", "SUB"):
+        options = OPTIONS[name]() if name in OPTIONS else None
+        if isinstance(options, (schema.AddOptionsT, schema.SubOptionsT)):
             options.potScaleInt16 = False
             options.fusedActivationFunction = getattr(schema.ActivationFunctionType, activation)
         result = self.wide(scale, *self.graph.tensors[operands[0]].shape)
