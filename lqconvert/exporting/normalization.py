@@ -3,7 +3,7 @@
 int8 is too coarse for means and squares. So the input is widened to int16, stock operators compute in int16,
 and the result is narrowed to int8. How large each intermediate result can be follows from the scales of the
 input and the output; nothing has to be calibrated. 1 / sqrt(x) is looked up in a table, which all layers
-share: LiteRT's RSQRT is wrong by up to a half for small int16 codes, and TensorFlow Lite Micro's is not.
+share: LiteRT 2.3's RSQRT gives up to 3.7 times the right result for int16 codes below 512.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def _distances(builder: Builder, source: int, mask: StepMask) -> int:
     tensor = builder.graph.tensors[source]
     steps, width = mask.input.shape[1:]
     code = np.clip(np.round(mask.value / tensor.scales[0]) + tensor.zero_point, -128, 127)
-    # LiteRT compares and squares only codes with a scale below 1. A RESHAPE keeps the codes.
+    # LiteRT compares only codes with a scale below 1. A RESHAPE keeps the codes.
     unit = Quantization.one(0.5, tensor.zero_point)
     value = builder.constant(np.array([code], np.int8), unit)
     x = builder.reshaped(source, builder.tensor("INT8", (1, steps, width), unit))

@@ -214,13 +214,10 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
                 elif kind == "Identity":
                     results = _inputs_of(layer, args, kwargs)
                 elif hasattr(layer, "_nodes_by_depth") or kind in MODELS:
-                    values = _inputs_of(layer, args, kwargs)
-                    values[0] = values[0] if mask is None else with_mask(values[0], mask)
-                    results = run(layer, values)
+                    results = run(layer, _inputs_of(layer, args, kwargs, mask))
                 else:
                     _check_call(layer, kwargs)
-                    values = _inputs_of(layer, args, kwargs)
-                    values[0] = values[0] if mask is None else with_mask(values[0], mask)
+                    values = _inputs_of(layer, args, kwargs, mask)
                     value = values if len(values) > 1 else values[0]
                     results = _tensors(replace_layer(layer, value, unique(layer.name), unique))
                     carry_mask(layer, values, results[0])
@@ -245,16 +242,17 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
     )
 
 
-def _inputs_of(layer: Any, args: Any, kwargs: dict[str, Any]) -> list[Any]:
-    """The tensors among the arguments of a layer's call."""
+def _inputs_of(layer: Any, args: Any, kwargs: dict[str, Any], mask: Any = None) -> list[Any]:
+    """The tensors among the arguments of a layer's call, the first one with a mask if one is given."""
     named = [*args, *kwargs.values()]
-    if type(layer).__name__ in (
-        "MultiHeadAttention",
-        "GroupedQueryAttention",
-    ):  # key follows value, whatever the arguments' order
+    # The key follows the value, whatever the arguments' order.
+    if kind_of(layer).name in ("MultiHeadAttention", "GroupQueryAttention"):
         named = list(inspect.signature(layer.call).bind(*args, **kwargs).arguments.values())
     given = [value for value in named if _holds_tensors(value)]
-    return list(given[0]) if isinstance(given[0], (list, tuple)) else given
+    tensors = list(given[0]) if isinstance(given[0], (list, tuple)) else given
+    if mask is not None:
+        with_mask(tensors[0], mask)
+    return tensors
 
 
 def _name_output(loaded: Any, output: Any, unique: Callable[[str], str]) -> None:

@@ -73,8 +73,7 @@ def reshape(model: Model, source: int, target: int) -> Operator:
 def repeat_by_adding(model: Model) -> None:
     """Replaces each TILE of an axis of length 1 by an ADD of zeros, which repeats it, too.
 
-    TensorFlow Lite Micro's interpreter has no TILE, and LiteRT computes wrong numbers behind one that stands
-    between two LSTMs.
+    TensorFlow Lite Micro's interpreter has no TILE.
     """
     graph = model.main
     for place, operator in enumerate(graph.operators):

@@ -130,7 +130,7 @@ TFLM = Target(
 TFLM_NO_DECODE = replace(
     TFLM,
     name="tflm-no-decode",
-    executes="TFLite Micro of 2025, or of 2023 if Dense layers have one scale",
+    executes="older TFLite Micro, without DECODE",
     packings=(MICRO_INT4,),
     needless=Needless(),
 )
