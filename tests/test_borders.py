@@ -103,9 +103,8 @@ def test_indices_stay_and_each_port_has_its_own_border(io, target, ports):
     finished, verified = verify(tflite, lqconvert.target(target), inputs, order, Limits(), Border(io))
     assert set(verified.deviation.values()) <= {0, 1}
     assert verified.size == len(finished) > 0
-    other = Runner(finished)
-    assert sorted(other.input_types.values()) == sorted([io, "int32"])
-    plain = Runner(tflite)
+    assert sorted(Interface.of(finished).input_types.values()) == sorted([io, "int32"])
+    plain, other = Runner(tflite), Runner(Border(io).around(tflite))
     assert np.allclose(other.run([batch]), plain.run([batch]), atol=2 * plain.output_steps.max())
 
 

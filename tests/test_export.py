@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import lqconvert
 from lqconvert import export_codes
 from lqconvert.cli.main import main
 from lqconvert.exporting.codes import Int8File
@@ -45,6 +46,29 @@ def test_without_data_random_inputs_prove(run, tmp_path):
     assert (tmp_path / "m.tflite").read_bytes() == (folder / "digits.litert.tflite").read_bytes()
 
 
+@pytest.mark.parametrize(("target", "always"), [("litert", False), ("tflm-no-decode", False), ("tflm", True)])
+def test_names_are_stripped_where_nothing_reads_them(target, always, run, tmp_path):
+    _, folder = run
+    stripped = []
+    for options in ([], ["--strip-all"]):
+        path = tmp_path / f"m{len(options)}.tflite"
+        arguments = [str(folder / "digits.codes.npz"), "--target", target, *options, "-o", str(path)]
+        result = CliRunner().invoke(main, ["export", *arguments])
+        assert result.exit_code == 0, result.output
+        stripped.append(b"serving_default" not in path.read_bytes())
+    assert stripped == [always, True]
+
+
+def test_a_file_that_only_micro_loads_is_evaluated_there(run, tmp_path):
+    _, folder = run
+    export_codes(
+        folder / "digits.codes.npz", tmp_path / "m.tflite", targets=lqconvert.target("tflm", prefer="ram")
+    )
+    assert b"TFLM_DECODE" not in (tmp_path / "m.tflite").read_bytes()
+    evaluation = lqconvert.evaluate(tmp_path / "m.tflite", "digits")
+    assert evaluation.runtime.startswith("tflite-micro")
+
+
 def test_all_that_can_be_asked_for(run, tmp_path):
     _, folder = run
     options = ["--target", "tflm", "--c-array", "--gzip", "--strip-all", "-o", str(tmp_path / "m.tflite")]
@@ -52,9 +76,6 @@ def test_all_that_can_be_asked_for(run, tmp_path):
     assert result.exit_code == 0, result.output
     assert "resolver.AddDecode()" in " ".join(result.stdout.split())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.cc", "m.h", "m.tflite", "m.tflite.gz"]
-    assert (tmp_path / "m.tflite").stat().st_size < (folder / "digits.tflite").stat().st_size
-    assert b"serving_default" in (folder / "digits.tflite").read_bytes()
-    assert b"serving_default" not in (tmp_path / "m.tflite").read_bytes()
     assert gzip.decompress((tmp_path / "m.tflite.gz").read_bytes()) == (tmp_path / "m.tflite").read_bytes()
 
 

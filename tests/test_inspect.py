@@ -275,7 +275,7 @@ def files(samples, written, tmp_path_factory):
     tf_keras.Model(x, layers.Lambda(abs, name="magnitude")(x)).save(folder / "lambda.h5")
     zoo.ZOO["lstm elu"].build(tf_keras).save(folder / "lstm.h5")
     said = {
-        "model": (samples / "digits_cnn.h5", "quantize makes an integer-only file of it, about 19,0"),
+        "model": (samples / "digits_cnn.h5", "quantize makes an integer-only file of it, about 18,960"),
         "float": (folder / "lstm.h5", "quantize makes a file of it that is float in part, about "),
         "refused": (folder / "lambda.h5", "quantize refuses it: "),
         "tflite": (written[0], "integer only: yes"),

@@ -40,16 +40,16 @@ MADE = {
 }
 #: For each file, the first digits of its packed files' SHA-256, in the order of PACKED_FOR.
 DIGESTS = {
-    "few zeros": "72982af4b701 72982af4b701 1b0150a0da5a 3052c98c991b",
-    "many zeros": "7cb2ffc7b59b 32cdd4912525 b4aee6bb4b20 2de86cfe62a2",
-    "small codes": "a932069782e2 f2f3df17f015 fcefb3e0abcb ec764e3fae95",
-    "wide": "8b2245638d63 404e3bbcc042 092ab07e34a3 94a6500e6540",
-    "dead": "2ca05cdaac9a 41b07dca53fb a0a871fe1868 4cd648a9ae76",
-    "CONV_2D": "d2f41d5f3371 d2f41d5f3371 a5eae8eca670 a5eae8eca670",
-    "DEPTHWISE_CONV_2D": "24b40afc82a5 072f5d2e85e3 99254f48a1f6 99254f48a1f6",
-    "FULLY_CONNECTED": "e5003826dff8 e5003826dff8 204f8476924b 204f8476924b",
-    "TRANSPOSE_CONV": "7381b01934f0 7381b01934f0 603f8d69107d 603f8d69107d",
-    "unread inputs": "0755c04c64ff 0755c04c64ff 0755c04c64ff 0755c04c64ff",
+    "few zeros": "7afbb8f848fd 7afbb8f848fd 9518f574f0f2 9518f574f0f2",
+    "many zeros": "341ca3da4b0a ec5538c6c9a4 10f537535ed0 10f537535ed0",
+    "small codes": "6dd3388b3cd4 7111782439a0 5e79e2368332 5e79e2368332",
+    "wide": "ee8b2ec6c08c 89c0ad77b80b 930368c5b310 930368c5b310",
+    "dead": "8050eff744dc 5e2edbdcf662 cfb885abfc9f cfb885abfc9f",
+    "CONV_2D": "fcc9fb3214c9 fcc9fb3214c9 22174423dc9a 22174423dc9a",
+    "DEPTHWISE_CONV_2D": "24b40afc82a5 072f5d2e85e3 9f282ec13983 9f282ec13983",
+    "FULLY_CONNECTED": "e5003826dff8 e5003826dff8 5ecb8cb4b338 5ecb8cb4b338",
+    "TRANSPOSE_CONV": "2e81d14f777b 2e81d14f777b 5a2de5fd0e0a 5a2de5fd0e0a",
+    "unread inputs": "ba42d28dc62e ba42d28dc62e 711c762891aa 711c762891aa",
 }
 
 

@@ -1,15 +1,17 @@
 """Every packing executes as int8 does, in the runtime that it is for: on random tensors, bit for bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from single_operator import SHAPES, in_litert, in_micro, single_operator
 
-from lqconvert.tflite.editing import Needless, add_tensor, strip
+from lqconvert.tflite.editing import Needless, add_tensor, drop_flattening, reshape, strip
 from lqconvert.tflite.encoding import entropy_bits, huffman_lengths
 from lqconvert.tflite.flatbuffer import read, write
-from lqconvert.tflite.graph import OPERANDS, Buffer
+from lqconvert.tflite.graph import OPERANDS, Buffer, Model
 from lqconvert.tflite.packing import (
     DECODE,
     INT8,
@@ -21,10 +23,12 @@ from lqconvert.tflite.packing import (
     Sparse,
     assemble,
     kernels,
+    only_for_micro,
     pack,
 )
 from lqconvert.tflite.targets import TFLM, target
 
+RNG = np.random.default_rng(0)
 EXECUTED = {
     "XNNPACK": (target("litert").packings, lambda *run: in_litert(*run), Needless()),
     "built-in": (
@@ -164,6 +168,70 @@ def test_strip_keeps_what_programs_look_for_unless_told():
     assert named == [graph.tensors[graph.inputs[0]].name, graph.tensors[graph.outputs[0]].name]
     strip(model, Needless(signature=True))
     assert not any(tensor.name for tensor in graph.tensors)
+
+
+def flattened_dense(keeps_dims: bool = False, also_read: bool = False) -> Model:
+    """RESHAPE of [1, 3, 4] to [1, 12], in front of a FULLY_CONNECTED."""
+    model = read(single_operator("FULLY_CONNECTED", np.ones((2, 12), np.int8), False, k=4, rng=RNG))
+    (operator,) = model.main.operators
+    operator.set_option("keepNumDims", keeps_dims)
+    flat = operator.inputs[0]
+    image = add_tensor(model, "INT8", (1, 3, 4), model.main.tensors[flat].quantization)
+    model.main.operators = [reshape(model, image, flat), operator]
+    model.main.inputs = (image,)
+    model.main.outputs += (flat,) if also_read else ()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "left"),
+    [
+        (flattened_dense(), ["FULLY_CONNECTED"]),
+        (flattened_dense(keeps_dims=True), ["RESHAPE", "FULLY_CONNECTED"]),
+        (flattened_dense(also_read=True), ["RESHAPE", "FULLY_CONNECTED"]),
+    ],
+)
+def test_a_dense_layer_takes_its_input_in_any_shape(model, left):
+    lean = model.copy()
+    drop_flattening(lean)
+    assert [each.name for each in lean.main.operators] == left
+    inputs = RNG.integers(-128, 128, (5, 3, 4)).astype(np.int8)
+    for run in (in_micro, in_litert) if len(model.main.outputs) == 1 else ():
+        before, after = (run(write(each), inputs) for each in (model, lean))
+        np.testing.assert_array_equal(before, after)
+
+
+def test_one_zero_point_is_enough_for_micro():
+    codes = RNG.integers(-9, 9, (6, 3, 3, 4)).astype(np.int8)
+    model = read(single_operator("CONV_2D", codes, True, k=3, rng=RNG))
+    lean = model.copy()
+    strip(lean, Needless(zero_points=True, versions=True))
+    kernel = lean.main.tensors[lean.main.operators[0].inputs[1]]
+    assert (len(kernel.scales), kernel.zero_points.tolist()) == (6, [0])
+    assert (only_for_micro(model), only_for_micro(read(write(lean)))) == (False, True)
+    assert [(each.name, each.version) for each in read(write(lean)).codes] == [("CONV_2D", 1)]
+    inputs = RNG.integers(-128, 128, (3, 7, 7, 4)).astype(np.int8)
+    np.testing.assert_array_equal(in_micro(write(model), inputs), in_micro(write(lean), inputs))
+
+
+def test_equal_settings_and_scales_are_written_once():
+    model = read(single_operator("FULLY_CONNECTED", np.ones((4, 4), np.int8), False, k=1, rng=RNG))
+    alone = len(write(model))
+    (operator,) = model.main.operators
+    again = replace(operator, inputs=(operator.outputs[0], *operator.inputs[1:]), outputs=())
+    sizes = []
+    for scale in (0.1, 0.3):  # the first one equals that of the output
+        other = model.copy()
+        quantized = replace(model.main.tensors[operator.outputs[0]].quantization)
+        quantized = replace(quantized, scales=np.array([scale], np.float32), stored=None)
+        index = add_tensor(other, "INT8", (1, 4), quantized)
+        other.main.operators.append(replace(again, outputs=(index,)))
+        other.main.outputs = (index,)
+        made = read(write(other)).main
+        assert [each.option("fusedActivationFunction") for each in made.operators] == [0, 0]
+        assert made.tensors[made.outputs[0]].scales == [np.float32(scale)]
+        sizes.append(len(write(other)) - alone)
+    assert sizes[1] - sizes[0] >= 16  # a table
 
 
 def test_decode_stands_right_in_front_of_its_consumer():

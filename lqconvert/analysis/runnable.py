@@ -16,11 +16,10 @@ from lqconvert.keras_loader.in_memory import ModelLike, model_name
 from lqconvert.runtime.litert import isolated
 from lqconvert.runtime.tflm import invoke_micro, run_micro
 from lqconvert.tasks import Output
-from lqconvert.tflite.c_source import operators
 from lqconvert.tflite.flatbuffer import read
 from lqconvert.tflite.graph import Port, text_of
 from lqconvert.tflite.interface import Detail, Interface, real, together
-from lqconvert.tflite.packing import DECODE
+from lqconvert.tflite.packing import only_for_micro
 from lqconvert.tflite.targets import LITERT, TFLM, Target, find_targets
 from lqconvert.utils.input_files import read_bytes
 from lqconvert.utils.text import printable
@@ -72,10 +71,9 @@ def open_file(
     try:
         if isinstance(file, (str, Path)) and Path(file).suffix == ".tflite":
             tflite = read_bytes(file)
-            read(tflite)
         else:
             tflite = _float32(file, input_shape, trust_model)
-        (runs_on,) = find_targets(target or (TFLM if DECODE in operators(tflite) else LITERT))
+        (runs_on,) = find_targets(target or (TFLM if only_for_micro(read(tflite)) else LITERT))
         runs_on.check_installed()
         if runs_on.is_micro:
             interface = Interface.of(tflite)

@@ -15,7 +15,7 @@ from lqconvert.tflite.dead_channels import remove_dead_channels
 from lqconvert.tflite.editing import Needless, strip
 from lqconvert.tflite.flatbuffer import read, size_of, write
 from lqconvert.tflite.graph import LSTM, OPERANDS, Model
-from lqconvert.tflite.packing import INT8, Stored, kernels, name_kernels
+from lqconvert.tflite.packing import INT8, Stored, kernels, name_kernels, only_for_micro
 from lqconvert.tflite.targets import RUNTIMES
 
 #: Who can save bytes: lqconvert with the same codes, quantize with new codes, or the model's author.
@@ -95,6 +95,8 @@ class Measured:
         why = ""
         if any(each.packing not in PLAIN for each in constants):
             why = "the file is packed (explain its .codes.npz)"
+        elif only_for_micro(self.book.model):
+            why = "only TFLite Micro loads the file (explain its .codes.npz)"
         elif not (count := len(kernels(self.book.model))):
             return False
         elif count > MOST_KERNELS:

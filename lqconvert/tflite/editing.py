@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -109,6 +111,22 @@ def merge_reshapes(model: Model) -> None:
     graph.operators = [each for each in graph.operators if each.name != "RESHAPE" or each.outputs[0] in read]
 
 
+def drop_flattening(model: Model) -> None:
+    """Drops RESHAPEs in front of FULLY_CONNECTED operators that read all of the input for one result."""
+    graph = model.main
+    sources = {
+        operator.outputs[0]: operator.inputs[0] for operator in graph.operators if operator.name == "RESHAPE"
+    }
+    for operator in graph.operators:
+        if operator.name != "FULLY_CONNECTED" or operator.inputs[0] not in sources:
+            continue
+        source, kernel = sources[operator.inputs[0]], graph.tensors[operator.inputs[1]]
+        if math.prod(graph.tensors[source].shape) == kernel.shape[-1] and not operator.option("keepNumDims"):
+            operator.inputs = (source, *operator.inputs[1:])
+    read = {index for operator in graph.operators for index in operator.inputs} | {*graph.outputs}
+    graph.operators = [each for each in graph.operators if each.name != "RESHAPE" or each.outputs[0] in read]
+
+
 def _alike(before: Tensor, after: Tensor) -> bool:
     """Whether a RESHAPE between these tensors changes nothing.
 
@@ -123,20 +141,38 @@ class Needless:
 
     Args:
         signature: the signature with the names of inputs and outputs, by which programs may find them.
+        lone_names: the same if there is one input and one output.
         bias_scales: scales of the biases of convolutions. No kernel computes with them, but XNNPACK compares
             them.
+        zero_points: of a kernel, which are 0, all but the first. LiteRT wants as many as scales. TFLite Micro
+            has taken one for all since December 2021.
+        versions: of operators. LiteRT compares them with those that it knows.
+        flattening: RESHAPEs in front of FULLY_CONNECTED, which takes its input in any shape.
     """
 
     signature: bool = False
+    lone_names: bool = False
     bias_scales: bool = False
+    zero_points: bool = False
+    versions: bool = False
+    flattening: bool = False
 
 
 def strip(model: Model, needless: Needless = Needless()) -> None:
     """Drops what no runtime reads: inner names, the converter's notes, and the parts in ``needless``."""
     graph = model.main
-    kept = set() if needless.signature else {*graph.inputs, *graph.outputs}
-    if needless.signature:
+    lone = len(graph.inputs) == len(graph.outputs) == 1
+    nameless = needless.signature or (needless.lone_names and lone)
+    kept = set() if nameless else {*graph.inputs, *graph.outputs}
+    if nameless:
         model.signatures = None
+    if needless.zero_points:
+        for each in (tensor for part in model.graphs for tensor in part.tensors):
+            points = each.zero_points
+            if each.quantization is not None and len(points) > 1 and not points.any():
+                each.quantization = replace(each.quantization, zero_points=points[:1])
+    if needless.versions:
+        _drop_versions(model)
     for operator in graph.operators if needless.bias_scales else ():
         if operator.name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
             for index in operator.inputs[2:3]:
@@ -149,6 +185,17 @@ def strip(model: Model, needless: Needless = Needless()) -> None:
             tensor.quantization = replace(tensor.quantization, low=None, high=None)
     model.metadata = None
     model.description = None
+
+
+def _drop_versions(model: Model) -> None:
+    """Drops the versions of operators, and the second number of those that have a number below 127."""
+    short = {
+        code: OperatorCode(0 if code.builtin < 127 else code.builtin, code.deprecated, 1, code.custom)
+        for code in model.codes
+    }
+    for operator in (each for graph in model.graphs for each in graph.operators):
+        operator.code = short[operator.code]
+    model.codes = [*short.values()]
 
 
 def drop_unused(model: Model) -> None:
@@ -176,5 +223,5 @@ def drop_unused(model: Model) -> None:
         for tensor in graph.tensors:
             tensor.buffer = known.setdefault(tensor.buffer.content, tensor.buffer)
     model.buffers = [*known.values()]
-    codes = {operator.code for graph in model.graphs for operator in graph.operators}
-    model.codes = [code for code in model.codes if code in codes]
+    counts = Counter(operator.code for graph in model.graphs for operator in graph.operators)
+    model.codes = [code for code, _ in counts.most_common()]  # a reference to the first one takes no bytes

@@ -305,6 +305,7 @@ class _Builder(flatbuffers.Builder):
         # When it is full, it doubles and copies everything.
         super().__init__((1 << 16) + (0 if measures else sum(map(len, self.contents.values()))))
         self.written: dict[tuple[str, bytes], int] = {}
+        self.tables: dict[object, int] = {}
 
     def CreateNumpyVector(self, x: np.ndarray) -> int:
         data = self.contents.get(id(x))
@@ -321,6 +322,19 @@ class _Builder(flatbuffers.Builder):
             self.Bytes[self.head : self.head + len(data)] = data
             self.written[key] = self.EndVector()
         return self.written[key]
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """One of the schema's objects whose table is written once for all equal ones."""
+
+    raw: Any
+    key: object
+
+    def Pack(self, builder: _Builder) -> int:
+        if self.key not in builder.tables:
+            builder.tables[self.key] = self.raw.Pack(builder)
+        return builder.tables[self.key]
 
 
 def _finished(builder: _Builder, model: Model) -> memoryview:
@@ -393,6 +407,9 @@ def _raw_tensor(tensor: Tensor, buffer: int) -> Any:
         each = raw.quantization = _copied(quantization.stored, schema.QuantizationParametersT)
         each.scale, each.zeroPoint = quantization.scales, quantization.zero_points
         each.quantizedDimension, each.min, each.max = quantization.axis, quantization.low, quantization.high
+        if quantization.scales is not None and not each.detailsType and each.min is None and each.max is None:
+            key = tensor.scales.tobytes(), tensor.zero_points.tobytes(), quantization.axis
+            raw.quantization = _Shared(each, key)
     return raw
 
 
@@ -402,11 +419,12 @@ def _raw_operator(operator: Operator, code: int) -> Any:
     raw.inputs, raw.outputs = np.array(operator.inputs, np.int32), np.array(operator.outputs, np.int32)
     if operator.intermediates:
         raw.intermediates = np.array(operator.intermediates, np.int32)
-    if operator.options is not raw.builtinOptions:
-        raw.builtinOptions = operator.options
-        raw.builtinOptionsType = getattr(
-            schema.BuiltinOptions, type(operator.options).__name__.removesuffix("T")
-        )
+    options = operator.options
+    kind = type(options).__name__.removesuffix("T")
+    if options is not raw.builtinOptions:
+        raw.builtinOptions, raw.builtinOptionsType = options, getattr(schema.BuiltinOptions, kind)
+    if options is not None and all(isinstance(each, (int, float)) for each in vars(options).values()):
+        raw.builtinOptions = _Shared(options, (kind, *vars(options).values()))
     return raw
 
 

@@ -19,6 +19,7 @@ from lqconvert.tflite.editing import (
     Needless,
     add_constant,
     add_tensor,
+    drop_flattening,
     merge_reshapes,
     new_operator,
     reshape,
@@ -440,6 +441,13 @@ def _kernels(operator: Operator) -> tuple[int, ...]:
     return tuple(index for index in indices if index >= 0)
 
 
+def only_for_micro(model: Model) -> bool:
+    """Whether only TFLite Micro loads a file: it has DECODE, or one zero point for several scales."""
+    tensors = [tensor for graph in model.graphs for tensor in graph.tensors]
+    shared = any(0 < len(tensor.zero_points) < len(tensor.scales) for tensor in tensors)
+    return shared or any(code.custom == DECODE.encode() for code in model.codes)
+
+
 def name_kernels(model: Model, layers: Sequence[str]) -> None:
     """Names the kernels after their layers, so that they can be found after other kernels were removed."""
     found = kernels(model)
@@ -565,5 +573,7 @@ def assemble(
     for kernel, stored in zip(found, chosen, strict=True):
         stored.write(packed, kernel)
     merge_reshapes(packed)
+    if needless.flattening:
+        drop_flattening(packed)
     strip(packed, needless)
     return packed

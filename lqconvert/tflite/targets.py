@@ -119,12 +119,13 @@ LITERT = Target(
 )
 #: TFLite Micro takes FULLY_CONNECTED kernels of 4 bits only with one scale.
 MICRO_INT4 = Narrow(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), 4, ("CONV_2D", "DEPTHWISE_CONV_2D"))
+MICRO_NEEDLESS = Needless(lone_names=True, bias_scales=True, zero_points=True, versions=True, flattening=True)
 TFLM = Target(
     "tflm",
     "TFLite Micro of 2026 or later",
     MICRO_PACKAGE,
     (MICRO_INT4, *(packing(DECODED) for packing in (Lut, Huffman, Pruning, HuffmanBlocks))),
-    Needless(bias_scales=True),
+    MICRO_NEEDLESS,
     exact="TFLite Micro",
 )
 TFLM_NO_DECODE = replace(
