@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -63,6 +64,10 @@ if TYPE_CHECKING:
     from lqconvert.pipeline.settings import ExportKeywords, QuantizeKeywords
 
 log = logging.getLogger(__name__)
+
+#: The noise of layers is measured on as many examples as the float file computes in this time, within limits.
+#: (LiteRT's built-in kernels, which keep intermediate results, take 25 times as long.)
+NOISE_SECONDS, LEAST_NOISE_EXAMPLES = 0.25, 8
 
 
 def quantize(
@@ -268,9 +273,11 @@ def _export(ready: Prepared, finetuned: Finetuned) -> Report:
     interface = Interface.of(ready.border.around(exported.tflite))
     input_scales, output_scales = interface.quantizations
 
+    @functools.cache
     def noise() -> list[LayerNoise]:
-        some = data.test.pick(_mixed(data.test)[:VERIFIED_EXAMPLES])
-        _, x, _ = next(iter(some.batches(VERIFIED_EXAMPLES, preprocessing=preprocess)))
+        count = min(max(LEAST_NOISE_EXAMPLES, int(NOISE_SECONDS / float_latency)), VERIFIED_EXAMPLES)
+        some = data.test.pick(_mixed(data.test)[:count])
+        _, x, _ = next(iter(some.batches(count, preprocessing=preprocess)))
         return layer_noise(float_tflite, exported.tflite, as_numpy(x))
 
     report = Report(
@@ -304,7 +311,7 @@ def _export(ready: Prepared, finetuned: Finetuned) -> Report:
     )
     page: dict[Path, Writer] = {}
     if paths.page is not None:
-        text = _page(report, data, preprocess, float_tflite, exported, made, teacher)
+        text = _page(report, data, exported, noise(), made, teacher)
         page[paths.page] = _writer(text.encode())
     writers = {
         **made.writers,
@@ -348,9 +355,8 @@ def _recalls(
 def _page(
     report: Report,
     data: Data,
-    preprocess: Preprocessing,
-    float_tflite: bytes,
     exported: Exported,
+    noise: list[LayerNoise],
     made: _Made,
     teacher: np.ndarray,
 ) -> str:
@@ -358,13 +364,11 @@ def _page(
     from lqconvert.reports.html import render
     from lqconvert.reports.pictures import pictures_of
 
-    some = data.test.pick(_mixed(data.test)[:VERIFIED_EXAMPLES])
-    _, some_inputs, _ = next(iter(some.batches(VERIFIED_EXAMPLES, preprocessing=preprocess)))
     assert made.first is not None  # a run has data
     examples, outputs = made.first
     evidence = Evidence(
         codes=exported.codes,
-        noise=layer_noise(float_tflite, exported.tflite, as_numpy(some_inputs)),
+        noise=noise,
         heads=data.heads,
         labels=data.test.y[examples],
         float_outputs=teacher[examples],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -21,10 +22,13 @@ from lqconvert.quantization.layers import (
     quantizer_in_front,
 )
 from lqconvert.quantization.model_outputs import traced
+from lqconvert.quantization.walk import activation_bytes
 from lqconvert.tasks import Heads
 
 #: A smaller range than this, also relative to the ranges of other layers, comes from a dead layer.
 DEAD = 1e-6
+#: About the most memory for the activations from which ranges are calibrated.
+PART_BYTES = 1 << 30
 
 
 def calibrate(model: tf_keras.Model, batches: Iterable[np.ndarray]) -> None:
@@ -68,11 +72,13 @@ def _calibrate_ranges(
         ]
         return tf.stack([[tf.reduce_min(y), tf.reduce_max(y)] for y in counted])
 
+    # All activations of a part are in memory at once.
+    size = max(1, PART_BYTES // activation_bytes(observe))
     # Traced while the quantizers pass values through, so that the ranges are those of the float graph.
     for quantizer in learned:
         quantizer.enabled = False
     try:
-        seen = np.stack([extremes(batch).numpy() for batch in batches])
+        seen = np.stack([extremes(part).numpy() for batch in batches for part in _parts(batch, size)])
     finally:
         for quantizer in learned:
             quantizer.enabled = True
@@ -90,6 +96,13 @@ def _calibrate_ranges(
             step = (high - low) / 254
             low, high = (low - step, high) if value < low else (low, high + step)
         quantizer.set_range(*((0.0, 0.0) if dead else (low, high)))
+
+
+def _parts(batch: Any, size: int) -> Iterator[Any]:
+    """A batch in parts of at most this many examples."""
+    for start in range(0, len(tf.nest.flatten(batch)[0]), size):
+        stop = start + size
+        yield tf.nest.map_structure(lambda x, start=start, stop=stop: x[start:stop], batch)
 
 
 def _mask_value(quantizer: ActivationQuantizer) -> float | None:

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras
 from tensorflow_model_optimization.python.core.quantization.keras.graph_transformations.model_transformer import (  # noqa: E501
     ModelTransformer,
@@ -218,7 +219,9 @@ class BatchNormToDepthwise(GraphTransform):
 
 
 def transform(model: tf_keras.Model, *steps: Transform, only: set[str] | None = None) -> Any:
-    transformed, _ = ModelTransformer(model, list(steps), only).transform()
+    transformer = ModelTransformer(model, list(steps), only)
+    # Without AutoGraph, which takes longer than all the rest.
+    transformed, _ = tf.autograph.experimental.do_not_convert(transformer.transform)()
     return transformed
 
 

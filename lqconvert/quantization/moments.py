@@ -19,9 +19,9 @@ from lqconvert.quantization.granularity import KERNELS
 from lqconvert.quantization.model_outputs import logits_of, traced
 from lqconvert.tasks import Head, Heads
 
-#: The number of rows from which a layer's moments are measured: this many for each of its inputs, and at
-#: least this many.
-ROWS, LEAST_ROWS = 8, 4096
+#: The number of rows from which a layer's moments are measured: this many for each of its inputs, within
+#: these limits.
+ROWS, LEAST_ROWS, MOST_ROWS = 8, 4096, 16384
 #: Logits are divided by this. A model that is certain about its training images shows too little of what
 #: matters.
 TEMPERATURE = 2.0
@@ -216,7 +216,7 @@ def moments_of(
         examples: the number of examples in all batches, also in those of other calls.
     """
     layout = Layout.of(layer)
-    wanted = max(LEAST_ROWS, ROWS * layout.inputs) / examples
+    wanted = min(max(LEAST_ROWS, ROWS * layout.inputs), MOST_ROWS) / examples
     found = []
     for place, x in enumerate(xs):
 

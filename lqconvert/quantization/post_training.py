@@ -16,7 +16,7 @@ from lqconvert.quantization.granularity import kernel_name
 from lqconvert.quantization.layers import QuantizedLayer
 from lqconvert.quantization.moments import Layout, Moments, importance_of, moments_of
 from lqconvert.quantization.rounding import Curvature, damping_of, rounded, step_of_least_cost
-from lqconvert.quantization.walk import inputs_of_layers, live_bytes
+from lqconvert.quantization.walk import dependent_layers, inputs_of_layers, live_bytes
 from lqconvert.tasks import Heads
 
 #: The number of examples for the importance of outputs. Gradients take longer than moments.
@@ -101,6 +101,8 @@ class PostTraining:
         }
         kept = LIVE_BYTES // (2 * live_bytes(quantized) * examples_of(batches[:1]))
         self._kept = batches[: max(kept, 1)]
+        self._dependent = dependent_layers(quantized, self.layers)
+        self._adapted: dict[str, _Layer] = {}  # other layers, adapted to their inputs: these never change
 
     def round(self, price: float) -> None:
         """Rounds every layer for the inputs that the float weights give.
@@ -122,9 +124,15 @@ class PostTraining:
         for name, xs in inputs_of_layers(self.quantized, self.layers, self._kept):
             while name not in ahead:
                 ahead.update([next(floats)])
-            layer = self.layers[name]
-            found = moments_of(layer.wrapper.layer, xs, ahead.pop(name), examples=examples_of(self._kept))
-            _round(layer.after(found), price)
+            x_floats, layer = ahead.pop(name), self._adapted.get(name)
+            if layer is None:
+                layer = self.layers[name]
+                layer = layer.after(
+                    moments_of(layer.wrapper.layer, xs, x_floats, examples=examples_of(self._kept))
+                )
+            if name not in self._dependent:
+                self._adapted[name] = layer
+            _round(layer, price)
 
 
 def examples_of(batches: Sequence[Any]) -> int:

@@ -39,8 +39,7 @@ class Curvature:
         """The curvature for second moments H of the inputs, [groups, inputs, inputs]."""
         damped = moments + damping_of(moments)
         # The upper Cholesky factor of the inverse, from the lower one of H with its inputs in reverse order.
-        lower = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
-        upper = np.linalg.inv(lower)
+        upper = _inverse(np.linalg.cholesky(damped[:, ::-1, ::-1]))[:, ::-1, ::-1]
         pivots = np.einsum("gii->gi", upper)
         return cls((upper / pivots[:, :, None]).astype(np.float32), 1 / pivots**2)
 
@@ -48,6 +47,19 @@ class Curvature:
     def mean(self) -> np.ndarray:
         """The geometric mean over the inputs, [groups]."""
         return np.exp(np.log(self.conditional).mean(axis=1))
+
+
+def _inverse(lower: np.ndarray) -> np.ndarray:
+    """The inverses of lower triangular matrices [..., n, n]: a third of the work of ``np.linalg.inv``."""
+    n = lower.shape[-1]
+    if n <= BLOCK:
+        return np.linalg.inv(lower)
+    half = n // 2
+    inverse = np.zeros_like(lower)
+    first, last = inverse[..., :half, :half], inverse[..., half:, half:]
+    first[...], last[...] = _inverse(lower[..., :half, :half]), _inverse(lower[..., half:, half:])
+    inverse[..., half:, :half] = -last @ lower[..., half:, :half] @ first
+    return inverse
 
 
 def damping_of(moments: np.ndarray) -> np.ndarray:

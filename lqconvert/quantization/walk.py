@@ -27,8 +27,7 @@ def inputs_of_layers(
     Yields:
         the name of a layer, and its input for each batch.
     """
-    depths = sorted(model._nodes_by_depth, reverse=True)
-    nodes = [node for depth in depths for node in model._nodes_by_depth[depth] if not node.is_input]
+    nodes = _calls_in_order(model)
     uses = Counter(id(each) for node in nodes for each in node.keras_inputs)
     inputs = [tf.nest.flatten(batch) for batch in batches]
     values = {
@@ -46,6 +45,25 @@ def inputs_of_layers(
         for place in places:
             if not uses[place]:
                 values.pop(place, None)
+
+
+def dependent_layers(model: tf_keras.Model, names: Collection[str]) -> set[str]:
+    """Those of the named layers whose inputs depend on the weights of another named layer."""
+    found: set[str] = set()
+    changed: set[int] = set()  # tensors, by their id
+    for node in _calls_in_order(model):
+        depends = any(id(each) in changed for each in node.keras_inputs)
+        if node.layer.name in names and depends:
+            found.add(node.layer.name)
+        if node.layer.name in names or depends:
+            changed.update(id(each) for each in tf.nest.flatten(node.outputs))
+    return found
+
+
+def _calls_in_order(model: tf_keras.Model) -> list[Any]:
+    """The calls of a functional model's layers, each after those that compute its inputs."""
+    depths = sorted(model._nodes_by_depth, reverse=True)
+    return [node for depth in depths for node in model._nodes_by_depth[depth] if not node.is_input]
 
 
 def _by_batch(values: dict[int, list[tf.Tensor]], places: Sequence[int]) -> Iterator[tuple[tf.Tensor, ...]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import tensorflow as tf
 import tf_keras
 
 from lqconvert.data.dataset import Data, Split
@@ -24,7 +25,7 @@ from lqconvert.training.budget import Budget, Point, Steering
 from lqconvert.training.checkpoint import Checkpoint
 from lqconvert.training.distribution import Distribution
 from lqconvert.training.pacing import Pace
-from lqconvert.training.trainer import Trainer, assign, values
+from lqconvert.training.trainer import CACHED_BYTES, Trainer, assign, values
 
 log = logging.getLogger(__name__)
 
@@ -252,6 +253,9 @@ class Evaluator:
         self.float_qualities = float_qualities(data, teacher_logits, data.validation)
         self.call = inference(logits_of(quantized))
         self.batches = data.validation.batches(256, preprocessing=preprocessing)
+        inputs = sum(tf.TensorShape(each.shape[1:]).num_elements() for each in quantized.inputs)
+        if 4 * inputs * data.validation.size <= CACHED_BYTES:
+            self.batches = self.batches.cache()  # images are decoded once
 
     def __call__(self, step: int, penalty_weight: float) -> Point:
         logits = np.concatenate([self.call(x).numpy() for _, x, _ in self.batches])

@@ -32,7 +32,7 @@ LEAST, MOST = 1e-14, 1e2
 #: Dense layer that has one row in an example) are used if they take at most ``MOST_BYTES``.
 LEAST_EXAMPLES, MOST_EXAMPLES, PER_INPUT, MOST_BYTES = 1024, 8192, 8, 1 << 28
 #: The largest batch, and about the most memory for its activations, which gradients keep.
-BATCH, ACTIVATION_BYTES = 256, 1 << 30
+BATCH, ACTIVATION_BYTES = 1024, 1 << 30
 
 
 def post_train(
