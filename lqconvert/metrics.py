@@ -16,7 +16,8 @@ import numpy as np
 
 #: Logits are divided by each of these temperatures (1/8 to 8), to find the best one.
 TEMPERATURES = 2.0 ** np.arange(-3, 3.01, 0.125)
-SEARCH_STEPS = (8, 4, 2, 1)
+#: First every fourth of them is tried (a Brier score may have several maxima), then those near the best one.
+COARSE, FINE = 4, (2, 1)
 #: A metric that is no mean over examples is measured with one of this many groups of examples left out.
 GROUPS = 32
 
@@ -194,10 +195,9 @@ def _calibrated(
             return -math.inf
         return float(np.mean(scores(place) if weights is None else scores(place) * weights))
 
-    place = len(TEMPERATURES) // 2
-    for step in SEARCH_STEPS:  # the mean has one maximum: all temperatures would take four times as long
-        while (best := max(place, place - step, place + step, key=mean)) != place:
-            place = best
+    place = max(range(0, len(TEMPERATURES), COARSE), key=mean)
+    for step in FINE:
+        place = max(place, place - step, place + step, key=mean)
     return scores(place)
 
 

@@ -11,7 +11,7 @@ from single_operator import SHAPES, in_litert, in_micro, single_operator
 from lqconvert.tflite.editing import Needless, add_tensor, drop_flattening, reshape, strip
 from lqconvert.tflite.encoding import entropy_bits, huffman_lengths
 from lqconvert.tflite.flatbuffer import read, write
-from lqconvert.tflite.graph import OPERANDS, Buffer, Model
+from lqconvert.tflite.graph import OPERANDS, Buffer, Model, OperatorCode, Quantization
 from lqconvert.tflite.packing import (
     DECODE,
     INT8,
@@ -170,13 +170,14 @@ def test_strip_keeps_what_programs_look_for_unless_told():
     assert not any(tensor.name for tensor in graph.tensors)
 
 
-def flattened_dense(keeps_dims: bool = False, also_read: bool = False) -> Model:
+def flattened_dense(keeps_dims: bool = False, also_read: bool = False, scale: float = 0.05) -> Model:
     """RESHAPE of [1, 3, 4] to [1, 12], in front of a FULLY_CONNECTED."""
     model = read(single_operator("FULLY_CONNECTED", np.ones((2, 12), np.int8), False, k=4, rng=RNG))
     (operator,) = model.main.operators
     operator.set_option("keepNumDims", keeps_dims)
     flat = operator.inputs[0]
-    image = add_tensor(model, "INT8", (1, 3, 4), model.main.tensors[flat].quantization)
+    quantized = Quantization.one(scale, model.main.tensors[flat].zero_point)
+    image = add_tensor(model, "INT8", (1, 3, 4), quantized)
     model.main.operators = [reshape(model, image, flat), operator]
     model.main.inputs = (image,)
     model.main.outputs += (flat,) if also_read else ()
@@ -189,6 +190,7 @@ def flattened_dense(keeps_dims: bool = False, also_read: bool = False) -> Model:
         (flattened_dense(), ["FULLY_CONNECTED"]),
         (flattened_dense(keeps_dims=True), ["RESHAPE", "FULLY_CONNECTED"]),
         (flattened_dense(also_read=True), ["RESHAPE", "FULLY_CONNECTED"]),
+        (flattened_dense(scale=0.06), ["RESHAPE", "FULLY_CONNECTED"]),
     ],
 )
 def test_a_dense_layer_takes_its_input_in_any_shape(model, left):
@@ -196,7 +198,7 @@ def test_a_dense_layer_takes_its_input_in_any_shape(model, left):
     drop_flattening(lean)
     assert [each.name for each in lean.main.operators] == left
     inputs = RNG.integers(-128, 128, (5, 3, 4)).astype(np.int8)
-    for run in (in_micro, in_litert) if len(model.main.outputs) == 1 else ():
+    for run in (in_micro, in_litert) if lean.main.operators[1:] == [] else ():
         before, after = (run(write(each), inputs) for each in (model, lean))
         np.testing.assert_array_equal(before, after)
 
@@ -212,6 +214,17 @@ def test_one_zero_point_is_enough_for_micro():
     assert [(each.name, each.version) for each in read(write(lean)).codes] == [("CONV_2D", 1)]
     inputs = RNG.integers(-128, 128, (3, 7, 7, 4)).astype(np.int8)
     np.testing.assert_array_equal(in_micro(write(model), inputs), in_micro(write(lean), inputs))
+
+
+@pytest.mark.parametrize("numbers", [(9, 9), (9, 0), (0, 9)])
+def test_an_operator_needs_one_of_its_two_numbers(numbers):
+    model = read(single_operator("FULLY_CONNECTED", np.ones((2, 4), np.int8), False, k=1, rng=RNG))
+    (operator,) = model.main.operators
+    operator.code = OperatorCode(*numbers, 5)
+    model.codes = [operator.code, OperatorCode(9, 9, 3)]
+    strip(model, Needless(versions=True))
+    made = read(write(model))
+    assert [(code.name, code.builtin, code.version) for code in made.codes] == [("FULLY_CONNECTED", 0, 1)]
 
 
 def test_equal_settings_and_scales_are_written_once():

@@ -8,7 +8,15 @@ from tf_keras import layers
 
 from lqconvert.data.dataset import Data, Split
 from lqconvert.data.preprocessing import Preprocessing
-from lqconvert.metrics import METRICS, confidences, guesses, log_likelihoods, log_softmax, sigmoid
+from lqconvert.metrics import (
+    METRICS,
+    TEMPERATURES,
+    confidences,
+    guesses,
+    log_likelihoods,
+    log_softmax,
+    sigmoid,
+)
 from lqconvert.quantization.model_outputs import joined
 from lqconvert.tasks import Head, Heads, Output
 from lqconvert.training.augmentation import Augmentation, choose_augmentation
@@ -163,3 +171,19 @@ def test_images_are_moved_whole():
 )
 def test_guesses(outputs, expected):
     assert guesses(np.array(outputs, np.float32)).tolist() == expected
+
+
+def test_the_best_of_several_maxima_is_found():
+    """Of few answers that are sure, some of them wrong, and many that are hardly better than chance."""
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(0, 2, 200)
+        right = rng.random(200) < 0.7
+        sizes = np.where(rng.random(200) < 0.5, 12.0, 0.3)
+        answers = np.where(right, labels, 1 - labels)
+        logits = np.zeros((200, 2))
+        logits[np.arange(200), answers] = sizes
+        found = confidences(logits, labels).mean()
+        probabilities = [np.exp(log_softmax(logits / t)) for t in TEMPERATURES]
+        every = [np.mean(2 * p[np.arange(200), labels] - np.sum(p**2, axis=1)) for p in probabilities]
+        assert found == pytest.approx(max(every), abs=2e-3)

@@ -120,8 +120,10 @@ def drop_flattening(model: Model) -> None:
     for operator in graph.operators:
         if operator.name != "FULLY_CONNECTED" or operator.inputs[0] not in sources:
             continue
-        source, kernel = sources[operator.inputs[0]], graph.tensors[operator.inputs[1]]
-        if math.prod(graph.tensors[source].shape) == kernel.shape[-1] and not operator.option("keepNumDims"):
+        source = sources[operator.inputs[0]]
+        before, after, kernel = (graph.tensors[index] for index in (source, *operator.inputs[:2]))
+        whole = math.prod(before.shape) == kernel.shape[-1] and not operator.option("keepNumDims")
+        if whole and before.type == after.type and _same_scale(before, after):
             operator.inputs = (source, *operator.inputs[1:])
     read = {index for operator in graph.operators for index in operator.inputs} | {*graph.outputs}
     graph.operators = [each for each in graph.operators if each.name != "RESHAPE" or each.outputs[0] in read]
@@ -133,6 +135,10 @@ def _alike(before: Tensor, after: Tensor) -> bool:
     The result of a lookup may have no scale yet: a RESHAPE gives it the kernel's scale.
     """
     return before.shape == after.shape and np.array_equal(before.scales, after.scales)
+
+
+def _same_scale(a: Tensor, b: Tensor) -> bool:
+    return np.array_equal(a.scales, b.scales) and np.array_equal(a.zero_points, b.zero_points)
 
 
 @dataclass(frozen=True)
@@ -189,12 +195,11 @@ def strip(model: Model, needless: Needless = Needless()) -> None:
 
 def _drop_versions(model: Model) -> None:
     """Drops the versions of operators, and the second number of those that have a number below 127."""
-    short = {
-        code: OperatorCode(0 if code.builtin < 127 else code.builtin, code.deprecated, 1, code.custom)
-        for code in model.codes
-    }
+    short: dict[tuple[int, bytes | None], OperatorCode] = {}
     for operator in (each for graph in model.graphs for each in graph.operators):
-        operator.code = short[operator.code]
+        number, custom = max(operator.code.builtin, operator.code.deprecated), operator.code.custom
+        lean = OperatorCode(0 if number < 127 else number, min(number, 127), 1, custom)
+        operator.code = short.setdefault((number, custom), lean)
     model.codes = [*short.values()]
 
 
