@@ -102,7 +102,8 @@ def attention(api: Any) -> Any:
 
 def causal(api: Any, **settings: Any) -> Any:
     x = api.Input(STEPS)
-    return api.Model(x, api.layers.Dense(3)(api.layers.MultiHeadAttention(2, 4)(x, x, **settings)))
+    y = api.layers.MultiHeadAttention(2, 4)(x, x, **settings)
+    return api.Model(x, api.layers.Dense(3)(y[0] if isinstance(y, (list, tuple)) else y))
 
 
 def several(api: Any) -> Any:
@@ -349,8 +350,10 @@ ZOO: dict[str, Feature] = {
         chain((8,), layer("Embedding", 300, 6), layer("GlobalAveragePooling1D"), layer("Dense", 3))
     ),
     "attention": Feature(attention),
-    "causal attention": Feature(
-        lambda api: causal(api, use_causal_mask=True), refused="use_causal_mask=True, which is not supported"
+    "causal attention": Feature(lambda api: causal(api, use_causal_mask=True)),
+    "attention scores": Feature(
+        lambda api: causal(api, return_attention_scores=True),
+        refused="return_attention_scores=True, which is not supported",
     ),
     "additive attention": Feature(additive_attention),
     "einsum": Feature(einsum),

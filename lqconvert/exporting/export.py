@@ -18,6 +18,7 @@ import tensorflow as tf
 import tf_keras
 
 from lqconvert.errors import LqError, first_line
+from lqconvert.exporting.causal_mask import put_causal_mask
 from lqconvert.exporting.codes import Codes, LayerCodes, TensorCodes, native
 from lqconvert.exporting.fold_channel_scales import fold_input_scales
 from lqconvert.exporting.int16 import CODE_STEPS, activation_bits, check_layers, widen
@@ -27,7 +28,7 @@ from lqconvert.exporting.lstm import FusedLSTM, fill_lstm, put_lstm
 from lqconvert.exporting.normalization import put_normalization
 from lqconvert.exporting.recurrent import First, with_keras_layers
 from lqconvert.exporting.step_masks import StepMasks
-from lqconvert.keras_loader.custom_layers import Constant, Elementwise, Norm, Slice
+from lqconvert.keras_loader.custom_layers import CausalMask, Constant, Elementwise, Norm, Slice
 from lqconvert.keras_loader.layer_kinds import LAYERS, class_name
 from lqconvert.keras_loader.recurrent_layers import (
     LSTMStates,
@@ -246,8 +247,7 @@ class Template:
             number = number_of(operator)
             if number is not None:
                 layer = replaced[number]
-                put = put_lookup if isinstance(layer, Elementwise) else put_normalization
-                put(converted, operator, layer)
+                _put_in_place(converted, operator, layer)
         return cls(write(converted), layers)
 
     def fill(self, codes: Codes) -> bytes:
@@ -309,6 +309,16 @@ def _only_last(model: tf_keras.Model, states: Any) -> bool:
     return id(quantizer.output) not in given and all(
         isinstance(reader, Slice) and reader.slices == last for reader in readers
     )
+
+
+def _put_in_place(model: Model, placeholder: Operator, layer: Any) -> None:
+    """Replaces a placeholder by the operators of its layer."""
+    if isinstance(layer, Elementwise):
+        put_lookup(model, placeholder, layer)
+    elif isinstance(layer, CausalMask):
+        put_causal_mask(model, placeholder, layer)
+    else:
+        put_normalization(model, placeholder, layer)
 
 
 def _numbered(graph: Graph) -> Signature:
@@ -379,7 +389,7 @@ def _native_codes(codes: Codes) -> Codes:
 
 def _with_placeholder(model: tf_keras.Model) -> list[Any]:
     """The layers for which the converter gets a placeholder with one input of the output's shape."""
-    return [layer for layer in model.layers if isinstance(layer, (Elementwise, Norm))]
+    return [layer for layer in model.layers if isinstance(layer, (Elementwise, Norm, CausalMask))]
 
 
 def units_of(layer: Any) -> int:

@@ -245,6 +245,55 @@ class MatMul(tf_keras.layers.Layer):
         return tf.matmul(inputs[0], inputs[1], transpose_b=self.transpose_b)
 
 
+class ReadsRange(tf_keras.layers.Layer):
+    """A layer that computes with the range of its input, in a quantized model.
+
+    Attributes:
+        quantizer: returns the quantizer in front; None in a float model.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.quantizer: Callable[[], Any] = lambda: None
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        source: Any = getattr(getattr(inputs, "_keras_history", None), "layer", None)
+        # Layers that keep their input's scale may stand between.
+        while source is not None and not hasattr(source, "scale_and_zero_point"):
+            given = None if isinstance(source, tf_keras.layers.InputLayer) else source.input
+            source = getattr(getattr(given, "_keras_history", None), "layer", None)
+        if source is not None:
+            # In a closure: Keras would count an attribute as a part of this layer.
+            self.quantizer = lambda: source
+        return super().__call__(inputs, *args, **kwargs)
+
+
+@custom_layer
+class CausalMask(ReadsRange):
+    """The scores of attention [b, ..., steps, others], without those of others that come later than a step.
+
+    These get -1e9, as in Keras, or the low end of the range in a quantized model. Calibration puts this end
+    so far below the scores (``margin``) that softmax gives all masked ones of a step together e^-8 of the
+    weight of the step's lowest other score.
+    """
+
+    @staticmethod
+    def allowed(steps: int, others: int) -> np.ndarray:
+        """Whether a score counts, bool [steps, others]."""
+        return np.tri(steps, others, dtype=bool)
+
+    @property
+    def margin(self) -> float:
+        """The distance of the range's low end from the lowest score."""
+        return 8.0 + math.log(self.input.shape[-1])
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        allowed, quantizer = self.allowed(*inputs.shape[-2:]), self.quantizer()
+        if quantizer is None or not quantizer.enabled:
+            return tf.where(allowed, inputs, -1e9)
+        return tf.where(allowed, inputs, tf.stop_gradient(quantizer.range[0]))
+
+
 class Norm(tf_keras.layers.Layer):
     """A normalization, with a factor and (if it subtracts the mean) an offset for each channel."""
 

@@ -74,6 +74,7 @@ class LayerKind:
         has_activation: it has a setting for an activation, which is applied last.
         takes_indices: its inputs are whole numbers, int32 in the file.
         reads_mask: with a mask of steps it computes something else. Recurrent layers do, too.
+        may_be_causal: it may be called with use_causal_mask=True.
     """
 
     name: str
@@ -92,6 +93,7 @@ class LayerKind:
     has_activation: bool = False
     takes_indices: bool = False
     reads_mask: bool = False
+    may_be_causal: bool = False
 
 
 AS_IS, RULE, DROPPED, NONE = Loading.AS_IS, Loading.RULE, Loading.DROPPED, Loading.NONE
@@ -129,10 +131,10 @@ KINDS = {
         LayerKind("Embedding", RULE, LEARNED, only_int8=True, takes_indices=True),
         LayerKind("ReversibleEmbedding", RULE, takes_indices=True),
         LayerKind("CategoryEncoding", RULE, takes_indices=True),
-        LayerKind("MultiHeadAttention", RULE, reads_mask=True),
-        LayerKind("GroupQueryAttention", RULE, reads_mask=True),
-        LayerKind("Attention", RULE, reads_mask=True),
-        LayerKind("AdditiveAttention", RULE, reads_mask=True),
+        LayerKind("MultiHeadAttention", RULE, reads_mask=True, may_be_causal=True),
+        LayerKind("GroupQueryAttention", RULE, reads_mask=True, may_be_causal=True),
+        LayerKind("Attention", RULE, reads_mask=True, may_be_causal=True),
+        LayerKind("AdditiveAttention", RULE, reads_mask=True, may_be_causal=True),
         LayerKind("EinsumDense", RULE, has_activation=True),
         LayerKind("SpectralNormalization", RULE),
         LayerKind("TimeDistributed", RULE),
@@ -296,6 +298,7 @@ KINDS = {
         LayerKind("Slice", NONE, INPUT),
         LayerKind("Reduce", NONE, LEARNED),  # its maximum: INPUT
         LayerKind("MatMul", NONE, LEARNED),
+        LayerKind("CausalMask", NONE, INPUT_ROUNDED),
         LayerKind("LayerNorm", NONE, LEARNED),
         LayerKind("GroupNorm", NONE, LEARNED),
         LayerKind("RMSNorm", NONE, LEARNED),

@@ -18,6 +18,7 @@ from tf_keras import layers as keras_layers
 
 from lqconvert.errors import LqError
 from lqconvert.keras_loader.custom_layers import (
+    CausalMask,
     Elementwise,
     GroupNorm,
     HardSwish,
@@ -99,13 +100,14 @@ def rectified(
     return scaled(keras_layers.ReLU(6.0, name=unique(f"{name}_relu6"))(x), maximum / 6.0, 0.0, name)
 
 
-def replace_layer(layer: Any, inputs: Any, name: str, unique: Unique) -> Any:
+def replace_layer(layer: Any, inputs: Any, name: str, unique: Unique, *, causal: bool = False) -> Any:
     """Applies a layer's rule to rebuilt tensors.
 
     Args:
         layer: a layer of either Keras.
         inputs: its first argument, one tensor or a list of them.
         name: of the last layer of the result.
+        causal: it is called with use_causal_mask=True.
 
     Raises:
         LqError: if there is no rule for the layer.
@@ -118,7 +120,8 @@ def replace_layer(layer: Any, inputs: Any, name: str, unique: Unique) -> Any:
     if kind.time_distributed and is_split(inputs):  # with its neighbours, it may become one operator
         return by_step(inputs, lambda x: replace_layer(layer, x, name, unique), f"{name}_steps", unique)
     rule = RULES[kind.name] if kind.loading is Loading.RULE else _plain
-    y = rule(layer, layer.get_config(), inputs, name, unique)
+    config = layer.get_config() | ({"use_causal_mask": True} if causal else {})
+    y = rule(layer, config, inputs, name, unique)
     activation = activation_name(layer)
     if not kind.has_activation or activation in KEPT_ACTIVATIONS:
         return y
@@ -262,8 +265,15 @@ def _dot_attention(layer: Any, config: dict[str, Any], xs: Any, name: str, uniqu
     scores = MatMul(transpose_b=True, name=unique(f"{name}_scores"))([query, key[0] if key else value])
     if config.get("use_scale"):
         scores = scaled(scores, weights_of(layer)[0], 0.0, unique(f"{name}_scaled"))
-    chances = keras_layers.Softmax(name=unique(f"{name}_softmax"))(scores)
+    chances = _chances(scores, config, name, unique)
     return MatMul(name=name)([chances, value])
+
+
+def _chances(scores: Any, config: dict[str, Any], name: str, unique: Unique) -> Any:
+    """The softmax of attention's scores, of a causal layer without those of later steps."""
+    if config.get("use_causal_mask"):
+        scores = CausalMask(name=unique(f"{name}_causal"))(scores)
+    return keras_layers.Softmax(name=unique(f"{name}_softmax"))(scores)
 
 
 def resized(x: Any, height: int, width: int, method: str, name: str) -> Any:
@@ -355,7 +365,7 @@ def _attention(
     values = projected(value, "value", width)
     scores = MatMul(transpose_b=True, name=unique(f"{name}_scores"))([queries, keys])
     scores = scaled(scores, size**-0.5, 0.0, unique(f"{name}_scaled"))
-    chances = keras_layers.Softmax(name=unique(f"{name}_softmax"))(scores)
+    chances = _chances(scores, config, name, unique)
     y = MatMul(name=unique(f"{name}_values"))([chances, values])
     y = keras_layers.Permute((2, 1, 3), name=unique(f"{name}_by_step"))(y)
     y = keras_layers.Reshape((query.shape[1], heads * width), name=unique(f"{name}_joined"))(y)
@@ -391,7 +401,7 @@ def _additive_attention(layer: Any, config: dict[str, Any], xs: Any, name: str, 
     scores = keras_layers.Reshape((steps, others), name=unique(f"{name}_scores"))(weighing(pairs))
     factors = weights_of(layer)[0] if config.get("use_scale") else np.ones(size)
     weighing.set_weights([factors[:, np.newaxis]])
-    chances = keras_layers.Softmax(name=unique(f"{name}_softmax"))(scores)
+    chances = _chances(scores, config, name, unique)
     return MatMul(name=name)([chances, value])
 
 

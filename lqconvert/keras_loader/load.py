@@ -216,10 +216,12 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
                 elif hasattr(layer, "_nodes_by_depth") or kind in MODELS:
                     results = run(layer, _inputs_of(layer, args, kwargs, mask))
                 else:
+                    causal = kind_of(layer).may_be_causal and bool(kwargs.pop("use_causal_mask", False))
                     _check_call(layer, kwargs)
                     values = _inputs_of(layer, args, kwargs, mask)
                     value = values if len(values) > 1 else values[0]
-                    results = _tensors(replace_layer(layer, value, unique(layer.name), unique))
+                    made = replace_layer(layer, value, unique(layer.name), unique, causal=causal)
+                    results = _tensors(made)
                     carry_mask(layer, values, results[0])
                 check_tensors([result for result in results if is_tensor(result)])
                 outputs = _tensors(node.output_tensors if keras3 else node.outputs)
@@ -265,7 +267,7 @@ def _name_output(loaded: Any, output: Any, unique: Callable[[str], str]) -> None
 
 
 def _check_call(layer: Any, kwargs: dict[str, Any]) -> None:
-    """Refuses a layer that is called with more than tensors, such as use_causal_mask=True."""
+    """Refuses a layer that is called with more than tensors, such as return_attention_scores=True."""
     for name in MASKS & kwargs.keys():
         if kwargs[name] is not None:
             raise LqError(f"layer '{layer.name}': it is called with {name}, which is not supported")

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import tensorflow as tf
 import tf_keras
 
-from lqconvert.keras_loader.custom_layers import custom_layer
+from lqconvert.keras_loader.custom_layers import ReadsRange, custom_layer
 
 #: The activations of cells and of gates. Keras 2 and Keras 3 have another hard sigmoid.
 FUNCTIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
@@ -34,7 +34,7 @@ class RecurrentInputs(tf_keras.layers.Dense):
 
 
 @custom_layer
-class StepMask(tf_keras.layers.Layer):
+class StepMask(ReadsRange):
     """1 for each step of a sequence that counts and 0 for the masked ones: [b, steps, 1].
 
     Args:
@@ -46,15 +46,6 @@ class StepMask(tf_keras.layers.Layer):
     def __init__(self, value: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.value = float(value)
-        #: The quantizer in front, in a quantized model.
-        self.quantizer: Callable[[], Any] = lambda: None
-
-    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        source: Any = getattr(getattr(inputs, "_keras_history", None), "layer", None)
-        if hasattr(source, "scale_and_zero_point"):
-            # In a closure: Keras would count an attribute as a part of this layer.
-            self.quantizer = lambda: source
-        return super().__call__(inputs, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"value": self.value}
