@@ -9,7 +9,8 @@ import small_tasks
 import tf_keras
 from tf_keras import layers
 
-from lqconvert import Rate, calibrate, evaluate, load_data, rewrite
+from lqconvert import BudgetMissed, Limits, Rate, calibrate, evaluate, load_data, rewrite
+from lqconvert import quantize as quantize_file
 from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.exporting.export import export, learned_codes
 from lqconvert.quantization.fold_batchnorm import fold
@@ -323,13 +324,12 @@ def test_a_size_that_no_price_reaches_is_an_error(quantize, tmp_path):
 
 
 @pytest.mark.slow
-def test_limits_that_no_file_holds_leave_the_codes(quantize, tmp_path):
+def test_limits_that_no_file_holds_leave_the_codes(tmp_path):
     pytest.importorskip("tflite_micro")
-    job = small_tasks.made("detector", tmp_path)
-    result, report = quantize(*job, "--target", "tflm", "--max-ram", 100)
-    assert result.exit_code == 3
-    assert "no file for tflm is within the limits" in result.stderr
-    assert report is None
+    model, data = small_tasks.made("detector", tmp_path)
+    limits, path = Limits(max_flash=100), tmp_path / "out.tflite"
+    with pytest.raises(BudgetMissed, match="no file for tflm is within the limits: the smallest one takes"):
+        quantize_file(model, data, path, targets=["tflm"], effort="fast", limits=limits)
     assert [path.suffixes for path in tmp_path.glob("out*")] == [[".codes", ".npz"]]
 
 

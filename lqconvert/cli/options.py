@@ -264,9 +264,10 @@ def target_options(command: Any) -> Any:
         ),
         click.option(
             "--max-latency",
-            type=click.FloatRange(min=1),
+            type=click.FloatRange(min=0, min_open=True),
             metavar="RATIO",
-            help="Latency budget: at most RATIO times the latency of the plain int8 file.",
+            help="Latency budget: at most RATIO times the latency of the plain int8 file. Below 1, quantize "
+            "removes channels until the file is as fast.",
         ),
         click.option(
             "--c-array", is_flag=True, help="Also write the file as C++ source (.cc and .h); not for litert."

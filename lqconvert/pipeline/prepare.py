@@ -24,12 +24,14 @@ from lqconvert.errors import LqError
 from lqconvert.exporting.export import Template, learned_codes
 from lqconvert.keras_loader.in_memory import ModelLike, model_label
 from lqconvert.keras_loader.load import load_model
+from lqconvert.pipeline.prune import Measuring, prune
 from lqconvert.pipeline.settings import OutputSettings, Settings
 from lqconvert.quantization.calibrate import calibrate, cover_targets
 from lqconvert.quantization.fold_batchnorm import fold
 from lqconvert.quantization.input_scaling import Fronted, choose_front
 from lqconvert.quantization.layers import QuantizedLayer
 from lqconvert.quantization.model_outputs import inference, joined, outputs_of
+from lqconvert.quantization.pruning import Pruning
 from lqconvert.quantization.recipes import EFFORTS
 from lqconvert.quantization.rewrite import float_layers, rewrite
 from lqconvert.quantization.schemes import Scheme
@@ -43,6 +45,7 @@ from lqconvert.training.augmentation import Augmentation, choose_augmentation
 from lqconvert.training.checkpoint import Checkpoint
 from lqconvert.training.finetune import FinetuneSettings, total_steps
 from lqconvert.training.memorized import steer
+from lqconvert.training.post_train import rounding_inputs
 from lqconvert.utils.output_files import Packaged, Paths
 
 log = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ class Prepared:
     targets: tuple[Target, ...]
     model: tf_keras.Model  # without the front, if there is one
     folded: tf_keras.Model
+    pruned: tf_keras.Model  # the folded model, or one without the channels that limits do not allow
     float_layers: dict[str, str]  # layers of the folded model that stay float, and what they are
     data: Data
     preprocess: Preprocessing  # with the front; moved off ties if the file takes raw pixels
@@ -148,6 +152,13 @@ def prepare(
     cover_targets(quantized, data.heads, data.train.y)
     template = Template.of(quantized, learned_codes(quantized))
     targets = tuple(_checked(template.tflite, target) for target in targets)
+    pruned, measuring = folded, Measuring(quantized, template, targets, settings.limits)
+    if measuring.too_large():
+        pruned = fold(model)
+        some = rounding_inputs(quantized, data, fed, seed)
+        prune(Pruning(pruned, folded, data.heads, some, targets[0].blocks), measuring)
+        calibrate(quantized, batches)
+        cover_targets(quantized, data.heads, data.train.y)
     chosen = _chosen(settings, data, preprocess, augmentation, border.io, steers_on_test)
     identity = {
         **chosen.lines(),
@@ -155,7 +166,7 @@ def prepare(
         **_identity_of_target(targets[0]),
         **_identity_of_data(data, batches),
         "inputs": ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items()),
-        "model": _checksum(*folded.get_weights()),
+        "model": checksum(*folded.get_weights()),
     }
     resumes = resume and paths.checkpoint.exists()
     return Prepared(
@@ -164,6 +175,7 @@ def prepare(
         targets=targets,
         model=model,
         folded=folded,
+        pruned=pruned,
         float_layers=kept,
         data=data,
         preprocess=fed,
@@ -302,7 +314,7 @@ def _identity_of_target(target: Target) -> dict[str, str]:
 def _identity_of_data(data: Data, batches: list[Any]) -> dict[str, str]:
     """The splits' sizes, and a checksum of their labels and of the first inputs."""
     sizes = [f"{size:,} {name}" for name, size in data.sizes.items()]
-    return {"data": ", ".join([*sizes, _checksum(data.train.y, data.validation.y, *_flat(batches))])}
+    return {"data": ", ".join([*sizes, checksum(data.train.y, data.validation.y, *_flat(batches))])}
 
 
 def _without_defaults(value: Any) -> str:
@@ -312,7 +324,7 @@ def _without_defaults(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(given)})"
 
 
-def _checksum(*arrays: np.ndarray) -> str:
+def checksum(*arrays: np.ndarray) -> str:
     """A checksum of arrays that must be the same when a run continues."""
     checksum = 0
     for array in arrays:

@@ -23,7 +23,7 @@ from lqconvert.exporting.codes import Codes, Int8File
 from lqconvert.exporting.export import Exported, convert, export, learned_codes
 from lqconvert.keras_loader.in_memory import ModelLike, default_output
 from lqconvert.metrics import agreement, guesses
-from lqconvert.pipeline.prepare import Prepared, paths_of, prepare
+from lqconvert.pipeline.prepare import Prepared, checksum, paths_of, prepare
 from lqconvert.pipeline.settings import OutputSettings, Settings
 from lqconvert.quantization.model_outputs import joined, predict
 from lqconvert.reports.evidence import Evidence
@@ -117,7 +117,9 @@ def quantize(
     output = default_output(model, ".tflite") if output is None else output
     with distribution.placed(output, settings.output.report) as (output, page):
         ready = prepare(model, data, output, settings.replaced(report=page), resume=resume)
-        distribution.check_alike(ready.identity)
+        distribution.check_alike(
+            ready.identity | {"model within the limits": checksum(*ready.pruned.get_weights())}
+        )
         if distribution.replicas > 1:
             log.info(f"each batch is split over {distribution}")
         if ready.checkpoint is not None:
@@ -185,6 +187,7 @@ def _rounded(ready: Prepared, progress: Callable[[Progress], None] = lambda _: N
     return post_train(
         ready.quantized,
         ready.folded,
+        ready.pruned,
         ready.data,
         ready.preprocess,
         seed=ready.settings.seed,
@@ -196,7 +199,9 @@ def _rounded(ready: Prepared, progress: Callable[[Progress], None] = lambda _: N
 
 def _file_size(ready: Prepared) -> Callable[[Codes], int]:
     """(codes) -> the bytes of their file for the first target."""
-    target = ready.targets[0]
+    target, latency = ready.targets[0], ready.settings.limits.max_latency
+    if target.is_micro and latency is not None and latency < 1:  # there is no time for unpacking
+        target = target.within(0)
 
     def size(codes: Codes) -> int:
         tflite = ready.border.around(smallest(ready.template.fill(codes), target).tflite)

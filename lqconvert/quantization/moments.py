@@ -17,11 +17,15 @@ from lqconvert.keras_loader.layer_kinds import LAYERS, class_name, kind_of
 from lqconvert.keras_loader.recurrent_layers import inputs_and_mask
 from lqconvert.quantization.granularity import KERNELS
 from lqconvert.quantization.model_outputs import logits_of, traced
+from lqconvert.quantization.rounding import damping_of
+from lqconvert.quantization.walk import examples_of
 from lqconvert.tasks import Head, Heads
 
 #: The number of rows from which a layer's moments are measured: this many for each of its inputs, within
 #: these limits.
 ROWS, LEAST_ROWS, MOST_ROWS = 8, 4096, 16384
+#: The number of examples for gradients, which take longer than moments.
+FISHER_EXAMPLES = 1024
 #: Logits are divided by this. A model that is certain about its training images shows too little of what
 #: matters.
 TEMPERATURE = 2.0
@@ -57,6 +61,32 @@ class Moments:
             both(self.cross, other.cross),
             both(self.float_mean, other.float_mean),
         )
+
+    def adapted(self, weights: np.ndarray, has_bias: bool) -> np.ndarray:
+        """The weights that give for x most nearly (least squares) what these give for f.
+
+        Args:
+            weights: [groups, inputs, outputs], like the result.
+            has_bias: a bias makes up for the difference of the means (see :meth:`missing`).
+        """
+        assert self.cross is not None
+        assert self.float_mean is not None
+        second, cross = self.second, self.cross
+        if has_bias:
+            second = second - self.mean[:, :, None] * self.mean[:, None]
+            cross = cross - self.mean[:, :, None] * self.float_mean[:, None]
+        damping = damping_of(self.second)
+        return np.linalg.solve(second + damping, (cross + damping) @ weights)
+
+    def missing(self, weights: np.ndarray, adapted: np.ndarray) -> np.ndarray:
+        """What a bias has to make up for: weights' mean outputs for f minus the adapted ones' for x."""
+        assert self.float_mean is not None
+        return mean_output(self.float_mean, weights) - mean_output(self.mean, adapted)
+
+
+def mean_output(mean: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The mean outputs [groups, outputs] of weights [groups, inputs, outputs]."""
+    return np.einsum("gi,gio->go", mean, weights)
 
 
 def _mean(x: tf.Tensor) -> np.ndarray:
@@ -240,28 +270,58 @@ def importance_of(
     model's own probabilities (for values, from a normal distribution of the spread of its outputs), summed
     over a channel's positions.
     """
+    names = list(names)
+
+    def squares(_: Sequence[tf.Tensor], gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        return [tf.reduce_sum(tf.reshape(each, [-1, each.shape[-1]]) ** 2, 0) for each in gradients]
+
+    return dict(zip(names, fisher_means(folded, names, heads, batches, squares, seed)(), strict=True))
+
+
+def fisher_means(
+    folded: tf_keras.Model,
+    names: Iterable[str],
+    heads: Heads,
+    batches: Sequence[Any],
+    sums: Callable[[Sequence[tf.Tensor], Sequence[tf.Tensor]], list[tf.Tensor]],
+    seed: int = 0,
+) -> Callable[[], list[np.ndarray]]:
+    """Prepares means over examples of a function of the log-likelihood's gradients.
+
+    Args:
+        names: layers of the model.
+        sums: (outputs, gradients) of these layers for a batch -> what is averaged, summed over its examples.
+
+    Returns:
+        a function that gives these means (float64, over the first FISHER_EXAMPLES examples) for the weights
+        that the model has then.
+    """
     layers = [folded.get_layer(name) for name in names]
     logits = logits_of(folded)
     # A gradient in the input of a loop is one in its product, to which it is added.
-    sums = [inputs_and_mask(layer)[0] if kind_of(layer).loops else layer.output for layer in layers]
-    observe = tf_keras.Model(folded.inputs, [*sums, *tf.nest.flatten(logits.outputs)])
+    products = [inputs_and_mask(layer)[0] if kind_of(layer).loops else layer.output for layer in layers]
+    observe = tf_keras.Model(folded.inputs, [*products, *tf.nest.flatten(logits.outputs)])
+    batches = batches[: -(-FISHER_EXAMPLES // examples_of(batches[:1]))]
     spread = _spread(logits, batches)
 
     @functools.partial(traced, reduce_retracing=True)
-    def squares(batch: Any, place: tf.Tensor) -> list[tf.Tensor]:
+    def of_batch(batch: Any, place: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             tape.watch([part for part in tf.nest.flatten(batch) if part.dtype.is_floating])
             *outputs, answers = observe(batch, training=False)
             slopes = _slopes(answers, heads, spread, tf.stack([place, seed]))
-        gradients = tape.gradient(answers, outputs, slopes, unconnected_gradients="zero")
-        return [tf.reduce_sum(tf.reshape(each, [-1, each.shape[-1]]) ** 2, 0) for each in gradients]
+        return sums(outputs, tape.gradient(answers, outputs, slopes, unconnected_gradients="zero"))
 
-    totals, count = [np.zeros(1)] * len(layers), 0
-    for place, batch in enumerate(batches):
-        found = squares(_tensors(batch), tf.constant(place))
-        totals = [total + each.numpy() for total, each in zip(totals, found, strict=True)]
-        count += len(tf.nest.flatten(batch)[0])
-    return {layer.name: total / count for layer, total in zip(layers, totals, strict=True)}
+    def means() -> list[np.ndarray]:
+        totals: list[np.ndarray] = []
+        for place, batch in enumerate(batches):
+            found = [
+                each.numpy().astype(np.float64) for each in of_batch(_tensors(batch), tf.constant(place))
+            ]
+            totals = [total + each for total, each in zip(totals, found, strict=True)] if totals else found
+        return [total / examples_of(batches) for total in totals]
+
+    return means
 
 
 def _tensors(batch: Any) -> Any:

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 import tf_keras
 
 from lqconvert.quantization.calibrate import make_room_for_bias
 from lqconvert.quantization.granularity import kernel_name
 from lqconvert.quantization.layers import QuantizedLayer
-from lqconvert.quantization.moments import Layout, Moments, importance_of, moments_of
-from lqconvert.quantization.rounding import Curvature, damping_of, rounded, step_of_least_cost
-from lqconvert.quantization.walk import dependent_layers, inputs_of_layers, live_bytes
+from lqconvert.quantization.moments import Layout, Moments, importance_of, mean_output, moments_of
+from lqconvert.quantization.rounding import Curvature, rounded, step_of_least_cost
+from lqconvert.quantization.walk import (
+    as_many_as_fit,
+    dependent_layers,
+    examples_of,
+    inputs_in_both,
+    inputs_of_layers,
+)
 from lqconvert.tasks import Heads
-
-#: The number of examples for the importance of outputs. Gradients take longer than moments.
-FISHER_EXAMPLES = 1024
-#: About the most memory for the activations of both models while layers are rounded in order.
-LIVE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,10 @@ class _Layer:
 
     def after(self, moments: Moments) -> _Layer:
         """The layer for inputs that differ from the float model's. Its weights compensate (least squares)."""
-        assert moments.cross is not None
         assert moments.float_mean is not None
-        second, cross = moments.second, moments.cross
-        if self.bias is not None:  # the bias compensates the mean difference
-            second = second - moments.mean[:, :, None] * moments.mean[:, None]
-            cross = cross - moments.mean[:, :, None] * moments.float_mean[:, None]
-        damping = damping_of(moments.second)
         return dataclasses.replace(
             self,
-            wanted=np.linalg.solve(second + damping, (cross + damping) @ self.weights),
+            wanted=moments.adapted(self.weights, self.bias is not None),
             curvature=Curvature.of(moments.second),
             mean=moments.mean,
             float_mean=moments.float_mean,
@@ -93,14 +87,12 @@ class PostTraining:
     ) -> None:
         self.quantized, self.folded = quantized, folded
         wrappers = {layer.name: layer for layer in quantized.layers if isinstance(layer, QuantizedLayer)}
-        few = batches[: -(-FISHER_EXAMPLES // examples_of(batches[:1]))]
-        importance = importance_of(folded, wrappers, heads, few)
+        importance = importance_of(folded, wrappers, heads, batches)
         found = _moments(quantized, wrappers, batches)
         self.layers = {
             name: _layer(wrapper, found.pop(name), importance[name]) for name, wrapper in wrappers.items()
         }
-        kept = LIVE_BYTES // (2 * live_bytes(quantized) * examples_of(batches[:1]))
-        self._kept = batches[: max(kept, 1)]
+        self._kept = as_many_as_fit(quantized, batches)
         self._dependent = dependent_layers(quantized, self.layers)
         self._adapted: dict[str, _Layer] = {}  # other layers, adapted to their inputs: these never change
 
@@ -119,25 +111,16 @@ class PostTraining:
         Each layer also compensates the errors of the layers before it, as far as its inputs allow: Li et al.,
         "GPTAQ", arXiv 2504.02692. This takes longer than :meth:`round`.
         """
-        floats = inputs_of_layers(self.folded, self.layers, self._kept)
-        ahead: dict[str, list[tf.Tensor]] = {}  # the float model may have branches in another order
-        for name, xs in inputs_of_layers(self.quantized, self.layers, self._kept):
-            while name not in ahead:
-                ahead.update([next(floats)])
-            x_floats, layer = ahead.pop(name), self._adapted.get(name)
+        for name, xs, floats in inputs_in_both(self.quantized, self.folded, self.layers, self._kept):
+            layer = self._adapted.get(name)
             if layer is None:
                 layer = self.layers[name]
                 layer = layer.after(
-                    moments_of(layer.wrapper.layer, xs, x_floats, examples=examples_of(self._kept))
+                    moments_of(layer.wrapper.layer, xs, floats, examples=examples_of(self._kept))
                 )
             if name not in self._dependent:
                 self._adapted[name] = layer
             _round(layer, price)
-
-
-def examples_of(batches: Sequence[Any]) -> int:
-    """The number of examples in batches."""
-    return sum(len(tf.nest.flatten(batch)[0]) for batch in batches)
 
 
 def _moments(
@@ -190,9 +173,5 @@ def _round(layer: _Layer, price: float) -> None:
     values = codes * scales
     getattr(inner, kernel_name(inner)).assign(layer.layout.as_kernel(values))
     if layer.bias is not None:
-        missing = _mean_output(layer.float_mean, layer.weights) - _mean_output(layer.mean, values)
+        missing = mean_output(layer.float_mean, layer.weights) - mean_output(layer.mean, values)
         inner.bias.assign(layer.bias + layer.layout.by_channel(missing))
-
-
-def _mean_output(mean: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return np.einsum("gi,gio->go", mean, weights)

@@ -10,6 +10,9 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+#: About the most memory for the activations of two models that are evaluated layer by layer.
+LIVE_BYTES = 1 << 30
+
 
 def inputs_of_layers(
     model: tf_keras.Model, names: Collection[str], batches: Sequence[Any]
@@ -27,7 +30,7 @@ def inputs_of_layers(
     Yields:
         the name of a layer, and its input for each batch.
     """
-    nodes = _calls_in_order(model)
+    nodes = calls_in_order(model)
     uses = Counter(id(each) for node in nodes for each in node.keras_inputs)
     inputs = [tf.nest.flatten(batch) for batch in batches]
     values = {
@@ -47,11 +50,27 @@ def inputs_of_layers(
                 values.pop(place, None)
 
 
+def inputs_in_both(
+    model: tf_keras.Model, original: tf_keras.Model, names: Collection[str], batches: Sequence[Any]
+) -> Iterator[tuple[str, list[tf.Tensor], list[tf.Tensor]]]:
+    """:func:`inputs_of_layers` of a model, and of another one with the same layers.
+
+    Yields:
+        the name of a layer, its input for each batch, and that in the other model.
+    """
+    others = inputs_of_layers(original, names, batches)
+    ahead: dict[str, list[tf.Tensor]] = {}  # the other model may have branches in another order
+    for name, xs in inputs_of_layers(model, names, batches):
+        while name not in ahead:
+            ahead.update([next(others)])
+        yield name, xs, ahead.pop(name)
+
+
 def dependent_layers(model: tf_keras.Model, names: Collection[str]) -> set[str]:
     """Those of the named layers whose inputs depend on the weights of another named layer."""
     found: set[str] = set()
     changed: set[int] = set()  # tensors, by their id
-    for node in _calls_in_order(model):
+    for node in calls_in_order(model):
         depends = any(id(each) in changed for each in node.keras_inputs)
         if node.layer.name in names and depends:
             found.add(node.layer.name)
@@ -60,7 +79,7 @@ def dependent_layers(model: tf_keras.Model, names: Collection[str]) -> set[str]:
     return found
 
 
-def _calls_in_order(model: tf_keras.Model) -> list[Any]:
+def calls_in_order(model: tf_keras.Model) -> list[Any]:
     """The calls of a functional model's layers, each after those that compute its inputs."""
     depths = sorted(model._nodes_by_depth, reverse=True)
     return [node for depth in depths for node in model._nodes_by_depth[depth] if not node.is_input]
@@ -75,6 +94,16 @@ def _called(node: Any, values: dict[int, tf.Tensor]) -> list[tf.Tensor]:
     several = len(node.keras_inputs)  # a tensor may be given more than once
     arguments, keywords = node.map_arguments({str(place): [x] * several for place, x in values.items()})
     return tf.nest.flatten(node.layer(*arguments, **keywords))
+
+
+def examples_of(batches: Sequence[Any]) -> int:
+    """The number of examples in batches."""
+    return sum(len(tf.nest.flatten(batch)[0]) for batch in batches)
+
+
+def as_many_as_fit(model: tf_keras.Model, batches: Sequence[Any]) -> Sequence[Any]:
+    """The first batches, as many as two such models can be evaluated on layer by layer in ``LIVE_BYTES``."""
+    return batches[: max(1, LIVE_BYTES // (2 * live_bytes(model) * examples_of(batches[:1])))]
 
 
 def live_bytes(model: tf_keras.Model) -> int:

@@ -30,6 +30,8 @@ NO_BORDER = Border()
 VERIFIED_EXAMPLES = 256
 #: A file that takes this many times as long as another is as fast: measurements differ by as much.
 SAME_LATENCY = 1.1
+#: A measurement of latency takes about this many seconds, and this many inferences.
+LATENCY_SECONDS, LEAST_RUNS, MOST_RUNS = 0.5, 5, 50
 #: TFLite Micro's portable kernels are slow, so only as many examples are scored as take this many seconds.
 MICRO_SECONDS = 120
 
@@ -38,7 +40,9 @@ MICRO_SECONDS = 120
 class Limits:
     """The limits of a file on its target: bytes of arena, latency as a multiple of int8's, bytes of flash.
 
-    Learning aims at a size budget (:class:`lqconvert.Budget`); ``max_flash`` only refuses larger files.
+    Below 1, ``max_latency`` makes :func:`lqconvert.quantize` remove channels until the file is as fast; so does a
+    ``max_ram`` that the int8 file exceeds. Learning aims at a size budget (:class:`lqconvert.Budget`);
+    ``max_flash`` only refuses larger files.
     """
 
     max_ram: int | None = None
@@ -146,10 +150,58 @@ def check_runs(tflite: bytes, target: Target) -> int | None:
     Raises:
         LqError: with the runtime's reason if it cannot run the file.
     """
+    return execute(tflite, target, _zeros(tflite)).arena_bytes
+
+
+def _zeros(tflite: bytes) -> np.ndarray:
+    """An input of a file, [1, ...]: zeros."""
     graph = read(tflite).main
     shapes = [graph.tensors[index].shape[1:] for index in graph.inputs]
     shape = shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
-    return execute(tflite, target, np.zeros((1, *shape), np.int8)).arena_bytes
+    return np.zeros((1, *shape), np.int8)
+
+
+@dataclass(frozen=True)
+class Excess:
+    """The factors by which a file exceeds its limits. Up to 1, it is within them; 0: there is no limit."""
+
+    ram: float = 0.0
+    latency: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The limit that is exceeded most."""
+        return "ram" if self.ram > self.latency else "latency"
+
+    @property
+    def most(self) -> float:
+        return max(self.ram, self.latency)
+
+    def __str__(self) -> str:
+        given = {"RAM": self.ram, "latency": self.latency}
+        return " and ".join(f"{factor:.2f} times the {name}" for name, factor in given.items() if factor) + (
+            " that is allowed"
+        )
+
+
+def excess(tflite: bytes, plain: bytes, target: Target, limits: Limits) -> Excess:
+    """How far a file exceeds its limits of RAM and latency.
+
+    Args:
+        plain: the int8 file with all channels, which ``max_latency`` refers to.
+
+    Raises:
+        LqError: if the target's interpreter is not installed.
+    """
+    if not target.is_installed:
+        raise LqError(f"the limits ({limits}) cannot be measured without {target.package}")
+    pair = (tflite, _zeros(tflite)), (plain, _zeros(plain))
+    ram = latency = 0.0
+    if limits.max_ram is not None:
+        ram = (execute(tflite, target, _zeros(tflite)).arena_bytes or 0) / limits.max_ram
+    if limits.max_latency is not None:
+        latency = median(_latency_ratios(pair, target, 3)) / limits.max_latency
+    return Excess(ram, latency)
 
 
 def run(
@@ -416,15 +468,26 @@ def _over(
     arena = executed.arena_bytes
     if limits.max_ram is not None and arena is not None and arena > limits.max_ram:
         return f"{arena:,} bytes of arena, {limits.max_ram:,} are allowed"
-    ratios = [executed.latency_s / plain.latency_s]
-    if limits.max_latency is None or ratios[0] <= limits.max_latency:
+    ratio = executed.latency_s / plain.latency_s
+    if limits.max_latency is None or ratio <= limits.max_latency:
         return ""
-    for _ in range(4):  # something else may have slowed down a single measurement
-        measured, reference = (execute(file, target, np.repeat(x, 50, 0)) for file, x in pair)
-        ratios.append(measured.latency_s / reference.latency_s)
-    if median(ratios) <= limits.max_latency:
+    # Something else may have slowed down a single measurement.
+    ratio = median([ratio, *_latency_ratios(pair, target, 4)])
+    if ratio <= limits.max_latency:
         return ""
-    return f"{median(ratios):.2f} times int8's latency, {limits.max_latency:g} are allowed"
+    return f"{ratio:.2f} times int8's latency, {limits.max_latency:g} are allowed"
+
+
+def _latency_ratios(pair: Sequence[tuple[bytes, np.ndarray]], target: Target, times: int) -> list[float]:
+    """The latency of the first file as a multiple of the second one's, measured several times."""
+    found = []
+    plain, example = pair[1]
+    once = execute(plain, target, example).latency_s
+    runs = int(min(max(LATENCY_SECONDS / once, LEAST_RUNS), MOST_RUNS))
+    for _ in range(times):
+        measured, reference = (execute(file, target, np.repeat(x, runs, 0)) for file, x in pair)
+        found.append(measured.latency_s / reference.latency_s)
+    return found
 
 
 def _preferred(limits: Limits, target: Target, plain: Executed) -> Limits:

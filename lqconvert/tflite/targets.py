@@ -37,6 +37,7 @@ class Target:
             it than the int8 file. By default, a packing that takes RAM and time has to make the file 2%
             smaller.
         room: the bytes of RAM for unpacking a kernel, if they are limited.
+        blocks: the channels of a block of inputs and of outputs, which kernels compute together.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Target:
     accelerator: str = ""
     prefer: str | None = None
     room: int | None = None
+    blocks: tuple[int, int] = (8, 16)  # XNNPACK's on x86-64 with AVX-512, measured
 
     @property
     def least_gain(self) -> float:
@@ -127,6 +129,7 @@ TFLM = Target(
     (MICRO_INT4, *(packing(DECODED) for packing in (Lut, Huffman, Pruning, HuffmanBlocks))),
     MICRO_NEEDLESS,
     exact="TFLite Micro",
+    blocks=(1, 1),
 )
 TFLM_NO_DECODE = replace(
     TFLM,

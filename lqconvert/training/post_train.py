@@ -38,6 +38,7 @@ BATCH, ACTIVATION_BYTES = 1024, 1 << 30
 def post_train(
     model: tf_keras.Model,
     teacher: tf_keras.Model,
+    folded: tf_keras.Model,
     data: Data,
     preprocessing: Preprocessing,
     *,
@@ -50,7 +51,8 @@ def post_train(
 
     Args:
         model: a calibrated model from :func:`lqconvert.rewrite`. It is changed in place.
-        teacher: the float model from :func:`.fold_batchnorm.fold`.
+        teacher: the float model from :func:`.fold_batchnorm.fold`, whose outputs are the aim.
+        folded: the float model of the same weights: the teacher, or what pruning left of it.
         data: budgets are judged on its validation split, rounding errors are weighed on training inputs.
         seed: chooses the training inputs.
         budget: without one, weights are rounded for the least damage, with the calibrated scales.
@@ -69,7 +71,7 @@ def post_train(
     )
     finished = True
     try:
-        search.run(PostTraining(model, teacher, data.heads, _inputs(model, data, preprocessing, seed)))
+        search.run(PostTraining(model, folded, data.heads, rounding_inputs(model, data, preprocessing, seed)))
     except KeyboardInterrupt:
         finished = False
         if not search.points:
@@ -87,8 +89,8 @@ def post_train(
     )
 
 
-def _inputs(model: tf_keras.Model, data: Data, preprocessing: Preprocessing, seed: int) -> list[Any]:
-    """Batches of training inputs."""
+def rounding_inputs(model: tf_keras.Model, data: Data, preprocessing: Preprocessing, seed: int) -> list[Any]:
+    """Batches of training inputs: as many as the errors of a rewritten model have to be weighed on."""
     inputs = [
         layer.input.shape[-1]
         for layer in model.layers
