@@ -49,10 +49,6 @@ REFUSED = {
         lambda: tf_keras.Sequential([T.Input((6, 3)), T.Masking(float("nan")), T.LSTM(3)]),
         "Masking of the value nan",
     ),
-    "mask of a mean": (
-        lambda: tf_keras.Sequential([T.Input((6, 3)), T.Masking(), T.GlobalAveragePooling1D()]),
-        "GlobalAveragePooling1D of masked steps",
-    ),
     "mask of attention to itself": (
         lambda: self_attention(T.Embedding(9, 4, mask_zero=True)),
         "MultiHeadAttention of masked steps",

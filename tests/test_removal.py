@@ -80,10 +80,13 @@ def plain(padding, activation):
         ("valid", "relu", 1.0, 4),  # constant, and folded into the next bias
         ("valid", None, 1.0, 4),
         ("same", None, 1.0, 6),  # constant, but not at the border of a padded image
+        ("same", "gelu", None, 4),  # looked up in a table
+        ("same", "softplus", None, 6),
+        ("valid", "softplus", -1.0, 4),
     ],
 )
 def test_dead_outputs(padding, activation, bias, left):
-    model = model_of(plain(padding, activation))
+    model = lqconvert.load_model(model_of(plain(padding, activation)))
     kill(model.get_layer("first"), outputs=(1, 4), bias=bias)
     before = exported(model)
     after = remove_dead_channels(before)

@@ -530,8 +530,7 @@ ZOO: dict[str, Feature] = {
     "nested words": Feature(nested_words),
     "masked residual": Feature(masked_residual),
     "mean of masked": Feature(
-        chain((8,), layer("Embedding", 300, 6, mask_zero=True), layer("GlobalAveragePooling1D"), head),
-        refused="GlobalAveragePooling1D of masked steps",
+        chain((8,), layer("Embedding", 300, 6, mask_zero=True), layer("GlobalAveragePooling1D"), head)
     ),
     "volumes": Feature(
         chain(

@@ -25,14 +25,16 @@ from lqconvert.exporting.int16 import CODE_STEPS, activation_bits, check_layers,
 from lqconvert.exporting.lookup import number_of, placeholder_slope, put_lookup
 from lqconvert.exporting.loop import Loop, fill_loop, is_loop, put_loop
 from lqconvert.exporting.lstm import FusedLSTM, fill_lstm, put_lstm
+from lqconvert.exporting.masked_mean import put_masked_mean
 from lqconvert.exporting.normalization import put_normalization
-from lqconvert.exporting.recurrent import First, with_keras_layers
+from lqconvert.exporting.recurrent import First, FirstStep, with_keras_layers
 from lqconvert.exporting.step_masks import StepMasks
 from lqconvert.keras_loader.custom_layers import CausalMask, Constant, Elementwise, Norm, Slice
 from lqconvert.keras_loader.layer_kinds import LAYERS, class_name
 from lqconvert.keras_loader.recurrent_layers import (
     LSTMStates,
     MaskedInputs,
+    MaskedMean,
     RecurrentInputs,
     RecurrentStates,
     states_behind,
@@ -247,7 +249,7 @@ class Template:
             number = number_of(operator)
             if number is not None:
                 layer = replaced[number]
-                _put_in_place(converted, operator, layer)
+                _put_in_place(masks, operator, layer)
         return cls(write(converted), layers)
 
     def fill(self, codes: Codes) -> bytes:
@@ -311,10 +313,13 @@ def _only_last(model: tf_keras.Model, states: Any) -> bool:
     )
 
 
-def _put_in_place(model: Model, placeholder: Operator, layer: Any) -> None:
+def _put_in_place(masks: StepMasks, placeholder: Operator, layer: Any) -> None:
     """Replaces a placeholder by the operators of its layer."""
+    model = masks.model
     if isinstance(layer, Elementwise):
         put_lookup(model, placeholder, layer)
+    elif isinstance(layer, MaskedMean):
+        put_masked_mean(masks, placeholder, layer)
     elif isinstance(layer, CausalMask):
         put_causal_mask(model, placeholder, layer)
     else:
@@ -388,8 +393,8 @@ def _native_codes(codes: Codes) -> Codes:
 
 
 def _with_placeholder(model: tf_keras.Model) -> list[Any]:
-    """The layers for which the converter gets a placeholder with one input of the output's shape."""
-    return [layer for layer in model.layers if isinstance(layer, (Elementwise, Norm, CausalMask))]
+    """The layers for which the converter gets a placeholder: a LeakyReLU, of a mean of the first step."""
+    return [layer for layer in model.layers if isinstance(layer, (Elementwise, Norm, CausalMask, MaskedMean))]
 
 
 def units_of(layer: Any) -> int:
@@ -413,6 +418,8 @@ def _fingerprinted(
             return First(name=layer.name)
         if isinstance(layer, QuantizedLayer):
             return type(layer.layer).from_config(layer.layer.get_config() | {"name": layer.name})
+        if isinstance(layer, MaskedMean):
+            return FirstStep(placeholder_slope(replaced.index(layer)), name=layer.name)
         if layer in replaced:
             return tf_keras.layers.LeakyReLU(placeholder_slope(replaced.index(layer)), name=layer.name)
         if isinstance(layer, (ActivationQuantizer, FollowingQuantizer)):

@@ -14,19 +14,12 @@ import math
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from lqconvert.exporting.int16 import CODE_STEPS
+from lqconvert.exporting.int16_builder import LAST, MOST_SUMMED, Int16Builder, limits_of
 from lqconvert.keras_loader.custom_layers import Norm
-from lqconvert.tflite.builder import Builder
-from lqconvert.tflite.graph import Graph, Model, Operator, Quantization, Tensor
+from lqconvert.tflite.graph import Graph, Model, Operator, Quantization
 
-#: The largest code of int16.
-LAST = 2**15 - 1
-#: MEAN's kernels have int32 sums, which hold this many int16 codes.
-MOST_SUMMED = 2**16
 #: The table's index of a code is min(code, FINE) + code / COARSE.
 FINE, COARSE = 1024, 32
-#: The largest result in the table: 127 in its high byte.
-LAST_FOUND = 127 * 256
 
 
 def put_normalization(model: Model, placeholder: Operator, layer: Norm) -> None:
@@ -38,14 +31,14 @@ def put_normalization(model: Model, placeholder: Operator, layer: Norm) -> None:
     groups, rows = getattr(layer, "groups", None), math.prod(shape[:-1])
     gamma, beta = (np.asarray(values, np.float64) for values in (layer.gamma, layer.offsets))
     # What a result is before the offset, if it is not clipped behind it; and before the factor.
-    low, high = _limits(tensors[output])
+    low, high = limits_of(tensors[output])
     scaled = np.maximum(np.abs(low - beta), np.abs(high - beta))
     unscaled = float(np.max(scaled / np.maximum(np.abs(gamma), 1e-12)))
 
     x = builder.shaped(builder.widened(source), (rows, shape[-1]))
     if groups is not None:
         x = builder.by_group(x, groups)
-    least, most = _limits(tensors[source])
+    least, most = limits_of(tensors[source])
     y = builder.normalized(x, layer, most - least if layer.centers else max(-least, most), unscaled)
     if groups is not None:
         y = builder.by_place(y, rows, groups)
@@ -58,45 +51,19 @@ def put_normalization(model: Model, placeholder: Operator, layer: Norm) -> None:
     operators[place : place + 1] = builder.graph.operators
 
 
-def _limits(tensor: Tensor) -> tuple[float, float]:
-    """The smallest and the largest number that a tensor can hold."""
-    codes = np.iinfo(np.int8 if tensor.type == "INT8" else np.int16)
-    low, high = ((code - tensor.zero_point) * float(tensor.scales[0]) for code in (codes.min, codes.max))
-    return low, high
-
-
 @functools.cache
 def _table() -> np.ndarray:
-    """The high and the low byte of LAST_FOUND / sqrt(code), int8 [n, 2]."""
+    """1 / sqrt(code) for each index."""
     codes = np.arange(1, LAST + 1)
     index = np.minimum(codes, FINE) + np.round(codes / COARSE).astype(int)
     count = np.bincount(index)
     # Kernels that round in another way may come to an index between two of these.
     places, known = np.arange(len(count)), np.flatnonzero(count)
-    results = np.interp(places, known, np.bincount(index, codes**-0.5)[known] / count[known])
-    found = np.round(LAST_FOUND * results).astype(int)
-    high = (found + 128) // 256
-    return np.stack([high, found - 256 * high], axis=1).astype(np.int8)
+    return np.interp(places, known, np.bincount(index, codes**-0.5)[known] / count[known])
 
 
-class _Builder(Builder):
-    """Adds the parts of a normalization to a graph, in int16."""
-
-    def quantize(self, source: int, output: int) -> int:
-        return self.operator("QUANTIZE", [source], [output], schema.QuantizeOptionsT())
-
-    def widened(self, index: int) -> int:
-        """A tensor as int16, exactly."""
-        tensor = self.graph.tensors[index]
-        if tensor.type == "INT16":
-            return index
-        step = float(tensor.scales[0]) / (CODE_STEPS // 2)  # codes minus zero points have nine bits
-        return self.quantize(index, self.wide(step, *tensor.shape))
-
-    def vector(self, values: np.ndarray) -> int:
-        """A constant for each channel."""
-        scale = float(np.abs(values).max()) / LAST
-        return self.constant(np.round(values / scale).astype(np.int16), Quantization.one(scale))
+class _Builder(Int16Builder):
+    """Adds the parts of a normalization to a graph."""
 
     def normalized(self, x: int, layer: Norm, reach: float, largest: float) -> int:
         """Rows [rows, n] over their root mean square, behind the subtraction of their mean.
@@ -108,11 +75,11 @@ class _Builder(Builder):
         tensor = self.graph.tensors[x]
         count, scale = tensor.shape[1], float(tensor.scales[0])
         if layer.centers:
-            x = self.elementwise("SUB", x, self.mean(x, scale), scale=reach / LAST)
+            x = self.elementwise("SUB", x, self.row_mean(x, scale), scale=reach / LAST)
         squares = self.elementwise("MUL", x, x, scale=reach**2 / LAST)
         # A variance is at most a quarter of the squared range.
         least = ((reach**2 / 4 if layer.centers else reach**2) + layer.epsilon) / LAST
-        square = self.mean(squares, least)
+        square = self.row_mean(squares, least)
         if layer.epsilon > least / 2:
             square = self.elementwise("ADD", square, self.vector(np.array([layer.epsilon])), scale=least)
         factor = self.inverse_root(square)
@@ -120,35 +87,22 @@ class _Builder(Builder):
 
     def inverse_root(self, x: int) -> int:
         """1 / sqrt(x) of [rows, 1]. Of 0, it is that of the smallest code."""
-        tensor = self.graph.tensors[x]
-        rows, scale = tensor.shape[0], float(tensor.scales[0])
+        scale = float(self.graph.tensors[x].scales[0])
         last = self.constant(np.array([FINE], np.int16), Quantization.one(scale))
         fine = self.elementwise("MINIMUM", x, last, scale=scale)
         coarse = self.elementwise("MUL", x, self.vector(np.array([1 / COARSE])), scale=scale)
         total = self.elementwise("ADD", fine, coarse, scale=scale)
-        index, cast = self.tensor("INT32", (rows, 1)), schema.CastOptionsT()
-        cast.inDataType, cast.outDataType = schema.TensorType.INT16, schema.TensorType.INT32
-        self.operator("CAST", [total], [index], cast)
-        # TensorFlow Lite Micro's GATHER takes int8. The mean of the two bytes' values is the result.
-        step = 2 * scale**-0.5 / LAST_FOUND
-        table = self.constant(_table(), Quantization.one(256 * step))
-        found = self.tensor("INT8", (rows, 1, 2), Quantization.one(256 * step))
-        self.operator("GATHER", [table, index], [found], schema.GatherOptionsT())
-        halves = self.elementwise("MUL", self.widened(found), self.vector(np.array([1, 1 / 256])), scale=step)
-        return self.mean(self.shaped(halves, (rows, 2)), step / 2)
+        return self.looked_up(scale**-0.5 * _table(), self.cast(total, "INT32"))
 
-    def mean(self, x: int, scale: float) -> int:
-        """The mean of each row: [rows, n] as [rows, 1]."""
+    def row_mean(self, x: int, scale: float) -> int:
+        """The mean of each row, whatever its length: [rows, n] as [rows, 1]."""
         rows, count = self.graph.tensors[x].shape
         divisors = (parts for parts in range(1, count + 1) if count % parts == 0)
         parts = next(parts for parts in divisors if count // parts <= MOST_SUMMED)
         if parts > 1:
             x = self.shaped(x, (rows * parts, count // parts))
-            x = self.shaped(self.mean(x, scale), (rows, parts))
-        options = schema.ReducerOptionsT()
-        options.keepDims = True
-        axis = self.constant(np.array([1], np.int32))
-        return self.operator("MEAN", [x, axis], [self.wide(scale, rows, 1)], options, version=2)
+            x = self.shaped(self.row_mean(x, scale), (rows, parts))
+        return self.mean(x, scale)
 
     def by_group(self, x: int, groups: int) -> int:
         """Rows of channels as rows of groups, each with all places: [places, channels] as [groups, n]."""

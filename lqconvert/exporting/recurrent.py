@@ -26,6 +26,17 @@ class First(tf_keras.layers.Layer):
         return inputs[0]
 
 
+class FirstStep(tf_keras.layers.Layer):
+    """A LeakyReLU of the first step of the first of several inputs."""
+
+    def __init__(self, slope: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.slope = slope
+
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+        return tf.nn.leaky_relu(inputs[0][:, 0], self.slope)
+
+
 class _Masked(tf_keras.layers.Layer):
     """A recurrent layer of Keras whose mask is the last value of each step."""
 

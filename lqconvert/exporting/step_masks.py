@@ -46,7 +46,8 @@ class StepMasks:
             if (mask.name, not backward) in self.found:
                 found = _reversed(builder, self.found[mask.name, not backward])
             elif len(mask.input.shape) == 2:
-                found = self._of_indices(builder, mask)
+                # LiteRT compares only codes with a scale below 1.
+                found = builder.cast(self.ones(builder, mask), "INT8", Quantization.one(0.5))
                 found = _reversed(builder, found) if backward else found
             else:
                 source, turned = self._source(placeholder, inputs, mask)
@@ -59,32 +60,45 @@ class StepMasks:
 
     def _source(self, placeholder: Operator, inputs: Any, mask: StepMask) -> tuple[int, bool]:
         """The tensor that a mask compares, and whether its last step comes first."""
-        layer = mask.input._keras_history.layer
-        given = layer.input._keras_history.layer.name if isinstance(layer, ActivationQuantizer) else ""
-        if given in self.inputs:
-            return self.model.main.inputs[self.inputs.index(given)], False
+        given = self._given(mask)
+        if given is not None:
+            return given, False
         read = inputs.input
         turned = isinstance(read._keras_history.layer, Slice)
         if (read._keras_history.layer.input if turned else read) is not mask.input:
-            raise LqError(
-                f"layer '{mask.name}': other layers stand between it and the recurrent layer; "
-                "put it directly in front of that one"
-            )
+            raise _hidden(mask)
         return placeholder.inputs[0], turned
 
-    def _of_indices(self, builder: Builder, mask: StepMask) -> int:
-        """1 for every index but 0."""
-        source, steps = mask.input._keras_history.layer.name, mask.input.shape[1]
-        if source not in self.inputs or mask.value:
-            raise LqError(f"layer '{mask.name}': a mask of indices that are no input of the model")
-        indices = builder.shaped(self.model.main.inputs[self.inputs.index(source)], (1, steps, 1))
-        one = builder.constant(np.array([1], np.int32))
-        least = builder.tensor("INT32", (1, steps, 1))
-        builder.operator("MINIMUM", [indices, one], [least], schema.MaximumMinimumOptionsT())
-        # LiteRT compares only codes with a scale below 1.
-        cast, result = schema.CastOptionsT(), builder.tensor("INT8", (1, steps, 1), Quantization.one(0.5))
-        cast.inDataType, cast.outDataType = schema.TensorType.INT32, schema.TensorType.INT8
-        return builder.operator("CAST", [least], [result], cast)
+    def _given(self, mask: StepMask) -> int | None:
+        """The input of the model that a mask compares, if it is one."""
+        layer = mask.input._keras_history.layer
+        source = layer.input._keras_history.layer if isinstance(layer, ActivationQuantizer) else layer
+        return self.model.main.inputs[self.inputs.index(source.name)] if source.name in self.inputs else None
+
+    def ones(self, builder: Builder, mask: StepMask) -> int:
+        """1 for every step that counts and 0 for the others: int32 [1, steps, 1]."""
+        source, shape = self._given(mask), (1, mask.input.shape[1], 1)
+        if source is None:
+            raise _hidden(mask)
+        if len(mask.input.shape) == 2:
+            if mask.value:
+                raise LqError(f"layer '{mask.name}': a mask of the index {mask.value:g}")
+            numbers = builder.shaped(source, shape)
+        else:
+            codes, offset = _distances(builder, source, mask), builder.constant(np.array([128], np.int32))
+            numbers = builder.cast(codes, "INT32")
+            numbers = builder.operator(
+                "ADD", [numbers, offset], [builder.tensor("INT32", shape)], schema.AddOptionsT()
+            )
+        one, result = builder.constant(np.array([1], np.int32)), builder.tensor("INT32", shape)
+        return builder.operator("MINIMUM", [numbers, one], [result], schema.MaximumMinimumOptionsT())
+
+
+def _hidden(mask: StepMask) -> LqError:
+    return LqError(
+        f"layer '{mask.name}': other layers stand between it and the layer that reads the mask; "
+        "put it directly behind an input of the model"
+    )
 
 
 def _distances(builder: Builder, source: int, mask: StepMask) -> int:

@@ -68,12 +68,14 @@ class LayerKind:
         commutes: f(x * s) = f(x) * s for every positive factor s of a channel (a ReLU only without a
             maximum).
         elementwise: an output depends only on the input in the same place.
+        couples: an output depends only on all inputs in the same place, and is 0 if these are 0.
         time_distributed: it treats all axes but the last alike, so that TimeDistributed changes nothing.
         recurrent: a layer of Keras that is a loop over the steps of a sequence.
         loops: one of ours that is. Its kernel is multiplied with its state.
         has_activation: it has a setting for an activation, which is applied last.
         takes_indices: its inputs are whole numbers, int32 in the file.
         reads_mask: with a mask of steps it computes something else. Recurrent layers do, too.
+        ends_mask: it is computed with the mask of its input, and its output has no steps.
         may_be_causal: it may be called with use_causal_mask=True.
     """
 
@@ -87,12 +89,14 @@ class LayerKind:
     fuses_relu: bool = False
     commutes: bool = False
     elementwise: bool = False
+    couples: bool = False
     time_distributed: bool = False
     recurrent: bool = False
     loops: bool = False
     has_activation: bool = False
     takes_indices: bool = False
     reads_mask: bool = False
+    ends_mask: bool = False
     may_be_causal: bool = False
 
 
@@ -151,10 +155,10 @@ KINDS = {
         LayerKind("RMSNormalization", RULE),
     ),
     "Arithmetic": (
-        LayerKind("Add", RULE, LEARNED, fuses_relu=True),
-        LayerKind("Subtract", AS_IS, LEARNED, fuses_relu=True),
-        LayerKind("Multiply", AS_IS, LEARNED, fuses_relu=True),
-        LayerKind("Average", RULE, LEARNED),
+        LayerKind("Add", RULE, LEARNED, fuses_relu=True, couples=True),
+        LayerKind("Subtract", AS_IS, LEARNED, fuses_relu=True, couples=True),
+        LayerKind("Multiply", AS_IS, LEARNED, fuses_relu=True, couples=True),
+        LayerKind("Average", RULE, LEARNED, couples=True),
         LayerKind("Maximum", AS_IS, LEARNED, one_scale=True),
         LayerKind("Minimum", AS_IS, LEARNED, one_scale=True),
         LayerKind("Concatenate", AS_IS, LEARNED, one_scale=True),
@@ -177,7 +181,7 @@ KINDS = {
         LayerKind("GlobalAveragePooling3D", RULE),
         LayerKind("GlobalMaxPooling1D", AS_IS, INPUT, commutes=True),
         LayerKind("GlobalMaxPooling2D", AS_IS, INPUT, commutes=True),
-        LayerKind("GlobalAveragePooling1D", AS_IS, LEARNED, commutes=True, reads_mask=True),
+        LayerKind("GlobalAveragePooling1D", RULE, LEARNED, commutes=True, ends_mask=True),
         LayerKind("GlobalAveragePooling2D", AS_IS, LEARNED, commutes=True),
     ),
     "Shapes": (
@@ -284,6 +288,7 @@ KINDS = {
         LayerKind("RecurrentInputs", NONE, INSIDE, WHOLE, only_int8=True),
         LayerKind("StepMask", NONE, INSIDE),
         LayerKind("MaskedInputs", NONE, INSIDE),
+        LayerKind("MaskedMean", NONE, LEARNED, only_int8=True),
         LayerKind("LSTMStates", NONE, LEARNED, WHOLE, loops=True),
         LayerKind("LSTMLoopStates", NONE, LEARNED, WHOLE, loops=True),
         LayerKind("GRUStates", NONE, LEARNED, WHOLE, loops=True),

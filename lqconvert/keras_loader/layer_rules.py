@@ -33,8 +33,8 @@ from lqconvert.keras_loader.custom_layers import (
 )
 from lqconvert.keras_loader.layer_kinds import ACTIVATIONS, OTHER, Loading, kind_of
 from lqconvert.keras_loader.limits import check_repeats
-from lqconvert.keras_loader.masks import with_mask
-from lqconvert.keras_loader.recurrent_layers import StepMask
+from lqconvert.keras_loader.masks import mask_of, with_mask
+from lqconvert.keras_loader.recurrent_layers import MaskedMean, StepMask
 from lqconvert.keras_loader.recurrent_rules import RECURRENT_RULES
 from lqconvert.keras_loader.rule_parts import (
     KEPT_ACTIVATIONS,
@@ -484,6 +484,19 @@ def _embedding(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Un
     return with_mask(y, StepMask(0, name=unique(f"{name}_mask"))(x)) if config.get("mask_zero") else y
 
 
+def _mean_of_steps(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
+    """GlobalAveragePooling1D, of the steps that count if some are masked."""
+    mask = mask_of(x)
+    if mask is None:
+        return _plain(layer, config, x, name, unique)
+    if not isinstance(mask._keras_history.layer, StepMask):
+        raise LqError(f"layer '{name}': a mean of masked steps behind a layer that goes backwards")
+    if not config.get("keepdims"):
+        return MaskedMean(name=name)([x, mask])
+    y = MaskedMean(name=unique(f"{name}_mean"))([x, mask])
+    return keras_layers.Reshape((1, x.shape[-1]), name=name)(y)
+
+
 def _category_encoding(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
     """Rows of an identity matrix, and of several categories their sum or maximum."""
     mode, count, steps = config["output_mode"], config["num_tokens"], x.shape[-1]
@@ -565,6 +578,7 @@ RULES: dict[str, Twin] = {
     "ReversibleEmbedding": _embedding,
     "CategoryEncoding": _category_encoding,
     "Masking": _masking,
+    "GlobalAveragePooling1D": _mean_of_steps,
     "UpSampling1D": _upsampling,
     "Lambda": _lambda,
     "Normalization": _normalization,

@@ -53,11 +53,15 @@ def carry_mask(layer: Any, inputs: Iterable[Any], output: Any) -> None:
     if is_keras3(layer) and None in given:  # it merges only masks of all inputs
         return
     kind = kind_of(layer)
+    if kind.ends_mask:
+        return
     if kind.recurrent:
         if not getattr(layer, "forward_layer", layer).return_sequences:
             return
     elif kind.reads_mask:
-        raise LqError(f"layer '{layer.name}': {kind.name} of masked steps; only recurrent layers read masks")
+        raise LqError(
+            f"layer '{layer.name}': {kind.name} of masked steps; only recurrent layers and means read masks"
+        )
     if len(masks) > 1:
         raise LqError(f"layer '{layer.name}': it joins inputs with different masks")
     with_mask(output, *masks.values())

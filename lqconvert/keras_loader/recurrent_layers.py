@@ -62,6 +62,15 @@ class StepMask(ReadsRange):
 
 
 @custom_layer
+class MaskedMean(tf_keras.layers.Layer):
+    """The mean of the steps that count: of [b, steps, n] and a :class:`StepMask`, [b, n]; 0 if none does."""
+
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+        x, counts = inputs
+        return tf.math.divide_no_nan(tf.reduce_sum(x * counts, 1), tf.reduce_sum(counts, 1))
+
+
+@custom_layer
 class MaskedInputs(tf_keras.layers.Layer):
     """The sums of :class:`RecurrentInputs`, and behind them a :class:`StepMask`, joined for the loop."""
 

@@ -29,8 +29,6 @@ from lqconvert.tasks import Heads
 
 #: The unit of all channels that have to stay.
 FIXED = 0
-#: Layers that add or multiply channels of the same number.
-COUPLING = {"Add", "Subtract", "Multiply", "Average"}
 #: At most this many channels of the same layers leave at once.
 MOST_AT_ONCE = 32
 
@@ -169,7 +167,11 @@ def _is_linear(layer: Any) -> bool:
 
 def _in_place(layer: Any) -> bool:
     """Whether its output takes no RAM of its own: a ReLU, which is a part of the layer before it."""
-    return class_name(layer) in ("ReLU", "Flatten", "Reshape")
+    return class_name(layer) == "ReLU" or _reshapes(layer)
+
+
+def _reshapes(layer: Any) -> bool:
+    return class_name(layer) in ("Flatten", "Reshape")
 
 
 def _linear(node: Any, sources: Sequence[np.ndarray], units: _Units) -> np.ndarray | None:
@@ -187,7 +189,7 @@ def _passed_on(node: Any, sources: Sequence[np.ndarray], units: _Units) -> np.nd
     """The units of the outputs of a layer without a kernel. None: all channels have to stay."""
     layer, shapes = node.layer, {tuple(each.shape) for each in node.keras_inputs}
     name, output = class_name(layer), tf.nest.flatten(node.outputs)[0].shape
-    if name in COUPLING and len(shapes) == 1:
+    if kind_of(layer).couples and len(shapes) == 1:
         for other in sources[1:]:
             units.join(sources[0], other)
         return sources[0]
@@ -196,21 +198,19 @@ def _passed_on(node: Any, sources: Sequence[np.ndarray], units: _Units) -> np.nd
     if len(sources) > 1:
         return None
     (source,) = sources
-    if name in ("Flatten", "Reshape"):
+    if _reshapes(layer):
         if output[-1] == len(source):
             return source
         return np.tile(source, output[-1] // len(source)) if len(output) == 2 else None
-    return source if _keeps_zeros(layer) else None
+    return source if _keeps_zeros(node) else None
 
 
-def _keeps_zeros(layer: Any) -> bool:
+def _keeps_zeros(node: Any) -> bool:
     """Whether each output channel depends on the same input channel alone, and is 0 if that is 0."""
-    kind = kind_of(layer)
+    kind, (x,) = kind_of(node.layer), node.keras_inputs
     if kind.commutes:
         return kind.name not in ("GlobalMaxPooling1D", "GlobalMaxPooling2D")  # files keep all their channels
-    if kind.name == "Activation":
-        return float(layer.activation(tf.zeros(1))[0]) == 0.0
-    return kind.elementwise
+    return kind.elementwise and not np.any(node.layer(tf.zeros((1, *x.shape[1:]))))
 
 
 class Groups:

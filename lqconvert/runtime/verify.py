@@ -40,9 +40,9 @@ MICRO_SECONDS = 120
 class Limits:
     """The limits of a file on its target: bytes of arena, latency as a multiple of int8's, bytes of flash.
 
-    Below 1, ``max_latency`` makes :func:`lqconvert.quantize` remove channels until the file is as fast; so does a
-    ``max_ram`` that the int8 file exceeds. Learning aims at a size budget (:class:`lqconvert.Budget`);
-    ``max_flash`` only refuses larger files.
+    A ``max_latency`` below 1, or a ``max_ram`` that the int8 file exceeds, makes :func:`lqconvert.quantize`
+    remove channels. Learning aims at a size budget (:class:`lqconvert.Budget`); ``max_flash`` only refuses
+    larger files.
     """
 
     max_ram: int | None = None

@@ -60,6 +60,13 @@ class Builder:
         options.newShape = np.array(self.graph.tensors[result].shape, np.int32)
         return self.operator("RESHAPE", [index], [result], options)
 
+    def cast(self, source: int, kind: str, quantization: Quantization | None = None) -> int:
+        """The codes of a tensor in another type."""
+        tensor, options = self.graph.tensors[source], schema.CastOptionsT()
+        options.inDataType = getattr(schema.TensorType, tensor.type)
+        options.outDataType = getattr(schema.TensorType, kind)
+        return self.operator("CAST", [source], [self.tensor(kind, tensor.shape, quantization)], options)
+
     def wide(self, scale: float | np.floating, *shape: int) -> int:
         """A new int16 tensor."""
         return self.tensor("INT16", shape, Quantization.one(scale))

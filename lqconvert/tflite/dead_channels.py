@@ -8,6 +8,7 @@ everything. A constant channel is not needed if its part of the sum can be added
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ CHANNELWISE = {
 }
 #: Those of them that give the same constant for a constant input.
 CONSTANT_KEEPING = {"MAX_POOL_2D", "AVERAGE_POOL_2D", "RESHAPE", "RESIZE_NEAREST_NEIGHBOR"}
+#: The three operators of a function that is looked up (:mod:`lqconvert.exporting.lookup`), value by value.
+LOOKUP = {"CAST", "ADD", "GATHER"}
 #: The axes of a kernel's output channels and of its input channels.
 KERNEL_AXES = {"CONV_2D": (0, 3), "FULLY_CONNECTED": (0, 1), "TRANSPOSE_CONV": (0, 3)}
 #: The relative error of runtimes' factors from sums to int16, which have 16 bits.
@@ -140,6 +143,8 @@ class _Facts:
     def kind_now(self, operator: Operator) -> str:
         """The kind in the current graph, see :meth:`kind`."""
         name, computed = operator.name, self.computed(operator)
+        if self._of_lookup(operator):
+            return "LOOKUP"
         types = {self.graph.tensors[index].type for index in (*computed, *operator.outputs)}
         if types not in ({"INT8"}, {"INT16"}) or len(operator.outputs) != 1:
             return "opaque"
@@ -172,6 +177,21 @@ class _Facts:
             touched = rank - 1 in np.atleast_1d(settings) % rank if name == "MEAN" else settings[-1].any()
             return "opaque" if touched else name
         return name
+
+    def _of_lookup(self, operator: Operator) -> bool:
+        """Whether an operator computes indices (int32) from codes (int8), or codes from indices."""
+        computed, tensors = self.computed(operator), self.graph.tensors
+        if operator.name not in LOOKUP or len(computed) != 1 or len(operator.outputs) != 1:
+            return False
+        (source,), (output,) = computed, operator.outputs
+        types = tensors[source].type, tensors[output].type
+        if operator.name == "CAST":
+            return types == ("INT8", "INT32")
+        constant = next(index for index in operator.operands if index != source)
+        size = tensors[constant].shape
+        if operator.name == "ADD":
+            return types == ("INT32", "INT32") and math.prod(size) == 1
+        return types == ("INT32", "INT8") and size == (256,) and operator.operands[0] == constant
 
     def _plain(self, operator: Operator) -> bool:
         """Whether a linear operator has a constant int8 kernel that covers all channels."""
@@ -232,6 +252,8 @@ def _constants(facts: _Facts) -> dict[int, np.ndarray]:
                 limits = _activation_range(facts, operator, output)
                 codes = np.where(codes == UNKNOWN, UNKNOWN, np.clip(codes, *limits))
             known[output] = codes
+        elif kind == "LOOKUP":
+            known[output] = _looked_up(facts, operator, _known(facts, known, inputs[0]))
         elif kind == "CONCATENATION":
             zeros = [
                 np.where(_known(facts, known, index) == facts.zero(index), facts.zero(output), UNKNOWN)
@@ -243,6 +265,19 @@ def _constants(facts: _Facts) -> dict[int, np.ndarray]:
             all_zero = np.any(zero, axis=0) if kind == "MUL" else np.all(zero, axis=0)
             known[output] = np.where(all_zero, facts.zero(output), UNKNOWN)
     return known
+
+
+def _looked_up(facts: _Facts, operator: Operator, codes: np.ndarray) -> np.ndarray:
+    """The results of one of the operators of a lookup, for each channel's code or UNKNOWN."""
+    if operator.name == "CAST":
+        return codes
+    constant = next(index for index in operator.operands if facts.constant(index))
+    values = facts.graph.tensors[constant].values()
+    assert values is not None
+    values, unknown = values.astype(np.int64), codes == UNKNOWN
+    if operator.name == "ADD":
+        return np.where(unknown, UNKNOWN, codes + values.ravel())
+    return np.where(unknown, UNKNOWN, values[np.where(unknown, 0, codes)])
 
 
 def _foldable(facts: _Facts, linear: _Linear, known: np.ndarray) -> np.ndarray:
