@@ -139,6 +139,8 @@ def test_a_flattened_channel_is_one_unit():
         layers.Activation("sigmoid"),
         layers.Activation("softplus"),
         layers.GlobalMaxPooling2D(),
+        layers.Cropping2D(1),
+        layers.PReLU(),
         layers.Permute((3, 1, 2)),
         layers.Reshape((2, 256)),
         layers.Conv2D(8, 3, groups=2),

@@ -23,6 +23,8 @@ from lqconvert.utils import output_files
 
 #: Seconds after a SIGTERM. The watchdog gives Python some more.
 SECONDS, MORE = 4.0, 2.0
+#: Seconds that a thread waits for the message of another one.
+AT_ONCE = 0.5
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -39,7 +41,7 @@ class Guard:
             int(signal.SIGINT): f"interrupted: {left}",
             int(signal.SIGTERM): f"terminated: {left}",
         }
-        self._saying = threading.Lock()
+        self._saying, self._said = threading.Lock(), threading.Event()
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._stderr = -1
 
@@ -126,6 +128,9 @@ class Guard:
             clear = "\r\x1b[2K\x1b[?25h" if os.isatty(self._stderr) else ""  # remove a bar, show the cursor
             with contextlib.suppress(OSError):
                 os.write(self._stderr, f"{clear}{self.messages[number]}\n".encode())
+            self._said.set()
+        else:  # another thread is about to print it
+            self._said.wait(AT_ONCE)
         output_files.discard()
         os._exit(128 + number)
 

@@ -69,6 +69,7 @@ class LayerKind:
             maximum).
         elementwise: an output depends only on the input in the same place.
         couples: an output depends only on all inputs in the same place, and is 0 if these are 0.
+        whole: a file keeps all of its channels (:mod:`lqconvert.tflite.dead_channels`).
         time_distributed: it treats all axes but the last alike, so that TimeDistributed changes nothing.
         recurrent: a layer of Keras that is a loop over the steps of a sequence.
         loops: one of ours that is. Its kernel is multiplied with its state.
@@ -90,6 +91,7 @@ class LayerKind:
     commutes: bool = False
     elementwise: bool = False
     couples: bool = False
+    whole: bool = False
     time_distributed: bool = False
     recurrent: bool = False
     loops: bool = False
@@ -179,8 +181,8 @@ KINDS = {
         LayerKind("AdaptiveMaxPooling3D", RULE),
         LayerKind("GlobalMaxPooling3D", RULE),
         LayerKind("GlobalAveragePooling3D", RULE),
-        LayerKind("GlobalMaxPooling1D", AS_IS, INPUT, commutes=True),
-        LayerKind("GlobalMaxPooling2D", AS_IS, INPUT, commutes=True),
+        LayerKind("GlobalMaxPooling1D", AS_IS, INPUT, commutes=True, whole=True),
+        LayerKind("GlobalMaxPooling2D", AS_IS, INPUT, commutes=True, whole=True),
         LayerKind("GlobalAveragePooling1D", RULE, LEARNED, commutes=True, ends_mask=True),
         LayerKind("GlobalAveragePooling2D", AS_IS, LEARNED, commutes=True),
     ),
@@ -194,9 +196,9 @@ KINDS = {
         LayerKind("RepeatVector", AS_IS, INPUT),
         LayerKind("ZeroPadding1D", AS_IS, INPUT, commutes=True),
         LayerKind("ZeroPadding2D", AS_IS, INPUT, commutes=True),
-        LayerKind("Cropping1D", AS_IS, INPUT, commutes=True),
-        LayerKind("Cropping2D", AS_IS, INPUT, commutes=True),
-        LayerKind("UpSampling1D", RULE, INPUT, commutes=True),
+        LayerKind("Cropping1D", AS_IS, INPUT, commutes=True, whole=True),
+        LayerKind("Cropping2D", AS_IS, INPUT, commutes=True, whole=True),
+        LayerKind("UpSampling1D", RULE, INPUT, commutes=True, whole=True),
         LayerKind("UpSampling2D", AS_IS, INPUT_ROUNDED, commutes=True),
         LayerKind("Resizing", RULE),
         LayerKind("CenterCrop", RULE),
@@ -206,7 +208,7 @@ KINDS = {
         LayerKind("Activation", RULE, elementwise=True, time_distributed=True),
         LayerKind("ReLU", RULE, LEARNED, commutes=True, elementwise=True, time_distributed=True),
         LayerKind("LeakyReLU", RULE, LEARNED, commutes=True, elementwise=True, time_distributed=True),
-        LayerKind("PReLU", AS_IS, LEARNED, elementwise=True, only_int8=True),
+        LayerKind("PReLU", AS_IS, LEARNED, elementwise=True, only_int8=True, whole=True),
         LayerKind("ELU", RULE, elementwise=True, time_distributed=True),
         LayerKind("ThresholdedReLU", RULE, elementwise=True, time_distributed=True),
         LayerKind("HardSwish", RULE, LEARNED, elementwise=True, only_int8=True),

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 #: leaves, but at least this part of all, and at most this part of what is left.
 LEAST, MOST = 0.02, 0.2
 #: A limit of latency is aimed at with this factor, because measurements differ.
-MARGIN = 0.95
+MARGIN = 0.92
 
 
 @dataclass(frozen=True)

@@ -208,8 +208,8 @@ def _passed_on(node: Any, sources: Sequence[np.ndarray], units: _Units) -> np.nd
 def _keeps_zeros(node: Any) -> bool:
     """Whether each output channel depends on the same input channel alone, and is 0 if that is 0."""
     kind, (x,) = kind_of(node.layer), node.keras_inputs
-    if kind.commutes:
-        return kind.name not in ("GlobalMaxPooling1D", "GlobalMaxPooling2D")  # files keep all their channels
+    if kind.whole or kind.commutes:
+        return not kind.whole
     return kind.elementwise and not np.any(node.layer(tf.zeros((1, *x.shape[1:]))))
 
 
