@@ -277,3 +277,10 @@ def test_limits_that_no_model_holds(tmp_path, options):
     assert result.exit_code == 3
     assert "with one channel in each layer, it takes" in result.stderr
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("ratio", ["nan", "inf", "0", "-1"])
+def test_ratios_that_are_none(tmp_path, ratio):
+    result, _ = run(tmp_path, "--max-latency", ratio)
+    assert (result.exit_code, "latency" in result.stderr) in ((1, True), (2, True))
+    assert not [*tmp_path.iterdir()]

@@ -49,6 +49,10 @@ class Limits:
     max_latency: float | None = None
     max_flash: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.max_latency is not None and not 0 < self.max_latency < math.inf:
+            raise LqError(f"max_latency '{self.max_latency}': not a number above 0")
+
     @classmethod
     def of_board(cls, name: str) -> Limits:
         """The limits of a model on a board; see :mod:`lqconvert.tflite.boards`.
