@@ -81,7 +81,9 @@ def prune(pruning: Pruning, measuring: Measuring) -> None:
         of, all_of_it = costs[over.name], whole[over.name]
         cost = pruning.cost(of)
         part = min(max(LEAST * all_of_it, (cost - cost / over.most) / 2), MOST * cost)
-        if not pruning.remove(of, cost - part):
+        # If no whole block can leave, time outside of these kernels still falls with each channel.
+        single = (1 - LEAST) * pruning.cost(pruning.unblocked)
+        if not pruning.remove(of, cost - part) and not pruning.remove(pruning.unblocked, single):
             raise BudgetMissed(_missed(measuring, over))
         pruning.compensate()
         _take_weights(measuring.quantized, pruning)

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -265,8 +265,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Peak:
-    """The most bytes of int8 activations that are in RAM at the same time."""
+    """The most bytes of int8 activations that are in RAM at the same time.
 
+    It is a smooth maximum, of power POWER: where several moments need as much, each layer at its peak counts.
+    """
+
+    POWER: ClassVar[int] = 32
     tensors: Sequence[Stored]
 
     def of(self, channels: np.ndarray) -> np.ndarray:
@@ -274,7 +278,9 @@ class Peak:
         sizes = channels[..., -len(self.tensors) :] * np.array([each.positions for each in self.tensors])
         moments = range(max(each.last for each in self.tensors) + 1)
         alive = np.array([[each.first <= now <= each.last for each in self.tensors] for now in moments])
-        return (sizes @ alive.T).max(axis=-1)
+        needed = sizes @ alive.T
+        most = needed.max(axis=-1, keepdims=True)
+        return most[..., 0] * ((needed / most) ** self.POWER).sum(axis=-1) ** (1 / self.POWER)
 
 
 class Pruning:
@@ -300,6 +306,7 @@ class Pruning:
         self.batches = as_many_as_fit(model, batches)
         self.connections, tensors = channels_of(model)
         self.work, self.peak = Work(self.connections, blocks), Peak(tensors)
+        self.unblocked = Work(self.connections)
         sides = [each.sources for each in self.connections], [each.outputs for each in self.connections]
         every = [*sides[0], *sides[1], *(each.channels for each in tensors)]
         in_use = np.unique([FIXED, *np.concatenate(sides[1])])
