@@ -273,6 +273,31 @@ def test_a_faster_file(tmp_path, by_work, options):
     assert report["files"][0]["scores"][0]["value"] > 0.95
 
 
+class Died(Exception):
+    pass
+
+
+@pytest.mark.slow
+def test_a_resumed_run_removes_the_same_channels(tmp_path, by_work, monkeypatch):
+    """Also if a measurement would now say something else."""
+    once, again = (tmp_path / name / "m.tflite" for name in "ab")
+    settings = {"limits": verify.Limits(max_latency=0.6), "epochs": 7, "budget": lqconvert.Budget(5)}
+    job = "sample_models/digits_cnn.h5", "digits"
+    report = lqconvert.quantize(*job, once, **settings)
+
+    def dies(at):
+        if at.evaluation.step:
+            raise Died
+
+    with pytest.raises(Died):
+        lqconvert.quantize(*job, again, **settings, progress=dies)
+    with monkeypatch.context() as patch:
+        patch.setattr("lqconvert.pipeline.prune.excess", lambda *_: pytest.fail("measured again"))
+        resumed = lqconvert.quantize(*job, again, **settings, resume=True)
+    assert resumed.curve == report.curve
+    assert again.read_bytes() == once.read_bytes()
+
+
 @pytest.mark.slow
 def test_less_ram_than_int8_takes(tmp_path):
     pytest.importorskip("tflite_micro")
@@ -288,7 +313,7 @@ def test_limits_that_no_model_holds(tmp_path, options):
     pytest.importorskip("tflite_micro")
     result, _ = run(tmp_path, "--target", "tflm", *options)
     assert result.exit_code == 3
-    assert "with one channel in each layer, it takes" in result.stderr
+    assert "with as few channels as possible, it takes" in result.stderr
     assert not [*tmp_path.iterdir()]
 
 

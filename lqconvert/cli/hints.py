@@ -10,6 +10,7 @@ HINTS = {
     "baseline_model": "give labels, or --baseline (a model)",
     "classes": "name the model's classes with --classes FILE",
     "data": "give --data",
+    "fewer_channels": "lqconvert quantize with these limits removes channels",
     "fresh_start": "leave out --resume",
     "input_shape": "give --input-shape",
     "known_preprocess": "if they are right, give --preprocess",

@@ -266,8 +266,8 @@ def target_options(command: Any) -> Any:
             "--max-latency",
             type=click.FloatRange(min=0, min_open=True),
             metavar="RATIO",
-            help="Latency budget: at most RATIO times the latency of the plain int8 file. Below 1, quantize "
-            "removes channels until the file is as fast.",
+            help="Latency budget: at most RATIO times the latency of the plain int8 file. Below 1, "
+            "only quantize can reach it: it removes channels.",
         ),
         click.option(
             "--c-array", is_flag=True, help="Also write the file as C++ source (.cc and .h); not for litert."

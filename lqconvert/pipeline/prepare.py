@@ -64,6 +64,7 @@ class Prepared:
     model: tf_keras.Model  # without the front, if there is one
     folded: tf_keras.Model
     pruned: tf_keras.Model  # the folded model, or one without the channels that limits do not allow
+    units: list[np.ndarray]  # :attr:`.Pruning.kept`, which units are left; empty if there was none
     float_layers: dict[str, str]  # layers of the folded model that stay float, and what they are
     data: Data
     preprocess: Preprocessing  # with the front; moved off ties if the file takes raw pixels
@@ -152,13 +153,6 @@ def prepare(
     cover_targets(quantized, data.heads, data.train.y)
     template = Template.of(quantized, learned_codes(quantized))
     targets = tuple(_checked(template.tflite, target) for target in targets)
-    pruned, measuring = folded, Measuring(quantized, template, targets, settings.limits)
-    if measuring.too_large():
-        pruned = fold(model)
-        some = rounding_inputs(quantized, data, fed, seed)
-        prune(Pruning(pruned, folded, data.heads, some, targets[0].blocks), measuring)
-        calibrate(quantized, batches)
-        cover_targets(quantized, data.heads, data.train.y)
     chosen = _chosen(settings, data, preprocess, augmentation, border.io, steers_on_test)
     identity = {
         **chosen.lines(),
@@ -169,6 +163,17 @@ def prepare(
         "model": checksum(*folded.get_weights()),
     }
     resumes = resume and paths.checkpoint.exists()
+    checkpoint = Checkpoint.load(paths.checkpoint, identity) if resumes else None
+    measuring = Measuring(quantized, template, targets, settings.limits)
+    pruned, units = folded, [] if checkpoint is None else checkpoint.units
+    if units or (checkpoint is None and measuring.too_large()):
+        pruned = fold(model)
+        some = rounding_inputs(quantized, data, fed, seed)
+        pruning = Pruning(pruned, folded, data.heads, some, targets[0].blocks)
+        prune(pruning, measuring, units[0] if units else None)
+        units = [pruning.kept]
+        calibrate(quantized, batches)
+        cover_targets(quantized, data.heads, data.train.y)
     return Prepared(
         name=model_label(model_source),
         paths=paths,
@@ -176,6 +181,7 @@ def prepare(
         model=model,
         folded=folded,
         pruned=pruned,
+        units=units,
         float_layers=kept,
         data=data,
         preprocess=fed,
@@ -187,7 +193,7 @@ def prepare(
         finetuning=_finetuning(chosen, quantized, steps, settings.training.save_seconds),
         settings=chosen,
         identity=identity,
-        checkpoint=Checkpoint.load(paths.checkpoint, identity) if resumes else None,
+        checkpoint=checkpoint,
         steers_on_test=steers_on_test,
     )
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import tf_keras
 
 from lqconvert.errors import BudgetMissed
@@ -48,10 +49,8 @@ class Measuring:
 
     def excess(self) -> Excess:
         """How far the file of the model's weights, without dead channels, exceeds the limits."""
-        latency = self.limits.max_latency
-        limits = replace(self.limits, max_latency=None if latency is None else MARGIN * latency)
         plain = self.template.fill(learned_codes(self.quantized))
-        return self._excess(write(remove_dead_channels(read(plain))), limits)
+        return self._excess(write(remove_dead_channels(read(plain))), self.limits)
 
     def _excess(self, tflite: bytes, limits: Limits) -> Excess:
         if limits.max_ram is None and limits.max_latency is None:
@@ -60,14 +59,22 @@ class Measuring:
         return Excess(max(each.ram for each in found), max(each.latency for each in found))
 
 
-def prune(pruning: Pruning, measuring: Measuring) -> None:
+def prune(pruning: Pruning, measuring: Measuring, kept: np.ndarray | None = None) -> None:
     """Removes channels until files are within their limits.
 
     The model that is measured gets the weights of the pruned one. It has to be calibrated again.
 
+    Args:
+        kept: :attr:`Pruning.kept` of an earlier run, whose channels are removed then. Nothing is measured.
+
     Raises:
         BudgetMissed: if files exceed the limits even with one channel in each layer.
     """
+    if kept is not None:
+        pruning.keep(kept)
+        pruning.compensate()
+        _take_weights(measuring.quantized, pruning)
+        return
     with pruning.at_its_smallest():
         _take_weights(measuring.quantized, pruning)
         least = measuring.excess()
@@ -77,14 +84,16 @@ def prune(pruning: Pruning, measuring: Measuring) -> None:
     costs: dict[str, Work | Peak] = {"ram": pruning.peak, "latency": pruning.work}
     whole = {name: pruning.cost(of) for name, of in costs.items()}
     over = measuring.excess()
-    while over.most > 1:
-        of, all_of_it = costs[over.name], whole[over.name]
+    while (aim := replace(over, latency=over.latency / MARGIN)).most > 1:
+        of, all_of_it = costs[aim.name], whole[aim.name]
         cost = pruning.cost(of)
-        part = min(max(LEAST * all_of_it, (cost - cost / over.most) / 2), MOST * cost)
+        part = min(max(LEAST * all_of_it, (cost - cost / aim.most) / 2), MOST * cost)
         # If no whole block can leave, time outside of these kernels still falls with each channel.
         single = (1 - LEAST) * pruning.cost(pruning.unblocked)
         if not pruning.remove(of, cost - part) and not pruning.remove(pruning.unblocked, single):
-            raise BudgetMissed(_missed(measuring, over))
+            if over.most > 1:
+                raise BudgetMissed(_missed(measuring, over))
+            return
         pruning.compensate()
         _take_weights(measuring.quantized, pruning)
         over = measuring.excess()
@@ -98,7 +107,7 @@ def prune(pruning: Pruning, measuring: Measuring) -> None:
 def _missed(measuring: Measuring, over: Excess) -> str:
     names = ", ".join(target.name for target in measuring.targets)
     return (
-        f"no file for {names} is within the limits ({measuring.limits}): with one channel in each layer, "
+        f"no file for {names} is within the limits ({measuring.limits}): with as few channels as possible, "
         f"it takes {over}"
     )
 

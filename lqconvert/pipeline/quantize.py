@@ -162,7 +162,7 @@ def _learn(
         checkpoint=ready.checkpoint,
         distribution=distribution,
         deadline=deadline,
-        save=lambda state: state.save(path, ready.identity),
+        save=lambda state: replace(state, units=ready.units).save(path, ready.identity),
         progress=progress,
         tick=tick,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -17,13 +18,17 @@ from lqconvert.keras_loader.layer_kinds import LAYERS, class_name, kind_of
 from lqconvert.keras_loader.recurrent_layers import inputs_and_mask
 from lqconvert.quantization.granularity import KERNELS
 from lqconvert.quantization.model_outputs import logits_of, traced
-from lqconvert.quantization.rounding import damping_of
+from lqconvert.quantization.rounding import damping_of, on_diagonal
 from lqconvert.quantization.walk import examples_of
 from lqconvert.tasks import Head, Heads
 
 #: The number of rows from which a layer's moments are measured: this many for each of its inputs, within
 #: these limits.
 ROWS, LEAST_ROWS, MOST_ROWS = 8, 4096, 16384
+#: A matrix of moments has at most this many inputs: 170 MB in float64. The inputs of a larger layer, such as
+#: the 25,088 of a Dense behind VGG's Flatten, are cut into blocks, whose moments with one another are left
+#: out.
+MOST_INPUTS = 4608
 #: The number of examples for gradients, which take longer than moments.
 FISHER_EXAMPLES = 1024
 #: Logits are divided by this. A model that is certain about its training images shows too little of what
@@ -76,7 +81,7 @@ class Moments:
             second = second - self.mean[:, :, None] * self.mean[:, None]
             cross = cross - self.mean[:, :, None] * self.float_mean[:, None]
         damping = damping_of(self.second)
-        return np.linalg.solve(second + damping, (cross + damping) @ weights)
+        return np.linalg.solve(on_diagonal(second, damping), on_diagonal(cross, damping) @ weights)
 
     def missing(self, weights: np.ndarray, adapted: np.ndarray) -> np.ndarray:
         """What a bias has to make up for: weights' mean outputs for f minus the adapted ones' for x."""
@@ -103,17 +108,20 @@ class Layout:
     """A linear layer as a product of inputs [groups, n, inputs] and weights [groups, inputs, outputs].
 
     A convolution's inputs are its patches. A transposed convolution writes each input to several places: its
-    inputs are the channels, and it has one output for each place in the kernel and each channel.
+    inputs are the channels, and it has one output for each place in the kernel and each channel. If a layer
+    of one group has more than MOST_INPUTS, each block of them counts as a group, and the layer's outputs are
+    the sums over its blocks.
     """
 
     kind: str
     kernel: tuple[int, ...]
     groups: int
     visits: float = 1.0  # the mean number of times that a kernel place contributes to an output (transposed)
+    blocks: int = 1
 
     @property
     def inputs(self) -> int:
-        """The number of inputs that each output is a sum of."""
+        """The number of inputs of each group."""
         return self.matrices(np.empty(self.kernel, np.uint8)).shape[1]
 
     @classmethod
@@ -121,39 +129,42 @@ class Layout:
         kind = class_name(layer)
         kernel = tuple(layer.depthwise_kernel.shape if kind == "DepthwiseConv2D" else layer.kernel.shape)
         groups = kernel[2] if kind == "DepthwiseConv2D" else getattr(layer, "groups", 1)
-        visits = 1 / math.prod(layer.strides) if kind == "Conv2DTranspose" else 1.0
-        return cls(kind, kernel, groups, visits)
+        if kind == "Conv2DTranspose":
+            return cls(kind, kernel, groups, 1 / math.prod(layer.strides))
+        return cls(kind, kernel, groups, blocks=_blocks(math.prod(kernel[:-1])) if groups == 1 else 1)
 
     def matrices(self, kernel: np.ndarray) -> np.ndarray:
-        """A kernel, or an array that broadcasts to one, as [groups, inputs, outputs]."""
+        """A kernel as [groups, inputs, outputs]."""
         if self.kind == "DepthwiseConv2D":  # [height, width, channels, multiplier]
             return kernel.reshape(-1, *kernel.shape[2:]).transpose(1, 0, 2)
         if self.kind == "Conv2DTranspose":  # [height, width, outputs, inputs]
             return kernel.reshape(1, -1, kernel.shape[-1]).transpose(0, 2, 1)
+        if self.groups == 1:
+            return kernel.reshape(self.blocks, -1, kernel.shape[-1])
         flat = kernel.reshape(-1, kernel.shape[-1])
-        if kernel.shape[-1] == 1 or self.groups == 1:
-            return flat[None]
         return flat.reshape(len(flat), self.groups, -1).transpose(1, 0, 2)
 
     def as_kernel(self, matrices: np.ndarray) -> np.ndarray:
-        """The inverse of :meth:`matrices`, for a whole kernel."""
+        """The inverse of :meth:`matrices`."""
         if self.kind == "DepthwiseConv2D":
             return matrices.transpose(1, 0, 2).reshape(self.kernel)
         if self.kind == "Conv2DTranspose":
             return matrices[0].T.reshape(self.kernel)
+        if self.groups == 1:
+            return matrices.reshape(self.kernel)
         return matrices.transpose(1, 0, 2).reshape(self.kernel)
 
     def by_output(self, channels: np.ndarray) -> np.ndarray:
         """Values of the layer's output channels, as [groups, outputs]."""
         if self.kind == "Conv2DTranspose":
             return np.tile(channels * self.visits, math.prod(self.kernel[:2]))[None]
-        return channels.reshape(self.groups, -1)
+        return np.tile(channels, self.blocks).reshape(self.blocks * self.groups, -1)
 
     def by_channel(self, outputs: np.ndarray) -> np.ndarray:
-        """Values [groups, outputs], as values of output channels. Those of different places are added."""
+        """Values [groups, outputs], as values of output channels: those of places and blocks are added."""
         if self.kind == "Conv2DTranspose":
             return self.visits * outputs.reshape(-1, self.kernel[2]).sum(axis=0)
-        return outputs.ravel()
+        return outputs.reshape(self.blocks, -1).sum(axis=0)
 
     def rows(self, layer: Any, x: tf.Tensor, chosen: Callable[[int], np.ndarray] = np.arange) -> tf.Tensor:
         """The inputs [n, groups, inputs] that are multiplied with the weights, one row for each position.
@@ -166,7 +177,7 @@ class Layout:
         if LAYERS[self.kind].loops:
             x = layer.previous_states(x)
         if KERNELS[self.kind].is_matrix or self.kind == "Conv2DTranspose":
-            flat = tf.reshape(x, [-1, 1, x.shape[-1]])
+            flat = tf.reshape(x, [-1, self.blocks, x.shape[-1] // self.blocks])
             return tf.gather(flat, chosen(len(flat)))
         if self.kind == "Conv1D":
             x = x[:, None]
@@ -187,11 +198,16 @@ class Layout:
         )
         size, channels = found.shape[1], found.shape[2]
         if self.groups == 1:
-            return tf.reshape(found, [-1, 1, size * channels])
+            return tf.reshape(found, [-1, self.blocks, size * channels // self.blocks])
         found = tf.reshape(found, [-1, size, self.groups, channels // self.groups])
         return tf.reshape(
             tf.transpose(found, [0, 2, 1, 3]), [-1, self.groups, size * (channels // self.groups)]
         )
+
+
+def _blocks(inputs: int) -> int:
+    """The number of equal blocks that inputs are cut into."""
+    return next(n for n in itertools.count(-(-inputs // MOST_INPUTS)) if inputs % n == 0)
 
 
 @dataclass(frozen=True)

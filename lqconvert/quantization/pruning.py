@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from lqconvert.errors import LqError
 from lqconvert.keras_loader.layer_kinds import class_name, kind_of
 from lqconvert.quantization.granularity import KERNELS, kernel_name
 from lqconvert.quantization.moments import Layout, fisher_means, moments_of
@@ -336,6 +337,17 @@ class Pruning:
             removed = True
         self._clear(self.connections)
         return removed
+
+    def keep(self, kept: np.ndarray) -> None:
+        """Removes all other units. ``kept``: bool [units].
+
+        Raises:
+            LqError: if they are another model's.
+        """
+        if kept.shape != self.kept.shape or kept.dtype != bool or not kept[FIXED]:
+            raise LqError("the channels of the interrupted run are another model's", hint="fresh_start")
+        self.kept &= kept
+        self._clear(self.connections)
 
     def _cheapest(self, of: Work | Peak, damage: np.ndarray) -> np.ndarray | None:
         """The units of a group whose removal does the least damage for what it saves."""

@@ -37,7 +37,7 @@ class Curvature:
     @classmethod
     def of(cls, moments: np.ndarray) -> Curvature:
         """The curvature for second moments H of the inputs, [groups, inputs, inputs]."""
-        damped = moments + damping_of(moments)
+        damped = on_diagonal(moments, damping_of(moments))
         # The upper Cholesky factor of the inverse, from the lower one of H with its inputs in reverse order.
         upper = _inverse(np.linalg.cholesky(damped[:, ::-1, ::-1]))[:, ::-1, ::-1]
         pivots = np.einsum("gii->gi", upper)
@@ -63,9 +63,15 @@ def _inverse(lower: np.ndarray) -> np.ndarray:
 
 
 def damping_of(moments: np.ndarray) -> np.ndarray:
-    """The diagonal matrices that are added to second moments, [groups, inputs, inputs]."""
-    mean = np.einsum("gii->gi", moments).mean(axis=1)
-    return (DAMPING * mean + 1e-30)[:, None, None] * np.eye(moments.shape[1])
+    """What is added to the diagonals of second moments [groups, inputs, inputs]: [groups, 1]."""
+    return DAMPING * np.einsum("gii->gi", moments).mean(axis=1, keepdims=True) + 1e-30
+
+
+def on_diagonal(matrices: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A copy of matrices [groups, n, n] with values [groups, n or 1] added to their diagonals."""
+    added = matrices.copy()
+    np.einsum("gii->gi", added)[...] += values
+    return added
 
 
 def step_of_least_cost(curvature: np.ndarray, multiplier: float) -> np.ndarray:

@@ -312,7 +312,8 @@ def verify(
             wanted = limits
         else:
             raise BudgetMissed(
-                f"no file for {target.name} is within the limits: the most economical one needs {over}"
+                f"no file for {target.name} is within the limits: the most economical one needs {over}",
+                hint="fewer_channels",
             )
     on_device = deployed(finished, target)
     _check_flash(on_device, target, limits, executed.arena_bytes)

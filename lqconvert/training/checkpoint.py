@@ -35,8 +35,10 @@ class Checkpoint:
     rollbacks: int
     cycle: int  # the number of steps in it
     larger_variables: list[np.ndarray] = field(default_factory=list)  # at the smallest point over a size
+    #: :attr:`.Pruning.kept` of the run's model, if channels were removed
+    units: list[np.ndarray] = field(default_factory=list)
 
-    ARRAYS = ("variables", "optimizer", "best_variables", "larger_variables")
+    ARRAYS = ("variables", "optimizer", "best_variables", "larger_variables", "units")
 
     def save(self, path: Path, identity: dict[str, str]) -> None:
         """Writes the file. If that fails, an older file stays as it is.
