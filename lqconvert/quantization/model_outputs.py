@@ -14,6 +14,7 @@ from lqconvert.data.dataset import Split
 from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.keras_loader.layer_kinds import class_name
 from lqconvert.quantization.layers import ActivationQuantizer
+from lqconvert.quantization.walk import LIVE_BYTES, live_bytes
 from lqconvert.tasks import Output
 
 #: Activations that turn logits into probabilities.
@@ -79,8 +80,12 @@ def traced(call: Callable[..., Any], **settings: Any) -> Any:
 
 
 def inference(model: tf_keras.Model) -> Callable[[Any], tf.Tensor]:
-    """The model's output for a batch. Keras's ``predict`` takes longer than a small model does."""
+    """The model's output for a batch. Keras's ``predict`` takes longer than a small model does.
+
+    A batch whose activations would take more than ``LIVE_BYTES`` is computed in parts.
+    """
     dtypes = [x.dtype for x in model.inputs]
+    most = max(1, LIVE_BYTES // live_bytes(model))
 
     # It is traced once, whatever the batch's size.
     call = traced(
@@ -89,8 +94,13 @@ def inference(model: tf_keras.Model) -> Callable[[Any], tf.Tensor]:
     )
 
     def outputs(x: Any) -> tf.Tensor:
-        parts = x if isinstance(x, (tuple, list)) else (x,)
-        return call(*map(tf.cast, parts, dtypes))
+        inputs = [
+            tf.cast(*each) for each in zip(x if isinstance(x, (tuple, list)) else (x,), dtypes, strict=True)
+        ]
+        parts = range(0, len(inputs[0]), most)
+        if len(parts) <= 1:
+            return call(*inputs)
+        return tf.concat([call(*(each[start : start + most] for each in inputs)) for start in parts], 0)
 
     return outputs
 

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-#: About the most memory for the activations of two models that are evaluated layer by layer.
+#: About the most memory for the activations of models that are evaluated.
 LIVE_BYTES = 1 << 30
 
 

@@ -15,6 +15,7 @@ from lqconvert.data.preprocessing import Preprocessing
 from lqconvert.quantization.granularity import kernel_name
 from lqconvert.quantization.layers import QuantizedLayer
 from lqconvert.quantization.model_outputs import logits_of, predict
+from lqconvert.quantization.walk import activation_bytes
 from lqconvert.tasks import Head, Heads
 from lqconvert.training.augmentation import Augmentation
 from lqconvert.training.distribution import Distribution
@@ -22,6 +23,8 @@ from lqconvert.training.distribution import Distribution
 #: The teacher's outputs on the training split are kept up to this many bytes, or else computed for each
 #: batch.
 CACHED_BYTES = 1 << 28
+#: About the most memory for the activations of a training step on a device.
+ACTIVATION_BYTES = 1 << 32
 
 
 class Trainer:
@@ -30,6 +33,10 @@ class Trainer:
     If a teacher is given, it computes its outputs for each batch; else the targets contain them. The loss is
     the task's loss plus the student's penalties times the penalty weight. On several devices, ``model`` is a
     copy on all of them, and each learns from its part of a batch.
+
+    Args:
+        parts: each device computes the gradients of its examples in so many parts, and adds them up, because
+            the activations of all together would take too much memory.
     """
 
     def __init__(
@@ -40,7 +47,9 @@ class Trainer:
         loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
         batches: Callable[[int, tf.distribute.InputContext], tf.data.Dataset],
         distribution: Distribution,
+        parts: int = 1,
     ) -> None:
+        self.parts = parts
         self.model, self.teacher, self.optimizer = model, teacher, optimizer
         self.student = logits_of(model)
         self.loss, self.batches, self.distribution = loss, batches, distribution
@@ -113,6 +122,7 @@ class Trainer:
             _distillation(data.heads, spreads, blended=augment.blend),
             batches,
             distribution,
+            -(-batch_size * activation_bytes(model) // (distribution.replicas * ACTIVATION_BYTES)),
         )
 
     def copy_to(self, model: tf_keras.Model) -> None:
@@ -147,15 +157,39 @@ class Trainer:
     @tf.autograph.experimental.do_not_convert
     def _step(self, x: Any, y: tf.Tensor, size: tf.Tensor, penalty_weight: tf.Tensor) -> tf.Tensor:
         """Learns from a batch, or this device's part of it. Returns that part of the task's loss."""
+        variables = self.student.trainable_variables
+        penalty_weight = penalty_weight / (self.distribution.replicas * self.parts)
+        if self.parts == 1:
+            task, gradients = self._gradients(x, y, size, penalty_weight)
+        else:
+            task, gradients = self._added_gradients(x, y, size, penalty_weight)
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return task
+
+    def _gradients(self, x: Any, y: tf.Tensor, size: tf.Tensor, penalty_weight: tf.Tensor) -> Any:
+        """A part of the task's loss, and the gradients of that and of the penalties."""
         if self.teacher is not None:
             y = tf.concat([_flat(self.teacher(x, training=False)), y], axis=1)
         with tf.GradientTape() as tape:
             task = tf.reduce_sum(self.loss(y, self.student(x, training=True))) / size
             penalties = self.student.losses
-            penalty_weight = penalty_weight / self.distribution.replicas
             loss = task + penalty_weight * tf.add_n(penalties) if penalties else task
-        self.optimizer.minimize(loss, self.student.trainable_variables, tape)
-        return task
+        return task, tape.gradient(loss, self.student.trainable_variables)
+
+    def _added_gradients(self, x: Any, y: tf.Tensor, size: tf.Tensor, penalty_weight: tf.Tensor) -> Any:
+        """:meth:`_gradients`, computed in parts, one after the other."""
+
+        def add(part: tf.Tensor, *sums: tf.Tensor) -> list[tf.Tensor]:
+            some, targets = tf.nest.map_structure(lambda values: values[part :: self.parts], (x, y))
+            task, gradients = self._gradients(some, targets, size, penalty_weight)
+            found = [0.0 if each is None else tf.convert_to_tensor(each) for each in gradients]
+            return [part + 1, *(each + more for each, more in zip(sums, (task, *found), strict=True))]
+
+        zeros = [tf.zeros_like(variable) for variable in self.student.trainable_variables]
+        _, task, *gradients = tf.while_loop(
+            lambda part, *_: part < self.parts, add, [0, tf.constant(0.0), *zeros], parallel_iterations=1
+        )
+        return task, gradients
 
 
 class RelativeAdam(tf_keras.optimizers.Adam):
