@@ -166,8 +166,8 @@ def test_what_keeps_the_scale_gives_values_of_its_input(name):
     assert set(np.ravel(layer(x))) <= {*np.ravel(x), 0.0}
 
 
-# A float CausalMask gives -1e9.
-ROUNDED = names(lambda kind: kind.output_range is Range.INPUT_ROUNDED and kind.name != "CausalMask")
+# A float AttentionMask gives -1e9.
+ROUNDED = names(lambda kind: kind.output_range is Range.INPUT_ROUNDED and kind.name != "AttentionMask")
 
 
 @pytest.mark.parametrize("name", ROUNDED)

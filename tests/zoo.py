@@ -67,6 +67,13 @@ def masked_residual(api: Any) -> Any:
     return api.Model(x, api.layers.Dense(3)(api.layers.LSTM(4)(y)))
 
 
+def masked_attention(api: Any) -> Any:
+    x = api.Input((8,))
+    y = api.layers.Embedding(20, 6, mask_zero=True, embeddings_initializer="he_normal")(x)
+    y = api.layers.MultiHeadAttention(2, 4)(y, y)
+    return api.Model(x, api.layers.Dense(3)(api.layers.GlobalAveragePooling1D()(y)))
+
+
 def grouped_queries(api: Any) -> Any:
     x, y = api.Input(STEPS), api.Input((5, 6))
     z = api.layers.GroupQueryAttention(3, 4, 2)(x, y)
@@ -351,6 +358,7 @@ ZOO: dict[str, Feature] = {
     ),
     "attention": Feature(attention),
     "causal attention": Feature(lambda api: causal(api, use_causal_mask=True)),
+    "masked attention": Feature(masked_attention),
     "attention scores": Feature(
         lambda api: causal(api, return_attention_scores=True),
         refused="return_attention_scores=True, which is not supported",

@@ -18,7 +18,7 @@ import tensorflow as tf
 import tf_keras
 
 from lqconvert.errors import LqError, first_line
-from lqconvert.exporting.causal_mask import put_causal_mask
+from lqconvert.exporting.attention_mask import put_attention_mask, put_zeros
 from lqconvert.exporting.codes import Codes, LayerCodes, TensorCodes, native
 from lqconvert.exporting.fold_channel_scales import fold_input_scales
 from lqconvert.exporting.int16 import CODE_STEPS, activation_bits, check_layers, widen
@@ -27,10 +27,10 @@ from lqconvert.exporting.loop import Loop, fill_loop, is_loop, put_loop
 from lqconvert.exporting.lstm import FusedLSTM, fill_lstm, put_lstm
 from lqconvert.exporting.masked_mean import put_masked_mean
 from lqconvert.exporting.normalization import put_normalization
-from lqconvert.exporting.recurrent import First, FirstStep, with_keras_layers
+from lqconvert.exporting.recurrent import First, Placeholder, with_keras_layers
 from lqconvert.exporting.step_masks import StepMasks
-from lqconvert.keras_loader.custom_layers import CausalMask, Constant, Elementwise, Norm, Slice
-from lqconvert.keras_loader.layer_kinds import LAYERS, class_name
+from lqconvert.keras_loader.custom_layers import AttentionMask, Constant, Elementwise, Slice, ZeroMasked
+from lqconvert.keras_loader.layer_kinds import LAYERS, class_name, kind_of
 from lqconvert.keras_loader.recurrent_layers import (
     LSTMStates,
     MaskedInputs,
@@ -231,6 +231,7 @@ class Template:
         plain, fingerprints = _fingerprinted(model, codes)
         names = [name.removesuffix("_quantized") for name in model.output_names]
         converted = read(convert(plain, integer=True, outputs=getattr(model, "given_outputs", names)))
+        _quantize_unread(converted, model, codes)
         _refuse_float(converted, float_layers(model))
         layers: list[str | FusedLSTM | Loop] = []
         masks = StepMasks(converted, model.input_names)
@@ -320,8 +321,10 @@ def _put_in_place(masks: StepMasks, placeholder: Operator, layer: Any) -> None:
         put_lookup(model, placeholder, layer)
     elif isinstance(layer, MaskedMean):
         put_masked_mean(masks, placeholder, layer)
-    elif isinstance(layer, CausalMask):
-        put_causal_mask(model, placeholder, layer)
+    elif isinstance(layer, AttentionMask):
+        put_attention_mask(masks, placeholder, layer)
+    elif isinstance(layer, ZeroMasked):
+        put_zeros(masks, placeholder, layer)
     else:
         put_normalization(model, placeholder, layer)
 
@@ -333,6 +336,18 @@ def _numbered(graph: Graph) -> Signature:
         for name, indices in (("x", graph.inputs), ("output", graph.outputs))
     )
     return Signature(0, inputs, outputs, b"serving_default")
+
+
+def _quantize_unread(converted: Model, model: tf_keras.Model, codes: Codes) -> None:
+    """Gives the inputs that only masks read, which the converter leaves float, their quantization."""
+    for name, index in zip(model.input_names, converted.main.inputs, strict=True):
+        tensor, found = converted.main.tensors[index], codes.activations.get(quantized_output(name))
+        read = any(index in operator.inputs for operator in converted.main.operators)
+        if found is not None and not read:
+            scale, zero_point = found
+            wide = model.get_layer(quantized_output(name)).bits == 16
+            tensor.type = "INT8"  # until the file is widened
+            tensor.quantization = Quantization.one(CODE_STEPS * scale if wide else scale, zero_point)
 
 
 def _put_in_order(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
@@ -393,8 +408,8 @@ def _native_codes(codes: Codes) -> Codes:
 
 
 def _with_placeholder(model: tf_keras.Model) -> list[Any]:
-    """The layers for which the converter gets a placeholder: a LeakyReLU, of a mean of the first step."""
-    return [layer for layer in model.layers if isinstance(layer, (Elementwise, Norm, CausalMask, MaskedMean))]
+    """The layers for which the converter gets a placeholder."""
+    return [layer for layer in model.layers if kind_of(layer).placeholder]
 
 
 def units_of(layer: Any) -> int:
@@ -418,10 +433,9 @@ def _fingerprinted(
             return First(name=layer.name)
         if isinstance(layer, QuantizedLayer):
             return type(layer.layer).from_config(layer.layer.get_config() | {"name": layer.name})
-        if isinstance(layer, MaskedMean):
-            return FirstStep(placeholder_slope(replaced.index(layer)), name=layer.name)
         if layer in replaced:
-            return tf_keras.layers.LeakyReLU(placeholder_slope(replaced.index(layer)), name=layer.name)
+            slope, first_step = placeholder_slope(replaced.index(layer)), isinstance(layer, MaskedMean)
+            return Placeholder(slope, first_step, name=layer.name)
         if isinstance(layer, (ActivationQuantizer, FollowingQuantizer)):
             source = layer.source() if isinstance(layer, FollowingQuantizer) else layer
             scale, zero_point = codes.activations[source.name]

@@ -26,15 +26,16 @@ class First(tf_keras.layers.Layer):
         return inputs[0]
 
 
-class FirstStep(tf_keras.layers.Layer):
-    """A LeakyReLU of the first step of the first of several inputs."""
+class Placeholder(tf_keras.layers.Layer):
+    """A LeakyReLU of an input, or of the first of several inputs, whole or only its first step."""
 
-    def __init__(self, slope: float, **kwargs: Any) -> None:
+    def __init__(self, slope: float, first_step: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.slope = slope
+        self.slope, self.first_step = slope, first_step
 
-    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
-        return tf.nn.leaky_relu(inputs[0][:, 0], self.slope)
+    def call(self, inputs: Any) -> tf.Tensor:
+        x = inputs[0] if isinstance(inputs, (list, tuple)) else inputs
+        return tf.nn.leaky_relu(x[:, 0] if self.first_step else x, self.slope)
 
 
 class _Masked(tf_keras.layers.Layer):

@@ -9,11 +9,12 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from lqconvert.errors import LqError
+from lqconvert.exporting.int16_builder import Int16Builder
 from lqconvert.keras_loader.custom_layers import Slice
 from lqconvert.keras_loader.recurrent_layers import StepMask, inputs_and_mask
 from lqconvert.quantization.layers import ActivationQuantizer
 from lqconvert.tflite.builder import Builder
-from lqconvert.tflite.graph import Graph, Model, Operator, Quantization
+from lqconvert.tflite.graph import DTYPES, Graph, Model, Operator, Quantization
 
 
 @dataclass
@@ -41,11 +42,11 @@ class StepMasks:
         backward = isinstance(layer, Slice)
         mask = layer.input._keras_history.layer if backward else layer
         graph = self.model.main
-        builder = Builder(self.model, Graph(graph.tensors))
+        builder = Int16Builder(self.model, Graph(graph.tensors))
         if (mask.name, backward) not in self.found:
             if (mask.name, not backward) in self.found:
                 found = _reversed(builder, self.found[mask.name, not backward])
-            elif len(mask.input.shape) == 2:
+            elif mask.input.dtype == "int32":
                 # LiteRT compares only codes with a scale below 1.
                 found = builder.cast(self.ones(builder, mask), "INT8", Quantization.one(0.5))
                 found = _reversed(builder, found) if backward else found
@@ -75,15 +76,17 @@ class StepMasks:
         source = layer.input._keras_history.layer if isinstance(layer, ActivationQuantizer) else layer
         return self.model.main.inputs[self.inputs.index(source.name)] if source.name in self.inputs else None
 
-    def ones(self, builder: Builder, mask: StepMask) -> int:
+    def ones(self, builder: Int16Builder, mask: StepMask) -> int:
         """1 for every step that counts and 0 for the others: int32 [1, steps, 1]."""
         source, shape = self._given(mask), (1, mask.input.shape[1], 1)
         if source is None:
             raise _hidden(mask)
-        if len(mask.input.shape) == 2:
+        if mask.input.dtype == "int32":
             if mask.value:
                 raise LqError(f"layer '{mask.name}': a mask of the index {mask.value:g}")
             numbers = builder.shaped(source, shape)
+        elif builder.graph.tensors[source].type == "INT16":
+            numbers = builder.cast(_wide_distances(builder, source, mask), "INT32")
         else:
             codes, offset = _distances(builder, source, mask), builder.constant(np.array([128], np.int32))
             numbers = builder.cast(codes, "INT32")
@@ -103,12 +106,11 @@ def _hidden(mask: StepMask) -> LqError:
 
 def _distances(builder: Builder, source: int, mask: StepMask) -> int:
     """The largest squared distance of a step's values from the mask's, in steps of their scale."""
-    tensor = builder.graph.tensors[source]
-    steps, width = mask.input.shape[1:]
-    code = np.clip(np.round(mask.value / tensor.scales[0]) + tensor.zero_point, -128, 127)
+    tensor, code = builder.graph.tensors[source], _code(builder, source, mask)
+    steps, width = _steps_and_width(mask)
     # LiteRT compares only codes with a scale below 1. A RESHAPE keeps the codes.
     unit = Quantization.one(0.5, tensor.zero_point)
-    value = builder.constant(np.array([code], np.int8), unit)
+    value = builder.constant(code, unit)
     x = builder.reshaped(source, builder.tensor("INT8", (1, steps, width), unit))
     distance = Quantization.one(0.25, -128)
     squares = builder.tensor("INT8", (1, steps, width), distance)
@@ -118,6 +120,33 @@ def _distances(builder: Builder, source: int, mask: StepMask) -> int:
     reducer.keepDims = True
     result = builder.tensor("INT8", (1, steps, 1), distance)
     return builder.operator("REDUCE_MAX", [squares, axis], [result], reducer, version=2)
+
+
+def _wide_distances(builder: Int16Builder, source: int, mask: StepMask) -> int:
+    """The sum of a step's squared distances from the mask's value, in steps of int16: only 0 if all are 0.
+
+    TensorFlow Lite Micro has neither SQUARED_DIFFERENCE nor REDUCE_MAX for int16.
+    """
+    tensor, code = builder.graph.tensors[source], _code(builder, source, mask)
+    scale, (steps, width) = float(tensor.scales[0]), _steps_and_width(mask)
+    x, value = builder.shaped(source, (1, steps, width)), builder.constant(code, tensor.quantization)
+    distances = builder.elementwise("SUB", x, value, scale=scale)
+    squares = builder.elementwise("MUL", distances, distances, scale=scale**2)
+    return builder.mean(squares, scale**2 / width, axis=2)
+
+
+def _steps_and_width(mask: StepMask) -> tuple[int, int]:
+    """The number of steps, and of a step's values."""
+    _, steps, width = (*mask.input.shape, 1)[:3]
+    return steps, width
+
+
+def _code(builder: Builder, source: int, mask: StepMask) -> np.ndarray:
+    """The code of a masked step's values, [1]."""
+    tensor = builder.graph.tensors[source]
+    lowest, highest = (-128, 127) if tensor.type == "INT8" else (-32768, 32767)
+    code = np.round(mask.value / tensor.scales[0]) + tensor.zero_point
+    return np.clip([code], lowest, highest).astype(DTYPES[tensor.type])
 
 
 def _reversed(builder: Builder, mask: int) -> int:

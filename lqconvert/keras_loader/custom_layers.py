@@ -246,7 +246,7 @@ class MatMul(tf_keras.layers.Layer):
 
 
 class ReadsRange(tf_keras.layers.Layer):
-    """A layer that computes with the range of its input, in a quantized model.
+    """A layer that computes with the range of its first input, in a quantized model.
 
     Attributes:
         quantizer: returns the quantizer in front; None in a float model.
@@ -257,7 +257,8 @@ class ReadsRange(tf_keras.layers.Layer):
         self.quantizer: Callable[[], Any] = lambda: None
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        source: Any = getattr(getattr(inputs, "_keras_history", None), "layer", None)
+        first = inputs[0] if isinstance(inputs, (list, tuple)) else inputs
+        source: Any = getattr(getattr(first, "_keras_history", None), "layer", None)
         # Layers that keep their input's scale may stand between.
         while source is not None and not hasattr(source, "scale_and_zero_point"):
             given = None if isinstance(source, tf_keras.layers.InputLayer) else source.input
@@ -269,29 +270,69 @@ class ReadsRange(tf_keras.layers.Layer):
 
 
 @custom_layer
-class CausalMask(ReadsRange):
-    """The scores of attention [b, ..., steps, others], without those of others that come later than a step.
+class AttentionMask(ReadsRange):
+    """The scores of attention [b, ..., steps, others], without those that are masked.
 
-    These get -1e9, as in Keras, or the low end of the range in a quantized model. Calibration puts this end
-    so far below the scores (``margin``) that softmax gives all masked ones of a step together e^-8 of the
-    weight of the step's lowest other score.
+    These get -1e9, about as in Keras, or the low end of the range in a quantized model. Calibration puts this
+    end so far below the scores (``margin``) that softmax gives all masked ones of a step together e^-8 of the
+    weight of the step's lowest other score. If all scores of a step are masked, they have the same weight.
+
+    It reads the scores alone, or the scores and several :class:`.StepMask`.
+
+    Args:
+        causal: no step reads a later one.
+        queries: how many of the masks are of the steps [b, steps, 1]. The others are of the steps that are
+            read: [b, others, 1].
     """
 
+    def __init__(self, causal: bool = False, queries: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.causal, self.queries = causal, queries
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"causal": self.causal, "queries": self.queries}
+
     @staticmethod
-    def allowed(steps: int, others: int) -> np.ndarray:
-        """Whether a score counts, bool [steps, others]."""
+    def earlier(steps: int, others: int) -> np.ndarray:
+        """Whether a score is not of a later step, bool [steps, others]."""
         return np.tri(steps, others, dtype=bool)
+
+    @property
+    def scores_and_masks(self) -> tuple[Any, list[Any], list[Any]]:
+        """The inputs: the scores, the masks of the steps, and those of the steps that are read."""
+        return self._parts(self.input)
+
+    def _parts(self, inputs: Any) -> tuple[Any, list[Any], list[Any]]:
+        scores, *masks = inputs if isinstance(inputs, (list, tuple)) else (inputs,)
+        return scores, masks[: self.queries], masks[self.queries :]
 
     @property
     def margin(self) -> float:
         """The distance of the range's low end from the lowest score."""
-        return 8.0 + math.log(self.input.shape[-1])
+        return 8.0 + math.log(self.scores_and_masks[0].shape[-1])
 
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        allowed, quantizer = self.allowed(*inputs.shape[-2:]), self.quantizer()
+    def call(self, inputs: Any) -> tf.Tensor:
+        scores, queries, keys = self._parts(inputs)
+        counts = tf.constant(True)
+        for mask in [*queries, *(tf.transpose(mask, (0, 2, 1)) for mask in keys)]:
+            counts = tf.logical_and(counts, mask > 0)
+        if scores.shape.rank == 4 and counts.shape.rank == 3:  # the same for all heads
+            counts = counts[:, tf.newaxis]
+        if self.causal:
+            counts = tf.logical_and(counts, self.earlier(*scores.shape[-2:]))
+        quantizer = self.quantizer()
         if quantizer is None or not quantizer.enabled:
-            return tf.where(allowed, inputs, -1e9)
-        return tf.where(allowed, inputs, tf.stop_gradient(quantizer.range[0]))
+            return tf.where(counts, scores, -1e9)
+        return tf.where(counts, scores, tf.stop_gradient(quantizer.range[0]))
+
+
+@custom_layer
+class ZeroMasked(tf_keras.layers.Layer):
+    """A sequence [b, steps, n] and a :class:`.StepMask` as the sequence with 0 in the masked steps."""
+
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+        x, counts = inputs
+        return tf.where(counts > 0, x, 0.0)
 
 
 class Norm(tf_keras.layers.Layer):

@@ -75,9 +75,11 @@ class LayerKind:
         loops: one of ours that is. Its kernel is multiplied with its state.
         has_activation: it has a setting for an activation, which is applied last.
         takes_indices: its inputs are whole numbers, int32 in the file.
-        reads_mask: with a mask of steps it computes something else. Recurrent layers do, too.
+        reads_mask: with a mask of steps it computes something else, which lqconvert does not. Recurrent
+            layers and attention do, too, and lqconvert as well.
         ends_mask: it is computed with the mask of its input, and its output has no steps.
-        may_be_causal: it may be called with use_causal_mask=True.
+        placeholder: the converter gets another layer instead, which does not keep its input's scale.
+        attends: it is attention, which may be called with several masks and with use_causal_mask=True.
     """
 
     name: str
@@ -99,7 +101,8 @@ class LayerKind:
     takes_indices: bool = False
     reads_mask: bool = False
     ends_mask: bool = False
-    may_be_causal: bool = False
+    placeholder: bool = False
+    attends: bool = False
 
 
 AS_IS, RULE, DROPPED, NONE = Loading.AS_IS, Loading.RULE, Loading.DROPPED, Loading.NONE
@@ -137,10 +140,10 @@ KINDS = {
         LayerKind("Embedding", RULE, LEARNED, only_int8=True, takes_indices=True),
         LayerKind("ReversibleEmbedding", RULE, takes_indices=True),
         LayerKind("CategoryEncoding", RULE, takes_indices=True),
-        LayerKind("MultiHeadAttention", RULE, reads_mask=True, may_be_causal=True),
-        LayerKind("GroupQueryAttention", RULE, reads_mask=True, may_be_causal=True),
-        LayerKind("Attention", RULE, reads_mask=True, may_be_causal=True),
-        LayerKind("AdditiveAttention", RULE, reads_mask=True, may_be_causal=True),
+        LayerKind("MultiHeadAttention", RULE, attends=True),
+        LayerKind("GroupQueryAttention", RULE, attends=True),
+        LayerKind("Attention", RULE, attends=True),
+        LayerKind("AdditiveAttention", RULE, attends=True),
         LayerKind("EinsumDense", RULE, has_activation=True),
         LayerKind("SpectralNormalization", RULE),
         LayerKind("TimeDistributed", RULE),
@@ -289,14 +292,15 @@ KINDS = {
         # Our own layers. They do not occur in files.
         LayerKind("RecurrentInputs", NONE, INSIDE, WHOLE, only_int8=True),
         LayerKind("StepMask", NONE, INSIDE),
+        LayerKind("AnyStep", NONE, INSIDE),
         LayerKind("MaskedInputs", NONE, INSIDE),
-        LayerKind("MaskedMean", NONE, LEARNED, only_int8=True),
+        LayerKind("MaskedMean", NONE, LEARNED, only_int8=True, placeholder=True),
         LayerKind("LSTMStates", NONE, LEARNED, WHOLE, loops=True),
         LayerKind("LSTMLoopStates", NONE, LEARNED, WHOLE, loops=True),
         LayerKind("GRUStates", NONE, LEARNED, WHOLE, loops=True),
         LayerKind("SimpleRNNStates", NONE, LEARNED, WHOLE, loops=True),
         LayerKind("L2Normalize", NONE, SIGNED, only_int8=True),
-        LayerKind("Elementwise", NONE, LEARNED, elementwise=True, only_int8=True),
+        LayerKind("Elementwise", NONE, LEARNED, elementwise=True, only_int8=True, placeholder=True),
         LayerKind("Constant", NONE, LEARNED),
         LayerKind("Resize", NONE, INPUT_ROUNDED, commutes=True),
         LayerKind("DepthToSpace", NONE, INPUT),
@@ -305,10 +309,11 @@ KINDS = {
         LayerKind("Slice", NONE, INPUT),
         LayerKind("Reduce", NONE, LEARNED),  # its maximum: INPUT
         LayerKind("MatMul", NONE, LEARNED),
-        LayerKind("CausalMask", NONE, INPUT_ROUNDED),
-        LayerKind("LayerNorm", NONE, LEARNED),
-        LayerKind("GroupNorm", NONE, LEARNED),
-        LayerKind("RMSNorm", NONE, LEARNED),
+        LayerKind("AttentionMask", NONE, INPUT_ROUNDED, placeholder=True),
+        LayerKind("ZeroMasked", NONE, INPUT, placeholder=True),
+        LayerKind("LayerNorm", NONE, LEARNED, placeholder=True),
+        LayerKind("GroupNorm", NONE, LEARNED, placeholder=True),
+        LayerKind("RMSNorm", NONE, LEARNED, placeholder=True),
         LayerKind("TrustedFunction", NONE, LEARNED, stays_float="Python code"),
     ),
 }

@@ -18,7 +18,7 @@ from tf_keras import layers as keras_layers
 
 from lqconvert.errors import LqError
 from lqconvert.keras_loader.custom_layers import (
-    CausalMask,
+    AttentionMask,
     Elementwise,
     GroupNorm,
     HardSwish,
@@ -30,11 +30,12 @@ from lqconvert.keras_loader.custom_layers import (
     Resize,
     RMSNorm,
     TrustedFunction,
+    ZeroMasked,
 )
 from lqconvert.keras_loader.layer_kinds import ACTIVATIONS, OTHER, Loading, kind_of
 from lqconvert.keras_loader.limits import check_repeats
-from lqconvert.keras_loader.masks import mask_of, with_mask
-from lqconvert.keras_loader.recurrent_layers import MaskedMean, StepMask
+from lqconvert.keras_loader.masks import AttentionMasks, is_mask, mask_of, same_mask, with_mask
+from lqconvert.keras_loader.recurrent_layers import AnyStep, MaskedMean, StepMask
 from lqconvert.keras_loader.recurrent_rules import RECURRENT_RULES
 from lqconvert.keras_loader.rule_parts import (
     KEPT_ACTIVATIONS,
@@ -100,14 +101,16 @@ def rectified(
     return scaled(keras_layers.ReLU(6.0, name=unique(f"{name}_relu6"))(x), maximum / 6.0, 0.0, name)
 
 
-def replace_layer(layer: Any, inputs: Any, name: str, unique: Unique, *, causal: bool = False) -> Any:
+def replace_layer(
+    layer: Any, inputs: Any, name: str, unique: Unique, *, masks: AttentionMasks | None = None
+) -> Any:
     """Applies a layer's rule to rebuilt tensors.
 
     Args:
         layer: a layer of either Keras.
         inputs: its first argument, one tensor or a list of them.
         name: of the last layer of the result.
-        causal: it is called with use_causal_mask=True.
+        masks: those of attention.
 
     Raises:
         LqError: if there is no rule for the layer.
@@ -120,7 +123,7 @@ def replace_layer(layer: Any, inputs: Any, name: str, unique: Unique, *, causal:
     if kind.time_distributed and is_split(inputs):  # with its neighbours, it may become one operator
         return by_step(inputs, lambda x: replace_layer(layer, x, name, unique), f"{name}_steps", unique)
     rule = RULES[kind.name] if kind.loading is Loading.RULE else _plain
-    config = layer.get_config() | ({"use_causal_mask": True} if causal else {})
+    config = layer.get_config() | {"masks": masks or AttentionMasks()}
     y = rule(layer, config, inputs, name, unique)
     activation = activation_name(layer)
     if not kind.has_activation or activation in KEPT_ACTIVATIONS:
@@ -265,15 +268,58 @@ def _dot_attention(layer: Any, config: dict[str, Any], xs: Any, name: str, uniqu
     scores = MatMul(transpose_b=True, name=unique(f"{name}_scores"))([query, key[0] if key else value])
     if config.get("use_scale"):
         scores = scaled(scores, weights_of(layer)[0], 0.0, unique(f"{name}_scaled"))
-    chances = _chances(scores, config, name, unique)
-    return MatMul(name=name)([chances, value])
+    return _read(scores, value, config["masks"], name, unique)
 
 
-def _chances(scores: Any, config: dict[str, Any], name: str, unique: Unique) -> Any:
-    """The softmax of attention's scores, of a causal layer without those of later steps."""
-    if config.get("use_causal_mask"):
-        scores = CausalMask(name=unique(f"{name}_causal"))(scores)
+def _read(scores: Any, value: Any, masks: AttentionMasks, name: str, unique: Unique) -> Any:
+    """What Attention and AdditiveAttention read with their scores [b, steps, others]: 0 in masked steps."""
+    chances = _chances(scores, [], [masks.value], masks.causal, name, unique)
+    if masks.query is None:
+        return MatMul(name=name)([chances, value])
+    y = MatMul(name=unique(f"{name}_values"))([chances, value])
+    return ZeroMasked(name=name)([y, _known(masks.query, name)])
+
+
+def _chances(
+    scores: Any, queries: Sequence[Any], keys: Sequence[Any], causal: bool, name: str, unique: Unique
+) -> Any:
+    """The softmax of attention's scores [b, ..., steps, others].
+
+    Args:
+        queries, keys: masks of the steps and of the others, or None.
+        causal: no step reads a later one.
+    """
+    of_steps, of_others = _distinct(queries, name), _distinct(keys, name)
+    if causal or of_steps or of_others:
+        mask = AttentionMask(causal, len(of_steps), name=unique(f"{name}_masked"))
+        scores = mask([scores, *of_steps, *of_others] if of_steps or of_others else scores)
     return keras_layers.Softmax(name=unique(f"{name}_softmax"))(scores)
+
+
+def _zero_where_none(y: Any, queries: Sequence[Any], keys: Sequence[Any], name: str, unique: Unique) -> Any:
+    """What steps read [b, steps, n], with 0 for masked steps, and for all steps if all others are masked."""
+    for mask in queries:
+        y = ZeroMasked(name=unique(f"{name}_zeroed"))([y, mask])
+    if not keys or (len(keys) == 1 and any(same_mask(keys[0], mask) for mask in queries)):
+        return y
+    any_step = AnyStep(name=unique(f"{name}_any"))(keys if len(keys) > 1 else keys[0])
+    return ZeroMasked(name=unique(f"{name}_zeroed"))([y, any_step])
+
+
+def _distinct(masks: Sequence[Any], name: str) -> list[Any]:
+    """The masks that are not None, each once."""
+    found: list[Any] = []
+    for mask in masks:
+        if mask is not None and not any(same_mask(mask, each) for each in found):
+            found.append(_known(mask, name))
+    return found
+
+
+def _known(mask: Any, name: str) -> Any:
+    """A mask, which must not be turned around."""
+    if not is_mask(mask):
+        raise LqError(f"layer '{name}': it reads a mask of steps behind a layer that goes backwards")
+    return mask
 
 
 def resized(x: Any, height: int, width: int, method: str, name: str) -> Any:
@@ -365,10 +411,14 @@ def _attention(
     values = projected(value, "value", width)
     scores = MatMul(transpose_b=True, name=unique(f"{name}_scores"))([queries, keys])
     scores = scaled(scores, size**-0.5, 0.0, unique(f"{name}_scaled"))
-    chances = _chances(scores, config, name, unique)
+    masks = config["masks"]
+    of_steps, of_others = (masks.query, *masks.pairs.queries), (masks.value, masks.key, *masks.pairs.keys)
+    chances = _chances(scores, of_steps, of_others, masks.causal, name, unique)
     y = MatMul(name=unique(f"{name}_values"))([chances, values])
     y = keras_layers.Permute((2, 1, 3), name=unique(f"{name}_by_step"))(y)
     y = keras_layers.Reshape((query.shape[1], heads * width), name=unique(f"{name}_joined"))(y)
+    if is_keras3(layer) and config["dropout"]:  # then its softmax gives 0 where all scores are masked
+        y = _zero_where_none(y, _distinct(of_steps, name), _distinct(of_others, name), name, unique)
     kernel = next(kernels)
     dense = keras_layers.Dense(kernel.shape[-1], use_bias=bias, name=name)
     y = dense(y)
@@ -401,8 +451,7 @@ def _additive_attention(layer: Any, config: dict[str, Any], xs: Any, name: str, 
     scores = keras_layers.Reshape((steps, others), name=unique(f"{name}_scores"))(weighing(pairs))
     factors = weights_of(layer)[0] if config.get("use_scale") else np.ones(size)
     weighing.set_weights([factors[:, np.newaxis]])
-    chances = _chances(scores, config, name, unique)
-    return MatMul(name=name)([chances, value])
+    return _read(scores, value, config["masks"], name, unique)
 
 
 def _einsum_dense(layer: Any, config: dict[str, Any], x: Any, name: str, unique: Unique) -> Any:
@@ -489,8 +538,7 @@ def _mean_of_steps(layer: Any, config: dict[str, Any], x: Any, name: str, unique
     mask = mask_of(x)
     if mask is None:
         return _plain(layer, config, x, name, unique)
-    if not isinstance(mask._keras_history.layer, StepMask):
-        raise LqError(f"layer '{name}': a mean of masked steps behind a layer that goes backwards")
+    mask = _known(mask, name)
     if not config.get("keepdims"):
         return MaskedMean(name=name)([x, mask])
     y = MaskedMean(name=unique(f"{name}_mean"))([x, mask])

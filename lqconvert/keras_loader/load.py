@@ -43,7 +43,7 @@ from lqconvert.keras_loader.limits import (
     measure,
     refuse_calls,
 )
-from lqconvert.keras_loader.masks import carry_mask, given_mask, with_mask
+from lqconvert.keras_loader.masks import AttentionMasks, carry_mask, carry_query_mask, given_mask, with_mask
 from lqconvert.keras_loader.op_rules import is_tensor, operate
 from lqconvert.keras_loader.recurrent_layers import StepMask
 
@@ -216,13 +216,16 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
                 elif hasattr(layer, "_nodes_by_depth") or kind in MODELS:
                     results = run(layer, _inputs_of(layer, args, kwargs, mask))
                 else:
-                    causal = kind_of(layer).may_be_causal and bool(kwargs.pop("use_causal_mask", False))
+                    masks = _attention_masks(layer, args, kwargs)
                     _check_call(layer, kwargs)
                     values = _inputs_of(layer, args, kwargs, mask)
                     value = values if len(values) > 1 else values[0]
-                    made = replace_layer(layer, value, unique(layer.name), unique, causal=causal)
+                    made = replace_layer(layer, value, unique(layer.name), unique, masks=masks)
                     results = _tensors(made)
-                    carry_mask(layer, values, results[0])
+                    if masks is None:
+                        carry_mask(layer, values, results[0])
+                    else:
+                        carry_query_mask(layer, values, masks, results[0])
                 check_tensors([result for result in results if is_tensor(result)])
                 outputs = _tensors(node.output_tensors if keras3 else node.outputs)
                 tensors |= {id(output): result for output, result in zip(outputs, results, strict=True)}
@@ -242,6 +245,14 @@ def rebuild(model: Any, input_shape: tuple[int, ...] | None = None) -> tf_keras.
     return tf_keras.Model(
         inputs if len(inputs) > 1 else inputs[0], outputs[0] if single else outputs, name="model"
     )
+
+
+def _attention_masks(layer: Any, args: Any, kwargs: dict[str, Any]) -> AttentionMasks | None:
+    """The masks of a call of attention, which are removed from the arguments; None of another layer."""
+    if not kind_of(layer).attends:
+        return None
+    inputs = {key: value for key, value in kwargs.items() if key not in MASKS}
+    return AttentionMasks.of(layer, _inputs_of(layer, args, inputs), kwargs)
 
 
 def _inputs_of(layer: Any, args: Any, kwargs: dict[str, Any], mask: Any = None) -> list[Any]:

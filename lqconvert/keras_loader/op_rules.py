@@ -22,7 +22,7 @@ from lqconvert.keras_loader.layer_rules import (
     rectified,
     resized,
 )
-from lqconvert.keras_loader.masks import same_mask
+from lqconvert.keras_loader.masks import Pairs, is_mask, same_mask
 from lqconvert.keras_loader.recurrent_layers import StepMask
 from lqconvert.keras_loader.rule_parts import Unique, scaled, summed
 
@@ -248,7 +248,18 @@ def _transpose(a: dict[str, Any], name: str, unique: Unique) -> Any:
     return layers.Permute(order[1:], name=name)(a["x"])
 
 
+def _pairs(mask: Any, axes: Sequence[int], name: str) -> Pairs:
+    """A mask [b, steps] with new axes, of which one tells whether it is of queries or of keys."""
+    if axes in ([1], [1, 2]):
+        return Pairs(keys=(mask,))
+    if axes == [2]:
+        return Pairs(queries=(mask,))
+    raise LqError(f"layer '{name}': a mask of steps with new axes {axes}; attention reads it as [:, None, :]")
+
+
 def _expand(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    if is_mask(a["x"]):
+        return _pairs(a["x"], [int(axis) % 3 for axis in np.ravel(a["axis"])], name)
     shape = list(a["x"].shape)
     (axis,) = _axes(a["axis"], len(shape) + 1, name)
     return layers.Reshape([*shape[1:axis], 1, *shape[axis:]], name=name)(a["x"])
@@ -303,6 +314,8 @@ def _getitem(a: dict[str, Any], name: str, unique: Unique) -> Any:
         key[at : at + 1] = [slice(None)] * (rank - len(key) + 1)
     slices: list[tuple[Any, Any, Any]] = []
     dropped = []
+    if is_mask(x) and None in key:
+        return _pairs(x, [axis for axis, part in enumerate(key) if part is None], name)
     for axis, part in enumerate(key):
         if isinstance(part, dict):
             part = slice(part["start"], part["stop"], part["step"])
@@ -379,6 +392,12 @@ def _any(a: dict[str, Any], name: str, unique: Unique) -> Any:
     return a["x"]
 
 
+def _both(a: dict[str, Any], name: str, unique: Unique) -> Any:
+    if isinstance(a["x"], Pairs) and isinstance(a["y"], Pairs):
+        return a["x"] & a["y"]
+    return _either(a, name, unique)
+
+
 def _either(a: dict[str, Any], name: str, unique: Unique) -> Any:
     if not (is_tensor(a["x"]) and is_tensor(a["y"]) and same_mask(a["x"], a["y"])):
         raise LqError(f"layer '{name}': an operation that is known only for two equal masks of steps")
@@ -445,6 +464,7 @@ TENSORFLOW: dict[str, tuple[Maker, tuple[str, ...]]] = {
     **dict.fromkeys(("cast", "identity", "stop_gradient"), (_cast, ("x",))),
     "math.not_equal": (_differs, XY),
     "math.reduce_any": (_any, AXIS),
+    **dict.fromkeys(("math.logical_and", "__operators__.and"), (_both, XY)),
 }
 #: The parameters' names in TensorFlow and Keras, and ours.
 ALIASES = {
@@ -547,6 +567,7 @@ KERAS3: dict[str, tuple[Maker, tuple[str, ...]]] = {
     "NotEqual": (_differs, XY),
     "Any": (_any, ("x",)),
     "LogicalOr": (_either, XY),
+    "LogicalAnd": (_both, XY),
 }
 
 
@@ -573,4 +594,6 @@ def operate(operation: Any, args: Sequence[Any], kwargs: dict[str, Any], name: s
         raise LqError(f"layer '{name}' ({kind}): this operation is not known to lqconvert")
     arguments = {**settings, **dict(zip(parameters, args, strict=False)), **kwargs}
     known = {ALIASES.get(key, key) if key not in parameters else key: v for key, v in arguments.items()}
+    if maker not in (_both, _cast) and any(isinstance(value, Pairs) for value in known.values()):
+        raise LqError(f"layer '{name}' ({kind}): this operation is not known for masks of attention")
     return maker(known, name, unique)

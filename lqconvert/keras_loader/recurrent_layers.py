@@ -55,10 +55,20 @@ class StepMask(ReadsRange):
         x = x[..., tf.newaxis] if x.shape.rank == 2 else x
         value, tolerance, quantizer = self.value, 0.0, self.quantizer()
         if quantizer is not None and quantizer.enabled:
-            low, high = quantizer.range
-            value, tolerance = tf.clip_by_value(value, low, high), 0.501 * (high - low) / 255
+            low, high = quantizer.limits_of_codes
+            tolerance = 0.501 * (high - low) / (2**quantizer.bits - 1)
+            value = tf.clip_by_value(value, low, high)
         counts = tf.reduce_any(tf.abs(x - value) > tolerance, axis=-1, keepdims=True)
         return tf.cast(counts, tf.float32)
+
+
+@custom_layer
+class AnyStep(tf_keras.layers.Layer):
+    """1 if a step counts in a :class:`StepMask`, or in all of several, and 0 if none does: [b, 1, 1]."""
+
+    def call(self, inputs: Any) -> tf.Tensor:
+        counts = tf.reduce_min(tf.stack(tf.nest.flatten(inputs)), axis=0)
+        return tf.reduce_max(counts, axis=1, keepdims=True)
 
 
 @custom_layer

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from lqconvert.keras_loader.custom_layers import CausalMask
+from lqconvert.keras_loader.custom_layers import AttentionMask
 from lqconvert.keras_loader.layer_kinds import class_name
 from lqconvert.keras_loader.recurrent_layers import RecurrentStates, StepMask
 from lqconvert.quantization.granularity import KEPT_AXES, kernel_name
@@ -90,7 +90,7 @@ def _calibrate_ranges(
     # The tiny outputs of a dead layer are no signal. The model's inputs may have any unit, so they count
     # always.
     least = DEAD * min(1.0, np.max((highs - lows)[computed], initial=0.0))
-    margins = {id(each.quantizer()): each.margin for each in model.layers if isinstance(each, CausalMask)}
+    margins = {id(each.quantizer()): each.margin for each in model.layers if isinstance(each, AttentionMask)}
     lows -= [margins.get(id(quantizer), 0.0) for quantizer in learned]
     for quantizer, low, high, dead, value in zip(
         learned, lows, highs, computed & (highs - lows < least), masks, strict=True

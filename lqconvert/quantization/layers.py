@@ -18,7 +18,7 @@ import tf_keras
 from tf_keras.utils import register_keras_serializable
 
 from lqconvert.errors import LqError
-from lqconvert.keras_loader.recurrent_layers import RecurrentStates
+from lqconvert.keras_loader.recurrent_layers import AnyStep, RecurrentStates, StepMask
 from lqconvert.quantization.schemes import EPSILON, Scheme, scheme_from_config
 
 #: Scales that are trained directly never fall below this (it is also the thesis's starting value).
@@ -314,12 +314,18 @@ class ActivationQuantizer(tf_keras.layers.Layer):
         """The quantization for the current range."""
         return scale_and_zero_point(*self.range, self.bits)
 
+    @property
+    def limits_of_codes(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """The range, with 16 bits widened to be symmetric, as the codes are."""
+        low, high = self.range
+        if self.bits == 8:
+            return low, high
+        high = tf.maximum(-low, high)
+        return -high * (32768 / 32767), high
+
     def rounded(self, inputs: tf.Tensor) -> tf.Tensor:
         """The inputs on the grid of the current range, with the gradients of TensorFlow's fake_quant."""
-        low, high = self.range
-        if self.bits == 16:
-            high = tf.maximum(-low, high)
-            low = -high * (32768 / 32767)
+        low, high = self.limits_of_codes
         return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high, num_bits=self.bits)
 
     def _follow(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -336,14 +342,19 @@ class ActivationQuantizer(tf_keras.layers.Layer):
 
 
 def quantizer_in_front(tensor: Any) -> ActivationQuantizer | None:
-    """The nearest quantizer in front of a tensor of a functional model, through layers with one input."""
+    """The nearest quantizer in front of a tensor of a functional model.
+
+    In between are layers with one input, or with masks besides.
+    """
     while True:
         layer = tensor._keras_history.layer
         if isinstance(layer, ActivationQuantizer):
             return layer
-        if isinstance(layer, tf_keras.layers.InputLayer) or isinstance(layer.input, list):
+        if isinstance(layer, tf_keras.layers.InputLayer):
             return None
-        tensor = layer.input
+        tensor, *others = layer.input if isinstance(layer.input, list) else [layer.input]
+        if any(not isinstance(other._keras_history.layer, (StepMask, AnyStep)) for other in others):
+            return None
 
 
 @register_keras_serializable("lqconvert")

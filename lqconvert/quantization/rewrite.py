@@ -118,7 +118,7 @@ def _activation_quantizers(
             continue
         elif output_range in (Range.INPUT, Range.INPUT_ROUNDED):
             shared = any(kind_of(each).one_scale for each in _consumers(layer))
-            if shared or output_range is Range.INPUT_ROUNDED:
+            if shared or output_range is Range.INPUT_ROUNDED or kind_of(layer).placeholder:
                 quantizers[layer.name] = FollowingQuantizer(name=name)
         elif output_range is Range.LEARNED:
             quantizers[layer.name] = ActivationQuantizer(bits=bits, name=name)
