@@ -182,3 +182,23 @@ def test_no_step_reads_a_masked_one(api, name, given, bits):
         found = [run(file.quantize([x, z, numbers])).astype(int) for z in (before, after)]
         assert np.abs(found[1] - found[0]).max() <= (0 if bits == 8 else 8)
         assert np.ptp(found[0]) > 100
+
+
+@pytest.mark.parametrize("api", [tf_keras, keras])
+def test_blocks_of_a_text_model(api):
+    """In Keras 3, the second one sees no mask, because the first one takes it from its inputs."""
+    api.utils.set_random_seed(0)
+    layers, x = api.layers, api.Input((STEPS,), dtype="int32")
+    y = layers.Embedding(60, WIDTH, mask_zero=True, embeddings_initializer="he_normal")(x)
+    for _ in range(2):
+        y = layers.LayerNormalization()(layers.Add()([y, attention(api, "MultiHeadAttention", y, y)]))
+    model = api.Model(x, layers.Dense(3)(layers.GlobalAveragePooling1D()(y)))
+    words = np.random.default_rng(0).integers(1, 60, (EXAMPLES, STEPS)).astype(np.int32)
+    for row, length in zip(words, lengths(STEPS), strict=True):
+        row[max(length, 1) :] = 0  # Keras's mean of no step is 0 / 0
+    expected = np.asarray(model(words))
+    loaded = lqconvert.load_model(model)
+    np.testing.assert_allclose(loaded(words).numpy(), expected, atol=1e-5)
+    assert sum("masked" in layer.name for layer in loaded.layers) == (2 if api is tf_keras else 1)
+    file = Runner(lqconvert.export(quantized_of(loaded, words)).tflite)
+    assert np.mean((file.run([words]) - expected) ** 2) < 0.01 * np.var(expected)
