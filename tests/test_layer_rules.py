@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -59,6 +61,18 @@ def test_refused(name):
     build, message = REFUSED[name]
     with pytest.raises(LqError, match=message):
         load_model(build())
+
+
+@pytest.mark.parametrize("setting", [{"use_gate": True}, {"sliding_window": 3}])
+@pytest.mark.parametrize(
+    ("kind", "sizes"), [("MultiHeadAttention", (2, 4)), ("GroupQueryAttention", (4, 2, 1))]
+)
+def test_attention_of_newer_versions_is_refused(kind, sizes, setting):
+    layer = getattr(K, kind)
+    if not {*setting} <= {*inspect.signature(layer.__init__).parameters}:
+        pytest.skip("this Keras has no such setting")
+    with pytest.raises(LqError, match=f"{kind} with a gate or a sliding window"):
+        load_model(model_of(lambda x: layer(*sizes, **setting)(x, x), (9, 8), keras))
 
 
 LOADED = {

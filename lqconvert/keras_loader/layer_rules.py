@@ -393,6 +393,8 @@ def _attention(
     query, value, *key = inputs if isinstance(inputs, (list, tuple)) else (inputs, inputs)
     if len(query.shape) != 3 or config.get("attention_axes") not in (None, (1,), [1]):
         raise LqError(f"layer '{name}': MultiHeadAttention over other axes than the one of a sequence")
+    if config.get("use_gate") or config.get("sliding_window"):
+        raise LqError(f"layer '{name}': {kind_of(layer).name} with a gate or a sliding window")
     heads, size = config["num_heads"], config["key_dim"]
     kernels = iter(weights or weights_of(layer))
     bias = config["use_bias"]
@@ -428,8 +430,6 @@ def _attention(
 
 def _grouped_attention(layer: Any, config: dict[str, Any], inputs: Any, name: str, unique: Unique) -> Any:
     """GroupQueryAttention: some heads of queries have the same keys and values."""
-    if config.get("use_gate") or config.get("sliding_window"):
-        raise LqError(f"layer '{name}': GroupQueryAttention with a gate or a sliding window")
     heads, parts = config["num_query_heads"], 2 if config["use_bias"] else 1
     weights = weights_of(layer)
     for place in range(parts, 3 * parts):  # behind the queries': the keys' and the values'
