@@ -244,6 +244,18 @@ def test_layers_of_equal_width_share_the_peak():
     assert max(map(sum, itertools.pairwise(left))) <= 0.6 * 16
 
 
+def test_units_of_an_earlier_run_are_kept_alone():
+    first, again = pruning_of(built(residual)), pruning_of(built(residual))
+    first.remove(first.work, 0.6 * first.cost(first.work))
+    again.keep(first.kept)
+    assert again.cost(again.work) == first.cost(first.work)
+    for mine, its in zip(again.model.get_weights(), first.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, its)
+    for others in (first.kept[1:], first.kept.astype(float), np.zeros_like(first.kept)):
+        with pytest.raises(lqconvert.LqError, match="another model's"):
+            again.keep(others)
+
+
 @pytest.fixture
 def by_work(monkeypatch):
     """Latency is that of multiply-adds, which do not depend on what else the machine does."""
